@@ -1,0 +1,62 @@
+"""What all runs have in common. A field that a paper leaves open says so; nothing is hidden in code."""
+
+from ml_collections import ConfigDict
+
+
+def base_config(name: str, model: str) -> ConfigDict:
+    """A complete config; runs override fields and lock it."""
+    return ConfigDict(
+        {
+            "name": name,  # shown in logs
+            "model": model,  # a key of janus_jax.models.config.PRESETS
+            "seed": 0,
+            "dtype": "bfloat16",  # compute; parameters, norms, softmax and losses stay float32 (papers: not stated)
+            "remat": "full",
+            "init": {
+                "checkpoint": "",  # model folder or workdir to start from; empty: fresh parameters
+                "vq": "",  # folder of a trained image tokenizer to put into a Janus model
+            },
+            "trainable": ((".*", True),),  # ordered (path regex, trainable); every parameter must match
+            "train": {
+                "batch_size": 256,  # rows per step (packed rows for Janus; papers: rows or samples not stated)
+                "num_steps": 20_000,
+                "learning_rate": 1e-4,
+                "schedule": "constant",  # or "cosine"
+                "final_fraction": 0.0,  # of the peak, at the end of "cosine" (papers: not stated)
+                "warmup_steps": 0,
+                "weight_decay": 0.0,
+                "decay_pattern": ".*/kernel",  # which parameters are decayed (papers: not stated)
+                "b1": 0.9,  # Janus, Table 1
+                "b2": 0.95,  # Janus, Table 1
+                "eps": 1e-8,  # papers: not stated
+                "clip_norm": 1.0,  # Janus, Table 1
+            },
+            "loss": {
+                "normalization": "tokens",  # or "tasks"; papers: not stated
+                "chunk_size": 1024,  # tokens whose logits exist at a time
+            },
+            "data": {
+                "tokenizer": "",  # path of a tokenizer.json
+                "sources": {"understand": (), "text": (), "generate": ()},  # globs of ArrayRecord shards
+                "ratio": {"understand": 1.0, "text": 1.0, "generate": 1.0},  # counted in samples (papers: not stated)
+                "row_length": 4096,  # Janus, section 4.1
+                "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row
+                "gen_slots": 7,
+                "num_shards": 8,  # logical shards of the stream; changes the order of the data
+                "packing_bins": 64,  # rows open at a time
+                "supervision": "all",  # text that carries loss: "all" or "answers"
+                "drop_condition": 0.1,  # Janus, footnote 2
+                "max_drop_rate": 0.1,  # bad samples tolerated
+            },
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "checkpoint": {"every_steps": 1000, "keep": 2},
+            "log_every": 50,
+        },
+        convert_dict=True,
+    )
+
+
+def lock(config: ConfigDict) -> ConfigDict:
+    """No field can be added any more, so that a misspelt --config.x is an error."""
+    config.lock()
+    return config

@@ -1,0 +1,48 @@
+"""A tiny Janus-Pro on scikit-learn's handwritten digits: `tokenizer`, then `stage1`, `stage2`, `stage3`.
+
+Data ratios are Janus-Pro's (Table 2); what a stage trains is the paper's but for one thing: no pretrained SigLIP or
+LLM exists at this size, so stage I trains everything except the image tokenizer, and stage II keeps training SigLIP.
+Learning rates and lengths are chosen for 1.3 M parameters and minutes on a CPU.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import base_config, lock
+from configs.vq16 import vq_config
+from janus_jax.errors import UserError
+
+PHASES = ("tokenizer", "stage1", "stage2", "stage3")
+RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
+STEPS = {"tokenizer": 300, "stage1": 150, "stage2": 300, "stage3": 300}
+LEARNING_RATES = {"tokenizer": 3e-3, "stage1": 2e-3, "stage2": 2e-3, "stage3": 1e-3}
+SLOTS = {"stage1": (1, 4), "stage2": (2, 4), "stage3": (2, 3)}  # image slots of a row: understanding, generation
+
+
+def get_config(phase: str = "stage1") -> ConfigDict:
+    if phase not in PHASES:
+        raise UserError(f"configs/quickstart.py:{phase}: expected one of {', '.join(PHASES)}")
+    if phase == "tokenizer":
+        config = vq_config("vq_tiny")
+        config.train.batch_size = 32
+    else:
+        config = base_config(phase, "janus_pro_tiny")
+        config.trainable = (("vq/.*", False), (".*", True))
+        config.data.ratio = dict(zip(("understand", "text", "generate"), map(float, RATIOS[phase]), strict=True))
+        config.data.und_slots, config.data.gen_slots = SLOTS[phase]
+        config.data.supervision = "answers"
+        config.train.batch_size = 16
+    config.name = phase
+    config.dtype = "float32"
+    config.remat = "none"
+    config.train.update(
+        num_steps=STEPS[phase],
+        learning_rate=LEARNING_RATES[phase],
+        schedule="cosine",
+        warmup_steps=20,
+        final_fraction=0.05,
+    )
+    config.data.update(row_length=128, num_shards=1, packing_bins=16)
+    config.mesh.fsdp = 1
+    config.checkpoint.every_steps = STEPS[phase]
+    config.log_every = 10
+    return lock(config)

@@ -1,0 +1,28 @@
+"""The image tokenizer VQ-16. Numbers: LlamaGen (arXiv 2406.06525), section 2.1, and its released script."""
+
+from ml_collections import ConfigDict
+
+from configs.common import base_config, lock
+
+
+def get_config() -> ConfigDict:
+    return lock(vq_config("vq16"))
+
+
+def vq_config(model: str) -> ConfigDict:
+    """Shared with the tiny tokenizer of the quickstart; unlocked."""
+    config = base_config(model, model)
+    config.train.update(
+        batch_size=128,
+        num_steps=400_000,  # 40 epochs of ImageNet at batch 128 (derived)
+        learning_rate=1e-4,  # constant
+        weight_decay=0.0,  # released script: plain Adam; the paper's text says AdamW with 0.05
+        clip_norm=1.0,
+    )
+    config.loss = {
+        "pixel_weight": 1.0,  # L2
+        "perceptual_weight": 0.0,  # LPIPS, 1.0 in LlamaGen: not implemented yet
+        "adversarial_weight": 0.0,  # hinge PatchGAN, 0.5 from step 20,000 in LlamaGen: not implemented yet
+    }
+    config.remat = "none"
+    return config

@@ -1,0 +1,1 @@
+"""From files to packed rows. NumPy, Pillow and Grain only; no JAX."""

@@ -1,0 +1,83 @@
+"""Images: decoding with bounds, and the two resizing rules of the family (`image_processing_vlm.py`)."""
+
+import io
+import os
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from janus_jax.errors import UserError
+
+MAX_PIXELS = 64 * 1024 * 1024  # refuse decompression bombs before decoding
+MIN_SIZE = 14  # shortest side after resizing
+PAD_COLOUR = (127, 127, 127)
+
+
+def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.Image:
+    """Encoded bytes -> RGB image.
+
+    `training` turns photos upright by their EXIF tag and puts transparent images on white. The reference's
+    evaluation does neither (plain `convert("RGB")`), so it is off by default. 16-bit grey is rescaled in both,
+    since `convert` would clip it.
+
+    Raises:
+        UserError: unreadable, truncated or larger than MAX_PIXELS; names `origin`.
+    """
+    try:
+        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(f"{origin}: image of {image.width}x{image.height} is over the limit of {MAX_PIXELS} pixels")
+        image.load()
+        if training:
+            image = PIL.ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                rgba = image.convert("RGBA")
+                image = PIL.Image.new("RGBA", rgba.size, "white")
+                image.alpha_composite(rgba)
+        if image.mode.startswith("I;16"):
+            image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        return image.convert("RGB")
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        raise UserError(f"{origin}: not a readable image ({error})") from error
+
+
+def load_image(path: str | os.PathLike) -> PIL.Image.Image:
+    """Reads an image file as the reference's evaluation does. Raises UserError naming the path."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError(f"image {path}: cannot be read ({error.strerror})") from error
+    return decode_image(data, f"image {path}")
+
+
+def understanding_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
+    """Long side to `size`, bicubic, the rest padded with grey: uint8 [size, size, 3].
+
+    Sizes are truncated, not rounded, as in the original; Hugging Face 5.x rounds and may differ by one pixel.
+    """
+    long_side = max(image.size)
+    width, height = (max(int(side / long_side * size), MIN_SIZE) for side in image.size)
+    resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    square = max(width, height)
+    canvas = PIL.Image.new("RGB", (square, square), PAD_COLOUR)
+    canvas.paste(resized, ((square - width) // 2, (square - height) // 2))
+    return np.asarray(canvas)
+
+
+def generation_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
+    """Short side to `size`, bicubic, the long side cropped in the centre: uint8 [size, size, 3] (Janus, 4.2)."""
+    short_side = min(image.size)
+    width, height = (max(round(side / short_side * size), size) for side in image.size)
+    resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def to_images(pixels: np.ndarray) -> list[PIL.Image.Image]:
+    """Model output [B, H, W, 3], nominally in [-1, 1] -> images; truncated, not rounded, as in the original."""
+    clipped = np.clip((np.asarray(pixels, np.float32) + 1) / 2 * 255, 0, 255)
+    return [PIL.Image.fromarray(image) for image in clipped.astype(np.uint8)]

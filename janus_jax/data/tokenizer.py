@@ -1,0 +1,96 @@
+"""Text tokenizer: the checkpoint's own `tokenizer.json`, with special tokens looked up by name."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from janus_jax.data import prompts
+from janus_jax.errors import UserError
+
+SPECIAL_TOKENS = (
+    prompts.BOS,
+    prompts.EOS,
+    prompts.PAD,
+    prompts.IMAGE_PLACEHOLDER,
+    prompts.BEGIN_OF_IMAGE,
+    prompts.END_OF_IMAGE,
+)
+FILE_NAME = "tokenizer.json"
+
+
+class Tokenizer:
+    """Encodes with exactly one BOS in front. Ids differ between checkpoints, so none is hard-coded."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "tokenizer"):
+        """Raises UserError when a special token of the family is missing."""
+        found = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
+        ids = [id for id in found if id is not None]
+        if len(ids) < len(SPECIAL_TOKENS):
+            missing = [token for token, id in zip(SPECIAL_TOKENS, found, strict=True) if id is None]
+            raise UserError(f"{origin}: special token(s) missing from the vocabulary: {', '.join(missing)}")
+        self.backend = backend
+        self.bos_id, self.eos_id, self.pad_id, self.image_id, self.begin_of_image_id, self.end_of_image_id = ids
+
+    @classmethod
+    def from_file(cls, path: epath.PathLike) -> "Tokenizer":
+        """Reads a `tokenizer.json`. Raises UserError for a missing or damaged file or a missing special token."""
+        path = epath.Path(path)
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text())
+        except Exception as error:  # the Rust library raises bare Exception
+            raise UserError(f"{path}: not a readable tokenizer.json ({error})") from error
+        return cls(backend, origin=str(path))
+
+    def save(self, path: epath.PathLike) -> None:
+        epath.Path(path).write_text(self.backend.to_str())
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with BOS first, whatever the file's own post-processor would do."""
+        return self.encode_with_offsets(text)[0]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids with BOS first, and the (start, end) characters of each; BOS has (0, 0)."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        ids, offsets = list(encoding.ids), list(encoding.offsets)
+        if ids[:1] != [self.bos_id]:
+            ids, offsets = [self.bos_id, *ids], [(0, 0), *offsets]
+        return ids, offsets
+
+    def expand_images(self, ids: Sequence[int] | np.ndarray, tokens_per_image: int) -> np.ndarray:
+        """Each placeholder becomes begin-of-image, `tokens_per_image` placeholders, end-of-image; int32."""
+        ids = np.asarray(ids, np.int32)
+        is_image = ids == self.image_id
+        expanded = np.repeat(ids, np.where(is_image, tokens_per_image + 2, 1))
+        first = np.flatnonzero(is_image) + np.arange(is_image.sum()) * (tokens_per_image + 1)
+        expanded[first] = self.begin_of_image_id
+        expanded[first + tokens_per_image + 1] = self.end_of_image_id
+        return expanded
+
+    def unconditional(self, ids: Sequence[int]) -> list[int]:
+        """The prompt without its condition for guidance: BOS and the last token stay, pads between (Janus, 3.4)."""
+        return [ids[0], *[self.pad_id] * (len(ids) - 2), ids[-1]]
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """Text without special tokens."""
+        return self.backend.decode([int(id) for id in ids], skip_special_tokens=True)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, extra_special_tokens: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE with the family's special tokens, for models trained from scratch."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *extra_special_tokens],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)

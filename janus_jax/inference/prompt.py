@@ -1,0 +1,38 @@
+"""Batches of prompts of different lengths, padded on the left to a bucketed length.
+
+Letters: B prompts, P padded length, I image slots.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from janus_jax.batch import Modality
+
+# Prompt lengths are rounded up to a multiple of this, so that a new length rarely compiles a new program.
+LENGTH_BUCKET = 32
+
+
+class Prompts(NamedTuple):
+    """Left-padded prompts; padding is segment 0, so it changes nothing for the others."""
+
+    tokens: np.ndarray  # [B, P] int32
+    modality: np.ndarray  # [B, P] int8
+    segment_ids: np.ndarray  # [B, P] int32, 1 on the prompt
+    positions: np.ndarray  # [B, P] int32, 0 at each prompt's first token
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], image_id: int) -> Prompts:
+    """Token ids per prompt -> one batch. Placeholders (`image_id`) become understanding-image positions."""
+    longest = max(len(prompt) for prompt in prompts)
+    padded_length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
+    tokens = np.zeros((len(prompts), padded_length), np.int32)
+    segment_ids = np.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, padded_length - len(prompt) :] = prompt
+        segment_ids[row, padded_length - len(prompt) :] = 1
+    is_image = tokens == image_id
+    modality = np.where(is_image, Modality.UNDERSTANDING_IMAGE, Modality.TEXT) * segment_ids
+    positions = np.maximum(np.cumsum(segment_ids, axis=1) - 1, 0)
+    return Prompts(tokens, modality.astype(np.int8), segment_ids, positions.astype(np.int32))

@@ -1,0 +1,36 @@
+"""The small modules between the encoders, the LLM and the image head (Janus, section 3.1)."""
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from janus_jax.models.layers import Linear, gelu
+
+
+class MlpAligner(nn.Module):
+    """Linear, then (GELU, Linear) x (depth - 1), all `width` wide ("mlp_gelu"): encoder features -> LLM inputs."""
+
+    width: int
+    depth: int
+    dtype: DTypeLike
+    in_axis: str | None = "embed"  # logical axis of the input; None for the 8-wide codes
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.depth):
+            axes = ("mlp", "embed") if i else (self.in_axis, "mlp")
+            x = Linear(self.width, axes, self.dtype, name=f"linear_{i}")(gelu(x) if i else x)
+        return x
+
+
+class ImageHead(nn.Module):
+    """LLM hidden state [..., D] -> logits over the image codes [..., C]."""
+
+    width: int
+    num_codes: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        hidden = gelu(Linear(self.width, ("embed", "mlp"), self.dtype, name="proj")(hidden))
+        return Linear(self.num_codes, ("embed", "codes"), self.dtype, name="codes")(hidden)

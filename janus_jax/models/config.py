@@ -1,0 +1,207 @@
+"""Architectures: frozen dataclasses without defaults, and the presets of the released models.
+
+A constant of a checkpoint (theta, eps, vocabulary) has no default on purpose: a missing one is an error, not a
+silent wrong guess. How a model is *run* (dtype, remat, scan) is `Execution`, which never changes its function.
+Sources: Janus, Table 1; Janus-Pro, Table 1; the released config.json files.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How to run a model: the same parameters and the same function, other cost."""
+
+    dtype: DTypeLike = jnp.float32  # compute dtype; norms, softmax, RoPE angles and losses stay float32
+    scan_layers: bool = True  # False: layers unrolled over unstacked parameters (`models.stack.unstack_layers`)
+    remat: str = "none"  # a key of `models.stack.REMAT_POLICIES`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    vocab_size: int
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    max_length: int  # longest sequence the model may see
+    rope_theta: float
+    norm_eps: float
+    init_std: float  # of all matrices when trained from scratch
+
+    def __post_init__(self):
+        _require_multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
+        _require_multiple("head_dim", self.head_dim, "2 (RoPE rotates pairs)", 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiglipConfig:
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    norm_eps: float
+
+    def __post_init__(self):
+        _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        _require_multiple("width", self.width, "num_heads", self.num_heads)
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQConfig:
+    image_size: int  # the size the training data has; the network itself is fully convolutional
+    base_channels: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int  # per level of the encoder; the decoder has one more
+    z_channels: int
+    code_dim: int
+    num_codes: int
+    norm_groups: int
+    norm_eps: float
+    commitment: float  # weight of the commitment loss
+
+    def __post_init__(self):
+        _require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
+        _require_multiple("image_size", self.image_size, "the downsampling factor", self.downsampling)
+
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.downsampling
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid**2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JanusConfig:
+    llama: LlamaConfig
+    siglip: SiglipConfig
+    vq: VQConfig
+    aligner_depth: int  # linear layers of the understanding adaptor
+    gen_aligner_depth: int  # linear layers of the generation adaptor
+    image_head_width: int  # hidden width of the image head (`image_token_embed` of the released config)
+    prompt_style: str  # a key of `data.prompts.STYLES`
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens per generated image."""
+        return self.vq.num_tokens
+
+
+ModelConfig = JanusConfig | VQConfig
+
+
+def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:
+    if of <= 0 or value <= 0 or value % of:
+        raise ValueError(f"{name}={value} must be a positive multiple of {of_name}={of}")
+
+
+_SIGLIP_LARGE_16_384 = SiglipConfig(
+    image_size=384, patch_size=16, width=1024, depth=24, num_heads=16, mlp_dim=4096, norm_eps=1e-6
+)
+
+VQ_16 = VQConfig(
+    image_size=384,
+    base_channels=128,
+    channel_multipliers=(1, 1, 2, 2, 4),
+    num_res_blocks=2,
+    z_channels=256,
+    code_dim=8,
+    num_codes=16384,
+    norm_groups=32,
+    norm_eps=1e-6,
+    commitment=0.25,
+)
+
+_DEEPSEEK_LLM_1P3B = LlamaConfig(
+    vocab_size=102400,
+    width=2048,
+    depth=24,
+    num_heads=16,
+    num_kv_heads=16,
+    head_dim=128,
+    mlp_dim=5632,
+    max_length=16384,
+    rope_theta=10000.0,
+    norm_eps=1e-6,
+    init_std=0.02,
+)
+
+JANUS_1P3B = JanusConfig(
+    llama=_DEEPSEEK_LLM_1P3B,
+    siglip=_SIGLIP_LARGE_16_384,
+    vq=VQ_16,
+    aligner_depth=2,
+    gen_aligner_depth=2,
+    image_head_width=2048,
+    prompt_style="janus",
+)
+
+JANUS_PRO_1B = dataclasses.replace(JANUS_1P3B, prompt_style="janus_pro")
+
+JANUS_PRO_7B = dataclasses.replace(
+    JANUS_PRO_1B,
+    llama=dataclasses.replace(_DEEPSEEK_LLM_1P3B, width=4096, depth=30, num_heads=32, num_kv_heads=32, mlp_dim=11008),
+    image_head_width=4096,
+)
+
+# Small enough for a laptop CPU, the same code: 32 px images, 4 x 4 tokens each.
+VQ_TINY = VQConfig(
+    image_size=32,
+    base_channels=8,
+    channel_multipliers=(1, 2, 4, 8),
+    num_res_blocks=1,
+    z_channels=32,
+    code_dim=8,
+    num_codes=256,
+    norm_groups=8,
+    norm_eps=1e-6,
+    commitment=0.25,
+)
+
+JANUS_PRO_TINY = JanusConfig(
+    llama=LlamaConfig(
+        vocab_size=512,
+        width=96,
+        depth=4,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=48,
+        mlp_dim=256,
+        max_length=512,
+        rope_theta=10000.0,
+        norm_eps=1e-6,
+        init_std=0.1,  # about 1 / sqrt(width); 0.02 learns slowly at this width
+    ),
+    siglip=SiglipConfig(image_size=32, patch_size=8, width=64, depth=3, num_heads=4, mlp_dim=256, norm_eps=1e-6),
+    vq=VQ_TINY,
+    aligner_depth=2,
+    gen_aligner_depth=2,
+    image_head_width=96,
+    prompt_style="janus_pro",
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "janus_1p3b": JANUS_1P3B,
+    "janus_pro_1b": JANUS_PRO_1B,
+    "janus_pro_7b": JANUS_PRO_7B,
+    "janus_pro_tiny": JANUS_PRO_TINY,
+    "vq16": VQ_16,
+    "vq_tiny": VQ_TINY,
+}

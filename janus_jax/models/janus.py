@@ -1,0 +1,99 @@
+"""Janus and Janus-Pro: one LLM, a visual encoder for understanding, another for generation. Wiring only.
+
+    understanding: pixels -> SigLIP -> aligner --------.
+    text:          tokens -> embedding ----------------+-> LLM -> text head | image head
+    generation:    pixels -> VQ -> codes -> gen_aligner'
+
+Letters: B rows, L tokens, I understanding images per row, N tokens per image, D width, C codes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from janus_jax.batch import Modality
+from janus_jax.models.adapters import ImageHead, MlpAligner
+from janus_jax.models.config import Execution, JanusConfig
+from janus_jax.models.initializers import Normal, declare
+from janus_jax.models.llama import KVCache, Llama
+from janus_jax.models.siglip import Siglip
+from janus_jax.models.vq import VQModel
+from janus_jax.ops.placement import place_in_order
+
+
+class Janus(nn.Module):
+    config: JanusConfig
+    execution: Execution
+
+    def setup(self):
+        c, execution = self.config, self.execution
+        self.siglip = Siglip(c.siglip, execution)
+        self.aligner = MlpAligner(c.llama.width, c.aligner_depth, execution.dtype)
+        self.vq = VQModel(c.vq, execution)
+        codes = (c.vq.num_codes, c.vq.code_dim)
+        self.gen_embed = self.param("gen_embed", declare(Normal(1.0), ("codes", None)), codes)
+        self.gen_aligner = MlpAligner(c.llama.width, c.gen_aligner_depth, execution.dtype, in_axis=None)
+        self.gen_head = ImageHead(c.image_head_width, c.vq.num_codes, execution.dtype)
+        self.llm = Llama(c.llama, execution)
+
+    def embed_text(self, tokens: jax.Array) -> jax.Array:
+        """Text ids [B, L] -> [B, L, D]."""
+        return self.llm.embed(tokens)
+
+    def embed_images(self, pixels: jax.Array) -> jax.Array:
+        """Understanding images in [-1, 1] [B, image, image, 3] -> LLM inputs [B, N, D]."""
+        return self.aligner(self.siglip(pixels))
+
+    def embed_codes(self, codes: jax.Array) -> jax.Array:
+        """Image codes [...] -> LLM inputs [..., D]. `gen_embed` is a table of its own, not the VQ codebook."""
+        return self.gen_aligner(jnp.take(self.gen_embed, codes, axis=0))
+
+    def embed(self, tokens: jax.Array, modality: jax.Array, pixels: jax.Array | None = None) -> jax.Array:
+        """Rows of mixed modalities -> LLM inputs [B, L, D].
+
+        Args:
+            tokens: [B, L] text ids, image codes at generation positions; ignored at understanding positions.
+            modality: [B, L], see `Modality`.
+            pixels: [B, I, image, image, 3] in [-1, 1], understanding images in the order of their positions.
+        """
+        is_code = modality == Modality.GENERATION_IMAGE
+        x = self.embed_text(jnp.where(modality == Modality.TEXT, tokens, 0))
+        x = jnp.where(is_code[..., None], self.embed_codes(jnp.where(is_code, tokens, 0)), x)
+        if pixels is None or pixels.shape[1] == 0:
+            return x
+        rows, images = pixels.shape[:2]
+        features = self.embed_images(pixels.reshape(rows * images, *pixels.shape[2:]))
+        features = features.reshape(rows, images * features.shape[1], -1)  # [B, I * N, D]
+        return place_in_order(x, modality == Modality.UNDERSTANDING_IMAGE, features)
+
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """LLM inputs [B, L, D] -> hidden states after the final norm, which both heads read; see `Llama`."""
+        return self.llm(x, positions, segment_ids, cache)
+
+    def text_logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V]."""
+        return self.llm.logits(hidden)
+
+    def image_logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., C]; the hidden state at `<begin_of_image>` predicts code 0, at code k code k + 1."""
+        return self.gen_head(hidden)
+
+    def encode_codes(self, pixels: jax.Array) -> jax.Array:
+        """Generation images in [-1, 1] [B, H, W, 3] -> codes [B, N]."""
+        return self.vq.encode(pixels)
+
+    def decode_codes(self, codes: jax.Array) -> jax.Array:
+        """Codes [B, N] -> pixels [B, H, W, 3], nominally in [-1, 1]."""
+        return self.vq.decode(codes)
+
+    def init_all(self) -> None:
+        """Touches every submodule: linen creates only the parameters that init runs."""
+        size = self.config.siglip.image_size
+        positions = jnp.zeros((1, 1), jnp.int32)
+        modality = jnp.full((1, 1), Modality.UNDERSTANDING_IMAGE)
+        x = self.embed(positions, modality, jnp.zeros((1, 1, size, size, 3)))
+        hidden, _ = self(x, positions, modality)
+        self.text_logits(hidden), self.image_logits(hidden)
+        self.vq.init_all()

@@ -1,0 +1,94 @@
+"""Linear, convolution and norm layers with the family's conventions fixed once: init, axes, eps, float32 norms."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
+from janus_jax.ops.norms import rms_norm
+
+
+class Linear(nn.Module):
+    """[..., in] -> [..., features]; kernel [in, features] with logical `axes`."""
+
+    features: int
+    axes: Axes
+    dtype: DTypeLike
+    use_bias: bool = True
+    distribution: Distribution | None = None  # of the kernel; None is torch's default
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        fan_in = x.shape[-1]
+        default = TorchDefault(fan_in)
+        kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)
+
+
+class Conv(nn.Module):
+    """[B, H, W, in] -> [B, H', W', features]; kernel [k, k, in, features] (HWIO), explicit padding, with bias."""
+
+    features: int
+    kernel_size: int
+    dtype: DTypeLike
+    padding: tuple[int, int] = (0, 0)  # (before, after), the same for rows and columns
+    stride: int = 1
+    axes: Axes = (None, None, None, "conv_out")
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        default = TorchDefault(self.kernel_size**2 * x.shape[-1])
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", declare(default, self.axes), shape)
+        bias = self.param("bias", declare(default, (None,)), (self.features,))
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=(self.padding, self.padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + bias.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`ops.norms.rms_norm` with a learned scale."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.param("scale", _ONES, (x.shape[-1],)), self.eps)
+
+
+def layer_norm(eps: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics; the fast variance E[x^2] - E[x]^2 of Flax's default loses digits."""
+    return nn.LayerNorm(
+        epsilon=eps, use_fast_variance=False, dtype=dtype, scale_init=_ONES, bias_init=_ZEROS, name=name
+    )
+
+
+def group_norm(groups: int, eps: float, dtype: DTypeLike, name: str) -> nn.GroupNorm:
+    """GroupNorm over channel groups, float32 statistics."""
+    return nn.GroupNorm(
+        num_groups=groups,
+        epsilon=eps,
+        use_fast_variance=False,
+        dtype=dtype,
+        scale_init=_ONES,
+        bias_init=_ZEROS,
+        name=name,
+    )
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU, the only one in the family; Flax and JAX default to the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+_ONES = declare(Constant(1.0), (None,))
+_ZEROS = declare(Constant(0.0), (None,))

@@ -1,0 +1,171 @@
+"""The language model: a Llama decoder (DeepSeek-LLM), pre-norm, RoPE, SwiGLU, grouped-query attention, no biases.
+
+Letters: B batch, T tokens, S cache slots, N heads, K key-value heads, H head dim, D width, F mlp, V vocab.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from janus_jax.models.config import Execution, LlamaConfig
+from janus_jax.models.initializers import Axes, Normal, declare
+from janus_jax.models.layers import Linear, RMSNorm
+from janus_jax.models.stack import run_layers
+from janus_jax.ops.attention import attend, attention_mask
+from janus_jax.ops.rope import apply_rope, rope_angles
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens seen so far. An explicit input and output, never hidden state.
+
+    Unwritten slots have segment 0, so `attention_mask` hides them.
+    """
+
+    k: jax.Array | tuple[jax.Array, ...]  # [layers, B, S, K, H] after RoPE; unrolled: one [B, S, K, H] per layer
+    v: jax.Array | tuple[jax.Array, ...]
+    positions: jax.Array  # [B, S]
+    segment_ids: jax.Array  # [B, S]
+    length: jax.Array  # scalar: slots written so far, the same for all rows
+
+
+def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int) -> KVCache:
+    """An empty cache of `slots` tokens for each of `batch` rows."""
+    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    zeros: jax.Array | tuple[jax.Array, ...]
+    if execution.scan_layers:
+        zeros = jnp.zeros((config.depth, *shape), execution.dtype)
+    else:
+        zeros = tuple(jnp.zeros(shape, execution.dtype) for _ in range(config.depth))
+    table = jnp.zeros((batch, slots), jnp.int32)
+    return KVCache(zeros, zeros, positions=table, segment_ids=table, length=jnp.zeros((), jnp.int32))
+
+
+class _Shared(NamedTuple):
+    """What all layers of one forward pass have in common."""
+
+    angles: jax.Array  # [B, T, H/2]
+    mask: jax.Array  # [B, T, S]
+    offset: jax.Array | int  # where the new keys go in the cache
+
+
+class Attention(nn.Module):
+    config: LlamaConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: tuple | None, shared: _Shared) -> tuple[jax.Array, tuple | None]:
+        c = self.config
+        batch, length, _ = x.shape
+
+        def project(name: str, heads: int, axis: str) -> jax.Array:
+            y = _linear(c, self.dtype, heads * c.head_dim, ("embed", axis), name)(x)
+            return y.reshape(batch, length, heads, c.head_dim)
+
+        q = apply_rope(project("q_proj", c.num_heads, "heads"), shared.angles)
+        k = apply_rope(project("k_proj", c.num_kv_heads, "kv_heads"), shared.angles)
+        v = project("v_proj", c.num_kv_heads, "kv_heads")
+        if cache is not None:
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), shared.offset, axis=1)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            cache = (k, v)
+        context = attend(q, k, v, shared.mask).reshape(batch, length, c.num_heads * c.head_dim)
+        return _linear(c, self.dtype, c.width, ("heads", "embed"), "o_proj")(context), cache
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    config: LlamaConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        gate = _linear(c, self.dtype, c.mlp_dim, ("embed", "mlp"), "gate_proj")(x)
+        up = _linear(c, self.dtype, c.mlp_dim, ("embed", "mlp"), "up_proj")(x)
+        return _linear(c, self.dtype, c.width, ("mlp", "embed"), "down_proj")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    config: LlamaConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: tuple | None, shared: _Shared) -> tuple[jax.Array, tuple | None]:
+        attention = Attention(self.config, self.dtype, name="attention")
+        context, cache = attention(RMSNorm(self.config.norm_eps, name="input_norm")(x), cache, shared)
+        x = x + context
+        x = x + MLP(self.config, self.dtype, name="mlp")(RMSNorm(self.config.norm_eps, name="mlp_norm")(x))
+        return x, cache
+
+
+class Decoder(nn.Module):
+    """All layers and the final norm."""
+
+    config: LlamaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, per_layer: Any, shared: _Shared) -> tuple[jax.Array, Any]:
+        x, per_layer = run_layers(Block, self.config, self.config.depth, self.execution, x, per_layer, shared)
+        return RMSNorm(self.config.norm_eps, name="norm")(x), per_layer
+
+
+class Llama(nn.Module):
+    """Embedding table, decoder and text head as three steps, so that Janus can put images between them."""
+
+    config: LlamaConfig
+    execution: Execution
+
+    def setup(self):
+        c = self.config
+        self.embed_tokens = self.param(
+            "embed_tokens", declare(Normal(c.init_std), ("vocab", "embed")), (c.vocab_size, c.width)
+        )
+        self.decoder = Decoder(c, self.execution)
+        self.lm_head = _linear(c, self.execution.dtype, c.vocab_size, ("embed", "vocab"), None)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """[B, T] int32 -> [B, T, D]."""
+        return jnp.take(self.embed_tokens, tokens, axis=0).astype(self.execution.dtype)
+
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Embeddings to hidden states after the final norm.
+
+        Args:
+            x: [B, T, D] embeddings.
+            positions: [B, T] place of each token inside its segment.
+            segment_ids: [B, T]; 0 is padding, tokens see only their own segment.
+            cache: if given, the T tokens are written at `cache.length` and see what was cached before them.
+
+        Returns:
+            hidden [B, T, D], and the cache grown by T tokens (None without one).
+        """
+        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        if cache is None:
+            mask = attention_mask(segment_ids, segment_ids, positions, positions, causal=True)
+            hidden, _ = self.decoder(x, None, _Shared(angles, mask, 0))
+            return hidden, None
+        kv_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.length, axis=1)
+        kv_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
+        mask = attention_mask(segment_ids, kv_segment_ids, positions, kv_positions, causal=True)
+        scanned = self.execution.scan_layers
+        old = (cache.k, cache.v) if scanned else tuple(zip(cache.k, cache.v, strict=True))
+        hidden, new = self.decoder(x, old, _Shared(angles, mask, cache.length))
+        k, v = new if scanned else zip(*new, strict=True)
+        return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V] text logits."""
+        return self.lm_head(hidden)
+
+
+def _linear(config: LlamaConfig, dtype: DTypeLike, features: int, axes: Axes, name: str | None) -> Linear:
+    return Linear(features, axes, dtype, use_bias=False, distribution=Normal(config.init_std), name=name)

@@ -1,0 +1,55 @@
+"""SigLIP vision transformer: the understanding encoder (Janus, section 3.1). No class token, no pooling head.
+
+Letters: B images, P patches, N heads, H head dim, D width.
+"""
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from janus_jax.models.config import Execution, SiglipConfig
+from janus_jax.models.initializers import Normal, declare
+from janus_jax.models.layers import Conv, Linear, gelu, layer_norm
+from janus_jax.models.stack import run_layers
+from janus_jax.ops.attention import attend
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block without masks; biases everywhere, exact GELU."""
+
+    config: SiglipConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array, per_layer: None, shared: None) -> tuple[jax.Array, None]:
+        c = self.config
+        y = layer_norm(c.norm_eps, self.dtype, "attention_norm")(x)
+        q, k, v = (
+            Linear(c.width, ("embed", "heads"), self.dtype, name=name)(y).reshape(*y.shape[:2], c.num_heads, -1)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        x = x + Linear(c.width, ("heads", "embed"), self.dtype, name="o_proj")(attend(q, k, v).reshape(x.shape))
+        y = layer_norm(c.norm_eps, self.dtype, "mlp_norm")(x)
+        y = gelu(Linear(c.mlp_dim, ("embed", "mlp"), self.dtype, name="fc1")(y))
+        return x + Linear(c.width, ("mlp", "embed"), self.dtype, name="fc2")(y), None
+
+
+class Siglip(nn.Module):
+    """Pixels in [-1, 1] [B, image, image, 3] -> all patch features after the final norm [B, P, D], row-major."""
+
+    config: SiglipConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        c, dtype = self.config, self.execution.dtype
+        expected = (c.image_size, c.image_size, 3)
+        if pixels.shape[1:] != expected:
+            raise ValueError(f"SigLIP got pixels of shape {pixels.shape}, expected [B, *{expected}]")
+        patch_axes = (None, None, None, "embed")
+        x = Conv(c.width, c.patch_size, dtype, stride=c.patch_size, axes=patch_axes, name="patch_embed")(pixels)
+        x = x.reshape(x.shape[0], c.num_tokens, c.width)
+        pos_embed = self.param("pos_embed", declare(Normal(0.02), (None, "embed")), (c.num_tokens, c.width))
+        x = x + pos_embed.astype(dtype)
+        x, _ = run_layers(Block, c, c.depth, self.execution, x, None, None)
+        return layer_norm(c.norm_eps, dtype, "norm")(x)

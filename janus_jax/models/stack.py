@@ -1,0 +1,71 @@
+"""The one place that scans and rematerialises layers.
+
+A stack of equal blocks has its parameters stacked under `layers`, leading axis = layer, and is run by `nn.scan`:
+compile time does not grow with depth. With `scan_layers=False` the same blocks are unrolled over `layers_0`,
+`layers_1`, ...: faster decoding, since a scan copies the weights it slices. `unstack_layers` turns the first
+layout into the second; checkpoints always hold the first.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from janus_jax.models.config import Execution
+
+REMAT_POLICIES = {
+    "none": None,  # keep all activations
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep only the inputs of each layer
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the results of weight matrix products
+}
+STACKED = "layers"
+
+
+def run_layers(
+    block: type[nn.Module], config: Any, depth: int, execution: Execution, x: jax.Array, per_layer: Any, shared: Any
+) -> tuple[jax.Array, Any]:
+    """x -> block_0 -> block_1 ... ; must be called inside a compact method.
+
+    Args:
+        block: module class built as `block(config, dtype)` and called as `(x, its per_layer slice, shared)`,
+            returning `(x, per-layer output)`.
+        per_layer: pytree with a leading layer axis (scan) or a sequence with one pytree per layer (unrolled); may
+            be None.
+        shared: pytree given to every layer.
+
+    Returns:
+        The last x, and the per-layer outputs in the layout of `per_layer`.
+    """
+    if execution.remat not in REMAT_POLICIES:
+        raise ValueError(f"remat={execution.remat!r} is not one of {sorted(REMAT_POLICIES)}")
+    if execution.remat != "none":
+        block = nn.remat(block, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan_layers)
+    if execution.scan_layers:
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=depth,
+            metadata_params={nn.PARTITION_NAME: STACKED},
+        )
+        return scanned(config, execution.dtype, name=STACKED)(x, per_layer, shared)
+    outputs = []
+    for i in range(depth):
+        layer_input = None if per_layer is None else per_layer[i]
+        x, output = block(config, execution.dtype, name=f"{STACKED}_{i}")(x, layer_input, shared)
+        outputs.append(output)
+    return x, None if per_layer is None else tuple(outputs)
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces every `layers` subtree (leading axis = layer) by `layers_0`, `layers_1`, ..."""
+    result: dict[str, Any] = {}
+    for name, value in params.items():
+        if name == STACKED:
+            depth = jax.tree.leaves(value)[0].shape[0]
+            result |= {f"{STACKED}_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], value) for i in range(depth)}
+        else:
+            result[name] = unstack_layers(value) if isinstance(value, Mapping) else value
+    return result

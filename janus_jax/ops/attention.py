@@ -1,0 +1,66 @@
+"""The one attention function of the project.
+
+Letters: B batch, T queries, S keys, N heads, K key-value heads, G query heads per key-value head, H head dim.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Finite, so that a fully masked row gives a defined softmax (it is zeroed afterwards), and far below any score.
+MASKED_SCORE = -1e30
+
+
+def attention_mask(
+    q_segment_ids: Int[Array, "B T"],
+    kv_segment_ids: Int[Array, "B S"],
+    q_positions: Int[Array, "B T"],
+    kv_positions: Int[Array, "B S"],
+    causal: bool,
+) -> Bool[Array, "B T S"]:
+    """True where a query may see a key: same non-zero segment and, if `causal`, not a later position.
+
+    Segment 0 is padding: it is seen by nobody and sees nothing. With segments [1, 1, 2, 0] and
+    positions [0, 1, 0, 0] the causal mask is
+
+        1 0 0 0
+        1 1 0 0
+        0 0 1 0
+        0 0 0 0
+
+    The same rule covers packed rows (several segments), padded prompts (segment 0 on the pads) and the
+    key-value cache (unwritten slots are segment 0).
+    """
+    mask = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (q_segment_ids[:, :, None] > 0)
+    if causal:
+        mask &= q_positions[:, :, None] >= kv_positions[:, None, :]
+    return mask
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"] | None = None,
+) -> Float[Array, "B T N H"]:
+    """softmax(q k^T / sqrt(H)) v with float32 scores; query head n reads key-value head n // (N / K).
+
+    Args:
+        q, k, v: queries, keys and values; N must be a multiple of K (grouped-query attention).
+        mask: True where a query may see a key; None means everything is visible (SigLIP).
+
+    Returns:
+        The context in the dtype of `q`; zero for queries that see no key.
+    """
+    batch, length, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)  # [B, T, K, G, H]
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    if mask is not None:
+        visible = mask[:, None, None]  # [B, 1, 1, T, S]
+        scores = jnp.where(visible, scores, MASKED_SCORE)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if mask is not None:
+        weights = jnp.where(visible.any(-1, keepdims=True), weights, 0.0)
+    context = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
+    return context.reshape(batch, length, num_heads, head_dim).astype(q.dtype)

@@ -1,0 +1,27 @@
+"""Putting image tokens at their places in a packed row, with static shapes.
+
+Letters: B rows, L tokens per row, M image tokens per row.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Shaped
+
+
+def place_in_order(
+    row: Shaped[Array, "B L *D"], mask: Bool[Array, "B L"], values: Shaped[Array, "B M *D"]
+) -> Shaped[Array, "B L *D"]:
+    """The k-th True position of each row's mask takes values[k]; the other positions keep `row`.
+
+    A gather whose index follows from the mask alone, so there are no dynamic shapes.
+    """
+    index = jnp.clip(jnp.cumsum(mask, axis=1) - 1, 0, values.shape[1] - 1)  # [B, L]
+    gathered = jax.vmap(lambda row_values, row_index: row_values[row_index])(values, index)  # whole vectors at a time
+    return jnp.where(mask.reshape(*mask.shape, *(1,) * (row.ndim - 2)), gathered, row)
+
+
+def segments_with(segment_ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
+    """True at every position of a segment that has a True anywhere in `mask`."""
+    rows = jnp.arange(segment_ids.shape[0])[:, None]
+    found = jnp.zeros((segment_ids.shape[0], segment_ids.shape[1] + 1), bool)  # ids are at most L
+    return found.at[rows, segment_ids].max(mask)[rows, segment_ids]

@@ -1,0 +1,54 @@
+"""Choosing the next token: guidance, then temperature, top-k, top-p, then one draw per row.
+
+Letters: B batch, V classes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def guide(
+    conditional: Float[Array, "*B V"], unconditional: Float[Array, "*B V"], cfg_weight: Float[Array, ""] | float
+) -> Float[Array, "*B V"]:
+    """Classifier-free guidance l_u + s (l_c - l_u) (Janus, section 3.4), in float32."""
+    conditional, unconditional = conditional.astype(jnp.float32), unconditional.astype(jnp.float32)
+    return unconditional + cfg_weight * (conditional - unconditional)
+
+
+def keep_top_k(logits: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"]:
+    """Sets all but the `top_k` largest logits to -inf; 0 keeps everything."""
+    if top_k <= 0 or top_k >= logits.shape[-1]:
+        return logits
+    threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
+    """Keeps the smallest set of tokens whose probability reaches `top_p` (0 < top_p; 1.0 keeps all)."""
+    if top_p >= 1.0:
+        return logits
+    ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the strictly better tokens
+    threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def sample_tokens(
+    keys: Key[Array, " B"],
+    logits: Float[Array, "B V"],
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Int[Array, " B"]:
+    """One token per row, each row with its own key, so that a row's draw does not depend on its batch.
+
+    `temperature` 0 is argmax. Order as in the reference: temperature, top-k, top-p.
+    """
+    logits = logits.astype(jnp.float32)
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

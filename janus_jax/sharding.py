@@ -1,0 +1,64 @@
+"""Mesh, the table from logical axes to mesh axes, and shardings of parameters and batches.
+
+Mesh axes: `data` (replicas; may span slices), `fsdp` (parameters and batch sharded), `tensor` (heads, mlp and
+vocabulary sharded). Indivisible or colliding axes are errors that name the parameter, never silent replication.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from janus_jax.errors import UserError
+from janus_jax.models.config import ModelConfig
+from janus_jax.models.parameters import abstract_params, flatten, logical_axes, unflatten
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+LOGICAL_TO_MESH: Mapping[str, str | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "vocab": "tensor",
+    "codes": "tensor",
+    "conv_out": "fsdp",
+}
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """Devices of all processes as a (data, fsdp, tensor) mesh; one size may be -1, "the rest".
+
+    Raises UserError when the sizes do not multiply to the number of devices.
+    """
+    shape = [int(sizes[axis]) for axis in MESH_AXES]
+    devices = jax.devices()
+    known = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) > 1 or known <= 0 or len(devices) % known or (-1 not in shape and known != len(devices)):
+        given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+        raise UserError(f"{given} does not fit {len(devices)} devices")
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    return Mesh(np.array(devices).reshape(shape), MESH_AXES)
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """A NamedSharding for every parameter, in the tree of `init_params`."""
+    shapes = flatten(abstract_params(config))
+    axes = logical_axes(config)
+    specs = {path: _partition_spec(path, shapes[path].shape, axes[path], mesh) for path in shapes}
+    return unflatten({path: NamedSharding(mesh, spec) for path, spec in specs.items()})
+
+
+def _partition_spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
+    mesh_axes = [LOGICAL_TO_MESH[axis] if axis else None for axis in axes]
+    used = [axis for axis in mesh_axes if axis]
+    if len(set(used)) != len(used):
+        raise UserError(f"{path}: logical axes {axes} put the same mesh axis on two dimensions: {mesh_axes}")
+    for size, axis in zip(shape, mesh_axes, strict=True):
+        if axis and size % mesh.shape[axis]:
+            raise UserError(f"{path}: dimension {size} of {shape} is not divisible by mesh.{axis}={mesh.shape[axis]}")
+    return PartitionSpec(*mesh_axes)

@@ -1,0 +1,96 @@
+"""Checkpoints of a training run: Orbax, atomic, written in the background; parameters, moments, step and data state.
+
+`params` is an item of its own with the whole tree, so that inference reads a training workdir as it is.
+"""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from janus_jax.checkpoints import read_architecture, write_architecture
+from janus_jax.errors import UserError
+from janus_jax.models.config import ModelConfig
+from janus_jax.training.stages import merge, split
+from janus_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: epath.Path, config: ModelConfig, keep: int):
+        """Raises UserError when the workdir belongs to another architecture."""
+        self._workdir = workdir
+        if (workdir / "model.json").exists():
+            saved = read_architecture(workdir)
+            if saved != config:
+                raise UserError(
+                    f"{workdir}: holds another architecture than the config's: {_differences(saved, config)}"
+                )
+        else:
+            write_architecture(workdir, config)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Starts an asynchronous save of this step; does nothing when the step is already saved."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(merge(state.trainable, state.frozen)),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            data=ocp.args.JsonSave(data_state),
+        )
+        self._manager.save(step, args=items)
+
+    def restore(
+        self, step: int, abstract_state: TrainState, mask: dict[str, bool]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The state and data state of a step.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings of the state.
+            mask: which parameters are trainable.
+
+        Raises:
+            UserError: the checkpoint is damaged or of a run that trained other parameters.
+        """
+        target = ocp.args.Composite(
+            params=ocp.args.StandardRestore(merge(abstract_state.trainable, abstract_state.frozen)),
+            opt_state=ocp.args.StandardRestore(abstract_state.opt_state),
+            data=ocp.args.JsonRestore(),
+        )
+        try:
+            restored = self._manager.restore(step, args=target)
+        except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self._workdir}: checkpoint {step} cannot be restored into this config: {reason}"
+            ) from error
+        trainable, frozen = split(restored["params"], mask)
+        number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
+        return TrainState(number, trainable, frozen, restored["opt_state"]), restored["data"]
+
+    def close(self) -> None:
+        """Waits for saves in progress."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _differences(saved: Any, wanted: Any, prefix: str = "") -> str:
+    """The fields in which two architectures differ, e.g. "llama.depth 4 (config: 24)"."""
+    if type(saved) is not type(wanted):
+        return f"{type(saved).__name__} (config: {type(wanted).__name__})"
+    parts = []
+    for name in saved.__dataclass_fields__:
+        old, new = getattr(saved, name), getattr(wanted, name)
+        if old != new and hasattr(old, "__dataclass_fields__"):
+            parts.append(_differences(old, new, f"{prefix}{name}."))
+        elif old != new:
+            parts.append(f"{prefix}{name} {old} (config: {new})")
+    return ", ".join(parts)

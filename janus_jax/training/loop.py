@@ -1,0 +1,163 @@
+"""The one training loop: mesh, state (restored or fresh), data, compiled step, steps, checkpoints."""
+
+import json
+import math
+import signal
+import types
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from janus_jax.checkpoints import load_params, prepare_folder, read_architecture
+from janus_jax.data.pipeline import Stream
+from janus_jax.data.tokenizer import FILE_NAME
+from janus_jax.errors import UserError
+from janus_jax.models.config import JanusConfig, ModelConfig
+from janus_jax.models.parameters import Params, abstract_params, init_params
+from janus_jax.sharding import BATCH_SPEC, make_mesh, param_shardings
+from janus_jax.training.checkpoint import Checkpoints
+from janus_jax.training.experiment import execution, model_config, open_stream, open_tokenizer
+from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.objectives import make_loss
+from janus_jax.training.optimizer import make_optimizer, make_schedule
+from janus_jax.training.stages import format_table, module_table, trainable_mask
+from janus_jax.training.state import TrainState, create_state, make_step, state_shardings
+
+
+def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
+    """Trains one stage to `config.train.num_steps`, resuming by itself when the workdir holds a checkpoint.
+
+    Ctrl-C and SIGTERM finish the step, save a checkpoint and raise KeyboardInterrupt.
+
+    Returns:
+        The last written metrics.
+
+    Raises:
+        UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step.
+        FloatingPointError: the loss is not finite.
+    """
+    if jax.process_count() > 1:
+        raise UserError(f"training runs in one process so far, got {jax.process_count()}")
+    architecture = model_config(config)
+    mesh = make_mesh(config.mesh)
+    optimizer = make_optimizer(config.train)
+    mask = trainable_mask(abstract_params(architecture), config.trainable)
+    loss_fn = make_loss(architecture, execution(config), config.loss)
+    tokenizer = open_tokenizer(config, architecture)
+    workdir = prepare_folder("workdir", workdir)
+    checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    if tokenizer is not None:
+        tokenizer.save(workdir / FILE_NAME)
+    print(format_table(module_table(abstract_params(architecture), mask)), flush=True)
+
+    def new_state(params: Params) -> TrainState:
+        return create_state(params, mask, optimizer)
+
+    abstract_state = jax.eval_shape(new_state, abstract_params(architecture))
+    shardings = state_shardings(architecture, mask, optimizer, abstract_state, mesh)
+    stream = open_stream(config, architecture, tokenizer)
+    first_step = checkpoints.latest_step()
+    if first_step is None:
+        state = jax.jit(new_state, out_shardings=shardings)(_initial_params(config, architecture, mesh))
+    else:
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract_state,
+            shardings,
+        )
+        state, data_state = checkpoints.restore(first_step, target, mask)
+        stream.set_state(data_state)
+        print(f"resumed from checkpoint {first_step} in {workdir}", flush=True)
+    step_fn = make_step(loss_fn, optimizer, shardings, mesh)
+    log = MetricsLog(workdir, config.name, config.train.num_steps, first_step or 0)
+    try:
+        return _run(config, state, step_fn, stream, mesh, checkpoints, log)
+    finally:
+        stream.close()
+        checkpoints.close()
+        log.close()
+        if stream.drops.reasons:
+            logging.warning(
+                "dropped %d of %d samples: %s", stream.drops.reasons.total(), stream.drops.seen, stream.drops.reasons
+            )
+
+
+def _run(
+    config: ConfigDict,
+    state: TrainState,
+    step_fn: Any,
+    stream: Stream,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+) -> dict[str, float]:
+    schedule = make_schedule(config.train)
+    batch_sharding = NamedSharding(mesh, BATCH_SPEC)
+    means: dict[str, float] = {}
+    start = int(state.step)
+    with StopRequest() as stop:
+        for step in range(start + 1, config.train.num_steps + 1):
+            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x), next(stream))
+            state, metrics = step_fn(state, batch)
+            log.add(metrics)
+            last = step == config.train.num_steps or stop.requested
+            if last or step % config.log_every == 0:
+                means = log.write(step, {"learning_rate": float(schedule(step - 1))})
+                if not math.isfinite(means["loss"]):
+                    raise FloatingPointError(
+                        f"loss is {means['loss']} at or before step {step}; the last checkpoint is kept"
+                    )
+            if last or step % config.checkpoint.every_steps == 0:
+                checkpoints.save(state, stream.get_state())
+            if stop.requested:
+                raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
+    return means
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into `requested`; a second Ctrl-C interrupts at once."""
+
+    def __enter__(self) -> "StopRequest":
+        self.requested = False
+        self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: types.FrameType | None) -> None:
+        del frame
+        self.requested = True
+        signal.signal(number, signal.default_int_handler)
+        logging.warning("signal %d: saving a checkpoint after this step", number)
+
+
+def _initial_params(config: ConfigDict, architecture: ModelConfig, mesh: Mesh) -> Params:
+    """Fresh parameters, or those of `config.init.checkpoint`, with the image tokenizer of `config.init.vq` put in."""
+    if config.init.checkpoint:
+        params = _load_init("init.checkpoint", config.init.checkpoint, architecture)
+    else:
+        params = init_params(architecture, config.seed, param_shardings(architecture, mesh))
+    if config.init.vq:
+        if not isinstance(architecture, JanusConfig):
+            raise UserError(f"init.vq={config.init.vq!r}: only a Janus model takes an image tokenizer")
+        params |= {"vq": _load_init("init.vq", config.init.vq, architecture.vq)}
+    return params
+
+
+def _load_init(field: str, folder: str, architecture: ModelConfig) -> Params:
+    saved = read_architecture(folder)
+    if saved != architecture:
+        raise UserError(f"{field}={folder!r}: holds another architecture than the config's")
+    return load_params(folder, architecture)
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+    """The lines of a workdir's metrics.jsonl."""
+    return [json.loads(line) for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()]

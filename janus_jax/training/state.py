@@ -1,0 +1,66 @@
+"""The training state and the training step: pure functions of state and batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from janus_jax.models.config import ModelConfig
+from janus_jax.models.parameters import Params
+from janus_jax.sharding import BATCH_SPEC, param_shardings
+from janus_jax.training.objectives import LossFn, Metrics
+from janus_jax.training.stages import merge, split
+
+
+class TrainState(NamedTuple):
+    step: Any  # int32 scalar: steps done
+    trainable: Params  # the parameters this stage trains, float32
+    frozen: Params  # the others
+    opt_state: Any  # moments of `trainable` only
+
+
+def create_state(params: Params, mask: dict[str, bool], optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0 with fresh moments."""
+    trainable, frozen = split(params, mask)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
+
+
+def state_shardings(
+    config: ModelConfig, mask: dict[str, bool], optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+) -> TrainState:
+    """Parameters by the logical-axis table, moments like their parameters, scalars replicated.
+
+    `state` may be abstract.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    trainable, frozen = split(param_shardings(config, mesh), mask)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: replicated
+    )
+    return TrainState(replicated, trainable, frozen, opt_state)
+
+
+def make_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """The compiled step: differentiate the trainable tree only, clip, update. Donates the state."""
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        def loss_of_trainable(trainable: Params) -> tuple[jax.Array, Metrics]:
+            return loss_fn(merge(trainable, state.frozen), batch)
+
+        grads, metrics = jax.grad(loss_of_trainable, has_aux=True)(state.trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics["grad_norm"] = (optax.tree_utils.tree_norm(grads), jnp.ones(()))
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnames="state",
+    )

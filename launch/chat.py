@@ -1,0 +1,67 @@
+"""Asks a Janus model about images (or without any): one answer, or a conversation when --prompt is not given.
+
+python -m launch.chat --checkpoint=quickstart/checkpoint --image=digit.png --prompt="Which digit is this?"
+"""
+
+import json
+
+import jax.numpy as jnp
+from absl import flags
+
+from janus_jax.data.prompts import Message
+from janus_jax.errors import UserError
+from janus_jax.inference.pipeline import Answer, JanusPipeline, from_pretrained, user_message
+from launch import command_line
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
+IMAGE = flags.DEFINE_list("image", [], "image files, separated by commas")
+PROMPT = flags.DEFINE_string("prompt", None, "question; without it, a conversation on the terminal")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "longest answer, in tokens", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy", lower_bound=0)
+TOP_P = flags.DEFINE_float("top_p", 0.95, "probability mass sampled from when the temperature is not 0")
+SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling")
+JSON = flags.DEFINE_bool("json", False, "print text, token_ids and prompt_token_ids as JSON")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
+
+
+def main() -> None:
+    command_line.require("checkpoint")
+    if PROMPT.value is not None and not PROMPT.value.strip():
+        raise UserError("--prompt is empty, expected a question")
+    model = from_pretrained(CHECKPOINT.value, jnp.dtype(DTYPE.value) if DTYPE.value else None)
+    if PROMPT.value is None:
+        converse(model)
+        return
+    answer = _answer(model, [user_message(PROMPT.value, len(IMAGE.value))])
+    print(json.dumps(answer._asdict(), ensure_ascii=False) if JSON.value else answer.text)
+
+
+def converse(model: JanusPipeline) -> None:
+    """Reads questions until the end of input; images belong to the first one."""
+    messages: list[Message] = []
+    print("Ask; an empty line or Ctrl-D ends the conversation.")
+    while True:
+        try:
+            question = input("> ")
+        except EOFError:
+            return
+        if not question.strip():
+            return
+        messages.append(user_message(question, 0 if messages else len(IMAGE.value)))
+        messages.append(Message("assistant", _answer(model, messages).text))
+        print(messages[-1].text)
+
+
+def _answer(model: JanusPipeline, messages: list[Message]) -> Answer:
+    return model.answer(
+        [messages],
+        [IMAGE.value],
+        max_new_tokens=MAX_NEW_TOKENS.value,
+        temperature=TEMPERATURE.value,
+        top_p=TOP_P.value,
+        seed=SEED.value,
+    )[0]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

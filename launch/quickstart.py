@@ -1,0 +1,250 @@
+"""Trains a tiny Janus-Pro on real handwritten digits through all stages, asks it, lets it draw, writes a report.
+
+    python -m launch.quickstart --output=quickstart --seed=0
+
+    quickstart/report.html, report.json, samples.png    what came out
+    quickstart/checkpoint/                              for launch.chat and launch.generate
+    quickstart/examples/                                held-out images to ask about
+    quickstart/data/, runs/                             records and tokenizer, training workdirs
+
+An interrupted run goes on where it stopped; a finished one is started afresh.
+"""
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from absl import flags
+from etils import epath
+
+from configs import quickstart as experiment
+from janus_jax.checkpoints import load_params, prepare_folder
+from janus_jax.data import digits
+from janus_jax.data.images import to_images
+from janus_jax.data.records import write_records
+from janus_jax.evaluation.digits import (
+    Generation,
+    Judge,
+    Understanding,
+    evaluate_generation,
+    evaluate_understanding,
+    reconstruction_psnr,
+)
+from janus_jax.inference.pipeline import JanusPipeline, from_pretrained
+from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
+from janus_jax.models.parameters import abstract_params, build
+from janus_jax.training.loop import read_metrics, train
+from janus_jax.training.stages import module_table, trainable_mask
+from launch import command_line
+from launch.generate import grid
+from launch.quickstart_report import Phase, Question, ReportPage, render
+
+OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that is written")
+SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 2.0, "guidance of the drawings")
+
+IMAGES_PER_CLASS = 20
+TARGETS = {
+    "understanding_accuracy": (">=", 0.97),
+    "generation_accuracy": (">=", 0.95),
+    "generation_accuracy_permuted_prompts": ("<=", 0.20),
+    "generation_diversity": (">=", 0.7),
+    "total_seconds": ("<=", 480.0),
+}
+TITLES = {
+    "tokenizer": ("Image tokenizer", "VQ autoencoder: pixel, codebook and commitment losses on the training images"),
+    "stage1": ("Stage I: adaptors and image head", "understanding : text : generation = 1 : 0 : 3"),
+    "stage2": ("Stage II: unified pre-training", "understanding : text : generation = 2 : 3 : 5"),
+    "stage3": ("Stage III: supervised fine-tuning", "understanding : text : generation = 5 : 1 : 4"),
+}
+NOTES = (
+    "Stage I of the papers trains only the adaptors and the image head, on top of a pretrained SigLIP and a pretrained "
+    "LLM. Neither exists at this size, so here every stage trains everything except the image tokenizer.",
+    "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 32x32; 360 of them are held out and never "
+    "trained on. The judge of the drawings is a support vector machine fitted to the real training images only.",
+    "Text loss is on answers only in all stages, since the conversations are short; the papers supervise all text "
+    "before stage III.",
+)
+
+
+def main() -> None:
+    started = time.monotonic()
+    output = prepare_folder("output", OUTPUT.value)
+    if (output / "report.json").exists():  # finished before: start afresh
+        for name in ("report.json", "runs", "checkpoint", "data", "examples"):
+            path = output / name
+            path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
+    seconds: dict[str, float] = {}
+    training, held_out = digits.load_digits()
+    with _timed(seconds, "data"):
+        _write_data(output / "data", training)
+        _write_examples(output / "examples", held_out)
+    for phase in experiment.PHASES:
+        with _timed(seconds, phase):
+            train(_phase_config(phase, output), output / "runs" / phase)
+    with _timed(seconds, "evaluation"):
+        model = from_pretrained(output / "runs" / experiment.PHASES[-1])
+        if not (output / "checkpoint").exists():
+            model.save_pretrained(output / "checkpoint")
+        results = _evaluate(model, output, training, held_out)
+    report = results.pop("report") | {
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "total_seconds": round(time.monotonic() - started, 1),
+        "seed": SEED.value,
+        "cfg_weight": CFG_WEIGHT.value,
+    }
+    page = _page(report, output, **results)
+    (output / "report.html").write_text(render(page))
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    print(f"page: {output / 'report.html'}")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
+
+
+def _write_data(folder: epath.Path, training: digits.Digits) -> None:
+    """Records of the training images and a tokenizer trained on their texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {
+        "understand": digits.understanding_records(training),
+        "text": digits.text_records(),
+        "generate": digits.generation_records(training),
+    }
+    for task, task_records in records.items():
+        write_records(folder / f"{task}.array_record", task_records)
+    everything = [record for task_records in records.values() for record in task_records]
+    tokenizer = digits.build_tokenizer(everything, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:
+    """The first held-out image of each digit, e.g. seven.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, name in enumerate(digits.NAMES):
+        image = digits.to_image(held_out.intensities[np.flatnonzero(held_out.labels == label)[0]])
+        _save_png(folder / f"{name}.png", image)
+
+
+def _phase_config(phase: str, output: epath.Path) -> Any:
+    """The phase's config with this run's data, starting point and seed."""
+    config = experiment.get_config(phase)
+    config.seed = SEED.value
+    config.data.tokenizer = str(output / "data" / "tokenizer.json")
+    config.data.sources = {task: (str(output / "data" / f"{task}.array_record"),) for task in config.data.sources}
+    previous = experiment.PHASES[experiment.PHASES.index(phase) - 1]
+    if phase == "stage1":
+        config.init.vq = str(output / "runs" / previous)
+    elif phase != "tokenizer":
+        config.init.checkpoint = str(output / "runs" / previous)
+    return config
+
+
+def _evaluate(
+    model: JanusPipeline, output: epath.Path, training: digits.Digits, held_out: digits.Digits
+) -> dict[str, Any]:
+    judge = Judge(training)
+    understanding = evaluate_understanding(model, held_out)
+    generation = evaluate_generation(
+        model, judge, training, images_per_class=IMAGES_PER_CLASS, cfg_weight=CFG_WEIGHT.value, seed=SEED.value
+    )
+    _save_png(output / "samples.png", grid(generation.images, columns=IMAGES_PER_CLASS))
+    originals = [digits.to_image(intensities) for intensities in held_out.intensities]
+    reconstructions, codes_used = _reconstruct(output / "runs" / "tokenizer", originals)
+    report = {
+        "understanding_accuracy": understanding.accuracy,
+        "generation_accuracy": generation.accuracy,
+        "judge_accuracy_on_real": float(np.mean(judge(originals) == held_out.labels)),
+        "generation_accuracy_permuted_prompts": generation.accuracy_permuted,
+        "generation_diversity": generation.diversity,
+        "vq_codes_used": codes_used,
+        "vq_reconstruction_psnr": reconstruction_psnr(_pixels(originals), _pixels(reconstructions)),
+        "held_out_images": len(originals),
+        "drawn_images": len(generation.images),
+    }
+    return {
+        "report": report,
+        "understanding": understanding,
+        "generation": generation,
+        "originals": originals,
+        "reconstructions": reconstructions,
+    }
+
+
+def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:
+    """(images through the tokenizer and back, number of different codes they use)."""
+    params = load_params(workdir, VQ_TINY)
+    result = jax.jit(build(VQ_TINY).apply)({"params": params}, _pixels(images).astype(np.float32) / 127.5 - 1)
+    return to_images(result.reconstruction), len(np.unique(result.codes))
+
+
+def _page(
+    report: dict[str, Any],
+    output: epath.Path,
+    *,
+    understanding: Understanding,
+    generation: Generation,
+    originals: list[PIL.Image.Image],
+    reconstructions: list[PIL.Image.Image],
+) -> ReportPage:
+    expected = [digits.NAMES[label] for label in understanding.labels]
+    questions = [
+        Question(*fields)
+        for fields in zip(originals, understanding.questions, understanding.answers, expected, strict=True)
+    ]
+    wrong = [question for question in questions if question.answer != question.expected]
+    right = [question for question in questions if question.answer == question.expected]
+
+    def by_class(images: list[PIL.Image.Image], labels: np.ndarray) -> list[tuple[str, list[PIL.Image.Image]]]:
+        return [(name, [images[i] for i in np.flatnonzero(labels == label)]) for label, name in enumerate(digits.NAMES)]
+
+    return ReportPage(
+        report=report,
+        targets=TARGETS,
+        phases=[_phase(name, output / "runs" / name) for name in experiment.PHASES],
+        drawings=by_class(generation.images, generation.labels),
+        real=[(name, images[:6]) for name, images in by_class(originals, understanding.labels)],
+        reconstructions=list(zip(originals, reconstructions, strict=True))[:12],
+        questions=(wrong + right)[:24],
+        confusion=generation.confusion,
+        class_names=list(digits.NAMES),
+        versions=_versions(),
+        notes=list(NOTES),
+    )
+
+
+def _phase(name: str, workdir: epath.Path) -> Phase:
+    title, note = TITLES[name]
+    shapes = abstract_params(VQ_TINY if name == "tokenizer" else JANUS_PRO_TINY)
+    mask = trainable_mask(shapes, experiment.get_config(name).trainable)
+    return Phase(name, title, note, read_metrics(workdir), module_table(shapes, mask))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("janus_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **versions, "backend": jax.default_backend()}
+
+
+def _pixels(images: list[PIL.Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+def _save_png(path: epath.Path, image: PIL.Image.Image) -> None:
+    with path.open("wb") as file:
+        image.save(file, "PNG")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,23 @@
+"""Trains one stage of a model, or an image tokenizer; resumes by itself when --workdir holds a checkpoint.
+
+    python -m launch.train --config=configs/janus_pro_1b.py:stage1 --workdir=runs/stage1 \\
+        --config.data.tokenizer=tokenizer.json --config.data.sources.generate='("data/imagenet-*.array_record",)'
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from janus_jax.training.loop import train
+from launch import command_line
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:STAGE; fields: --config.a.b=value")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and TensorBoard logs")
+
+
+def main() -> None:
+    command_line.require("config", "workdir")
+    train(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

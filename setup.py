@@ -1,0 +1,43 @@
+from setuptools import find_packages, setup
+
+# jax and flax are bounded as a tested pair: a newer jax has broken an older flax before.
+# The exact versions that CI used are in constraints.txt.
+CORE = [
+    "absl-py>=2.1",
+    "array_record>=0.8.1",
+    "etils[epath]>=1.13",
+    "flax>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "jax>=0.10.2,<0.13",
+    "jaxtyping>=0.3.2",
+    "ml-collections>=1.1",
+    "msgpack>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "pillow>=11.0",
+    "tensorboardX>=2.6.4",
+    "tokenizers>=0.21",
+    "tqdm>=4.67",
+]
+QUICKSTART = ["scikit-learn>=1.5"]
+TEST = [
+    *QUICKSTART,
+    "beartype>=0.21",
+    "mypy>=1.15",
+    "pytest>=8.3",
+    "ruff>=0.11",
+    "torch==2.13.0",
+    "transformers>=5.0,<6",
+]
+
+setup(
+    name="janus_jax",
+    version="0.1.0",
+    description="Training and inference of the Janus family (Janus, Janus-Pro, JanusFlow) in JAX/Flax",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["janus_jax", "janus_jax.*", "configs", "launch"]),
+    install_requires=CORE,
+    extras_require={"quickstart": QUICKSTART, "test": TEST, "tpu": ["libtpu"]},
+)

@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from janus_jax.ops.losses import chunked_cross_entropy, vq_loss
+
+TOKENS, WIDTH, CLASSES = 23, 6, 11
+
+
+def problem(groups=2):
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((TOKENS, WIDTH), np.float32)
+    head = rng.standard_normal((WIDTH, CLASSES), np.float32)
+    targets = rng.integers(0, CLASSES, TOKENS).astype(np.int32)
+    weights = rng.random((groups, TOKENS), np.float32) * (rng.random((groups, TOKENS)) < 0.6)
+    return hidden, head, targets, weights.astype(np.float32)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 8, 22, 23, 24, 1000])
+def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size):
+    hidden, head, targets, weights = problem()
+    scales = np.array([1.0, -0.5], np.float32)  # the two groups enter the total differently
+
+    def total(hidden, head):
+        out = chunked_cross_entropy(lambda h: h @ head, hidden, targets, weights, chunk_size)
+        return jnp.sum(out.loss * scales), out
+
+    gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    (_, out), (hidden_gradient, head_gradient) = gradient(jnp.asarray(hidden), jnp.asarray(head))
+
+    torch_hidden, torch_head = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (hidden, head))
+    logits = torch_hidden @ torch_head
+    per_token = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).long(), reduction="none")
+    per_group = (torch.tensor(weights, dtype=torch.float64) * per_token).sum(1)
+    (per_group * torch.tensor(scales)).sum().backward()
+
+    np.testing.assert_allclose(out.loss, per_group.detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(hidden_gradient, torch_hidden.grad.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(head_gradient, torch_head.grad.numpy(), rtol=0, atol=2e-5)
+    hits = logits.detach().numpy().argmax(1) == targets
+    np.testing.assert_allclose(out.correct, (weights * hits).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(out.weight, weights.sum(1), rtol=1e-6)
+
+
+def test_tokens_without_weight_do_not_count_even_with_huge_logits():
+    hidden, head, targets, weights = problem(groups=1)
+    weights[0, 5] = 0
+    expected = chunked_cross_entropy(lambda h: h @ head, *map(jnp.asarray, (hidden, targets, weights)), 8)
+    hidden[5] = 1e6
+    changed = chunked_cross_entropy(lambda h: h @ head, *map(jnp.asarray, (hidden, targets, weights)), 8)
+    np.testing.assert_array_equal(changed.loss, expected.loss)
+
+
+def test_cross_entropy_of_bfloat16_logits_is_summed_in_float32():
+    hidden, head, targets, weights = problem(groups=1)
+    narrow = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16)
+    out = chunked_cross_entropy(lambda h: h @ narrow[1], narrow[0], targets, weights, 8)
+    assert out.loss.dtype == jnp.float32
+    logits = torch.tensor(np.asarray((narrow[0] @ narrow[1]).astype(jnp.float32)))
+    per_token = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).long(), reduction="none").numpy()
+    np.testing.assert_allclose(out.loss, (weights * per_token).sum(1), rtol=1e-5)
+
+
+def test_vq_loss_equals_its_definition():
+    rng = np.random.default_rng(1)
+    latents, quantized = (rng.standard_normal((2, 3, 4, 8)) for _ in range(2))
+    mean = np.mean((latents - quantized) ** 2)
+    codebook_term, commitment_term = vq_loss(
+        jnp.asarray(latents, jnp.float32), jnp.asarray(quantized, jnp.float32), 0.25
+    )
+    assert float(codebook_term) == pytest.approx(mean, rel=1e-6)
+    assert float(commitment_term) == pytest.approx(0.25 * mean, rel=1e-6)
+
+
+def test_codebook_term_reaches_only_the_codebook_and_commitment_only_the_latent():
+    rng = np.random.default_rng(2)
+    latents, quantized = (jnp.asarray(rng.standard_normal((5, 8), np.float32)) for _ in range(2))
+
+    def gradients(term):
+        return jax.grad(lambda z, e: vq_loss(z, e, 0.25)[term], argnums=(0, 1))(latents, quantized)
+
+    slope = 2 * (np.asarray(quantized) - np.asarray(latents)) / latents.size
+    codebook_term, commitment_term = gradients(0), gradients(1)
+    np.testing.assert_array_equal(codebook_term[0], np.zeros_like(latents))
+    np.testing.assert_allclose(codebook_term[1], slope, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(commitment_term[0], -0.25 * slope, rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(commitment_term[1], np.zeros_like(quantized))
