@@ -1,5 +1,5 @@
 # `make quickstart` trains, asks and draws; `make test` runs the tests. Each makes its own virtual environment.
-PYTHON ?= python3.11
+PYTHON ?= python3
 
 .PHONY: quickstart test lint clean
 

@@ -13,9 +13,9 @@ from janus_jax.errors import UserError
 
 PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
-STEPS = {"tokenizer": 300, "stage1": 150, "stage2": 300, "stage3": 300}
+STEPS = {"tokenizer": 300, "stage1": 120, "stage2": 250, "stage3": 350}
 LEARNING_RATES = {"tokenizer": 3e-3, "stage1": 2e-3, "stage2": 2e-3, "stage3": 1e-3}
-SLOTS = {"stage1": (1, 4), "stage2": (2, 4), "stage3": (2, 3)}  # image slots of a row: understanding, generation
+SLOTS = {"stage1": (2, 4), "stage2": (2, 4), "stage3": (3, 3)}  # image slots of a row: understanding, generation
 
 
 def get_config(phase: str = "stage1") -> ConfigDict:
@@ -37,7 +37,7 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     config.train.update(
         num_steps=STEPS[phase],
         learning_rate=LEARNING_RATES[phase],
-        schedule="cosine",
+        schedule="cosine" if phase in ("tokenizer", "stage3") else "constant",
         warmup_steps=20,
         final_fraction=0.05,
     )

@@ -20,9 +20,8 @@ def run(main: Callable[[], None]) -> None:
     def report(argv: list[str]) -> int | None:
         try:
             return guarded(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        except (UserError, OSError) as error:  # OSError: also a config file that is not there, found out on first use
+            return _fail(error)
         except KeyboardInterrupt as interrupt:
             print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
             return 130
@@ -30,11 +29,10 @@ def run(main: Callable[[], None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (flags.Error, UserError, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
-            # A config file or an override of one of its fields can raise any of these.
-            message = str(error).strip("'\"").splitlines()[0]
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(2)
+        except (KeyError, AttributeError) as error:  # an override of a field that the locked config does not have
+            sys.exit(_fail(f"--config has no field {_innermost(error)}"))
+        except (flags.Error, TypeError, ValueError) as error:
+            sys.exit(_fail(error))
 
     logging.set_verbosity(logging.WARNING)
     app.run(report, flags_parser=parse)
@@ -45,3 +43,18 @@ def require(*names: str) -> None:
     for name in names:
         if not flags.FLAGS[name].value:
             raise UserError(f"--{name} is required; see --helpfull")
+
+
+def _fail(error: object) -> int:
+    """Prints the message as one line; returns the exit code."""
+    message = str(error)
+    if "Traceback" in message:  # an error inside a config file, quoted in full: its last line says what is wrong
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _innermost(error: BaseException) -> object:
+    """The message of an exception whose message may be another exception."""
+    message = error.args[0] if error.args else error
+    return _innermost(message) if isinstance(message, BaseException) and message is not error else message

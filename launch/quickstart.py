@@ -48,7 +48,7 @@ from launch.quickstart_report import Phase, Question, ReportPage, render
 
 OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that is written")
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 2.0, "guidance of the drawings")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 3.0, "guidance of the drawings")
 
 IMAGES_PER_CLASS = 20
 TARGETS = {
@@ -68,7 +68,8 @@ NOTES = (
     "Stage I of the papers trains only the adaptors and the image head, on top of a pretrained SigLIP and a pretrained "
     "LLM. Neither exists at this size, so here every stage trains everything except the image tokenizer.",
     "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 32x32; 360 of them are held out and never "
-    "trained on. The judge of the drawings is a support vector machine fitted to the real training images only.",
+    "trained on. For reading, each training image is also shown slightly turned and moved. The judge of the drawings "
+    "is a support vector machine fitted to the real training images only.",
     "Text loss is on answers only in all stages, since the conversations are short; the papers supervise all text "
     "before stage III.",
 )
@@ -90,6 +91,7 @@ def main() -> None:
         with _timed(seconds, phase):
             train(_phase_config(phase, output), output / "runs" / phase)
     with _timed(seconds, "evaluation"):
+        print(f"asking {len(held_out.labels)} questions, drawing {IMAGES_PER_CLASS} images per digit", flush=True)
         model = from_pretrained(output / "runs" / experiment.PHASES[-1])
         if not (output / "checkpoint").exists():
             model.save_pretrained(output / "checkpoint")

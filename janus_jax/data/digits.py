@@ -42,18 +42,24 @@ def to_image(intensities: np.ndarray) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
+def jitter(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
+    """Turned by up to 12 degrees and moved by up to 2 of 32 pixels: another hand's way to write the same digit."""
+    angle, shift = rng.uniform(-12, 12), rng.integers(-2, 3, size=2)
+    return image.rotate(angle, PIL.Image.Resampling.BICUBIC, translate=(int(shift[0]), int(shift[1])))
+
+
 def understanding_records(digits: Digits) -> list[Record]:
-    """Every image with every question, answered by the digit's name."""
-    return [
-        Record(
-            task="understand",
-            messages=(Message("user", f"{IMAGE_MARKER}\n{question}"), Message("assistant", NAMES[label])),
-            images=(_encode(image),),
-            key=f"digits/{i}/question{q}",
-        )
-        for i, (image, label) in enumerate(zip(digits.intensities, digits.labels, strict=True))
-        for q, question in enumerate(QUESTIONS)
-    ]
+    """Every image with every question, as it is and jittered, answered by the digit's name."""
+    rng = np.random.default_rng(0)
+    records = []
+    for i, (intensities, label) in enumerate(zip(digits.intensities, digits.labels, strict=True)):
+        image = to_image(intensities)
+        for q, question in enumerate(QUESTIONS):
+            messages = (Message("user", f"{IMAGE_MARKER}\n{question}"), Message("assistant", NAMES[label]))
+            for kind, shown in (("real", image), ("jittered", jitter(image, rng))):
+                key = f"digits/{i}/question{q}/{kind}"
+                records.append(Record(task="understand", messages=messages, images=(_encode(shown),), key=key))
+    return records
 
 
 def generation_records(digits: Digits) -> list[Record]:
@@ -62,7 +68,7 @@ def generation_records(digits: Digits) -> list[Record]:
         Record(
             task="generate",
             messages=(Message("user", caption.format(NAMES[label])), Message("assistant", IMAGE_MARKER)),
-            images=(_encode(image),),
+            images=(_encode(to_image(image)),),
             key=f"digits/{i}/caption{c}",
         )
         for i, (image, label) in enumerate(zip(digits.intensities, digits.labels, strict=True))
@@ -97,10 +103,10 @@ def build_tokenizer(records: Sequence[Record], vocab_size: int, prompt_style: st
             texts.append(generation_prompt(record.messages[0].text, style))
         else:
             texts.append(format_conversation(record.messages, style))
-    return train_tokenizer(texts, vocab_size, extra_special_tokens=style if prompt_style == "janus_pro" else ())
+    return train_tokenizer(texts, vocab_size, extra_special_tokens=(style.user, style.assistant))
 
 
-def _encode(intensities: np.ndarray) -> bytes:
+def _encode(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
-    to_image(intensities).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -5,8 +5,6 @@ Letters: B rows, L tokens per row, I and G image slots per row.
 
 import grain
 
-from janus_jax.batch import PackedBatch
-
 # Per-token features that follow `tokens` and need no segment ids of their own.
 _TOKEN_FEATURES = ("modality", "targets", "text_weights", "image_weights")
 
@@ -30,8 +28,3 @@ def pack(
 def _to_row(packed: dict) -> dict:
     row = {name: packed[name] for name in (*_TOKEN_FEATURES, "tokens", "und_pixels", "gen_pixels")}
     return row | {"segment_ids": packed["tokens_segment_ids"], "positions": packed["tokens_positions"]}
-
-
-def to_batch(rows: dict) -> PackedBatch:
-    """A dict of stacked rows -> `PackedBatch`."""
-    return PackedBatch(**rows)

@@ -13,10 +13,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from janus_jax.batch import ImageBatch
+from janus_jax.batch import ImageBatch, PackedBatch
 from janus_jax.data.images import decode_image, generation_pixels
-from janus_jax.data.packing import pack, to_batch
-from janus_jax.data.records import Record, open_records
+from janus_jax.data.packing import pack
+from janus_jax.data.records import TASKS, Record, open_records
 from janus_jax.data.samples import DropCounter, SampleBuilder
 from janus_jax.errors import UserError
 
@@ -28,11 +28,11 @@ READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 class Stream:
     """Endless batches from logical shards; `get_state` belongs to the last batch returned."""
 
-    def __init__(self, shards: Sequence[grain.IterDataset], to_batch: Callable[[dict], Any], drops: DropCounter):
+    def __init__(self, shards: Sequence[grain.IterDataset], batch_type: Callable[..., Any], drops: DropCounter):
         if not flags.FLAGS.is_parsed():  # Grain reads an absl flag when it starts its threads
             flags.FLAGS.mark_as_parsed()
         self.drops = drops
-        self._to_batch = to_batch
+        self._batch_type = batch_type
         self._iterators = [
             iter(grain.experimental.ThreadPrefetchIterDataset(shard, prefetch_buffer_size=PREFETCH)) for shard in shards
         ]
@@ -42,7 +42,7 @@ class Stream:
 
     def __next__(self) -> Any:
         parts = [next(iterator) for iterator in self._iterators]
-        return self._to_batch({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        return self._batch_type(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable."""
@@ -75,19 +75,19 @@ def packed_rows(
 
     Args:
         sources: serialized records per task name, random access.
-        ratio: weight per task; tasks of weight 0 are left out.
+        ratio: positive weight per task of `sources`.
         builder: turns a record into a sample.
     """
 
     def shard(index: int) -> grain.IterDataset:
-        mapped = {
-            task: _shuffled(source, seed + i, index, num_shards)
-            .random_map(builder, seed=seed + i)
-            .to_iter_dataset(READ_OPTIONS)
-            for i, (task, source) in enumerate(sorted(sources.items()))
-            if ratio[task] > 0
+        samples = {
+            task: _shuffled(source, seed + TASKS.index(task), num_shards).random_map(builder)[index::num_shards]
+            for task, source in sources.items()
         }
-        mixed = grain.IterDataset.mix(mapped, {task: float(ratio[task]) for task in mapped})
+        mixed = grain.IterDataset.mix(
+            {task: dataset.to_iter_dataset(READ_OPTIONS) for task, dataset in samples.items()},
+            {task: float(ratio[task]) for task in samples},
+        )
         return pack(
             mixed,
             row_length=builder.row_length,
@@ -97,7 +97,7 @@ def packed_rows(
             seed=seed,
         )
 
-    return _stream(shard, batch_size, num_shards, to_batch, builder.drops)
+    return _stream(shard, batch_size, num_shards, PackedBatch, builder.drops)
 
 
 def square_images(
@@ -106,10 +106,10 @@ def square_images(
     """Batches of training images for the VQ tokenizer, cropped to squares."""
 
     def shard(index: int) -> grain.IterDataset:
-        dataset = _shuffled(source, seed, index, num_shards)
-        return dataset.map(functools.partial(_square_image, size=size, drops=drops)).to_iter_dataset(READ_OPTIONS)
+        images = _shuffled(source, seed, num_shards).map(functools.partial(_square_image, size=size, drops=drops))
+        return images[index::num_shards].to_iter_dataset(READ_OPTIONS)
 
-    return _stream(shard, batch_size, num_shards, lambda rows: ImageBatch(**rows), drops)
+    return _stream(shard, batch_size, num_shards, ImageBatch, drops)
 
 
 def task_sources(patterns: Mapping[str, Sequence[str]], ratio: Mapping[str, float]) -> dict[str, Sequence[bytes]]:
@@ -117,19 +117,24 @@ def task_sources(patterns: Mapping[str, Sequence[str]], ratio: Mapping[str, floa
     return {task: open_records(patterns[task], f"data.sources.{task}") for task in ratio if ratio[task] > 0}
 
 
-def _shuffled(source: Sequence[bytes], seed: int, shard: int, num_shards: int) -> grain.MapDataset:
+def _shuffled(source: Sequence[bytes], seed: int, num_shards: int) -> grain.MapDataset:
+    """All records, reshuffled each epoch, endless; shards are strided slices of it, so they never overlap."""
     if len(source) < num_shards:
         raise UserError(f"data.num_shards={num_shards} is more than the {len(source)} records of a source")
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()[shard::num_shards]
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
 def _stream(
-    shard: Callable[[int], grain.IterDataset], batch_size: int, num_shards: int, to_batch: Callable, drops: DropCounter
+    shard: Callable[[int], grain.IterDataset],
+    batch_size: int,
+    num_shards: int,
+    batch_type: Callable[..., Any],
+    drops: DropCounter,
 ) -> Stream:
     if num_shards < 1 or batch_size % num_shards:
         raise UserError(f"train.batch_size={batch_size} must be a multiple of data.num_shards={num_shards}")
     shards = [shard(i).batch(batch_size // num_shards, drop_remainder=True) for i in range(num_shards)]
-    return Stream(shards, to_batch, drops)
+    return Stream(shards, batch_type, drops)
 
 
 def _square_image(data: bytes, size: int, drops: DropCounter) -> dict[str, np.ndarray] | None:

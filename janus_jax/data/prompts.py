@@ -25,15 +25,17 @@ class Message(NamedTuple):
 
 
 class PromptStyle(NamedTuple):
-    """Role strings of a checkpoint; the wrong ones silently build another prompt."""
+    """What a checkpoint was trained with; the wrong role strings silently build another prompt."""
 
     user: str
     assistant: str
+    system_prompt: str = SYSTEM_PROMPT  # of questions; drawings have none
 
 
 STYLES = {
     "janus": PromptStyle("User", "Assistant"),  # Janus-1.3B, JanusFlow-1.3B
     "janus_pro": PromptStyle("<|User|>", "<|Assistant|>"),  # Janus-Pro-1B, 7B
+    "janus_pro_tiny": PromptStyle("<|User|>", "<|Assistant|>", system_prompt=""),  # the quickstart: short rows
 }
 
 
@@ -44,12 +46,15 @@ class Turn(NamedTuple):
     answer_start: int
 
 
-def format_turns(messages: Sequence[Message], style: PromptStyle, system_prompt: str = SYSTEM_PROMPT) -> list[Turn]:
+def format_turns(messages: Sequence[Message], style: PromptStyle, system_prompt: str | None = None) -> list[Turn]:
     """One piece of text per message, the first with the system prompt in front; joined they are the conversation.
 
     `role: text` + separator, where the separator depends on the *index* of the message (blank line, then
-    end-of-sentence), and `role:` without a space for an empty text, which asks the model to answer.
+    end-of-sentence), and `role:` without a space for an empty text, which asks the model to answer. The system prompt
+    is that of a leading system message, else the argument, else the style's.
     """
+    if system_prompt is None:
+        system_prompt = style.system_prompt
     if messages and messages[0].role == "system":
         system_prompt, messages = messages[0].text, messages[1:]
     roles = {"user": style.user, "assistant": style.assistant}
@@ -65,8 +70,8 @@ def format_turns(messages: Sequence[Message], style: PromptStyle, system_prompt:
     return turns
 
 
-def format_conversation(messages: Sequence[Message], style: PromptStyle, system_prompt: str = SYSTEM_PROMPT) -> str:
-    """The whole conversation as one string, stripped at the end as the reference does."""
+def format_conversation(messages: Sequence[Message], style: PromptStyle, system_prompt: str | None = None) -> str:
+    """The whole conversation as one string, stripped at the end as the reference does; see `format_turns`."""
     return "".join(turn.text for turn in format_turns(messages, style, system_prompt)).strip()
 
 

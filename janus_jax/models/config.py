@@ -194,7 +194,7 @@ JANUS_PRO_TINY = JanusConfig(
     aligner_depth=2,
     gen_aligner_depth=2,
     image_head_width=96,
-    prompt_style="janus_pro",
+    prompt_style="janus_pro_tiny",
 )
 
 PRESETS: dict[str, ModelConfig] = {

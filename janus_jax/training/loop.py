@@ -105,7 +105,8 @@ def _run(
             batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x), next(stream))
             state, metrics = step_fn(state, batch)
             log.add(metrics)
-            last = step == config.train.num_steps or stop.requested
+            stopping = stop.requested  # once, so that a signal in between waits for the next step
+            last = step == config.train.num_steps or stopping
             if last or step % config.log_every == 0:
                 means = log.write(step, {"learning_rate": float(schedule(step - 1))})
                 if not math.isfinite(means["loss"]):
@@ -114,7 +115,7 @@ def _run(
                     )
             if last or step % config.checkpoint.every_steps == 0:
                 checkpoints.save(state, stream.get_state())
-            if stop.requested:
+            if stopping:
                 raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
     return means
 

@@ -15,7 +15,11 @@ def problem(groups=2):
     head = rng.standard_normal((WIDTH, CLASSES), np.float32)
     targets = rng.integers(0, CLASSES, TOKENS).astype(np.int32)
     weights = rng.random((groups, TOKENS), np.float32) * (rng.random((groups, TOKENS)) < 0.6)
-    return hidden, head, targets, weights.astype(np.float32)
+    return hidden, head, jnp.asarray(targets), jnp.asarray(weights, jnp.float32)
+
+
+def torch_cross_entropy(logits, targets):
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(np.array(targets)).long(), reduction="none")
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 8, 22, 23, 24, 1000])
@@ -32,8 +36,7 @@ def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size):
 
     torch_hidden, torch_head = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (hidden, head))
     logits = torch_hidden @ torch_head
-    per_token = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).long(), reduction="none")
-    per_group = (torch.tensor(weights, dtype=torch.float64) * per_token).sum(1)
+    per_group = (torch.tensor(np.array(weights, np.float64)) * torch_cross_entropy(logits, targets)).sum(1)
     (per_group * torch.tensor(scales)).sum().backward()
 
     np.testing.assert_allclose(out.loss, per_group.detach().numpy(), rtol=1e-5)
@@ -46,21 +49,20 @@ def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size):
 
 def test_tokens_without_weight_do_not_count_even_with_huge_logits():
     hidden, head, targets, weights = problem(groups=1)
-    weights[0, 5] = 0
-    expected = chunked_cross_entropy(lambda h: h @ head, *map(jnp.asarray, (hidden, targets, weights)), 8)
+    weights = weights.at[0, 5].set(0)
+    loss = jax.jit(lambda hidden: chunked_cross_entropy(lambda h: h @ head, hidden, targets, weights, 8).loss)
+    expected = loss(jnp.asarray(hidden))
     hidden[5] = 1e6
-    changed = chunked_cross_entropy(lambda h: h @ head, *map(jnp.asarray, (hidden, targets, weights)), 8)
-    np.testing.assert_array_equal(changed.loss, expected.loss)
+    np.testing.assert_array_equal(loss(jnp.asarray(hidden)), expected)
 
 
 def test_cross_entropy_of_bfloat16_logits_is_summed_in_float32():
-    hidden, head, targets, weights = problem(groups=1)
-    narrow = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16)
-    out = chunked_cross_entropy(lambda h: h @ narrow[1], narrow[0], targets, weights, 8)
-    assert out.loss.dtype == jnp.float32
-    logits = torch.tensor(np.asarray((narrow[0] @ narrow[1]).astype(jnp.float32)))
-    per_token = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).long(), reduction="none").numpy()
-    np.testing.assert_allclose(out.loss, (weights * per_token).sum(1), rtol=1e-5)
+    _, _, targets, weights = problem(groups=1)
+    logits = jnp.asarray(np.random.default_rng(1).standard_normal((TOKENS, CLASSES)) * 8, jnp.bfloat16)
+    loss = jax.jit(lambda logits: chunked_cross_entropy(lambda h: h, logits, targets, weights, 8).loss)(logits)
+    assert loss.dtype == jnp.float32
+    per_token = torch_cross_entropy(torch.tensor(np.array(logits, np.float64)), targets).numpy()
+    np.testing.assert_allclose(loss, np.asarray(weights) @ per_token, rtol=1e-5)
 
 
 def test_vq_loss_equals_its_definition():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,12 +72,11 @@ def test_temperature_zero_is_argmax():
 
 def test_the_draw_of_a_row_is_independent_of_its_batch():
     logits, row_keys = jnp.asarray(random_logits(rows=16, scale=0.5)), keys(16)
-    together = sample_tokens(row_keys, logits, temperature=1.0, top_k=30, top_p=0.9)
-    alone = [int(sample_tokens(row_keys[i : i + 1], logits[i : i + 1], temperature=1.0, top_k=30, top_p=0.9)[0]) for i in range(16)]
-    assert together.tolist() == alone
+    sample = jax.jit(functools.partial(sample_tokens, temperature=1.0, top_k=30, top_p=0.9))
+    together = sample(row_keys, logits)
+    assert together.tolist() == [int(sample(row_keys[i : i + 1], logits[i : i + 1])[0]) for i in range(16)]
     order = np.random.default_rng(0).permutation(16)
-    shuffled = sample_tokens(row_keys[order], logits[order], temperature=1.0, top_k=30, top_p=0.9)
-    np.testing.assert_array_equal(shuffled, np.asarray(together)[order])
+    np.testing.assert_array_equal(sample(row_keys[order], logits[order]), np.asarray(together)[order])
     assert len(set(together.tolist())) > 5  # rows do not share one draw
 
 
@@ -94,9 +95,8 @@ def test_frequencies_follow_temperature_then_top_k_then_top_p(temperature, top_k
     expected = np.where(np.isin(np.arange(8), keep), expected, 0)
     expected /= expected.sum()
 
-    tokens = sample_tokens(
-        keys(draws), jnp.broadcast_to(logits, (draws, 8)), temperature=temperature, top_k=top_k, top_p=top_p
-    )
+    sample = jax.jit(functools.partial(sample_tokens, temperature=temperature, top_k=top_k, top_p=top_p))
+    tokens = sample(keys(draws), jnp.broadcast_to(logits, (draws, 8)))
     frequencies = np.bincount(np.asarray(tokens), minlength=8) / draws
     assert (frequencies[expected == 0] == 0).all()
     np.testing.assert_array_less(np.abs(frequencies - expected), 5 * np.sqrt(0.25 / draws))

@@ -1,0 +1,178 @@
+"""A Janus so small that a test only waits for the compiler, real digits to train it on, and what runs are compared by.
+
+The sizes differ wherever the model allows it (4 understanding but 16 generation tokens per image, 16 but 8 pixels,
+2 of 4 key-value heads), so that a swapped or hard-coded size cannot go unnoticed.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs.common import base_config
+from configs.vq16 import vq_config
+from janus_jax.data import digits
+from janus_jax.data.records import write_records
+from janus_jax.models.config import PRESETS, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+
+REPOSITORY = Path(__file__).parents[1]
+NUM_DIGITS = 40
+# Compilation is nearly all of the time of these tests, so the compiler does less and remembers what it did.
+JAX_SETTINGS = {
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+MICRO_VQ = VQConfig(
+    image_size=8,
+    base_channels=4,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    z_channels=8,
+    code_dim=4,
+    num_codes=32,
+    norm_groups=2,
+    norm_eps=1e-6,
+    commitment=0.25,
+)
+MICRO_JANUS = JanusConfig(
+    llama=LlamaConfig(
+        vocab_size=384,
+        width=32,
+        depth=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_dim=48,
+        max_length=128,
+        rope_theta=10000.0,
+        norm_eps=1e-6,
+        init_std=0.2,
+    ),
+    siglip=SiglipConfig(image_size=16, patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32, norm_eps=1e-6),
+    vq=MICRO_VQ,
+    aligner_depth=2,
+    gen_aligner_depth=2,
+    image_head_width=24,
+    prompt_style="janus_pro_tiny",
+)
+
+
+@contextlib.contextmanager
+def micro_world(cache_folder):
+    """The micro presets are known and compilation is quick; everything is put back afterwards."""
+    settings = JAX_SETTINGS | {"jax_compilation_cache_dir": str(cache_folder)}
+    previous = {name: jax.config.values[name] for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "micro_janus", MICRO_JANUS)
+        patch.setitem(PRESETS, "micro_vq", MICRO_VQ)
+        _configure(settings)
+        try:
+            yield
+        finally:
+            _configure(previous)
+
+
+def _configure(settings):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def write_digit_files(folder):
+    """ArrayRecord files and a tokenizer of the first real training digits; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    training, _ = digits.load_digits()
+    some = digits.Digits(training.intensities[:NUM_DIGITS], training.labels[:NUM_DIGITS])
+    records = {
+        "understand": digits.understanding_records(some),
+        "text": digits.text_records(),
+        "generate": digits.generation_records(some),
+    }
+    for task, task_records in records.items():
+        write_records(folder / f"{task}.array_record", task_records)
+    everything = [record for task_records in records.values() for record in task_records]
+    tokenizer = digits.build_tokenizer(everything, MICRO_JANUS.llama.vocab_size, MICRO_JANUS.prompt_style)
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+def janus_experiment(data_folder, num_steps=4):
+    """A locked config that trains everything but the image tokenizer on all three tasks."""
+    config = base_config("micro_janus", "micro_janus")
+    config.trainable = (("vq/.*", False), (".*", True))
+    return _small(config, data_folder, num_steps)
+
+
+def vq_experiment(data_folder, num_steps=4):
+    """A locked config of the image tokenizer."""
+    return _small(vq_config("micro_vq"), data_folder, num_steps)
+
+
+def _small(config, data_folder, num_steps):
+    config.dtype, config.remat = "float32", "none"
+    config.train.update(batch_size=4, num_steps=num_steps, learning_rate=1e-2, schedule="cosine", warmup_steps=1)
+    config.data.update(
+        tokenizer=str(data_folder / "tokenizer.json"),
+        sources={task: (str(data_folder / f"{task}.array_record"),) for task in ("understand", "text", "generate")},
+        row_length=96,
+        und_slots=2,
+        gen_slots=2,
+        num_shards=2,
+        packing_bins=4,
+    )
+    config.mesh.fsdp = 1
+    config.checkpoint.every_steps = 2
+    config.log_every = 1
+    config.lock()
+    return config
+
+
+def saved_state(workdir, step):
+    """Path -> leaf of everything that a checkpoint holds: parameters, optimizer state, data state."""
+    folder = Path(workdir) / "checkpoints" / str(step)
+    tree = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("params", "opt_state"):
+            tree[item] = checkpointer.restore(folder / item)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        tree["data"] = checkpointer.restore(folder / "data")
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def differing_leaves(left, right):
+    """Paths at which two flat trees are not the same bit for bit."""
+    return sorted(path for path in left.keys() | right.keys() if _bits(left.get(path)) != _bits(right.get(path)))
+
+
+def _bits(leaf):
+    if leaf is None or isinstance(leaf, str):
+        return leaf
+    array = np.asarray(leaf)
+    return array.dtype, array.shape, array.tobytes()
+
+
+def start_command(*arguments, cache_folder=None, **options):
+    """`python -m ARGUMENTS` in the repository, as a user would type it; finds the micro presets through tests/."""
+    settings = {name.upper(): str(value) for name, value in JAX_SETTINGS.items()}
+    settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if cache_folder is not None:
+        settings["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder)
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | settings | {"PYTHONPATH": str(REPOSITORY / "tests")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )

@@ -1,0 +1,112 @@
+"""Training 4 steps equals training 2, stopping, and training on: bit for bit, from real ArrayRecord files."""
+
+import signal
+from typing import NamedTuple
+
+import jax
+import pytest
+from tiny_runs import differing_leaves, janus_experiment, saved_state, vq_experiment
+
+from janus_jax import from_pretrained
+from janus_jax.models.parameters import flatten
+from janus_jax.training import loop
+
+EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment}
+
+
+class Runs(NamedTuple):
+    straight: object  # workdir of 4 steps at once
+    resumed: object  # workdir of the run that was stopped
+    batches: list[int]  # batches read by: the straight run, the stopped one, the one that went on
+
+
+class WatchedStream:
+    """A training stream that counts its batches and does something when the n-th is asked for."""
+
+    def __init__(self, stream, number, action):
+        self._stream, self._number, self._action = stream, number, action
+        self.batches = 0
+
+    def __next__(self):
+        if self.batches + 1 == self._number:
+            self._action()
+        self.batches += 1
+        return next(self._stream)
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+def watched_train(config, workdir, number=0, action=None):
+    """Trains; returns how many batches were read, whatever ended the run."""
+    streams = []
+
+    def open_stream(*args):
+        streams.append(WatchedStream(original(*args), number, action))
+        return streams[-1]
+
+    original = loop.open_stream
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "open_stream", open_stream)
+        if action is None:
+            loop.train(config, workdir)
+        else:
+            with pytest.raises((KeyboardInterrupt, ConnectionError)):
+                loop.train(config, workdir)
+    return streams[-1].batches
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def crash():
+    raise ConnectionError("the disk went away")
+
+
+# Ctrl-C during step 2 saves that step; a crash in step 4 loses step 3, since the last checkpoint is that of step 2.
+@pytest.fixture(scope="module", params=[("janus", 2, ctrl_c), ("vq", 4, crash)], ids=["janus", "vq"])
+def runs(request, data_folder, tmp_path_factory):
+    name, number, action = request.param
+    config = EXPERIMENTS[name](data_folder)
+    straight, resumed = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("resumed")
+    batches = [
+        watched_train(config, straight),
+        watched_train(config, resumed, number, action),
+        watched_train(config, resumed),
+    ]
+    return Runs(straight, resumed, batches)
+
+
+def test_going_on_reads_only_the_missing_batches(runs):
+    assert runs.batches[0] == 4
+    assert runs.batches[2] == 2  # a run from 0 with the same seed would read 4, and end at the same place
+
+
+def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):
+    straight, resumed = saved_state(runs.straight, 4), saved_state(runs.resumed, 4)
+    assert differing_leaves(straight, resumed) == []
+    assert {path.split("'")[1] for path in straight} == {"params", "opt_state", "data"}
+    # The comparison sees the difference of two steps in each of the three parts.
+    moved = differing_leaves(straight, saved_state(runs.straight, 2))
+    assert {path.split("'")[1] for path in moved} == {"params", "opt_state", "data"}
+
+
+def test_metrics_of_the_resumed_run_are_those_of_the_straight_one_without_repeated_steps(runs):
+    def without_times(workdir):
+        timed = ("images_per_second", "steps_per_second")
+        return [{k: v for k, v in line.items() if k not in timed} for line in loop.read_metrics(workdir)]
+
+    assert [line["step"] for line in loop.read_metrics(runs.resumed)] == [1, 2, 3, 4]
+    assert without_times(runs.resumed) == without_times(runs.straight)
+
+
+def test_pretrained_reads_the_newest_parameters_of_a_training_workdir(data_folder, tmp_path):
+    config = janus_experiment(data_folder, num_steps=3)
+    loop.train(config, tmp_path)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 3]
+    newest = {path: leaf for path, leaf in saved_state(tmp_path, 3).items() if path.startswith("['params']")}
+    loaded = {"".join(f"['{part}']" for part in ("params", *path.split("/"))): leaf for path, leaf in
+              flatten(from_pretrained(tmp_path).params).items()}
+    assert differing_leaves(loaded, newest) == []
+    assert jax.tree.leaves(loaded)
