@@ -4,7 +4,6 @@ python -m launch.generate --checkpoint=quickstart/checkpoint --prompt="a handwri
 """
 
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from absl import flags
 from etils import epath
 
 from janus_jax.checkpoints import prepare_folder
+from janus_jax.data.images import grid
 from janus_jax.errors import UserError
 from janus_jax.inference.pipeline import from_pretrained
 from launch import command_line
@@ -59,15 +59,6 @@ def main() -> None:
         with (output / "codes.npy").open("wb") as file:
             np.save(file, np.concatenate(codes))
     print(f"{len(images)} images in {output}")
-
-
-def grid(images: Sequence[PIL.Image.Image], columns: int) -> PIL.Image.Image:
-    """Images of one size side by side, row by row."""
-    width, height = images[0].size
-    canvas = PIL.Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
-    for i, image in enumerate(images):
-        canvas.paste(image, (i % columns * width, i // columns * height))
-    return canvas
 
 
 def _prompts() -> list[str]:

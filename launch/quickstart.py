@@ -27,7 +27,7 @@ from etils import epath
 from configs import quickstart as experiment
 from janus_jax.checkpoints import load_params, prepare_folder
 from janus_jax.data import digits
-from janus_jax.data.images import to_images
+from janus_jax.data.images import grid, to_images
 from janus_jax.data.records import write_records
 from janus_jax.evaluation.digits import (
     Generation,
@@ -43,7 +43,6 @@ from janus_jax.models.parameters import abstract_params, build
 from janus_jax.training.loop import read_metrics, train
 from janus_jax.training.stages import module_table, trainable_mask
 from launch import command_line
-from launch.generate import grid
 from launch.quickstart_report import Phase, Question, ReportPage, render
 
 OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that is written")

@@ -119,7 +119,7 @@ def vq_experiment(data_folder, num_steps=4):
 
 def _small(config, data_folder, num_steps):
     config.dtype, config.remat = "float32", "none"
-    config.train.update(batch_size=4, num_steps=num_steps, learning_rate=1e-2, schedule="cosine", warmup_steps=1)
+    config.train.update(batch_size=4, num_steps=num_steps, learning_rate=1e-2, schedule="cosine")
     config.data.update(
         tokenizer=str(data_folder / "tokenizer.json"),
         sources={task: (str(data_folder / f"{task}.array_record"),) for task in ("understand", "text", "generate")},

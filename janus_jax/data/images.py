@@ -1,7 +1,9 @@
 """Images: decoding with bounds, and the two resizing rules of the family (`image_processing_vlm.py`)."""
 
 import io
+import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -81,3 +83,12 @@ def to_images(pixels: np.ndarray) -> list[PIL.Image.Image]:
     """Model output [B, H, W, 3], nominally in [-1, 1] -> images; truncated, not rounded, as in the original."""
     clipped = np.clip((np.asarray(pixels, np.float32) + 1) / 2 * 255, 0, 255)
     return [PIL.Image.fromarray(image) for image in clipped.astype(np.uint8)]
+
+
+def grid(images: Sequence[PIL.Image.Image], columns: int) -> PIL.Image.Image:
+    """Images of one size side by side, row by row."""
+    width, height = images[0].size
+    canvas = PIL.Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
+    for i, image in enumerate(images):
+        canvas.paste(image, (i % columns * width, i // columns * height))
+    return canvas

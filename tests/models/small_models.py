@@ -1,6 +1,7 @@
 """Small models with parameters that let mistakes show; fresh ones give nearly flat outputs."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,9 @@ from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQCo
 from janus_jax.models.parameters import abstract_params, flatten, unflatten
 
 SMALL_VQ = VQConfig(
-    image_size=16,
+    image_size=8,
     base_channels=4,
-    channel_multipliers=(1, 2, 2),
+    channel_multipliers=(1, 2),
     num_res_blocks=1,
     z_channels=6,
     code_dim=4,
@@ -35,7 +36,7 @@ SMALL = JanusConfig(
         init_std=0.02,
     ),
     siglip=SiglipConfig(image_size=16, patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32, norm_eps=1e-6),
-    vq=dataclasses.replace(SMALL_VQ, image_size=8),  # two by two codes, as many as SigLIP tokens
+    vq=dataclasses.replace(SMALL_VQ, image_size=4),  # two by two codes, as many as SigLIP tokens
     aligner_depth=2,
     gen_aligner_depth=2,
     image_head_width=24,
@@ -43,6 +44,7 @@ SMALL = JanusConfig(
 )
 
 
+@functools.cache
 def random_params(config, seed=0):
     """Matrices scaled by 1/sqrt(fan_in), tables by 0.5, norm scales around 1."""
     rng = np.random.default_rng(seed)

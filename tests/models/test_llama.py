@@ -20,8 +20,12 @@ def hidden_states(x, positions, segment_ids):
 
 def run_alone(x):
     """One unpadded sample [T, D]."""
-    length = len(x)
-    return hidden_states(x[None], jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))[0]
+    return np.asarray(hidden_states(x[None], *places(len(x))))[0]
+
+
+def places(length):
+    """(positions, segment_ids) of a row that is one sample."""
+    return jnp.asarray(np.arange(length)[None]), jnp.asarray(np.ones((1, length), np.int32))
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -45,15 +49,14 @@ def test_cached_decoding_of_left_padded_rows_equals_the_full_forward(scan_layers
     np.testing.assert_allclose(cached[0], full[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(cached[1, 3:], full[1, 3:], rtol=0, atol=1e-5)
     np.testing.assert_allclose(cached[1, 3:], run_alone(x[1, 3:]), rtol=0, atol=1e-5)
-    assert int(cache.index) == 9
+    assert int(cache.length) == 9
     np.testing.assert_array_equal(cache.segment_ids, np.pad(segment_ids, ((0, 0), (0, 3))))
 
 
 def test_a_later_token_never_changes_earlier_hidden_states():
     x = random_array(1, 8, WIDTH)
     changed = x.at[0, 5].add(1.0)
-    positions, segment_ids = jnp.arange(8)[None], jnp.ones((1, 8), jnp.int32)
-    before, after = (np.asarray(hidden_states(rows, positions, segment_ids))[0] for rows in (x, changed))
+    before, after = (np.asarray(hidden_states(rows, *places(8)))[0] for rows in (x, changed))
     np.testing.assert_array_equal(after[:5], before[:5])
     assert (np.abs(after[5:] - before[5:]).max(axis=1) > 1e-2).all()
 
@@ -71,8 +74,8 @@ def test_two_samples_packed_in_a_row_equal_the_samples_apart():
 def test_order_of_tokens_matters_only_through_positions():
     """Permuting tokens together with their positions permutes the output: nothing else tells tokens apart."""
     x = random_array(1, 6, WIDTH)
-    positions, segment_ids = jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32)
-    order = jnp.array([3, 0, 5, 1, 4, 2])
+    positions, segment_ids = places(6)
+    order = np.array([3, 0, 5, 1, 4, 2])
     straight = hidden_states(x, positions, segment_ids)[:, order]
     permuted = hidden_states(x[:, order], positions[:, order], segment_ids)
     np.testing.assert_allclose(permuted, straight, rtol=0, atol=1e-5)
@@ -82,16 +85,14 @@ def test_order_of_tokens_matters_only_through_positions():
 
 def test_bfloat16_keeps_its_dtype_and_stays_near_float32():
     x = random_array(1, 6, WIDTH)
-    positions, segment_ids = jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32)
     narrow = Llama(CONFIG, Execution(dtype=jnp.bfloat16))
     hidden, cache = jax.jit(narrow.apply)(
         {"params": PARAMS},
         x.astype(jnp.bfloat16),
-        positions,
-        segment_ids,
+        *places(6),
         init_cache(CONFIG, Execution(dtype=jnp.bfloat16), batch=1, slots=6),
     )
     assert hidden.dtype == cache.k.dtype == jnp.bfloat16
-    exact = hidden_states(x, positions, segment_ids)
-    error = np.abs(hidden.astype(jnp.float32) - exact).mean() / np.abs(exact).mean()
+    exact = np.asarray(hidden_states(x, *places(6)))
+    error = np.abs(np.asarray(hidden, np.float32) - exact).mean() / np.abs(exact).mean()
     assert 1e-5 < error < 3e-2

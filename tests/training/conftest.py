@@ -1,7 +1,9 @@
-"""Files of real digits and the micro presets, shared by the tests of training."""
+"""Files of real digits, a packed batch of them, and the micro presets, shared by the tests of training."""
 
 import pytest
-from tiny_runs import micro_world, write_digit_files
+from tiny_runs import MICRO_JANUS, janus_experiment, micro_world, write_digit_files
+
+from janus_jax.training.experiment import open_stream, open_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,13 @@ def cache_folder(tmp_path_factory):
 def world(cache_folder):
     with micro_world(cache_folder):
         yield
+
+
+@pytest.fixture(scope="session")
+def batch(data_folder):
+    """Packed rows of all three tasks, several samples a row."""
+    config = janus_experiment(data_folder)
+    stream = open_stream(config, MICRO_JANUS, open_tokenizer(config, MICRO_JANUS))
+    batch = next(stream)
+    stream.close()
+    return batch

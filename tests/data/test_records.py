@@ -1,0 +1,132 @@
+import dataclasses
+
+import msgpack
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from tiny_data import alternate, document, flat_png, generate, text, understand
+
+from janus_jax.data.prompts import Message
+from janus_jax.data.records import Record, open_records, write_records
+from janus_jax.errors import UserError
+
+RECORDS = [
+    understand("<image>\nWhat? é", "A cat 猫.", images=[flat_png(1)], key="a/1"),
+    understand("<image> or <image>?", "first", "sure?", "yes", images=[flat_png(1), flat_png(2)], key="a/2"),
+    text("q", "a", key="b/1"),
+    text("what does <image> mean?", "a marker", key="b/2"),
+    document("Once upon a time.", key="c/1"),
+    generate("a dog", flat_png(3), key="d/1"),
+    Record(task="text", messages=(Message("system", "Be brief."), *alternate(("q", "a"))), key="e/1"),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=[record.key for record in RECORDS])
+def test_serialization_round_trip(record):
+    assert Record.deserialize(record.serialize()) == record
+
+
+IMAGE = flat_png(0)
+BROKEN = {
+    "unknown task": (dict(task="caption"), r"task 'caption' is not one of"),
+    "image without marker": (dict(messages=alternate(("q", "a"))), r"0 image markers but 1 images"),
+    "marker without image": (dict(images=()), r"1 image markers but 0 images"),
+    "more markers than images": (dict(messages=alternate(("<image><image>", "a"))), r"2 image markers but 1 images"),
+    "assistant first": (dict(messages=alternate(("<image>", "a"))[::-1]), r"do not alternate"),
+    "two users": (dict(messages=(Message("user", "<image>"), Message("user", "q"))), r"do not alternate"),
+    "trailing user": (dict(messages=alternate(("<image>", "a", "q"))), r"do not alternate"),
+    "unknown role": (dict(messages=(Message("user", "<image>"), Message("tool", "a"))), r"do not alternate"),
+    "single message": (dict(messages=(Message("assistant", "<image>"),)), r"do not alternate"),
+    "no messages": (dict(messages=(), images=()), r"do not alternate"),
+    "only a system message": (dict(messages=(Message("system", "<image>"),)), r"do not alternate"),
+    "empty answer": (dict(messages=alternate(("<image>", " \n"))), r"no assistant text"),
+    "drawing answered by text": (dict(task="generate", messages=alternate(("<image>", "a"))), r"one caption answered by"),
+    "drawing in two turns": (
+        dict(task="generate", messages=alternate(("a", "b", "c", "<image>"))),
+        r"one caption answered by",
+    ),
+    "drawing with an image in its caption": (
+        dict(task="generate", messages=alternate(("<image>", "<image>")), images=(IMAGE, IMAGE)),
+        r"one caption answered by",
+    ),
+    "images in a text sample": (dict(task="text"), r"0 image markers but 1 images"),
+    "empty document": (dict(task="text", messages=(Message("assistant", ""),), images=()), r"no assistant text"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_every_broken_rule_is_an_error_that_names_the_sample(change, message, tmp_path):
+    good = understand("<image>\nq", "a", images=[IMAGE], key="set/7")
+    broken = dataclasses.replace(good, **change)
+    with pytest.raises(UserError, match=rf"^set/7: .*{message}"):
+        broken.validate()
+    with pytest.raises(UserError, match=message):
+        Record.deserialize(broken.serialize())
+    with pytest.raises(UserError, match=message):
+        write_records(tmp_path / "x.array_record", [good, broken])
+
+
+def payload(**changes):
+    good = {"task": "text", "messages": [["user", "q"], ["assistant", "a"]], "images": [], "key": "k"}
+    return msgpack.packb(good | changes)
+
+
+def test_the_undamaged_payload_is_a_record():
+    assert Record.deserialize(payload()) == text("q", "a", key="k")
+
+
+DAMAGED = {
+    "empty": b"",
+    "garbage": b"\xc1\xff\x00",
+    "truncated": payload()[:-3],
+    "trailing bytes": payload() + b"\x00",
+    "not UTF-8": payload().replace(b"assistant", b"assist\xff\xfft"),
+    "a list": msgpack.packb([1, 2]),
+    "a number": msgpack.packb(3),
+    "missing field": msgpack.packb({"task": "text", "messages": [], "images": []}),
+    "messages are a number": payload(messages=3),
+    "message without text": payload(messages=[["user"], ["assistant", "a"]]),
+    "message of numbers": payload(messages=[1, 2]),
+    "text is null": payload(messages=[["user", None], ["assistant", "a"]]),
+    "image is text": payload(task="understand", messages=[["user", "<image>"], ["assistant", "a"]], images=["x"]),
+    "image is a number": payload(task="understand", messages=[["user", "<image>"], ["assistant", "a"]], images=[3]),
+    "task is null": payload(task=None),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_payload_is_a_user_error(data):
+    with pytest.raises(UserError):
+        Record.deserialize(data)
+
+
+def test_files_are_read_back_in_sorted_order(tmp_path):
+    assert write_records(tmp_path / "b.array_record", RECORDS[:2]) == 2
+    assert write_records(tmp_path / "a.array_record", RECORDS[2:]) == len(RECORDS) - 2
+    write_records(tmp_path / "other.bin", [document("not matched")])
+    source = open_records([f"{tmp_path}/*.array_record"], "field")
+    assert [Record.deserialize(source[i]) for i in range(len(source))] == RECORDS[2:] + RECORDS[:2]
+    in_given_order = open_records([f"{tmp_path}/b*", f"{tmp_path}/a*"], "field")
+    assert Record.deserialize(in_given_order[0]) == RECORDS[0]
+
+
+@pytest.mark.parametrize("pattern", ["*.array_record", "missing/*.array_record", "exact.array_record"])
+def test_pattern_without_a_match_is_an_error_that_names_field_and_pattern(pattern, tmp_path):
+    with pytest.raises(UserError, match=r"^data\.sources\.text: '.*array_record' matches no file"):
+        open_records([f"{tmp_path}/{pattern}"], "data.sources.text")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+def test_damaged_file_is_an_error_that_names_field_and_file(damage, tmp_path):
+    path = tmp_path / "x.array_record"
+    write_records(path, RECORDS)
+    data = path.read_bytes()
+    path.write_bytes({"truncated": data[: len(data) // 2], "foreign": b"hello" * 1000, "empty": b""}[damage])
+    with pytest.raises(UserError, match=r"^data\.sources\.text: .*x\.array_record"):
+        open_records([str(path)], "data.sources.text")
+
+
+def test_file_without_records_is_an_error(tmp_path):
+    path = tmp_path / "x.array_record"
+    ArrayRecordWriter(str(path), "group_size:1").close()
+    with pytest.raises(UserError, match=r"field: .*x\.array_record hold no records"):
+        open_records([str(path)], "field")

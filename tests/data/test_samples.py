@@ -1,0 +1,223 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_data import (
+    BEGIN,
+    BOS,
+    BYTE_TOKENIZER,
+    END,
+    EOS,
+    PAD,
+    PLACEHOLDER,
+    alternate,
+    byte_ids,
+    document,
+    encoded,
+    flat_png,
+    generate,
+    make_builder,
+    random_image,
+    text,
+    understand,
+)
+
+from janus_jax.batch import Modality
+from janus_jax.data.images import generation_pixels, understanding_pixels
+from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
+from janus_jax.data.records import Record
+from janus_jax.data.samples import DropCounter, check_supervision
+from janus_jax.errors import UserError
+
+TEXT, FEATURE, CODE = (int(kind) for kind in (Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE))
+
+
+def build(record, **settings):
+    return make_builder(**settings).build(record, np.random.default_rng(0))
+
+
+def supervised_text(sample):
+    """What the text head learns to say."""
+    ids = sample["targets"][sample["text_weights"] > 0]
+    return BYTE_TOKENIZER.backend.decode(ids.tolist(), skip_special_tokens=False)
+
+
+def check_sample(sample, tokens, modality, text_weights, image_weights):
+    expected = {"tokens": tokens, "modality": modality, "text_weights": text_weights, "image_weights": image_weights}
+    for name, values in expected.items():
+        assert sample[name].tolist() == values, name
+    dtypes = [sample[name].dtype for name in (*expected, "targets", "und_pixels", "gen_pixels")]
+    assert dtypes == [np.int32, np.int8, np.float32, np.float32, np.int32, np.uint8, np.uint8]
+
+
+def test_understanding_sample_written_by_hand():
+    image = random_image(20, 10)
+    sample = build(understand("<image>\nA?", "no", images=[encoded(image)]), supervision="answers")
+    before, after = byte_ids("<|User|>: "), byte_ids(f"\nA?\n\n<|Assistant|>: no{EOS}")
+    check_sample(
+        sample,
+        tokens=[BOS, *before, BEGIN, 0, 0, 0, 0, END, *after],
+        modality=[TEXT] * 5 + [FEATURE] * 4 + [TEXT] * (1 + len(after)),
+        text_weights=[0.0] * (5 + 4 + len(after) - 4) + [1.0] * 4 + [0.0],  # " no" and EOS, one position earlier
+        image_weights=[0.0] * (10 + len(after)),
+    )
+    assert sample["targets"][9:].tolist() == [*after, 0]
+    np.testing.assert_array_equal(sample["und_pixels"], understanding_pixels(image, 16)[None])
+    assert sample["gen_pixels"].shape == (0, 8, 8, 3)
+
+
+def test_generation_sample_written_by_hand():
+    image = random_image(20, 10)
+    sample = build(generate("a cat", encoded(image)))
+    prompt = [BOS, *byte_ids("<|User|>: a cat\n\n<|Assistant|>:"), BEGIN]
+    check_sample(
+        sample,
+        tokens=[*prompt, 0, 0, 0, 0],
+        modality=[TEXT] * len(prompt) + [CODE] * 4,
+        text_weights=[0.0] * (len(prompt) + 4),
+        image_weights=[0.0] * (len(prompt) - 1) + [1.0] * 4 + [0.0],  # begin-of-image predicts the first code
+    )
+    np.testing.assert_array_equal(sample["gen_pixels"], generation_pixels(image, 8)[None])
+    assert sample["und_pixels"].shape == (0, 16, 16, 3)
+
+
+@pytest.mark.parametrize("supervision", ["all", "answers"])
+def test_document_is_supervised_whole_and_ends_with_eos(supervision):
+    sample = build(document(" Once. \n"), supervision=supervision)
+    ids = byte_ids(f"Once.{EOS}")
+    check_sample(sample, [BOS, *ids], [TEXT] * 7, [1.0] * 6 + [0.0], [0.0] * 7)
+    assert sample["targets"].tolist() == [*ids, 0]
+
+
+def test_answers_are_supervised_with_their_end_of_sentence():
+    record = understand("<image> x?", "yes é 猫", "and <image>?", "no", images=[flat_png(1), flat_png(2)])
+    sample = build(record, supervision="answers", row_length=128)
+    assert supervised_text(sample) == f" yes é 猫{EOS} no{EOS}"
+    assert sample["und_pixels"][:, 8, 8, 0].tolist() == [1, 2]
+
+
+def test_all_text_is_supervised_but_no_part_of_an_image():
+    sample = build(understand("<image>\nA?", "no", images=[flat_png(1)]), supervision="all")
+    assert supervised_text(sample) == f"<|User|>: \nA?\n\n<|Assistant|>: no{EOS}"
+    predicted = sample["targets"][sample["text_weights"] > 0]
+    assert not {BEGIN, END, BYTE_TOKENIZER.image_id} & set(predicted.tolist())
+
+
+def test_learned_merges_do_not_blur_the_borders_of_answers():
+    from janus_jax.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(["<|Assistant|>: yes\n\n: yes: no"] * 5, 320)
+    sample = build(text("q", "yes", "r", "no"), tokenizer=tokenizer, supervision="answers", row_length=128)
+    ids = sample["targets"][sample["text_weights"] > 0].tolist()
+    assert tokenizer.backend.decode(ids, skip_special_tokens=False) == f" yes{EOS} no{EOS}"
+
+
+def test_system_prompt_of_the_style_or_of_the_record_is_used():
+    record = text("q", "a")
+    sample = build(record, style=STYLES["janus"], row_length=512)
+    assert sample["tokens"].tolist() == [BOS, *byte_ids(f"{SYSTEM_PROMPT}\n\nUser: q\n\nAssistant: a{EOS}")]
+    own = Record(task="text", messages=(Message("system", "S"), *record.messages), key="k")
+    sample = build(own, style=STYLES["janus"], supervision="answers")
+    assert sample["tokens"].tolist() == [BOS, *byte_ids(f"S\n\nUser: q\n\nAssistant: a{EOS}")]
+    assert supervised_text(sample) == f" a{EOS}"
+
+
+def test_image_marker_in_a_text_sample_is_just_text():
+    sample = build(text("what is <image>?", "a tag"))
+    assert sample["tokens"].tolist() == [BOS, *byte_ids(f"<|User|>: what is <image>?\n\n<|Assistant|>: a tag{EOS}")]
+    assert (sample["modality"] == TEXT).all()
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_dropped_condition_keeps_bos_begin_of_image_and_the_length(probability):
+    kept = build(generate("a cat", flat_png(1)))
+    sample = build(generate("a cat", flat_png(1)), drop_condition=probability)
+    length = len(kept["tokens"]) - 4
+    expected = [BOS, *[PAD] * (length - 2), BEGIN, 0, 0, 0, 0] if probability else kept["tokens"].tolist()
+    assert sample["tokens"].tolist() == expected
+    for name in ("modality", "image_weights", "text_weights", "gen_pixels"):
+        np.testing.assert_array_equal(sample[name], kept[name])
+
+
+def test_condition_is_dropped_as_often_as_asked_and_as_the_generator_says():
+    builder, record = make_builder(drop_condition=0.3), generate("a cat", flat_png(1))
+    dropped = [PAD in builder.build(record, np.random.default_rng(seed))["tokens"] for seed in range(600)]
+    assert abs(np.mean(dropped) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 600)
+    again = [PAD in builder.build(record, np.random.default_rng(seed))["tokens"] for seed in range(50)]
+    assert again == dropped[:50]
+
+
+BAD = {
+    "too long": (document("x" * 63, key="k/1"), r"k/1: 65 tokens are longer than a row of 64"),
+    "too many images": (
+        understand("<image><image><image>", "a", images=[flat_png(1)] * 3, key="k/1"),
+        r"k/1: 3 images are more than the 2 und_pixels of a row",
+    ),
+    "literal placeholder in a question": (
+        understand(f"<image> {PLACEHOLDER}", "a", images=[flat_png(1)], key="k/1"),
+        rf"k/1: the text contains a literal {PLACEHOLDER}",
+    ),
+    "literal placeholder in a text": (
+        text(f"what is {PLACEHOLDER}?", "a", key="k/1"),
+        rf"k/1: the text contains a literal {PLACEHOLDER}",
+    ),
+    "unreadable image": (generate("a", b"GIF?", key="k/1"), r"k/1: not a readable image"),
+    "broken rule": (understand("<image>", "a", key="k/1"), r"k/1: 1 image markers but 0 images"),
+}
+
+
+@pytest.mark.parametrize(("record", "reason"), BAD.values(), ids=BAD.keys())
+def test_bad_record_is_dropped_and_counted_with_its_reason(record, reason):
+    builder = make_builder()
+    assert builder(document("fine").serialize(), np.random.default_rng(0)) is not None
+    assert builder(record.serialize(), np.random.default_rng(0)) is None
+    assert builder.drops.seen == 2 and builder.drops.reasons.total() == 1
+    with pytest.raises(UserError, match=reason):
+        raise UserError(*builder.drops.reasons)
+
+
+def test_damaged_payload_is_dropped_too():
+    builder = make_builder()
+    assert builder(b"\xc1", np.random.default_rng(0)) is None
+    assert builder.drops.reasons.total() == 1
+
+
+def test_the_longest_sample_that_fits_is_kept():
+    assert len(build(document("x" * 62))["tokens"]) == 64
+
+
+def test_too_many_generation_images_for_a_row_without_slots():
+    with pytest.raises(UserError, match=r"1 images are more than the 0 gen_pixels"):
+        build(generate("a", flat_png(1)), generation_slots=0)
+
+
+def test_stream_of_mostly_bad_samples_aborts_after_a_hundred():
+    drops = DropCounter(max_drop_rate=0.2)
+    for i in range(99):
+        drops.drop(f"bad {i}")
+    with pytest.raises(UserError, match=r"data\.max_drop_rate=0\.2: 100 of 100 samples dropped, the last: bad 99"):
+        drops.drop("bad 99")
+
+
+def test_drop_rate_below_the_limit_does_not_abort():
+    drops = DropCounter(max_drop_rate=0.2)
+    for i in range(1000):
+        drops.keep()
+        if i % 4 == 3:
+            drops.drop("bad")  # 250 of 1250: exactly the limit
+    assert (drops.seen, drops.reasons["bad"]) == (1250, 250)
+    with pytest.raises(UserError, match=r"251 of 1251"):
+        drops.drop("one more")
+
+
+def test_supervision_has_two_values():
+    assert [check_supervision(value) for value in ("all", "answers")] == ["all", "answers"]
+    with pytest.raises(UserError, match=r"data\.supervision='some' is not one of"):
+        check_supervision("some")
+
+
+def test_messages_of_a_question_are_not_changed_in_the_record():
+    record = understand("<image>\nA?", "no", images=[flat_png(1)])
+    copy = dataclasses.replace(record)
+    build(record)
+    assert record == copy and record.messages == alternate(("<image>\nA?", "no"))

@@ -1,0 +1,111 @@
+import pickle
+
+import numpy as np
+import pytest
+import tokenizers
+from tiny_data import BEGIN, BOS, BYTE_TOKENIZER, END, PAD, byte_ids
+
+from janus_jax.data import prompts
+from janus_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from janus_jax.errors import UserError
+
+TEXTS = ["a handwritten seven", "the digit three", "a drawing of the number nine", "which digit is this?"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS * 3, vocab_size=300, extra_special_tokens=("<|User|>",))
+
+
+def test_training_learns_merges_up_to_the_vocabulary_size(tokenizer):
+    assert tokenizer.vocab_size == 300
+    assert len(tokenizer.encode("a handwritten seven")) < len("a handwritten seven") / 2
+    assert len(tokenizer.encode("<|User|>: ")) == 4  # BOS, the role, colon, space
+
+
+@pytest.mark.parametrize("text", ["", "digit", "<|User|>: digit"])
+def test_bos_stands_in_front_exactly_once(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert ids[0] == tokenizer.bos_id and ids.count(tokenizer.bos_id) == 1
+    assert tokenizer.encode(prompts.BOS + text) == ids
+
+
+def test_bos_of_the_files_own_post_processor_is_not_added_again():
+    backend = tokenizers.Tokenizer.from_str(BYTE_TOKENIZER.backend.to_str())
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{prompts.BOS} $A {prompts.EOS}", special_tokens=[(prompts.BOS, BOS), (prompts.EOS, BYTE_TOKENIZER.eos_id)]
+    )
+    assert backend.encode("a").ids == [BOS, *byte_ids("a"), BYTE_TOKENIZER.eos_id]
+    assert Tokenizer(backend).encode("a") == [BOS, *byte_ids("a")]
+
+
+def test_special_tokens_in_a_text_are_single_ids():
+    text = f"a{prompts.IMAGE_PLACEHOLDER}<|User|>: é{prompts.BEGIN_OF_IMAGE}{prompts.EOS}"
+    assert BYTE_TOKENIZER.encode(text) == [BOS, *byte_ids(text)]
+
+
+@pytest.mark.parametrize("text", ["which digit is this?", " spaces  kept \n", "naïve 数字 🙂"])
+def test_decoding_inverts_encoding_and_skips_special_tokens(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(np.array(tokenizer.encode(prompts.EOS + text + prompts.PAD))) == text
+
+
+def test_offsets_point_at_the_text_of_each_token(tokenizer):
+    text = f"<|User|>: the digit three{prompts.EOS}which"
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text) and offsets[0] == (0, 0)
+    for id, (start, end) in list(zip(ids, offsets, strict=True))[1:]:
+        assert tokenizer.backend.decode([id], skip_special_tokens=False) == text[start:end]
+
+
+def expanded_by_a_list(ids, tokens_per_image):
+    out = []
+    for id in ids:
+        out += [BEGIN] + [id] * tokens_per_image + [END] if id == BYTE_TOKENIZER.image_id else [id]
+    return out
+
+
+@pytest.mark.parametrize("tokens_per_image", [1, 4, 576])
+@pytest.mark.parametrize("pattern", ["", "a", "I", "aIb", "IaI", "IIabIcI"])
+def test_expansion_of_images_equals_a_list_reference(pattern, tokens_per_image):
+    ids = [BYTE_TOKENIZER.image_id if letter == "I" else ord(letter) for letter in pattern]
+    out = BYTE_TOKENIZER.expand_images(ids, tokens_per_image)
+    assert out.tolist() == expanded_by_a_list(ids, tokens_per_image) and out.dtype == np.int32
+
+
+def test_unconditional_prompt_keeps_the_first_and_last_token():
+    prompt = BYTE_TOKENIZER.encode(f"a cat{prompts.BEGIN_OF_IMAGE}")
+    assert BYTE_TOKENIZER.unconditional(prompt) == [BOS, *[PAD] * 5, BEGIN]
+    assert BYTE_TOKENIZER.unconditional([BOS, BEGIN]) == [BOS, BEGIN]
+
+
+@pytest.mark.parametrize("token", SPECIAL_TOKENS)
+def test_missing_special_token_is_an_error_that_names_it(token, tmp_path):
+    vocabulary = {other: i for i, other in enumerate(SPECIAL_TOKENS) if other != token}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=None)).to_str())
+    with pytest.raises(UserError) as error:
+        Tokenizer.from_file(path)
+    assert str(path) in str(error.value)
+    assert [other for other in SPECIAL_TOKENS if other in str(error.value)] == [token]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"model": 1}', "[1, 2]"])
+def test_unreadable_file_is_an_error_that_names_it(content, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=rf"{path}: not a readable tokenizer.json"):
+        Tokenizer.from_file(path)
+
+
+@pytest.mark.parametrize("copy", ["file", "pickle"])
+def test_a_copy_encodes_the_same(copy, tokenizer, tmp_path):
+    if copy == "file":
+        tokenizer.save(tmp_path / "tokenizer.json")
+        again = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    else:
+        again = pickle.loads(pickle.dumps(tokenizer))
+    text = f"<|User|>: {prompts.IMAGE_PLACEHOLDER} which digit? ü"
+    assert again.encode_with_offsets(text) == tokenizer.encode_with_offsets(text)
+    assert again.vocab_size == tokenizer.vocab_size and again.image_id == tokenizer.image_id

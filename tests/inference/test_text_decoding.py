@@ -1,0 +1,105 @@
+"""Answers equal those of an uncached loop over the full forward pass, alone or in a batch, and end at EOS."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference_decoding import Reference
+
+from janus_jax.data.images import understanding_pixels
+from janus_jax.inference.pipeline import JanusPipeline, user_message
+
+NEW_TOKENS = 10
+# Different lengths, and 0, 1 and 2 images; the last is in another length bucket than the others.
+QUESTIONS = ["Which digit comes after two?", "Is one odd?", "Which of the two digits of the images is larger, if any?"]
+
+
+@pytest.fixture(scope="module")
+def reference(pipeline):
+    return Reference(pipeline)
+
+
+@pytest.fixture(scope="module")
+def images(pictures):
+    return [[], pictures[:1], pictures[1:]]
+
+
+def ask(pipeline, questions, images):
+    conversations = [[user_message(text, len(own))] for text, own in zip(questions, images, strict=True)]
+    return pipeline.answer(conversations, images, max_new_tokens=NEW_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def answers(pipeline, images):
+    return ask(pipeline, QUESTIONS, images)
+
+
+@pytest.fixture(scope="module")
+def expected(pipeline, reference, images, answers):
+    pixels = [[understanding_pixels(image, 16) for image in own] for own in images]
+    prompts = [answer.prompt_token_ids for answer in answers]
+    return [
+        reference.greedy_text(pipeline.params, ids, own, NEW_TOKENS) for ids, own in zip(prompts, pixels, strict=True)
+    ]
+
+
+def test_prompts_hold_each_image_between_its_tokens(pipeline, answers, images):
+    tokenizer = pipeline.tokenizer
+    image = [tokenizer.begin_of_image_id, *[tokenizer.image_id] * 4, tokenizer.end_of_image_id]
+    for answer, own in zip(answers, images, strict=True):
+        ids = answer.prompt_token_ids
+        assert ids[0] == tokenizer.bos_id
+        assert ids.count(tokenizer.image_id) == 4 * len(own)
+        starts = [i for i, token in enumerate(ids) if token == tokenizer.begin_of_image_id]
+        assert [ids[i : i + 6] for i in starts] == [image] * len(own)
+    lengths = [len(answer.prompt_token_ids) for answer in answers]
+    assert len(set(lengths)) == 3
+    assert max(lengths[:2]) <= 32 < lengths[2]
+
+
+def test_greedy_answers_equal_the_uncached_loop(answers, expected):
+    assert [answer.token_ids for answer in answers] == expected
+    assert len({tuple(ids) for ids in expected}) == 3
+    assert min(len(set(ids)) for ids in expected) > 2  # no answer that only repeats itself
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_each_prompt_alone_has_the_answer_it_has_in_the_batch(pipeline, answers, images, index):
+    alone = ask(pipeline, QUESTIONS[index : index + 1], images[index : index + 1])[0]
+    assert alone == answers[index]
+
+
+def test_images_are_read_in_order_from_files_or_memory(pipeline, pictures, expected, tmp_path):
+    paths = []
+    for i, picture in enumerate(pictures[1:]):
+        paths.append(tmp_path / f"{i}.png")
+        picture.save(paths[-1])
+    want = pipeline.tokenizer.decode(expected[2]).strip()
+    assert pipeline.chat(paths, QUESTIONS[2], max_new_tokens=NEW_TOKENS) == want
+    assert pipeline.chat(paths[::-1], QUESTIONS[2], max_new_tokens=NEW_TOKENS) != want
+
+
+def test_an_answer_ends_at_end_of_sentence_while_others_go_on(pipeline, images, answers):
+    """EOS takes the place of a token of the first answer: the columns of the text head are swapped."""
+    eos, first = pipeline.tokenizer.eos_id, answers[0].token_ids
+    stop = next(i for i in range(2, NEW_TOKENS) if first[i] not in first[:i])
+    kernel = np.array(pipeline.params["llm"]["lm_head"]["kernel"])
+    kernel[:, [eos, first[stop]]] = kernel[:, [first[stop], eos]]
+    llm = pipeline.params["llm"] | {"lm_head": {"kernel": jnp.asarray(kernel)}}
+    stopping = JanusPipeline(pipeline.config, pipeline.params | {"llm": llm}, pipeline.tokenizer)
+    stopped = ask(stopping, QUESTIONS, images)
+    assert stopped[0].token_ids == first[:stop]
+    assert stopped[0].text == pipeline.tokenizer.decode(first[:stop]).strip()
+    for before, after in zip(answers[1:], stopped[1:], strict=True):
+        ids = before.token_ids
+        assert after.token_ids == (ids[: ids.index(first[stop])] if first[stop] in ids else ids)
+    assert len(stopped[2].token_ids) > stop
+
+
+def test_sampling_follows_the_seed_and_a_tiny_nucleus_is_greedy(pipeline, answers, images):
+    conversations = [[user_message(QUESTIONS[0], 0)]]
+    options = {"max_new_tokens": NEW_TOKENS, "temperature": 1.0}
+    narrow = pipeline.answer(conversations, images[:1], top_p=1e-6, **options)[0]
+    assert narrow.token_ids == answers[0].token_ids
+    drawn = [pipeline.answer(conversations, images[:1], top_p=1.0, seed=seed, **options)[0] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]

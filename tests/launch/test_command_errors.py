@@ -1,0 +1,93 @@
+"""Bad input ends every command with one line on stderr that names the thing, before any long work."""
+
+import concurrent.futures
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from janus_jax.checkpoints import save_params
+from janus_jax.data import digits
+from janus_jax.data.tokenizer import FILE_NAME
+from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
+from janus_jax.models.parameters import init_params
+
+ROOT = pathlib.Path(__file__).parents[2]
+TRAIN = "--config=configs/quickstart.py:stage1"
+
+# name: (command, its arguments, what the line must name). {folder} is the fixture's.
+CASES = {
+    "unknown config key": ("train", [TRAIN, "--workdir={folder}/w", "--config.train.foo=1"], "foo"),
+    "unknown flag": ("train", [TRAIN, "--workdir={folder}/w", "--bogus=1"], "bogus"),
+    "missing workdir": ("train", [TRAIN], "--workdir"),
+    "unknown stage": ("train", ["--config=configs/quickstart.py:stage9", "--workdir={folder}/w"], "stage9"),
+    "missing config file": ("train", ["--config=configs/nope.py", "--workdir={folder}/w"], "configs/nope.py"),
+    "stray argument": ("train", [TRAIN, "--workdir={folder}/w", "stray"], "stray"),
+    "unwritable workdir": (
+        "train",
+        [TRAIN, "--workdir={folder}/file/w", "--config.data.tokenizer={folder}/model/tokenizer.json"],
+        "--workdir={folder}/file/w",
+    ),
+    "workdir of another architecture": (
+        "train",
+        [TRAIN, "--workdir={folder}/vq", "--config.data.tokenizer={folder}/model/tokenizer.json"],
+        "another architecture",
+    ),
+    "missing special token": (
+        "train",
+        [TRAIN, "--workdir={folder}/w", "--config.data.tokenizer={folder}/no_special.json"],
+        "<end_of_image>",
+    ),
+    "missing checkpoint": ("chat", ["--checkpoint={folder}/nowhere", "--prompt=hi"], "{folder}/nowhere"),
+    "empty prompt": ("chat", ["--checkpoint={folder}/model", "--prompt= "], "--prompt"),
+    "corrupt image": ("chat", ["--checkpoint={folder}/model", "--prompt=hi", "--image={folder}/file"], "{folder}/file"),
+    "prompt longer than the context": ("chat", ["--checkpoint={folder}/model", f"--prompt={'one ' * 600}"], "512"),
+    "checkpoint of an image tokenizer": ("chat", ["--checkpoint={folder}/vq", "--prompt=hi"], "{folder}/vq"),
+    "no prompt to draw": ("generate", ["--checkpoint={folder}/model", "--output={folder}/out"], "--prompt"),
+    "unwritable output": (
+        "generate",
+        ["--checkpoint={folder}/model", "--prompt=hi", "--output={folder}/file/out"],
+        "--output={folder}/file/out",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small model, an image tokenizer, a tokenizer without a special token, a file that is no image."""
+    folder = tmp_path_factory.mktemp("errors")
+    tokenizer = digits.build_tokenizer(digits.text_records(), JANUS_PRO_TINY.llama.vocab_size, "janus_pro_tiny")
+    save_params(folder / "model", JANUS_PRO_TINY, init_params(JANUS_PRO_TINY, seed=0))
+    tokenizer.save(folder / "model" / FILE_NAME)
+    save_params(folder / "vq", VQ_TINY, init_params(VQ_TINY, seed=0))
+    (folder / "no_special.json").write_text(tokenizer.backend.to_str().replace("<end_of_image>", "<end>"))
+    (folder / "file").write_text("neither an image nor a folder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """All cases, two processes at a time."""
+
+    def run(case):
+        command, arguments, _ = CASES[case]
+        line = [sys.executable, "-m", f"launch.{command}", *(argument.format(folder=folder) for argument in arguments)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_names_the_mistake(case, results, folder):
+    result = results[case]
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert CASES[case][2].format(folder=folder) in lines[0]
+
+
+def test_nothing_was_trained_before_the_errors(results, folder):
+    assert not (folder / "w" / "metrics.jsonl").exists()

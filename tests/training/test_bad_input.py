@@ -1,0 +1,124 @@
+"""Whatever is wrong with a run is one UserError that names it, before any step and before any compilation."""
+
+import pytest
+from etils import epath
+from tiny_runs import MICRO_JANUS, MICRO_VQ, janus_experiment, vq_experiment
+
+from janus_jax import UserError
+from janus_jax.checkpoints import save_params, write_architecture
+from janus_jax.data.prompts import STYLES
+from janus_jax.data.tokenizer import train_tokenizer
+from janus_jax.models.parameters import init_params
+from janus_jax.training import loop
+from janus_jax.training.checkpoint import Checkpoints
+from janus_jax.training.optimizer import make_optimizer
+from janus_jax.training.stages import trainable_mask
+from janus_jax.training.state import create_state
+
+
+@pytest.fixture(autouse=True)
+def no_step(monkeypatch):
+    """A training step would be a failure: its compilation is minutes at real size."""
+
+    def make_step(loss_fn, *args):
+        def step(state, batch):
+            pytest.fail("a training step was run")
+
+        return step
+
+    monkeypatch.setattr(loop, "make_step", make_step)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "janus_2b"}, r"model='janus_2b'"),
+        ({"dtype": "float16"}, r"dtype='float16'"),
+        ({"remat": "some"}, r"remat='some'"),
+        ({"trainable": (("llm/.*", True),)}, r"no rule matches parameter"),
+        ({"train.schedule": "linear"}, r"train\.schedule='linear'"),
+        ({"train.batch_size": 3}, r"train\.batch_size=3 .*data\.num_shards=2"),
+        ({"loss.normalization": "samples"}, r"loss\.normalization='samples'"),
+        ({"data.supervision": "questions"}, r"data\.supervision='questions'"),
+        ({"data.tokenizer": ""}, r"data\.tokenizer"),
+        ({"data.tokenizer": "/nowhere/tokenizer.json"}, r"/nowhere/tokenizer\.json"),
+        ({"data.sources.text": ("/nowhere/*.array_record",)}, r"data\.sources\.text.*/nowhere/\*\.array_record"),
+        ({"data.num_shards": 4000, "train.batch_size": 4000}, r"data\.num_shards=4000"),
+        ({"mesh.data": 2, "mesh.fsdp": 3}, r"mesh\.data=2, mesh\.fsdp=3, mesh\.tensor=1"),
+        ({"init.checkpoint": "/nowhere"}, r"/nowhere"),
+        ({"init.vq": "/nowhere"}, r"/nowhere"),
+        # Numbers that cannot work, which would otherwise end in a ZeroDivisionError or worse.
+        ({"log_every": 0}, r"log_every=0"),
+        ({"checkpoint.every_steps": 0}, r"checkpoint\.every_steps=0"),
+        ({"loss.chunk_size": 0}, r"loss\.chunk_size=0"),
+        ({"train.batch_size": 0}, r"train\.batch_size=0"),
+        ({"data.packing_bins": 0}, r"data\.packing_bins=0"),
+        ({"data.ratio": {"understand": 0.0, "text": 0.0, "generate": 0.0}}, r"data\.ratio"),
+        ({"data.ratio.text": -1.0}, r"data\.ratio"),
+        ({"data.drop_condition": 1.5}, r"data\.drop_condition=1\.5"),
+        ({"trainable": (("llm/(", True), (".*", True))}, r"llm/\("),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_field_is_named_with_its_value(data_folder, tmp_path, changes, message):
+    config = janus_experiment(data_folder)
+    for field, value in changes.items():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path / "run")
+
+
+def test_tokenizer_larger_than_the_vocabulary_is_refused_with_both_sizes(data_folder, tmp_path):
+    texts = [f"word{i} " * 3 for i in range(400)]
+    tokenizer = train_tokenizer(texts, vocab_size=500, extra_special_tokens=STYLES["janus_pro_tiny"][:2])
+    tokenizer.save(tmp_path / "large.json")
+    config = janus_experiment(data_folder)
+    config.data.tokenizer = str(tmp_path / "large.json")
+    assert tokenizer.vocab_size > 384
+    with pytest.raises(UserError, match=rf"large\.json': {tokenizer.vocab_size} tokens.*only 384"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_workdir_below_a_file_is_refused_by_its_flag(data_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*/file/run: cannot be written"):
+        loop.train(vq_experiment(data_folder), tmp_path / "file" / "run")
+
+
+def test_workdir_of_another_architecture_is_refused_with_the_difference(data_folder, tmp_path):
+    write_architecture(tmp_path, MICRO_VQ)
+    with pytest.raises(UserError, match=rf"{tmp_path}: .*another architecture.*VQConfig.*JanusConfig"):
+        loop.train(janus_experiment(data_folder), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "vq"])
+def test_starting_point_of_another_architecture_is_refused_by_its_field(data_folder, tmp_path, field):
+    other = {"checkpoint": MICRO_VQ, "vq": MICRO_JANUS}[field]
+    save_params(tmp_path / "start", other, init_params(other, seed=0))
+    config = janus_experiment(data_folder)
+    config.init[field] = str(tmp_path / "start")
+    with pytest.raises(UserError, match=rf"init\.{field}='{tmp_path}/start'.*another architecture"):
+        loop.train(config, tmp_path / "run")
+
+
+def checkpoint(workdir, config, rules, shards):
+    """A checkpoint of step 0 of a run with these `trainable` rules and this number of logical shards."""
+    params = init_params(MICRO_JANUS, seed=0)
+    state = create_state(params, trainable_mask(params, rules), make_optimizer(config.train))
+    checkpoints = Checkpoints(epath.Path(workdir), MICRO_JANUS, keep=1)
+    checkpoints.save(state, {str(shard): {} for shard in range(shards)})
+    checkpoints.close()
+
+
+def test_checkpoint_of_a_stage_that_trained_other_parameters_is_refused(data_folder, tmp_path):
+    config = janus_experiment(data_folder)
+    checkpoint(tmp_path, config, rules=(("gen_head/.*", True), (".*", False)), shards=2)
+    with pytest.raises(UserError, match=rf"{tmp_path}: checkpoint 0 cannot be restored"):
+        loop.train(config, tmp_path)
+
+
+def test_checkpoint_of_a_stream_with_other_shards_is_refused_with_both_numbers(data_folder, tmp_path):
+    config = janus_experiment(data_folder)
+    checkpoint(tmp_path, config, config.trainable, shards=4)
+    with pytest.raises(UserError, match=r"data\.num_shards=2, but the checkpoint's stream had 4"):
+        loop.train(config, tmp_path)

@@ -1,0 +1,122 @@
+"""When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts."""
+
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import MICRO_VQ, vq_experiment
+
+from janus_jax.checkpoints import save_params
+from janus_jax.models.parameters import init_params
+from janus_jax.training import loop
+
+
+class CountingStep:
+    """Loss and token weight of step n are given by a table; the state does not change but for its number."""
+
+    def __init__(self, losses, before_step=None):
+        self._losses, self._before_step = losses, before_step or {}
+
+    def __call__(self, state, batch):
+        step = int(state.step) + 1
+        self._before_step.get(step, lambda: None)()
+        loss, one = jnp.float32(self._losses[step - 1]), jnp.ones(())
+        tokens = jnp.float32(step)
+        metrics = {"loss": (loss, one), "loss/text": (loss * tokens, tokens), "images": (one, one)}
+        return state._replace(step=jnp.int32(step)), metrics
+
+
+@pytest.fixture
+def run(data_folder, tmp_path, monkeypatch):
+    """Trains with a CountingStep; returns what `train` returns."""
+
+    def train(losses, log_every=1, every_steps=2, keep=10, before_step=None):
+        config = vq_experiment(data_folder, num_steps=len(losses))
+        config.trainable = (("codebook", True), (".*", False))  # two moments instead of two hundred to save
+        config.log_every = log_every
+        config.checkpoint.update(every_steps=every_steps, keep=keep)
+        monkeypatch.setattr(loop, "make_step", lambda *_: CountingStep(losses, before_step))
+        return loop.train(config, tmp_path)
+
+    return train
+
+
+def saved_steps(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def logged(folder):
+    return {line["step"]: line for line in loop.read_metrics(folder)}
+
+
+def test_writes_and_saves_at_their_intervals_and_always_at_the_end(run, tmp_path):
+    last = run([5.0, 1.0, 3.0, 7.0, 2.0], log_every=2, every_steps=3)
+    lines = logged(tmp_path)
+    assert list(lines) == [2, 4, 5]
+    assert saved_steps(tmp_path) == [3, 5]
+    assert [lines[step]["loss"] for step in (2, 4, 5)] == [3.0, 5.0, 2.0]
+    # Weights 1, 2 and 3, 4: the tokens of each step.
+    expected = [(5 * 1 + 1 * 2) / 3, (3 * 3 + 7 * 4) / 7, 2.0]
+    assert [lines[step]["loss/text"] for step in (2, 4, 5)] == pytest.approx(expected, rel=1e-6)
+    # The cosine's rate at step n is that of n - 1 steps done: 1e-2 * cos^2(pi / 2 * (n - 1) / 5).
+    rates = [1e-2 * np.cos(np.pi / 2 * (step - 1) / 5) ** 2 for step in (2, 4, 5)]
+    assert [lines[step]["learning_rate"] for step in (2, 4, 5)] == pytest.approx(rates, rel=1e-5)
+    assert last["loss"] == 2.0
+
+
+def test_only_the_newest_checkpoints_are_kept(run, tmp_path):
+    run([1.0] * 3, every_steps=1, keep=2)
+    assert saved_steps(tmp_path) == [2, 3]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at or before step 3"):
+        run([1.0, 1.0, float("nan"), 1.0])
+    assert saved_steps(tmp_path) == [2]
+
+
+def test_no_checkpoint_follows_a_loss_that_is_not_finite(run, tmp_path):
+    """Even if the loss is looked at less often than checkpoints are saved: the last good one must stay."""
+    with pytest.raises(FloatingPointError):
+        run([1.0, float("inf"), 1.0, float("nan")], log_every=4, every_steps=1, keep=1)
+    assert saved_steps(tmp_path) == [1]
+
+
+def test_a_real_step_on_broken_parameters_stops_at_once(data_folder, tmp_path):
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, init_params(MICRO_VQ, seed=0))
+    save_params(tmp_path / "broken", MICRO_VQ, broken)
+    config = vq_experiment(data_folder)
+    config.init.checkpoint = str(tmp_path / "broken")
+    with pytest.raises(FloatingPointError, match=r"loss is nan at or before step 1"):
+        loop.train(config, tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_is_saved(run, tmp_path, number):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"after step 3, which is saved"):
+        run([1.0] * 4, log_every=4, before_step={3: lambda: signal.raise_signal(number)})
+    assert saved_steps(tmp_path) == [2, 3]
+    assert list(logged(tmp_path)) == [3]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(run, tmp_path):
+    def press_twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run([1.0] * 4, before_step={3: press_twice})
+    assert saved_steps(tmp_path) == [2]
+
+
+def test_a_finished_run_is_not_repeated(run, tmp_path):
+    run([1.0, 2.0])
+    before = logged(tmp_path)
+    run([9.0, 9.0])
+    assert logged(tmp_path) == before
+    assert saved_steps(tmp_path) == [2]

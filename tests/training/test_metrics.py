@@ -1,0 +1,75 @@
+"""What metrics.jsonl holds: exact means between two writes, and no step twice."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from janus_jax.training.metrics import MetricsLog
+
+
+def log_in(folder, first_step=0):
+    return MetricsLog(epath.Path(folder), "test", num_steps=100, first_step=first_step)
+
+
+def step_metrics(loss, text, text_tokens):
+    pairs = {"loss": (loss, 1), "loss/text": (text * text_tokens, text_tokens), "images": (2, 1)}
+    return {name: (jnp.float32(total), jnp.float32(weight)) for name, (total, weight) in pairs.items()}
+
+
+def lines(folder):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_path):
+    log = log_in(tmp_path)
+    log.add(step_metrics(loss=1.0, text=2.0, text_tokens=30))
+    log.add(step_metrics(loss=4.0, text=6.0, text_tokens=10))
+    first = log.write(2, {"learning_rate": 0.5})
+    log.add(step_metrics(loss=8.0, text=1.0, text_tokens=5))
+    log.write(3, {"learning_rate": 0.25})
+    log.close()
+    written = lines(tmp_path)
+    assert [line["step"] for line in written] == [2, 3]
+    assert (written[0]["loss"], written[0]["loss/text"], written[0]["learning_rate"]) == (2.5, 3.0, 0.5)
+    assert (written[1]["loss"], written[1]["loss/text"], written[1]["learning_rate"]) == (8.0, 1.0, 0.25)
+    assert {"step": 2, **first} == written[0]
+    # Four images and two steps in the same time.
+    assert written[0]["images_per_second"] == pytest.approx(2 * written[0]["steps_per_second"])
+
+
+def test_a_task_without_tokens_has_no_mean_and_does_not_dilute_the_others(tmp_path):
+    log = log_in(tmp_path)
+    log.add(step_metrics(loss=1.0, text=0.0, text_tokens=0))
+    log.write(1, {})
+    log.add(step_metrics(loss=1.0, text=0.0, text_tokens=0))
+    log.add(step_metrics(loss=1.0, text=3.0, text_tokens=7))
+    log.write(3, {})
+    log.close()
+    without, with_text = lines(tmp_path)
+    assert "loss/text" not in without
+    assert with_text["loss/text"] == 3.0
+
+
+def test_every_line_is_json_even_when_a_metric_overflows(tmp_path):
+    log = log_in(tmp_path)
+    log.add(step_metrics(loss=1.0, text=float("inf"), text_tokens=1))
+    log.write(1, {})
+    log.close()
+    assert lines(tmp_path)[0]["loss"] == 1.0
+
+
+@pytest.mark.parametrize(("resumed_at", "kept"), [(0, []), (2, [1, 2]), (4, [1, 2, 3, 4])])
+def test_lines_after_the_resumed_step_are_dropped(tmp_path, resumed_at, kept):
+    log = log_in(tmp_path)
+    for step in range(1, 5):
+        log.add(step_metrics(loss=float(step), text=1.0, text_tokens=1))
+        log.write(step, {})
+    log.close()
+    before = lines(tmp_path)
+    log_in(tmp_path, first_step=resumed_at).close()
+    assert lines(tmp_path) == [line for line in before if line["step"] in kept]

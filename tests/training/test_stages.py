@@ -1,0 +1,132 @@
+"""What the stages of the papers train: names and counts at full size, one real step at micro size."""
+
+import functools
+import importlib
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+from tiny_runs import MICRO_JANUS, differing_leaves, janus_experiment
+
+from janus_jax import UserError
+from janus_jax.models.config import PRESETS, Execution
+from janus_jax.models.parameters import abstract_params, flatten, init_params
+from janus_jax.sharding import make_mesh
+from janus_jax.training.objectives import make_loss
+from janus_jax.training.optimizer import make_optimizer
+from janus_jax.training.stages import format_table, merge, module_table, split, trainable_mask
+from janus_jax.training.state import create_state, make_step, state_shardings
+
+# Counts of models.md 1.7, measured on the released architectures; SigLIP without its unused pooling head.
+_SIZES_1B = {
+    "siglip": 303_688_704,
+    "aligner": 6_295_552,
+    "vq": 71_883_403,
+    "gen_embed": 131_072,
+    "gen_aligner": 4_214_784,
+    "gen_head": 37_767_168,
+    "llm": 1_652_656_128,
+}
+_SIZES_7B = _SIZES_1B | {
+    "aligner": 20_979_712,
+    "gen_aligner": 16_818_176,
+    "gen_head": 83_906_560,
+    "llm": 6_910_365_696,
+}
+SIZES = {"janus_1p3b": _SIZES_1B, "janus_pro_1b": _SIZES_1B, "janus_pro_7b": _SIZES_7B}
+TOTALS = {"janus_1p3b": 2_076_636_811, "janus_pro_1b": 2_076_636_811, "janus_pro_7b": 7_407_773_323}
+# Janus, section 3.2; `gen_embed` by our choice.
+TRAINED = {
+    "stage1": {"aligner", "gen_aligner", "gen_head", "gen_embed"},
+    "stage2": {"aligner", "gen_aligner", "gen_head", "gen_embed", "llm"},
+    "stage3": {"aligner", "gen_aligner", "gen_head", "gen_embed", "llm", "siglip"},
+}
+# Adding one vector to all keys shifts all scores of a query alike, so its gradient is zero but for rounding.
+NO_GRADIENT = "siglip/layers/k_proj/bias"
+
+abstract = functools.cache(abstract_params)
+
+
+def rules_of(name, stage):
+    return importlib.import_module(f"configs.{name}").get_config(stage).trainable
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+@pytest.mark.parametrize("name", SIZES)
+def test_each_stage_trains_the_papers_modules_with_their_exact_counts(name, stage):
+    params = abstract(PRESETS[name])
+    mask = trainable_mask(params, rules_of(name, stage))
+    assert mask == {path: path.split("/")[0] in TRAINED[stage] for path in flatten(params)}
+    expected = {module: (size, size if module in TRAINED[stage] else 0) for module, size in SIZES[name].items()}
+    expected["total"] = (TOTALS[name], sum(trained for _, trained in expected.values()))
+    table = module_table(params, mask)
+    assert {module: (size, trained) for module, size, trained in table} == expected
+    printed = {line.split()[0]: line.split()[1:] for line in format_table(table).splitlines()[1:]}
+    assert printed == {
+        module: [f"{size:,}", f"{trained:,}" if trained else "frozen"] for module, (size, trained) in expected.items()
+    }
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def step(request, data_folder, batch):
+    """(stage, parameters before, state after one step on a batch of all tasks)."""
+    config = janus_experiment(data_folder)
+    params = init_params(MICRO_JANUS, seed=1)
+    before = {path: np.array(leaf) for path, leaf in flatten(params).items()}
+    mask = trainable_mask(params, rules_of("janus_1p3b", request.param))
+    optimizer = make_optimizer(config.train)
+    state, mesh = create_state(params, mask, optimizer), make_mesh(config.mesh)
+    step_fn = make_step(
+        make_loss(MICRO_JANUS, Execution(), config.loss),
+        optimizer,
+        state_shardings(MICRO_JANUS, mask, optimizer, state, mesh),
+        mesh,
+    )
+    return request.param, before, step_fn(state, batch)[0]
+
+
+def test_moments_exist_and_are_filled_exactly_for_the_trainable_parameters(step):
+    stage, before, state = step
+    trainable = {path for path in before if path.split("/")[0] in TRAINED[stage]}
+    for name in ("mu", "nu"):
+        moments = flatten(optax.tree_utils.tree_get(state.opt_state, name))
+        assert {path: leaf.shape for path, leaf in moments.items()} == {path: before[path].shape for path in trainable}
+        assert [path for path, leaf in moments.items() if path != NO_GRADIENT and not np.any(leaf)] == []
+    others = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert len(others) == 2 * len(trainable)  # nothing of the size of a parameter besides the two moments
+
+
+def test_a_step_changes_every_trainable_leaf_and_no_bit_of_a_frozen_one(step):
+    stage, before, state = step
+    after = {path: np.array(leaf) for path, leaf in flatten(merge(state.trainable, state.frozen)).items()}
+    changed = set(differing_leaves(before, after))
+    assert changed - {NO_GRADIENT} == {path for path in before if path.split("/")[0] in TRAINED[stage]} - {NO_GRADIENT}
+    assert int(state.step) == 1
+
+
+def test_merge_inverts_split():
+    params = {"a": {"x": 1, "y": 2}, "b": 3}
+    trainable, frozen = split(params, {"a/x": True, "a/y": False, "b": True})
+    assert (trainable, frozen) == ({"a": {"x": 1}, "b": 3}, {"a": {"y": 2}})
+    assert merge(trainable, frozen) == params
+
+
+def test_the_first_matching_rule_decides():
+    params = {"a": {"x": 0}, "b": 0}
+    assert trainable_mask(params, (("a/.*", False), (".*", True))) == {"a/x": False, "b": True}
+    assert trainable_mask(params, ((".*", True), ("a/.*", False))) == {"a/x": True, "b": True}
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        ((("siglip/.*", True), ("vq/.*", False)), "aligner/linear_0/bias"),  # the first that nothing matches
+        ((("sigclip/.*", False), (".*", True)), "sigclip/.*"),
+        ((("vq", False), (".*", True)), "'vq'"),  # a rule must match the whole path
+    ],
+)
+def test_unmatched_parameter_and_unused_rule_are_refused_by_name(rules, named):
+    with pytest.raises(UserError, match=re.escape(named)):
+        trainable_mask(abstract(MICRO_JANUS), rules)
