@@ -49,7 +49,9 @@ class Siglip(nn.Module):
         patch_axes = (None, None, None, "embed")
         x = Conv(c.width, c.patch_size, dtype, stride=c.patch_size, axes=patch_axes, name="patch_embed")(pixels)
         x = x.reshape(x.shape[0], c.num_tokens, c.width)
-        pos_embed = self.param("pos_embed", declare(Normal(0.02), (None, "embed")), (c.num_tokens, c.width))
+        # 1 / sqrt(width) as in SigLIP's own code; the reference's 0.02 is the same order at width 1024.
+        init = declare(Normal(c.width**-0.5), (None, "embed"))
+        pos_embed = self.param("pos_embed", init, (c.num_tokens, c.width))
         x = x + pos_embed.astype(dtype)
         x, _ = run_layers(Block, c, c.depth, self.execution, x, None, None)
         return layer_norm(c.norm_eps, dtype, "norm")(x)

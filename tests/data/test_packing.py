@@ -8,25 +8,23 @@ ROW_LENGTH, UND_SLOTS, GEN_SLOTS = 20, 2, 1
 
 
 def make_samples(count=60, seed=0):
-    """Sample i has tokens of value i + 1 and images of value i; every feature tells where it comes from."""
+    """Sample i has tokens of value i + 1 and images that count up; every feature tells where it comes from."""
     rng = np.random.default_rng(seed)
+    images = np.arange(1, 4 * count + 1, dtype=np.uint8)[:, None, None, None]
     samples = []
     for i in range(count):
         length, und, gen = int(rng.integers(1, ROW_LENGTH + 1)), int(rng.integers(0, 3)), int(rng.integers(0, 2))
         place = np.arange(length)
-        samples.append(
-            {
-                "tokens": np.full(length, i + 1, np.int32),
-                "modality": (1 + place % 3).astype(np.int8),
-                "targets": (100 * (i + 1) + place).astype(np.int32),
-                "text_weights": (place % 2).astype(np.float32),
-                "image_weights": (place % 5 == 0).astype(np.float32),
-                "und_pixels": np.stack([np.full((2, 2, 3), 2 * i + k, np.uint8) for k in range(und)] or [np.zeros((2, 2, 3))])[
-                    :und
-                ].astype(np.uint8),
-                "gen_pixels": np.full((gen, 4, 4, 3), i, np.uint8),
-            }
-        )
+        sample = {
+            "tokens": np.full(length, i + 1, np.int32),
+            "modality": (1 + place % 3).astype(np.int8),
+            "targets": (100 * (i + 1) + place).astype(np.int32),
+            "text_weights": (place % 2).astype(np.float32),
+            "image_weights": (place % 5 == 0).astype(np.float32),
+            "und_pixels": np.tile(images[2 * i : 2 * i + und], (1, 2, 2, 3)),
+            "gen_pixels": np.tile(images[i : i + gen], (1, 4, 4, 3)),
+        }
+        samples.append(sample)
     return samples
 
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import PIL.Image
 import pytest
 
@@ -70,6 +69,6 @@ def pipeline(small):
 
 @pytest.fixture(scope="session")
 def pictures():
-    """Three different images, none of them square and none of the model's size."""
-    rng = np.random.default_rng(7)
-    return [PIL.Image.fromarray(rng.integers(0, 256, (height, 25, 3), dtype=np.uint8)) for height in (20, 30, 40)]
+    """Three images of different colours and sizes, none of them square."""
+    colours = [(20, (250, 10, 10)), (30, (10, 10, 240)), (40, (240, 240, 20))]
+    return [PIL.Image.new("RGB", (25, height), colour) for height, colour in colours]

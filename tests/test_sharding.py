@@ -1,0 +1,139 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from janus_jax import sharding
+from janus_jax.errors import UserError
+from janus_jax.models.config import JANUS_PRO_7B, JANUS_PRO_TINY
+from janus_jax.models.parameters import abstract_params, flatten
+from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
+
+TRAINING = Path(__file__).with_name("sharded_training.py")
+
+
+class FakeDevice:
+    """Enough of a device for a mesh whose arrays are never made."""
+
+    process_index = 0
+    platform = device_kind = "fake"
+
+    def __init__(self, id):
+        self.id = id
+
+    def __repr__(self):
+        return f"FakeDevice({self.id})"
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Pretends that there are this many devices."""
+
+    def pretend(count):
+        fake = [FakeDevice(i) for i in range(count)]
+        monkeypatch.setattr(jax, "devices", lambda *args: fake)
+
+    return pretend
+
+
+def sizes(data, fsdp, tensor):
+    return dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+
+
+@pytest.mark.parametrize("mesh_sizes", [(1, 4, 1), (1, 2, 2), (1, 8, 4), (2, 4, 8)])
+def test_every_large_parameter_of_the_7b_model_is_sharded(devices, mesh_sizes):
+    devices(int(np.prod(mesh_sizes)))
+    mesh = make_mesh(sizes(*mesh_sizes))
+    shapes = flatten(abstract_params(JANUS_PRO_7B))
+    shardings = flatten(param_shardings(JANUS_PRO_7B, mesh))
+    assert shardings.keys() == shapes.keys()
+    whole = [
+        path
+        for path, leaf in shapes.items()
+        if leaf.size > 1_000_000 and all(mesh.shape[axis] == 1 for axis in shardings[path].spec if axis)
+    ]
+    assert whole == []
+    per_device = sum(
+        leaf.size / np.prod([mesh.shape[axis] for axis in shardings[path].spec if axis]) for path, leaf in shapes.items()
+    )
+    shards = mesh_sizes[1] * mesh_sizes[2]
+    assert per_device < 1.02 * sum(leaf.size for leaf in shapes.values()) / min(shards, 4 * mesh_sizes[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "spec"),
+    [
+        ("llm/embed_tokens", ("tensor", "fsdp")),
+        ("llm/lm_head/kernel", ("fsdp", "tensor")),
+        ("llm/decoder/layers/attention/q_proj/kernel", (None, "fsdp", "tensor")),
+        ("llm/decoder/layers/attention/o_proj/kernel", (None, "tensor", "fsdp")),
+        ("llm/decoder/layers/mlp/up_proj/kernel", (None, "fsdp", "tensor")),
+        ("llm/decoder/layers/mlp/down_proj/kernel", (None, "tensor", "fsdp")),
+        ("gen_head/codes/kernel", ("fsdp", "tensor")),
+        ("vq/encoder/conv_in/kernel", (None, None, None, "fsdp")),
+        ("llm/decoder/norm/scale", (None,)),
+    ],
+)
+def test_matrices_are_cut_along_heads_mlp_and_vocabulary(devices, path, spec):
+    """Column-parallel into a block and row-parallel out of it, so that one reduction per block is enough."""
+    devices(4)
+    assert flatten(param_shardings(JANUS_PRO_7B, make_mesh(sizes(1, 2, 2))))[path].spec == PartitionSpec(*spec)
+
+
+@pytest.mark.parametrize(
+    ("mesh_sizes", "message"),
+    [
+        ((1, 5, 1), r"\w+/.*: dimension \d+ of \(.*\) is not divisible by mesh\.fsdp=5"),
+        ((1, 1, 7), r"\w+/.*: dimension \d+ of \(.*\) is not divisible by mesh\.tensor=7"),
+    ],
+)
+def test_indivisible_dimension_is_an_error_that_names_the_parameter(devices, mesh_sizes, message):
+    devices(int(np.prod(mesh_sizes)))
+    with pytest.raises(UserError, match=message) as error:
+        param_shardings(JANUS_PRO_TINY, make_mesh(sizes(*mesh_sizes)))
+    path = str(error.value).split(":")[0]
+    assert str(flatten(abstract_params(JANUS_PRO_TINY))[path].shape) in str(error.value)
+
+
+def test_two_dimensions_on_one_mesh_axis_are_an_error_that_names_the_parameter(devices, monkeypatch):
+    devices(4)
+    monkeypatch.setattr(sharding, "LOGICAL_TO_MESH", dict(sharding.LOGICAL_TO_MESH) | {"embed": "tensor"})
+    with pytest.raises(UserError, match=r"^\w+/.*: logical axes .* put the same mesh axis on two dimensions"):
+        param_shardings(JANUS_PRO_TINY, make_mesh(sizes(1, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [((1, 2, 4), (1, 2, 4)), ((-1, 2, 2), (2, 2, 2)), ((1, -1, 1), (1, 8, 1)), ((2, 2, -1), (2, 2, 2))],
+)
+def test_minus_one_takes_the_remaining_devices_in_order(devices, given, shape):
+    devices(8)
+    mesh = make_mesh(sizes(*given))
+    assert (mesh.axis_names, mesh.devices.shape) == (MESH_AXES, shape)
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+
+
+@pytest.mark.parametrize("given", [(1, 2, 2), (1, 3, -1), (-1, -1, 1), (2, 8, 1), (1, 0, -1), (-1, 16, 1), (-2, -4, 1)])
+def test_mesh_that_does_not_fit_the_devices_is_an_error_with_all_sizes(devices, given):
+    devices(8)
+    data, fsdp, tensor = given
+    expected = rf"mesh\.data={data}, mesh\.fsdp={fsdp}, mesh\.tensor={tensor} does not fit 8 devices"
+    with pytest.raises(UserError, match=expected):
+        make_mesh(sizes(*given))
+
+
+def test_sharded_training_loss_and_gradients_equal_those_of_one_device():
+    """Four CPU devices as data=1, fsdp=2, tensor=2, in a process of its own."""
+    done = subprocess.run([sys.executable, str(TRAINING)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["devices"] == 4 and result["sharded_leaves"] > 20
+    for alone, sharded in zip(result["loss_alone"], result["loss_sharded"], strict=True):
+        assert sharded == pytest.approx(alone, abs=1e-5)
+    assert result["loss_alone"][1] < result["loss_alone"][0]  # the step in between does something
+    assert max(result["gradient_difference"].values()) < 1e-5, result["gradient_difference"]
