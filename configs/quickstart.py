@@ -13,8 +13,8 @@ from janus_jax.errors import UserError
 
 PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
-STEPS = {"tokenizer": 250, "stage1": 100, "stage2": 200, "stage3": 420}
-LEARNING_RATES = {"tokenizer": 3e-3, "stage1": 2e-3, "stage2": 2e-3, "stage3": 1.5e-3}
+STEPS = {"tokenizer": 250, "stage1": 100, "stage2": 200, "stage3": 500}
+LEARNING_RATES = {"tokenizer": 2e-3, "stage1": 2e-3, "stage2": 2e-3, "stage3": 1.5e-3}
 SLOTS = {"stage1": (2, 6), "stage2": (3, 5), "stage3": (4, 3)}  # image slots of a row: understanding, generation
 
 

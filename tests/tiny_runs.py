@@ -24,9 +24,8 @@ from janus_jax.models.config import PRESETS, JanusConfig, LlamaConfig, SiglipCon
 
 REPOSITORY = Path(__file__).parents[1]
 NUM_DIGITS = 40
-# Compilation is nearly all of the time of these tests, so the compiler does less and remembers what it did.
-JAX_SETTINGS = {
-    "jax_disable_most_optimizations": True,
+# Compilation is nearly all of the time of these tests, so what was compiled once is kept in a folder.
+CACHE_SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
@@ -66,10 +65,15 @@ MICRO_JANUS = JanusConfig(
 )
 
 
+def cache_folder(tmp_path_factory):
+    """One for all tests of a session and the commands that they start."""
+    return tmp_path_factory.getbasetemp() / "compiled"
+
+
 @contextlib.contextmanager
-def micro_world(cache_folder):
-    """The micro presets are known and compilation is quick; everything is put back afterwards."""
-    settings = JAX_SETTINGS | {"jax_compilation_cache_dir": str(cache_folder)}
+def micro_world(cache):
+    """The micro presets are known and compiled programs are kept; everything is put back afterwards."""
+    settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": str(cache)}
     previous = {name: jax.config.values[name] for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "micro_janus", MICRO_JANUS)
@@ -119,7 +123,8 @@ def vq_experiment(data_folder, num_steps=4):
 
 def _small(config, data_folder, num_steps):
     config.dtype, config.remat = "float32", "none"
-    config.train.update(batch_size=4, num_steps=num_steps, learning_rate=1e-2, schedule="cosine")
+    # The rate changes from step to step, but not with `num_steps`, which therefore needs no compilation of its own.
+    config.train.update(batch_size=4, num_steps=num_steps, learning_rate=1e-2, schedule="constant", warmup_steps=3)
     config.data.update(
         tokenizer=str(data_folder / "tokenizer.json"),
         sources={task: (str(data_folder / f"{task}.array_record"),) for task in ("understand", "text", "generate")},
@@ -160,19 +165,16 @@ def _bits(leaf):
     return array.dtype, array.shape, array.tobytes()
 
 
-def start_command(*arguments, cache_folder=None, **options):
-    """`python -m ARGUMENTS` in the repository, as a user would type it; finds the micro presets through tests/."""
-    settings = {name.upper(): str(value) for name, value in JAX_SETTINGS.items()}
-    settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    if cache_folder is not None:
-        settings["JAX_COMPILATION_CACHE_DIR"] = str(cache_folder)
+def start_command(*arguments, cache, **environment):
+    """`python -m ARGUMENTS` in the repository, as a user would type it; tests/ is on its path."""
+    settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": cache, "jax_disable_most_optimizations": 1}
+    variables = {name.upper(): str(value) for name, value in settings.items()}
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=REPOSITORY,
-        env=os.environ | settings | {"PYTHONPATH": str(REPOSITORY / "tests")},
+        env=os.environ | variables | {"PYTHONPATH": str(REPOSITORY / "tests")} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )

@@ -1,6 +1,14 @@
 import pytest
 
-from janus_jax.data.prompts import EOS, STYLES, SYSTEM_PROMPT, Message, format_conversation, format_turns, generation_prompt
+from janus_jax.data.prompts import (
+    EOS,
+    STYLES,
+    SYSTEM_PROMPT,
+    Message,
+    format_conversation,
+    format_turns,
+    generation_prompt,
+)
 from janus_jax.errors import UserError
 
 PRO, FIRST = STYLES["janus_pro"], STYLES["janus"]

@@ -39,7 +39,10 @@ BROKEN = {
     "no messages": (dict(messages=(), images=()), r"do not alternate"),
     "only a system message": (dict(messages=(Message("system", "<image>"),)), r"do not alternate"),
     "empty answer": (dict(messages=alternate(("<image>", " \n"))), r"no assistant text"),
-    "drawing answered by text": (dict(task="generate", messages=alternate(("<image>", "a"))), r"one caption answered by"),
+    "drawing answered by text": (
+        dict(task="generate", messages=alternate(("<image>", "a"))),
+        r"one caption answered by",
+    ),
     "drawing in two turns": (
         dict(task="generate", messages=alternate(("a", "b", "c", "<image>"))),
         r"one caption answered by",

@@ -33,7 +33,8 @@ def test_bos_stands_in_front_exactly_once(tokenizer, text):
 def test_bos_of_the_files_own_post_processor_is_not_added_again():
     backend = tokenizers.Tokenizer.from_str(BYTE_TOKENIZER.backend.to_str())
     backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{prompts.BOS} $A {prompts.EOS}", special_tokens=[(prompts.BOS, BOS), (prompts.EOS, BYTE_TOKENIZER.eos_id)]
+        single=f"{prompts.BOS} $A {prompts.EOS}",
+        special_tokens=[(prompts.BOS, BOS), (prompts.EOS, BYTE_TOKENIZER.eos_id)],
     )
     assert backend.encode("a").ids == [BOS, *byte_ids("a"), BYTE_TOKENIZER.eos_id]
     assert Tokenizer(backend).encode("a") == [BOS, *byte_ids("a")]

@@ -14,7 +14,9 @@ from janus_jax.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 STYLE = STYLES["janus_pro_tiny"]  # no system prompt
 ROLES = (STYLE.user, STYLE.assistant)
-BYTE_TOKENIZER = train_tokenizer(["no merges"], vocab_size=len(SPECIAL_TOKENS) + len(ROLES) + 256, extra_special_tokens=ROLES)
+BYTE_TOKENIZER = train_tokenizer(
+    ["no merges"], vocab_size=len(SPECIAL_TOKENS) + len(ROLES) + 256, extra_special_tokens=ROLES
+)
 
 
 def byte_ids(text):

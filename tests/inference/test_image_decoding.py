@@ -62,7 +62,9 @@ def test_greedy_codes_equal_transformers(small, prompt_ids, greedy):
 
 
 @pytest.mark.parametrize(
-    ("weight", "chosen"), [(1.0, lambda conditional, _: conditional), (0.0, lambda _, unconditional: unconditional)]
+    ("weight", "chosen"),
+    [(1.0, lambda conditional, _: conditional), (0.0, lambda _, unconditional: unconditional)],
+    ids=["1", "0"],
 )
 def test_weight_1_is_conditional_and_0_unconditional(pipeline, reference, prompt_ids, greedy, weight, chosen):
     codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=weight, temperature=0.0)

@@ -105,7 +105,9 @@ def make_inputs(config, images_per_row):
     images = [7, *[IMAGE_TOKEN] * tokens, 8] * images_per_row
     text = rng.integers(10, config.llama.vocab_size, (2, 8)).tolist()
     return {
-        "ids": np.array([[1, *text[0][:4], *images, *text[0][4:]], [PAD, PAD, PAD, 1, text[1][0], *images, *text[1][4:]]]),
+        "ids": np.array(
+            [[1, *text[0][:4], *images, *text[0][4:]], [PAD, PAD, PAD, 1, text[1][0], *images, *text[1][4:]]]
+        ),
         "pixels": rng.standard_normal((2, images_per_row, size, size, 3)).clip(-1, 1).astype(np.float32),
         "codes": rng.integers(0, config.vq.num_codes, (2, config.vq.num_tokens)),
     }

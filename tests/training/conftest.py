@@ -1,7 +1,7 @@
 """Files of real digits, a packed batch of them, and the micro presets, shared by the tests of training."""
 
 import pytest
-from tiny_runs import MICRO_JANUS, janus_experiment, micro_world, write_digit_files
+from tiny_runs import MICRO_JANUS, cache_folder, janus_experiment, micro_world, write_digit_files
 
 from janus_jax.training.experiment import open_stream, open_tokenizer
 
@@ -11,14 +11,9 @@ def data_folder(tmp_path_factory):
     return write_digit_files(tmp_path_factory.mktemp("digits"))
 
 
-@pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture(scope="module", autouse=True)
-def world(cache_folder):
-    with micro_world(cache_folder):
+def world(tmp_path_factory):
+    with micro_world(cache_folder(tmp_path_factory)):
         yield
 
 

@@ -35,6 +35,7 @@ def run(data_folder, tmp_path, monkeypatch):
     def train(losses, log_every=1, every_steps=2, keep=10, before_step=None):
         config = vq_experiment(data_folder, num_steps=len(losses))
         config.trainable = (("codebook", True), (".*", False))  # two moments instead of two hundred to save
+        config.train.update(schedule="cosine", warmup_steps=0)
         config.log_every = log_every
         config.checkpoint.update(every_steps=every_steps, keep=keep)
         monkeypatch.setattr(loop, "make_step", lambda *_: CountingStep(losses, before_step))

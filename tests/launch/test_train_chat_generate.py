@@ -1,0 +1,172 @@
+"""One user's way through the commands: train, stop with Ctrl-C, go on, ask, draw."""
+
+import json
+import math
+import signal
+
+import numpy as np
+import PIL.Image
+import pytest
+from tiny_runs import MICRO_JANUS, start_command, write_digit_files
+
+from janus_jax import from_pretrained
+from janus_jax.data import digits
+from janus_jax.inference.pipeline import user_message
+from janus_jax.training.loop import read_metrics
+
+ENOUGH = 1_000_000  # steps: the run is still going when the signal arrives
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """data/ and images that were not trained on."""
+    folder = tmp_path_factory.mktemp("user")
+    write_digit_files(folder / "data")
+    _, held_out = digits.load_digits()
+    for name, intensities in zip("ab", held_out.intensities, strict=False):
+        digits.to_image(intensities).save(folder / f"{name}.png")
+    (folder / "prompts.txt").write_text("a handwritten seven\n\nthe digit one\n")
+    return folder
+
+
+def finish(process):
+    stdout, stderr = process.communicate(timeout=300)
+    return process.returncode, stdout, stderr
+
+
+def train(folder, num_steps):
+    return start_command(
+        "launch.train",
+        f"--config=tests/launch/micro_experiment.py:{folder / 'data'}",
+        f"--workdir={folder / 'run'}",
+        f"--config.train.num_steps={num_steps}",
+        "--config.train.schedule=constant",
+        f"--config.checkpoint.every_steps={ENOUGH}",
+        cache_folder=folder / "compiled",
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """Exit code, stderr and last saved step of a run that got Ctrl-C after its third step."""
+    process = train(folder, ENOUGH)
+    for line in process.stdout:
+        if " step 3/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    code, _, stderr = finish(process)
+    return code, stderr, saved_steps(folder)
+
+
+def saved_steps(folder):
+    return [int(path.name) for path in (folder / "run" / "checkpoints").iterdir()]
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(folder, stopped):
+    code, stderr, steps = stopped
+    assert code == 130, stderr
+    assert "Traceback" not in stderr
+    assert len(steps) == 1
+    assert steps[0] >= 3
+    assert stderr.splitlines()[-1] == f"interrupted: stopped by a signal after step {steps[0]}, which is saved"
+    assert [line["step"] for line in read_metrics(folder / "run")] == list(range(1, steps[0] + 1))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, stopped):
+    """The workdir after the run has gone on for two steps, and what it printed."""
+    code, stdout, stderr = finish(train(folder, stopped[2][0] + 2))
+    assert code == 0, stderr
+    return folder / "run", stdout
+
+
+def test_the_next_run_goes_on_from_that_checkpoint(folder, stopped, trained):
+    workdir, stdout = trained
+    step = stopped[2][0]
+    assert f"resumed from checkpoint {step} in {workdir}" in stdout
+    assert [line.split()[2] for line in stdout.splitlines() if " step " in line] == [
+        f"{n}/{step + 2}" for n in (step + 1, step + 2)
+    ]
+    assert [line["step"] for line in read_metrics(workdir)] == list(range(1, step + 3))
+    assert sorted(saved_steps(folder)) == [step, step + 2]
+    # It learned: 384 token ids and 32 codes, and what the labels are is known after a few steps.
+    losses = [line["loss"] for line in read_metrics(workdir)]
+    assert losses[0] > math.log(32) > losses[-1]
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return from_pretrained(trained[0])
+
+
+def test_chat_prints_the_json_of_the_pipelines_answer(folder, trained, model):
+    images, question = [folder / "a.png", folder / "b.png"], "Which digit is this?"
+    process = start_command(
+        "launch.chat",
+        f"--checkpoint={trained[0]}",
+        f"--image={images[0]},{images[1]}",
+        f"--prompt={question}",
+        "--max_new_tokens=6",
+        "--json",
+        cache_folder=folder / "compiled",
+    )
+    answer = model.answer([[user_message(question, 2)]], [images], max_new_tokens=6)[0]
+    code, stdout, stderr = finish(process)
+    assert (code, len(stdout.splitlines())) == (0, 1), stderr
+    assert json.loads(stdout) == {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "prompt_token_ids": answer.prompt_token_ids,
+    }
+    assert answer.prompt_token_ids.count(model.tokenizer.image_id) == 2 * MICRO_JANUS.siglip.num_tokens
+
+
+def generate(folder, output, *options):
+    return start_command(
+        "launch.generate",
+        f"--checkpoint={folder / 'run'}",
+        f"--output={folder / output}",
+        "--save_token_ids",
+        *options,
+        cache_folder=folder / "compiled",
+    )
+
+
+def read_drawings(output, columns, rows):
+    """(codes, images), after a look at the files' names and the grid."""
+    files = sorted(path.name for path in output.iterdir())
+    codes = np.load(output / "codes.npy")
+    assert files == [*(f"{i:05d}.png" for i in range(len(codes))), "codes.npy", "grid.png"]
+    images = [PIL.Image.open(output / f"{i:05d}.png") for i in range(len(codes))]
+    assert {(image.size, image.mode) for image in images} == {((8, 8), "RGB")}
+    grid = PIL.Image.open(output / "grid.png")
+    assert grid.size == (8 * columns, 8 * rows)
+    for i, image in enumerate(images):
+        left, top = i % columns * 8, i // columns * 8
+        assert grid.crop((left, top, left + 8, top + 8)).tobytes() == image.tobytes()
+    return codes, images
+
+
+def test_generate_writes_the_images_of_its_seed(folder, trained, model):
+    options = {"cfg_weight": 2.5, "seed": 3, "top_p": 0.9}
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    process = generate(folder, "drawn", f"--prompts_file={folder / 'prompts.txt'}", "--num_images=3", *flags)
+    expected = [model.generate_codes([prompt], 3, **options) for prompt in ("a handwritten seven", "the digit one")]
+    code, stdout, stderr = finish(process)
+    assert code == 0, stderr
+    assert stdout.splitlines()[-1] == f"6 images in {folder / 'drawn'}"
+    codes, images = read_drawings(folder / "drawn", columns=2, rows=3)
+    assert (codes.shape, codes.dtype) == ((6, MICRO_JANUS.image_tokens), np.int32)
+    np.testing.assert_array_equal(codes, np.concatenate(expected))
+    assert len({tuple(row) for row in codes.tolist()}) > 1
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in model.draw(codes)]
+
+
+def test_temperature_0_draws_the_most_probable_codes(folder, trained, model):
+    process = generate(folder, "argmax", "--prompt=the digit one", "--num_images=3", "--temperature=0", "--seed=9")
+    expected = model.generate_codes(["the digit one"], 3, temperature=0.0)
+    code, _, stderr = finish(process)
+    assert code == 0, stderr
+    codes, _ = read_drawings(folder / "argmax", columns=2, rows=2)
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(codes, codes[[0, 0, 0]])
