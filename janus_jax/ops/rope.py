@@ -1,25 +1,25 @@
 """Rotary position embedding in the half-split ("rotate_half") convention of Llama checkpoints.
 
-Letters: B batch, T tokens, N heads, H head dim.
+Letters: B batch, T tokens, N heads, H head dim, R = H / 2 rotated pairs.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def rope_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "B T H/2"]:
+def rope_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "B T R"]:
     """Angles position * theta^(-2i / head_dim), i = 0 .. head_dim/2 - 1, always in float32."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     return positions[..., None].astype(jnp.float32) * frequencies
 
 
-def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
+def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T R"]) -> Float[Array, "B T N H"]:
     """Rotates the pair (x[i], x[i + H/2]) by angle i; computed in float32, returned in the dtype of `x`.
 
     PyTorch casts cos and sin to the activation dtype first; keeping float32 is more exact in bfloat16 and the
     same in float32.
     """
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [B, T, 1, H/2]
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [B, T, 1, R]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

@@ -222,6 +222,18 @@ def test_generated_pixels_are_clipped_and_truncated():
     assert np.asarray(out[1])[2, :, 1].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("count", "columns", "size"), [(5, 2, (14, 9)), (4, 4, (28, 3)), (2, 3, (21, 3)), (1, 1, (7, 3))]
+)
+def test_grid_shows_images_row_by_row_on_white(count, columns, size):
+    pictures = [PIL.Image.new("RGB", (7, 3), (i, i, i)) for i in range(count)]
+    out = images.grid(pictures, columns)
+    assert out.size == size
+    cells = np.asarray(out).reshape(size[1] // 3, 3, columns, 7, 3).swapaxes(1, 2).reshape(-1, 3 * 7 * 3)
+    assert (cells == cells[:, :1]).all()
+    assert cells[:, 0].tolist() == [*range(count), *[255] * (len(cells) - count)]
+
+
 def test_pixels_survive_the_way_to_the_model_and_back():
     """uint8 -> [-1, 1] -> uint8 loses at most one step to truncation."""
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_runs import MICRO_JANUS, start_command, write_digit_files
+from tiny_runs import MICRO_JANUS, cache_folder, micro_world, start_command, write_digit_files
 
 from janus_jax import from_pretrained
 from janus_jax.data import digits
@@ -15,6 +15,13 @@ from janus_jax.inference.pipeline import user_message
 from janus_jax.training.loop import read_metrics
 
 ENOUGH = 1_000_000  # steps: the run is still going when the signal arrives
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world(tmp_path_factory):
+    """What a command has compiled is not compiled again for the number it is compared with."""
+    with micro_world(cache_folder(tmp_path_factory)):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +47,8 @@ def train(folder, num_steps):
         f"--config=tests/launch/micro_experiment.py:{folder / 'data'}",
         f"--workdir={folder / 'run'}",
         f"--config.train.num_steps={num_steps}",
-        "--config.train.schedule=constant",
         f"--config.checkpoint.every_steps={ENOUGH}",
-        cache_folder=folder / "compiled",
+        cache=folder.parent / "compiled",
     )
 
 
@@ -108,10 +114,10 @@ def test_chat_prints_the_json_of_the_pipelines_answer(folder, trained, model):
         f"--prompt={question}",
         "--max_new_tokens=6",
         "--json",
-        cache_folder=folder / "compiled",
+        cache=folder.parent / "compiled",
     )
-    answer = model.answer([[user_message(question, 2)]], [images], max_new_tokens=6)[0]
     code, stdout, stderr = finish(process)
+    answer = model.answer([[user_message(question, 2)]], [images], max_new_tokens=6)[0]
     assert (code, len(stdout.splitlines())) == (0, 1), stderr
     assert json.loads(stdout) == {
         "text": answer.text,
@@ -128,7 +134,7 @@ def generate(folder, output, *options):
         f"--output={folder / output}",
         "--save_token_ids",
         *options,
-        cache_folder=folder / "compiled",
+        cache=folder.parent / "compiled",
     )
 
 
@@ -151,9 +157,9 @@ def test_generate_writes_the_images_of_its_seed(folder, trained, model):
     options = {"cfg_weight": 2.5, "seed": 3, "top_p": 0.9}
     flags = [f"--{name}={value}" for name, value in options.items()]
     process = generate(folder, "drawn", f"--prompts_file={folder / 'prompts.txt'}", "--num_images=3", *flags)
-    expected = [model.generate_codes([prompt], 3, **options) for prompt in ("a handwritten seven", "the digit one")]
     code, stdout, stderr = finish(process)
     assert code == 0, stderr
+    expected = [model.generate_codes([prompt], 3, **options) for prompt in ("a handwritten seven", "the digit one")]
     assert stdout.splitlines()[-1] == f"6 images in {folder / 'drawn'}"
     codes, images = read_drawings(folder / "drawn", columns=2, rows=3)
     assert (codes.shape, codes.dtype) == ((6, MICRO_JANUS.image_tokens), np.int32)
@@ -164,9 +170,9 @@ def test_generate_writes_the_images_of_its_seed(folder, trained, model):
 
 def test_temperature_0_draws_the_most_probable_codes(folder, trained, model):
     process = generate(folder, "argmax", "--prompt=the digit one", "--num_images=3", "--temperature=0", "--seed=9")
-    expected = model.generate_codes(["the digit one"], 3, temperature=0.0)
     code, _, stderr = finish(process)
     assert code == 0, stderr
+    expected = model.generate_codes(["the digit one"], 3, temperature=0.0)
     codes, _ = read_drawings(folder / "argmax", columns=2, rows=2)
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_array_equal(codes, codes[[0, 0, 0]])

@@ -22,7 +22,7 @@ def torch_cross_entropy(logits, targets):
     return torch.nn.functional.cross_entropy(logits, torch.tensor(np.array(targets)).long(), reduction="none")
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 8, 22, 23, 24, 1000])
+@pytest.mark.parametrize("chunk_size", [1, 8, 22, 23, 1000])
 def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size):
     hidden, head, targets, weights = problem()
     scales = np.array([1.0, -0.5], np.float32)  # the two groups enter the total differently
@@ -81,7 +81,7 @@ def test_codebook_term_reaches_only_the_codebook_and_commitment_only_the_latent(
     latents, quantized = (jnp.asarray(rng.standard_normal((5, 8), np.float32)) for _ in range(2))
 
     def gradients(term):
-        return jax.grad(lambda z, e: vq_loss(z, e, 0.25)[term], argnums=(0, 1))(latents, quantized)
+        return jax.jit(jax.grad(lambda z, e: vq_loss(z, e, 0.25)[term], argnums=(0, 1)))(latents, quantized)
 
     slope = 2 * (np.asarray(quantized) - np.asarray(latents)) / latents.size
     codebook_term, commitment_term = gradients(0), gradients(1)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from janus_jax.ops.norms import rms_norm
+from janus_jax.ops import norms
+
+rms_norm = jax.jit(norms.rms_norm, static_argnums=2)
 
 
 def torch_rms_norm(x, scale, eps, dtype):

@@ -1,8 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.ops.placement import place_in_order, segments_with
+from janus_jax.ops import placement
+
+place_in_order, segments_with = jax.jit(placement.place_in_order), jax.jit(placement.segments_with)
 
 
 def placed_by_a_loop(row, mask, values):

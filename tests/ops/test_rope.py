@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -5,7 +6,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from janus_jax.ops.rope import apply_rope, rope_angles
+from janus_jax.ops import rope
+
+apply_rope = jax.jit(rope.apply_rope)
+rope_angles = jax.jit(rope.rope_angles, static_argnums=(1, 2))
 
 
 def torch_rope(x, positions, theta):

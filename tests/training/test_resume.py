@@ -36,7 +36,7 @@ class WatchedStream:
         return getattr(self._stream, name)
 
 
-def watched_train(config, workdir, number=0, action=None):
+def watched_train(config, workdir, make_step, number=0, action=None):
     """Trains; returns how many batches were read, whatever ended the run."""
     streams = []
 
@@ -47,6 +47,7 @@ def watched_train(config, workdir, number=0, action=None):
     original = loop.open_stream
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "open_stream", open_stream)
+        patch.setattr(loop, "make_step", make_step)
         if action is None:
             loop.train(config, workdir)
         else:
@@ -69,10 +70,18 @@ def runs(request, data_folder, tmp_path_factory):
     name, number, action = request.param
     config = EXPERIMENTS[name](data_folder)
     straight, resumed = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("resumed")
+    compiled = []
+
+    def make_step(*args):
+        """The first run's step, a pure function, for all of them: it is traced and compiled once."""
+        compiled.append(compiled[0] if compiled else original(*args))
+        return compiled[0]
+
+    original = loop.make_step
     batches = [
-        watched_train(config, straight),
-        watched_train(config, resumed, number, action),
-        watched_train(config, resumed),
+        watched_train(config, straight, make_step),
+        watched_train(config, resumed, make_step, number, action),
+        watched_train(config, resumed, make_step),
     ]
     return Runs(straight, resumed, batches)
 
