@@ -2,7 +2,19 @@ import json
 
 import numpy as np
 import pytest
-from tiny_data import BOS, byte_ids, document, encoded, flat_png, generate, make_builder, random_image, text, understand
+from tiny_data import (
+    BOS,
+    PAD,
+    byte_ids,
+    document,
+    encoded,
+    flat_png,
+    generate,
+    make_builder,
+    random_image,
+    text,
+    understand,
+)
 
 from janus_jax.batch import ImageBatch, Modality, PackedBatch
 from janus_jax.data.images import generation_pixels
@@ -153,9 +165,17 @@ def test_random_choices_differ_between_epochs(open_stream):
     sources = {"generate": [generate("c" * 30, flat_png(1), key=str(i)).serialize() for i in range(4)]}
     settings = dict(batch_size=1, num_shards=1, ratio={"generate": 1}, bins=1, sources=sources, drop_condition=0.5)
     stream = open_stream(**settings)
-    dropped = [bool((batch.tokens[0] == byte_ids("c")[0]).sum() == 0) for batch in take(stream, 40)]
+    dropped = [PAD in batch.tokens[0] for batch in take(stream, 40)]
     epochs = {tuple(dropped[i : i + 4]) for i in range(0, 40, 4)}
     assert len(epochs) > 3
+
+
+def test_random_choices_differ_between_shards(open_stream):
+    sources = {"generate": [generate("c" * 30, flat_png(1), key=str(i)).serialize() for i in range(100)]}
+    settings = dict(batch_size=2, num_shards=2, ratio={"generate": 1}, bins=1, sources=sources, drop_condition=0.5)
+    batches = take(open_stream(**settings), 40)
+    dropped = np.array([[PAD in row for row in batch.tokens] for batch in batches])
+    assert 0.2 < (dropped[:, 0] == dropped[:, 1]).mean() < 0.8
 
 
 def test_state_of_another_number_of_shards_is_refused(open_stream):

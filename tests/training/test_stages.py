@@ -87,9 +87,12 @@ def step(request, data_folder, batch):
     before = {path: np.array(leaf) for path, leaf in flatten(params).items()}
     mask = trainable_mask(params, rules_of("janus_1p3b", request.param))
     optimizer = make_optimizer(config.train)
-    state, mesh = create_state(params, mask, optimizer), make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
+    abstract_state = jax.eval_shape(lambda params: create_state(params, mask, optimizer), params)
+    shardings = state_shardings(MICRO_JANUS, mask, optimizer, abstract_state, mesh)
+    state = jax.jit(lambda params: create_state(params, mask, optimizer), out_shardings=shardings)(params)
     loss = make_loss(MICRO_JANUS, Execution(), config.loss) if request.param == "stage3" else sum_of_squares
-    step_fn = make_step(loss, optimizer, state_shardings(MICRO_JANUS, mask, optimizer, state, mesh), mesh)
+    step_fn = make_step(loss, optimizer, shardings, mesh)
     for _ in range(2):
         state, _ = step_fn(state, batch)
     return request.param, before, state
