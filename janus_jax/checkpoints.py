@@ -43,7 +43,7 @@ def read_architecture(folder: epath.PathLike) -> ModelConfig:
         if content["format_version"] != FORMAT_VERSION:
             raise UserError(f"{path}: format_version {content['format_version']}, expected {FORMAT_VERSION}")
         return _from_dict(KINDS[content["kind"]], content["config"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # not UTF-8, not JSON, another structure
         raise UserError(f"{path}: not a known architecture ({type(error).__name__}: {error})") from error
 
 

@@ -38,7 +38,8 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     shape = [int(sizes[axis]) for axis in MESH_AXES]
     devices = jax.devices()
     known = math.prod(size for size in shape if size != -1)
-    if shape.count(-1) > 1 or known <= 0 or len(devices) % known or (-1 not in shape and known != len(devices)):
+    sizes_exist = shape.count(-1) <= 1 and all(size == -1 or size >= 1 for size in shape)
+    if not sizes_exist or len(devices) % known or (-1 not in shape and known != len(devices)):
         given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
         raise UserError(f"{given} does not fit {len(devices)} devices")
     shape = [len(devices) // known if size == -1 else size for size in shape]

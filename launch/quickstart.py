@@ -47,7 +47,7 @@ from launch.quickstart_report import Phase, Question, ReportPage, render
 
 OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that is written")
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 2.0, "guidance of the drawings")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 1.5, "guidance of the drawings")
 
 IMAGES_PER_CLASS = 20
 TARGETS = {

@@ -13,18 +13,19 @@ from janus_jax.errors import UserError
 
 MAX_PIXELS = 64 * 1024 * 1024  # refuse decompression bombs before decoding
 MIN_SIZE = 14  # shortest side after resizing
+MAX_ASPECT = 8  # of images that are resized as a whole
 PAD_COLOUR = (127, 127, 127)
 
 
 def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.Image:
-    """Encoded bytes -> RGB image.
+    """Encoded bytes -> RGB image, the first frame of an animation.
 
     `training` turns photos upright by their EXIF tag and puts transparent images on white. The reference's
     evaluation does neither (plain `convert("RGB")`), so it is off by default. 16-bit grey is rescaled in both,
     since `convert` would clip it.
 
     Raises:
-        UserError: unreadable, truncated or larger than MAX_PIXELS; names `origin`.
+        UserError: unreadable, truncated, of 32-bit samples, or larger than MAX_PIXELS; names `origin`.
     """
     try:
         image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data))
@@ -33,12 +34,14 @@ def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.
         image.load()
         if training:
             image = PIL.ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                image = PIL.Image.new("RGBA", rgba.size, "white")
-                image.alpha_composite(rgba)
         if image.mode.startswith("I;16"):
             image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        if image.mode in ("I", "F"):  # unknown range: `convert` would clip it to black or white
+            raise UserError(f"{origin}: image of mode {image.mode}, expected 8 or 16 bits per channel")
+        if training and image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = PIL.Image.new("RGBA", rgba.size, "white")
+            image.alpha_composite(rgba)
         return image.convert("RGB")
     except UserError:
         raise
@@ -73,6 +76,10 @@ def understanding_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
 def generation_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
     """Short side to `size`, bicubic, the long side cropped in the centre: uint8 [size, size, 3] (Janus, 4.2)."""
     short_side = min(image.size)
+    if max(image.size) > MAX_ASPECT * short_side:  # cut first what the crop discards anyway, to bound the memory
+        half = [min(side, MAX_ASPECT * short_side) / 2 for side in image.size]
+        box = [side / 2 + sign * extent for sign in (-1, 1) for side, extent in zip(image.size, half, strict=True)]
+        image = image.crop(tuple(map(round, box)))
     width, height = (max(round(side / short_side * size), size) for side in image.size)
     resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2

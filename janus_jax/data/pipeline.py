@@ -140,6 +140,8 @@ def _stream(
 def _square_image(data: bytes, size: int, drops: DropCounter) -> dict[str, np.ndarray] | None:
     try:
         record = Record.deserialize(data)
+        if not record.images:
+            raise UserError(f"{record.key}: no image for the image tokenizer")
         image = decode_image(record.images[0], record.key, training=True)
     except UserError as error:
         drops.drop(str(error))

@@ -5,6 +5,7 @@ Every data set becomes this record first, so mixing, packing and training have o
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgpack
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -14,6 +15,7 @@ from etils import epath
 from janus_jax.data.prompts import IMAGE_MARKER, Message
 from janus_jax.errors import UserError
 
+T = TypeVar("T")
 TASKS = ("understand", "text", "generate")
 # Random reads of single records: with the default group size each costs a whole block.
 WRITER_OPTIONS = "group_size:1"
@@ -49,7 +51,9 @@ class Record:
             raise UserError(f"{self.key}: roles {[turn.role for turn in turns]} do not alternate user, assistant")
         if not any(turn.text.strip() for turn in turns if turn.role == "assistant"):
             raise UserError(f"{self.key}: no assistant text")
-        if self.task == "generate" and (len(turns) != 2 or turns[1].text.strip() != IMAGE_MARKER):
+        if self.task == "generate" and (
+            len(turns) != 2 or IMAGE_MARKER in turns[0].text or turns[1].text.strip() != IMAGE_MARKER
+        ):
             raise UserError(f"{self.key}: a generation sample is one caption answered by {IMAGE_MARKER}")
 
     def serialize(self) -> bytes:
@@ -68,9 +72,9 @@ class Record:
             payload = msgpack.unpackb(data)
             record = cls(
                 task=payload["task"],
-                messages=tuple(Message(str(role), str(text)) for role, text in payload["messages"]),
-                images=tuple(bytes(image) for image in payload["images"]),
-                key=str(payload["key"]),
+                messages=tuple(Message(_typed(str, role), _typed(str, text)) for role, text in payload["messages"]),
+                images=tuple(_typed(bytes, image) for image in payload["images"]),
+                key=_typed(str, payload["key"]),
             )
         except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
             raise UserError(f"not a training record ({type(error).__name__}: {error})") from error
@@ -110,3 +114,9 @@ def open_records(patterns: Sequence[str], field: str) -> ArrayRecordDataSource:
     if empty:
         raise UserError(f"{field}: {', '.join(paths)} hold no records")
     return source
+
+
+def _typed(expected: type[T], value: Any) -> T:
+    if not isinstance(value, expected):
+        raise TypeError(f"{expected.__name__} expected, got {type(value).__name__}")
+    return value

@@ -161,6 +161,18 @@ def test_shards_share_every_epoch_without_overlap(open_stream):
     assert (next(stream).tokens[:, 0] == BOS).all()
 
 
+def test_another_seed_gives_another_order_and_other_random_choices(open_stream):
+    sources = {"generate": [generate(letter * 30, flat_png(1), key=letter).serialize() for letter in "abcdefghijkl"]}
+    settings = dict(batch_size=1, num_shards=1, ratio={"generate": 1}, bins=1, sources=sources)
+    orders, choices = [], []
+    for seed in (0, 1):
+        orders.append([int(batch.tokens[0, 4]) for batch in take(open_stream(seed=seed, **settings), 12)])
+        stream = open_stream(seed=seed, drop_condition=0.5, **settings)
+        choices.append([PAD in batch.tokens[0] for batch in take(stream, 24)])
+    assert sorted(orders[0]) == sorted(orders[1]) == byte_ids("abcdefghijkl")
+    assert orders[0] != orders[1] and choices[0] != choices[1]
+
+
 def test_random_choices_differ_between_epochs(open_stream):
     sources = {"generate": [generate("c" * 30, flat_png(1), key=str(i)).serialize() for i in range(4)]}
     settings = dict(batch_size=1, num_shards=1, ratio={"generate": 1}, bins=1, sources=sources, drop_condition=0.5)
