@@ -77,9 +77,9 @@ def generation_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
     """Short side to `size`, bicubic, the long side cropped in the centre: uint8 [size, size, 3] (Janus, 4.2)."""
     short_side = min(image.size)
     if max(image.size) > MAX_ASPECT * short_side:  # cut first what the crop discards anyway, to bound the memory
-        half = [min(side, MAX_ASPECT * short_side) / 2 for side in image.size]
-        box = [side / 2 + sign * extent for sign in (-1, 1) for side, extent in zip(image.size, half, strict=True)]
-        image = image.crop(tuple(map(round, box)))
+        keep_x, keep_y = (min(side, MAX_ASPECT * short_side) for side in image.size)
+        left, top = (image.width - keep_x) // 2, (image.height - keep_y) // 2
+        image = image.crop((left, top, left + keep_x, top + keep_y))
     width, height = (max(round(side / short_side * size), size) for side in image.size)
     resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
