@@ -46,6 +46,15 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return Mesh(np.array(devices).reshape(shape), MESH_AXES)
 
 
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Rows over `data` and `fsdp`. Raises UserError when the devices cannot have equally many rows."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shares:
+        given = f"mesh.data={mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}"
+        raise UserError(f"train.batch_size={batch_size} is not divisible by {given}")
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """A NamedSharding for every parameter, in the tree of `init_params`."""
     shapes = flatten(abstract_params(config))

@@ -94,6 +94,8 @@ class JanusPipeline:
         sampling = _sampling(temperature, top_p)
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens}, expected at least 1")
+        if not conversations:
+            return []
         tokens_per_image = self.config.siglip.num_tokens
         prompts = []
         for messages, own in zip(conversations, images, strict=True):
@@ -151,6 +153,8 @@ class JanusPipeline:
             raise UserError(f"num_images={num_images}, expected at least 1")
         if any(not prompt.strip() for prompt in prompts):
             raise UserError("the prompt is empty, expected a description of the image")
+        if not prompts:
+            return np.zeros((0, self.config.image_tokens), np.int32)
         ids = [
             self.tokenizer.encode(generation_prompt(prompt, self._style))
             for prompt in prompts

@@ -1,5 +1,8 @@
 """From an experiment's ConfigDict to typed objects, once, at the edge."""
 
+import math
+import operator
+
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -9,8 +12,34 @@ from janus_jax.data.samples import DropCounter, SampleBuilder, check_supervision
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import PRESETS, Execution, JanusConfig, ModelConfig
+from janus_jax.models.stack import REMAT_POLICIES
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+COUNTS = (
+    "train.batch_size",
+    "train.num_steps",
+    "data.row_length",
+    "data.num_shards",
+    "data.packing_bins",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "log_every",
+)
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError for a number that cannot work, before it ends in a division by zero or an endless wait."""
+    for field in COUNTS:
+        value = operator.attrgetter(field)(config)
+        if value < 1:
+            raise UserError(f"config.{field}={value}, expected at least 1")
+    ratio = config.data.ratio.to_dict()
+    if not all(0 <= share < math.inf for share in ratio.values()) or not any(ratio.values()):
+        raise UserError(f"config.data.ratio={ratio}: expected shares of 0 or more, at least one of them above 0")
+    for field in ("data.drop_condition", "data.max_drop_rate"):
+        value = operator.attrgetter(field)(config)
+        if not 0 <= value <= 1:
+            raise UserError(f"config.{field}={value}, expected a probability")
 
 
 def model_config(config: ConfigDict) -> ModelConfig:
@@ -24,6 +53,8 @@ def execution(config: ConfigDict) -> Execution:
     """How the training step runs the model."""
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype={config.dtype!r} is not one of {sorted(DTYPES)}")
+    if config.remat not in REMAT_POLICIES:
+        raise UserError(f"config.remat={config.remat!r} is not one of {sorted(REMAT_POLICIES)}")
     return Execution(dtype=DTYPES[config.dtype], remat=config.remat)
 
 

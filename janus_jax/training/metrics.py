@@ -1,6 +1,7 @@
 """Where the numbers of a run go: TensorBoard, `metrics.jsonl` in the workdir, a progress bar or plain log lines."""
 
 import json
+import math
 import sys
 import time
 
@@ -52,8 +53,8 @@ class MetricsLog:
             means[key] = total / weight if weight else float("nan")
         images = sum(float(metrics["images"][0]) for metrics in pending)
         means |= {"images_per_second": images / elapsed, "steps_per_second": len(pending) / elapsed, **extra}
-        # A task absent from the batch has no mean: leave it out rather than write NaN, which is not JSON.
-        known = {key: value for key, value in means.items() if value == value}
+        # A task absent from the batch has no mean: leave it out, since NaN (and infinity) is not JSON.
+        known = {key: value for key, value in means.items() if math.isfinite(value)}
         with self._file.open("a") as file:
             file.write(json.dumps({"step": step, **known}) + "\n")
         for key, value in known.items():

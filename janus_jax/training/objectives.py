@@ -37,6 +37,8 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict) -> L
     """
     if loss.normalization not in ("tokens", "tasks"):
         raise UserError(f"loss.normalization={loss.normalization!r} is neither 'tokens' nor 'tasks'")
+    if loss.chunk_size < 1:
+        raise UserError(f"loss.chunk_size={loss.chunk_size}, expected at least 1")
     model = build(config, execution)
 
     def loss_fn(params: Params, batch: PackedBatch) -> tuple[jax.Array, Metrics]:

@@ -16,8 +16,13 @@ Rules = Sequence[tuple[str, bool]]
 def trainable_mask(params: Any, rules: Rules) -> dict[str, bool]:
     """Path -> trainable; the first rule whose regex matches the whole path decides.
 
-    Raises UserError for a parameter that no rule matches, and for a rule that matches no parameter.
+    Raises UserError for a parameter that no rule matches, and for a rule that is no regex or matches no parameter.
     """
+    for pattern, _ in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config.trainable: {pattern!r} is not a regular expression ({error})") from error
     paths = list(flatten(params))
     mask = {}
     for path in paths:

@@ -141,7 +141,7 @@ def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
         return np.full((len(prompts.tokens), max_new_tokens), 7)
 
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", decode_text)
-    question = [[user_message("one " * 20, 0)]]
+    question = [[user_message("one " * 30, 0)]]
     room = 128 - len(pipeline.answer(question, [[]], max_new_tokens=1)[0].prompt_token_ids)
     assert 0 < room < 96
     assert pipeline.answer(question, [[]], max_new_tokens=room)[0].token_ids == [7] * room

@@ -42,7 +42,7 @@ CASES = {
     "missing checkpoint": ("chat", ["--checkpoint={folder}/nowhere", "--prompt=hi"], "{folder}/nowhere"),
     "empty prompt": ("chat", ["--checkpoint={folder}/model", "--prompt= "], "--prompt"),
     "corrupt image": ("chat", ["--checkpoint={folder}/model", "--prompt=hi", "--image={folder}/file"], "{folder}/file"),
-    "prompt longer than the context": ("chat", ["--checkpoint={folder}/model", f"--prompt={'one ' * 600}"], "512"),
+    "prompt longer than the context": ("chat", ["--checkpoint={folder}/model", f"--prompt={'one ' * 1200}"], "1024"),
     "checkpoint of an image tokenizer": ("chat", ["--checkpoint={folder}/vq", "--prompt=hi"], "{folder}/vq"),
     "no prompt to draw": ("generate", ["--checkpoint={folder}/model", "--output={folder}/out"], "--prompt"),
     "unwritable output": (

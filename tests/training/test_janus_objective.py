@@ -140,6 +140,7 @@ def test_precomputed_codes_give_the_same_loss_as_codes_computed_in_the_step(para
 
 def test_chunk_size_changes_neither_value_nor_gradient(params, coded):
     """50 does not divide the 384 tokens; the gradient of the final norm sums up that of all hidden states."""
+    coded = jax.tree.map(jnp.asarray, coded)
     trainable, frozen = split(params, trainable_mask(params, HEADS))
     results = []
     for chunk_size in (1024, 50):
