@@ -13,8 +13,11 @@ def base_config(name: str, model: str) -> ConfigDict:
             "dtype": "bfloat16",  # compute; parameters, norms, softmax and losses stay float32 (papers: not stated)
             "remat": "full",
             "init": {
-                "checkpoint": "",  # model folder or workdir to start from; empty: fresh parameters
-                "vq": "",  # folder of a trained image tokenizer to put into a Janus model
+                # Folders to start from; what none of them holds is fresh. A part replaces that of the checkpoint.
+                "checkpoint": "",  # a whole model: ours (or a workdir), Hugging Face's or DeepSeek's
+                "siglip": "",  # transformers' SiglipModel or SiglipVisionModel
+                "llm": "",  # transformers' LlamaForCausalLM, e.g. DeepSeek-LLM
+                "vq": "",  # LlamaGen's vq_ds16, or an image tokenizer trained here
             },
             "trainable": ((".*", True),),  # ordered (path regex, trainable); every parameter must match
             "train": {

@@ -13,8 +13,8 @@ from janus_jax.errors import UserError
 
 PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
-STEPS = {"tokenizer": 200, "stage1": 60, "stage2": 120, "stage3": 800}
-LEARNING_RATES = {"tokenizer": 2e-3, "stage1": 2e-3, "stage2": 2e-3, "stage3": 2e-3}
+STEPS = {"tokenizer": 400, "stage1": 100, "stage2": 200, "stage3": 2000}
+LEARNING_RATES = {"tokenizer": 2e-3, "stage1": 1e-3, "stage2": 1e-3, "stage3": 1e-3}
 SLOTS = {"stage1": (2, 3), "stage2": (2, 3), "stage3": (2, 2)}  # image slots of a row: understanding, generation
 
 
@@ -31,7 +31,7 @@ def get_config(phase: str = "stage1") -> ConfigDict:
         config.data.und_slots, config.data.gen_slots = SLOTS[phase]
         config.data.supervision = "answers"
         config.loss.normalization = "tasks"  # an answer has two tokens, a drawing sixteen
-        config.train.batch_size = 20
+        config.train.batch_size = 10
     config.name = phase
     config.dtype = "float32"
     config.remat = "none"

@@ -67,8 +67,8 @@ NOTES = (
     "Stage I of the papers trains only the adaptors and the image head, on top of a pretrained SigLIP and a pretrained "
     "LLM. Neither exists at this size, so here every stage trains everything except the image tokenizer.",
     "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 32x32; 360 of them are held out and never "
-    "trained on. For reading, each training image is also shown slightly turned and moved. The judge of the drawings "
-    "is a support vector machine fitted to the real training images only.",
+    "trained on. For reading, each training image is also shown slightly turned, moved and resized. The judge of the "
+    "drawings is a support vector machine fitted to the real training images only.",
     "Text loss is on answers only in all stages, since the conversations are short; the papers supervise all text "
     "before stage III.",
 )

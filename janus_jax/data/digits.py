@@ -16,6 +16,7 @@ QUESTIONS = ("Which digit is this?", "What number is written here?", "Name the d
 CAPTIONS = ("a handwritten {}", "the digit {}", "a drawing of the number {}")
 IMAGE_SIZE = 32
 MAX_INTENSITY = 16  # of the 8 x 8 originals
+JITTERED_COPIES = 4  # of each image with each question
 
 
 class Digits(NamedTuple):
@@ -43,9 +44,14 @@ def to_image(intensities: np.ndarray) -> PIL.Image.Image:
 
 
 def jitter(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
-    """Turned by up to 12 degrees and moved by up to 2 of 32 pixels: another hand's way to write the same digit."""
-    angle, shift = rng.uniform(-12, 12), rng.integers(-2, 3, size=2)
-    return image.rotate(angle, PIL.Image.Resampling.BICUBIC, translate=(int(shift[0]), int(shift[1])))
+    """Another hand's way to write the same digit: turned by up to 12 degrees, 10 % smaller or larger, moved by up to
+    3 of 32 pixels."""
+    angle, zoom, shift = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1), rng.uniform(-3, 3, size=2)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    inverse = rotation / zoom  # from a pixel of the result to the one it shows
+    offset = IMAGE_SIZE / 2 - inverse @ (IMAGE_SIZE / 2 + shift)
+    matrix = np.column_stack([inverse, offset]).ravel().tolist()
+    return image.transform(image.size, PIL.Image.Transform.AFFINE, matrix, PIL.Image.Resampling.BICUBIC)
 
 
 def understanding_records(digits: Digits) -> list[Record]:
@@ -56,8 +62,9 @@ def understanding_records(digits: Digits) -> list[Record]:
         image = to_image(intensities)
         for q, question in enumerate(QUESTIONS):
             messages = (Message("user", f"{IMAGE_MARKER}\n{question}"), Message("assistant", NAMES[label]))
-            for kind, shown in (("real", image), ("jittered", jitter(image, rng))):
-                key = f"digits/{i}/question{q}/{kind}"
+            for copy in range(1 + JITTERED_COPIES):
+                shown = jitter(image, rng) if copy else image
+                key = f"digits/{i}/question{q}/copy{copy}"
                 records.append(Record(task="understand", messages=messages, images=(_encode(shown),), key=key))
     return records
 
