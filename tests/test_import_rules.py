@@ -31,7 +31,7 @@ def offenders(folder, *forbidden):
     ]
 
 
-OURS = [f"janus_jax.{name}" for name in ("ops", "models", "data", "training", "inference", "evaluation")]
+OURS = [f"janus_jax.{name}" for name in ("ops", "models", "data", "training", "inference", "evaluation", "convert")]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,8 @@ OURS = [f"janus_jax.{name}" for name in ("ops", "models", "data", "training", "i
         ("data", [name for name in OURS if name != "janus_jax.data"]),
         ("ops", ["flax", "torch"]),
         ("ops", [name for name in OURS if name != "janus_jax.ops"]),
-        ("models", ["janus_jax.data", "janus_jax.training", "janus_jax.inference", "janus_jax.evaluation", "torch"]),
+        ("models", [name for name in OURS if name not in ("janus_jax.ops", "janus_jax.models")] + ["torch"]),
+        ("convert", ["janus_jax.training", "janus_jax.inference", "janus_jax.evaluation"]),
         ("training", ["janus_jax.inference", "janus_jax.evaluation"]),
         ("inference", ["janus_jax.training", "janus_jax.evaluation"]),
         (".", ["launch", "configs", "tests"]),

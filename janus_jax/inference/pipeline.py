@@ -11,10 +11,10 @@ import PIL.Image
 from etils import epath
 from jax.typing import DTypeLike
 
-from janus_jax.checkpoints import load_params, read_architecture, save_params
+from janus_jax.convert import folders
 from janus_jax.data.images import load_image, to_images, understanding_pixels
 from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation, generation_prompt
-from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.decoding import Sampling, decode_image_codes, decode_pixels, decode_text
 from janus_jax.inference.prompt import pad_prompts
@@ -186,12 +186,18 @@ class JanusPipeline:
             images += to_images(pixels)[: len(chunk)]
         return images
 
-    def save_pretrained(self, folder: epath.PathLike) -> None:
-        """Writes a model folder that `janus_jax.from_pretrained` reads."""
-        if (epath.Path(folder) / "params").exists():
-            raise UserError(f"{folder}: already holds a model")
-        save_params(folder, self.config, self.params)
-        self.tokenizer.save(epath.Path(folder) / FILE_NAME)
+    def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
+        """Writes a complete model folder, which `janus_jax.from_pretrained` reads.
+
+        Args:
+            folder: new or empty.
+            format: "orbax" (ours), "hf" (transformers' JanusForConditionalGeneration) or "deepseek" (the original).
+            dtype: of the parameters; None keeps that of `self.params`.
+
+        Raises:
+            UserError: unknown format, one that cannot hold this model, a folder that is not empty, or a full disk.
+        """
+        folders.write_folder(folders.MemorySource(self.config, self.params, self.tokenizer), folder, format, dtype)
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
         """[B, I, image, image, 3] in [-1, 1]; conversations with fewer images get zeros, which nothing reads."""
@@ -215,7 +221,7 @@ class JanusPipeline:
 
 
 def from_pretrained(path: epath.PathLike, dtype: DTypeLike | None = None) -> JanusPipeline:
-    """Loads a model folder or training workdir of janus_jax.
+    """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
 
     Args:
         dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators.
@@ -223,13 +229,10 @@ def from_pretrained(path: epath.PathLike, dtype: DTypeLike | None = None) -> Jan
     Raises:
         UserError: not a model folder, not a Janus model, or damaged.
     """
-    config = read_architecture(path)
-    if not isinstance(config, JanusConfig):
-        raise UserError(f"{path}: holds a {type(config).__name__}, expected a Janus model")
-    tokenizer = Tokenizer.from_file(epath.Path(path) / FILE_NAME)
+    source = folders.open_folder(path)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return JanusPipeline(config, load_params(path, config, dtype), tokenizer, dtype)
+    return JanusPipeline(source.config, folders.load_params(source, dtype), source.tokenizer, dtype)
 
 
 def user_message(text: str, num_images: int) -> Message:

@@ -36,17 +36,27 @@ def bind(model: nn.Module, params: Params) -> Callable[..., Any]:
     return apply
 
 
-def init_params(config: ModelConfig, seed: int, shardings: Params | None = None) -> Params:
+def init_params(
+    config: ModelConfig, seed: int, shardings: Params | None = None, given: Mapping[str, Any] | None = None
+) -> Params:
     """Fresh float32 parameters, layers stacked; the same bits for a seed on every mesh.
 
     Args:
         shardings: a sharding per parameter, in the tree of `abstract_params`; None puts all on the default device.
             Each process draws on the host one parameter at a time.
+        given: values by path that are known already; smaller ones than declared (embeddings of a smaller vocabulary)
+            take the first places and leave the others fresh.
     """
+    known = given or {}
 
     def draw(path: str, declared: Declared) -> jax.Array:
-        rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        values = declared.distribution.draw(rng, declared.value.shape)
+        if path in known and known[path].shape == declared.value.shape:
+            values = np.asarray(known[path], np.float32)
+        else:
+            rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+            values = declared.distribution.draw(rng, declared.value.shape)
+            if path in known:
+                values[tuple(slice(size) for size in known[path].shape)] = known[path]
         if shardings is None:
             return jax.numpy.asarray(values)
         return jax.make_array_from_callback(values.shape, flat_shardings[path], lambda index: values[index])

@@ -26,7 +26,7 @@ class Checkpoints:
             saved = read_architecture(workdir)
             if saved != config:
                 raise UserError(
-                    f"{workdir}: holds another architecture than the config's: {_differences(saved, config)}"
+                    f"{workdir}: holds another architecture than the config's: {differences(saved, config)}"
                 )
         else:
             write_architecture(workdir, config)
@@ -82,7 +82,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _differences(saved: Any, wanted: Any, prefix: str = "") -> str:
+def differences(saved: Any, wanted: Any, prefix: str = "") -> str:
     """The fields in which two architectures differ, e.g. "llama.depth 4 (config: 24)"."""
     if type(saved) is not type(wanted):
         return f"{type(saved).__name__} (config: {type(wanted).__name__})"
@@ -90,7 +90,7 @@ def _differences(saved: Any, wanted: Any, prefix: str = "") -> str:
     for name in saved.__dataclass_fields__:
         old, new = getattr(saved, name), getattr(wanted, name)
         if old != new and hasattr(old, "__dataclass_fields__"):
-            parts.append(_differences(old, new, f"{prefix}{name}."))
+            parts.append(differences(old, new, f"{prefix}{name}."))
         elif old != new:
             parts.append(f"{prefix}{name} {old} (config: {new})")
     return ", ".join(parts)

@@ -9,18 +9,18 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from janus_jax.checkpoints import load_params, prepare_folder, read_architecture
+from janus_jax.checkpoints import prepare_folder
 from janus_jax.data.pipeline import Stream
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig
-from janus_jax.models.parameters import Params, abstract_params, init_params
-from janus_jax.sharding import batch_sharding, make_mesh, param_shardings
+from janus_jax.models.parameters import Params, abstract_params
+from janus_jax.sharding import batch_sharding, make_mesh
 from janus_jax.training.checkpoint import Checkpoints
 from janus_jax.training.experiment import check_numbers, execution, model_config, open_stream, open_tokenizer
+from janus_jax.training.initial import format_origins, initial_params
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.objectives import Metrics, make_loss
 from janus_jax.training.optimizer import make_optimizer, make_schedule
@@ -65,7 +65,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     stream = open_stream(config, architecture, tokenizer)
     first_step = checkpoints.latest_step()
     if first_step is None:
-        state = jax.jit(new_state, out_shardings=shardings)(_initial_params(config, architecture, mesh))
+        params, origins = initial_params(config, architecture, mesh)
+        print(format_origins(origins), flush=True)
+        state = jax.jit(new_state, out_shardings=shardings)(params)
     else:
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -147,26 +149,6 @@ class StopRequest:
         self.requested = True
         signal.signal(number, signal.default_int_handler)
         logging.warning("signal %d: saving a checkpoint after this step", number)
-
-
-def _initial_params(config: ConfigDict, architecture: ModelConfig, mesh: Mesh) -> Params:
-    """Fresh parameters, or those of `config.init.checkpoint`, with the image tokenizer of `config.init.vq` put in."""
-    if config.init.checkpoint:
-        params = _load_init("init.checkpoint", config.init.checkpoint, architecture)
-    else:
-        params = init_params(architecture, config.seed, param_shardings(architecture, mesh))
-    if config.init.vq:
-        if not isinstance(architecture, JanusConfig):
-            raise UserError(f"init.vq={config.init.vq!r}: only a Janus model takes an image tokenizer")
-        params |= {"vq": _load_init("init.vq", config.init.vq, architecture.vq)}
-    return params
-
-
-def _load_init(field: str, folder: str, architecture: ModelConfig) -> Params:
-    saved = read_architecture(folder)
-    if saved != architecture:
-        raise UserError(f"{field}={folder!r}: holds another architecture than the config's")
-    return load_params(folder, architecture)
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:

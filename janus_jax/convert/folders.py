@@ -1,0 +1,302 @@
+"""Whole model folders of any layout: open, load, write. A conversion holds one tensor in memory at a time.
+
+    orbax       ours (`janus_jax.checkpoints`)
+    hf          transformers' JanusForConditionalGeneration, 4.5x and 5.x
+    deepseek    the original `multi_modality` folder
+
+A *piece* is one of our parameters, or one layer of a stacked one. Every layout is read in pieces and written from
+pieces, so any source converts to any target by the same loop.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.typing import DTypeLike
+
+from janus_jax.checkpoints import params_path, read_architecture, write_architecture
+from janus_jax.convert import config_files, side_files
+from janus_jax.convert.orbax_files import OrbaxReader, OrbaxWriter
+from janus_jax.convert.tables import Link, Shape, links, match_names, their_shapes
+from janus_jax.convert.tensor_files import MAX_SHARD_BYTES, SafetensorsWriter, open_tensors
+from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.errors import UserError
+from janus_jax.models.config import JanusConfig, ModelConfig
+from janus_jax.models.parameters import Params, abstract_params, flatten, unflatten
+
+LAYOUTS = ("orbax", "hf", "deepseek")
+
+
+class Piece(NamedTuple):
+    path: str
+    layer: int | None  # None: the whole parameter
+
+
+class Source(Protocol):
+    """An opened model: its architecture and tokenizer, its parameters in pieces."""
+
+    layout: str
+    config: JanusConfig
+    tokenizer: Tokenizer
+
+    def dtype(self, path: str) -> np.dtype: ...
+
+    def read(self, piece: Piece) -> np.ndarray: ...
+
+    def origin(self, piece: Piece) -> str:
+        """Where the piece comes from, for people."""
+
+
+def pieces(config: ModelConfig) -> Iterator[tuple[Piece, Shape]]:
+    """All pieces of an architecture and their shapes."""
+    for path, leaf in flatten(abstract_params(config)).items():
+        if "/layers/" in path:
+            yield from ((Piece(path, layer), leaf.shape[1:]) for layer in range(leaf.shape[0]))
+        else:
+            yield Piece(path, None), leaf.shape
+
+
+class OrbaxSource:
+    """Our own model folder or training workdir."""
+
+    layout = "orbax"
+
+    def __init__(self, folder: epath.Path):
+        config = read_architecture(folder)
+        if not isinstance(config, JanusConfig):
+            raise UserError(f"{folder}: holds a {type(config).__name__}, expected a Janus model")
+        self.config = config
+        self.tokenizer = Tokenizer.from_file(folder / FILE_NAME)
+        self._reader = OrbaxReader(params_path(folder))
+        found = {path: entry.shape for path, entry in self._reader.shapes.items()}
+        expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
+        if found != expected:
+            different = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+            raise UserError(f"{folder}: the parameters are not those of model.json: {', '.join(different[:10])}")
+
+    def dtype(self, path: str) -> np.dtype:
+        return self._reader.shapes[path].dtype
+
+    def read(self, piece: Piece) -> np.ndarray:
+        return self._reader.read(piece.path, piece.layer)
+
+    def origin(self, piece: Piece) -> str:
+        return _ours(piece)
+
+
+class ForeignSource:
+    """A Hugging Face or DeepSeek folder."""
+
+    def __init__(self, folder: epath.Path):
+        self._tensors = open_tensors(folder)
+        found = {name: entry.shape for name, entry in self._tensors.shapes.items()}
+        self.tokenizer, prompt_style = side_files.read_tokenizer(folder)
+        self.layout, self.config = config_files.read_config(folder, found, prompt_style=prompt_style)
+        side_files.check_preprocessor(folder, self.config)
+        self._names = match_names(found, self.config, self.layout, str(folder))
+        self._links = {Piece(link.path, link.layer): link for link in links(self.config, self.layout)}
+        self._by_path = {link.path: link for link in self._links.values()}
+
+    def dtype(self, path: str) -> np.dtype:
+        return self._tensors.shapes[self._names[self._by_path[path].name]].dtype
+
+    def read(self, piece: Piece) -> np.ndarray:
+        link = self._links[piece]
+        return block_of(self._tensors.read(self._names[link.name]), link)
+
+    def origin(self, piece: Piece) -> str:
+        link = self._links[piece]
+        block = f"[{link.part[0]}/{link.part[1]}]" if link.part else ""
+        return f"{self._names[link.name]}{block} ({link.transform.name})"
+
+
+class MemorySource:
+    """Parameters that are in memory."""
+
+    layout = "orbax"
+
+    def __init__(self, config: JanusConfig, params: Params, tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self._flat = flatten(params)
+
+    def dtype(self, path: str) -> np.dtype:
+        return np.dtype(self._flat[path].dtype)
+
+    def read(self, piece: Piece) -> np.ndarray:
+        leaf = self._flat[piece.path]
+        return np.asarray(leaf if piece.layer is None else leaf[piece.layer])
+
+    def origin(self, piece: Piece) -> str:
+        return _ours(piece)
+
+
+def open_folder(folder: epath.PathLike) -> Source:
+    """Opens a model of any layout, told apart by its files; reads no tensor.
+
+    Raises:
+        UserError: no model, a damaged one, or one that does not fit its own config, tokenizer or preprocessor.
+    """
+    folder = epath.Path(folder)
+    if (folder / "model.json").exists():
+        return OrbaxSource(folder)
+    if (folder / config_files.FILE_NAME).exists():
+        return ForeignSource(folder)
+    raise UserError(f"{folder}: not a model folder (neither model.json nor config.json is there)")
+
+
+def load_params(source: Source, dtype: DTypeLike | None = None) -> Params:
+    """All parameters of a source in memory, layers stacked; `dtype` None keeps what was saved."""
+    loaded: dict[str, Any] = {}
+    for path, leaf in flatten(abstract_params(source.config)).items():
+        target = np.dtype(dtype or source.dtype(path))
+        if "/layers/" in path:
+            values = np.empty(leaf.shape, target)
+            for layer in range(leaf.shape[0]):
+                values[layer] = source.read(Piece(path, layer))
+        else:
+            values = source.read(Piece(path, None)).astype(target)
+        loaded[path] = jnp.asarray(values)
+    return unflatten(loaded)
+
+
+def write_folder(
+    source: Source,
+    output: epath.PathLike,
+    layout: str,
+    dtype: DTypeLike | None = None,
+    report: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Writes a complete model folder: under a temporary name beside it, renamed when all is there.
+
+    Args:
+        layout: one of `LAYOUTS`.
+        dtype: of the written parameters; None keeps each as it is.
+        report: called after each tensor with its number of bytes.
+
+    Raises:
+        UserError: `output` exists and is not empty, the layout cannot hold this model, or the disk is full.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"format {layout!r} is not one of {LAYOUTS}")
+    with _new_folder(epath.Path(output)) as folder:
+        if layout == "orbax":
+            _write_orbax(source, folder, dtype, report)
+        else:
+            _write_foreign(source, folder, layout, dtype, report)
+
+
+def compare(source: Source, written: Source, dtype: DTypeLike | None = None) -> int:
+    """Reads both again piece by piece; returns how many tensors are equal bit for bit.
+
+    Raises UserError naming the first piece that differs.
+    """
+    count = 0
+    for piece, _ in pieces(source.config):
+        wanted, found = source.read(piece), written.read(piece)
+        wanted = wanted.astype(np.dtype(dtype or wanted.dtype))
+        if wanted.dtype != found.dtype or wanted.shape != found.shape or wanted.tobytes() != found.tobytes():
+            raise UserError(f"{written.origin(piece)}: what was written is not {source.origin(piece)}")
+        count += 1
+    return count
+
+
+def describe(source: Source, layout: str) -> Iterator[str]:
+    """A line per tensor of the target: its name and shape, and where it comes from."""
+    if layout == "orbax":
+        for piece, shape in pieces(source.config):
+            yield f"{_ours(piece)} {list(shape)} <- {source.origin(piece)}"
+        return
+    shapes = their_shapes(source.config, layout)
+    for name, group in _grouped(source.config, layout).items():
+        origins = ", ".join(source.origin(Piece(link.path, link.layer)) for link in group)
+        yield f"{name} {list(shapes[name])} ({group[0].transform.name}) <- {origins}"
+
+
+def total_bytes(source: Source, dtype: DTypeLike | None = None) -> int:
+    """Size of all parameters of a source once converted to `dtype`."""
+    return sum(
+        int(np.prod(leaf.shape)) * np.dtype(dtype or source.dtype(path)).itemsize
+        for path, leaf in flatten(abstract_params(source.config)).items()
+    )
+
+
+def _write_orbax(source: Source, folder: epath.Path, dtype: DTypeLike | None, report: Callable[[int], None]) -> None:
+    write_architecture(folder, source.config)
+    source.tokenizer.save(folder / FILE_NAME)
+    shapes = {
+        path: (leaf.shape, np.dtype(dtype or source.dtype(path)))
+        for path, leaf in flatten(abstract_params(source.config)).items()
+    }
+    with OrbaxWriter(folder / "params", shapes) as writer:
+        for piece, _ in pieces(source.config):
+            values = source.read(piece).astype(shapes[piece.path][1], copy=False)
+            writer.write(piece.path, piece.layer, values)
+            report(values.nbytes)
+
+
+def _write_foreign(
+    source: Source, folder: epath.Path, layout: str, dtype: DTypeLike | None, report: Callable[[int], None]
+) -> None:
+    groups = _grouped(source.config, layout)
+    dtypes = {name: np.dtype(dtype or source.dtype(group[0].path)) for name, group in groups.items()}
+    dtype_name = max(set(dtypes.values()), key=list(dtypes.values()).count).name
+    if layout == "hf":
+        ids = side_files.tokenizer_ids(source.tokenizer)
+        content = config_files.hf_config(source.config, dtype_name, ids)
+        side_files.write_hf_files(folder, source.config, source.tokenizer)
+    else:
+        content = config_files.deepseek_config(source.config, dtype_name)
+        side_files.write_deepseek_files(folder, source.config, source.tokenizer)
+    (folder / config_files.FILE_NAME).write_text(json.dumps(content, indent=2) + "\n")
+    shapes = their_shapes(source.config, layout)
+    plan = {name: (shapes[name], dtypes[name]) for name in groups}
+    with SafetensorsWriter(folder, plan, MAX_SHARD_BYTES) as writer:
+        for name, group in groups.items():
+            blocks = [link.transform.to_theirs(source.read(Piece(link.path, link.layer))) for link in group]
+            values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+            writer.write(name, values.astype(dtypes[name], copy=False))
+            report(values.nbytes)
+
+
+def _grouped(config: JanusConfig, layout: str) -> dict[str, list[Link]]:
+    """Foreign name -> its links, the blocks of a fused tensor in order."""
+    groups: dict[str, list[Link]] = {}
+    for link in links(config, layout):
+        groups.setdefault(link.name, []).append(link)
+    return {name: sorted(group, key=lambda link: link.part or (0, 1)) for name, group in groups.items()}
+
+
+def block_of(tensor: np.ndarray, link: Link) -> np.ndarray:
+    """Our piece of a foreign tensor."""
+    if link.part:
+        index, number = link.part
+        tensor = np.split(tensor, number)[index]
+    return link.transform.to_ours(tensor)
+
+
+def _ours(piece: Piece) -> str:
+    return piece.path if piece.layer is None else f"{piece.path}[{piece.layer}]"
+
+
+@contextmanager
+def _new_folder(output: epath.Path) -> Iterator[epath.Path]:
+    """A folder that appears under its name only when the block ends without an error."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: exists already, expected a new or empty folder")
+    partial = output.parent / f".{output.name}.partial-{uuid.uuid4().hex[:8]}"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if partial.exists():
+            partial.rmtree()

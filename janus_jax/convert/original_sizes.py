@@ -1,0 +1,101 @@
+"""Sizes of SigLIP and VQ in a DeepSeek folder, read off its tensors.
+
+The original config.json only names both; their sizes stand in the code behind the names. Shapes tell them all, except
+how many heads SigLIP has.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from janus_jax.convert.json_fields import Fields
+from janus_jax.convert.tables import Shape
+from janus_jax.errors import UserError
+from janus_jax.models.config import JANUS_PRO_1B, SiglipConfig
+
+SIGLIP_LARGE = "siglip_large_patch16_384"
+TOWER_DEFAULTS = {"model_name": SIGLIP_LARGE, "image_size": 336, "select_layer": -2}  # of the original CLIPVisionTower
+SIGLIP_NORM_EPS = 1e-6  # in the original code
+_HEAD_DIM = 64  # of ViTs, if nothing else is known
+_TOWER = "vision_model.vision_tower."
+_VQ = "gen_vision_model."
+
+
+def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
+    """The understanding encoder.
+
+    Heads are, in this order: `heads` of the params (which we write), 16 for the released width, width / 64.
+
+    Args:
+        params: `vision_config.params` with `TOWER_DEFAULTS`.
+        shapes: name -> shape of all tensors.
+
+    Raises:
+        UserError: a tensor is missing, it disagrees with image_size, or the tower is not SigLIP.
+    """
+    name, large = params.values["model_name"], JANUS_PRO_1B.siglip
+    if not isinstance(name, str) or not name.startswith("siglip"):
+        raise params.wrong("model_name", f"a SigLIP tower such as {SIGLIP_LARGE!r}")
+    # The last two normalise pixels inside the model.
+    params.only(select_feature="same", select_layers=None, pixel_mean=None, pixel_std=None)
+    width, patch_size = (_size(params, shapes, f"{_TOWER}patch_embed.proj.weight", axis) for axis in (0, 2))
+    depth = _count(shapes, f"{_TOWER}blocks.")
+    if name == SIGLIP_LARGE:
+        depth = min(depth, _selected_depth(params, large.depth))
+    if "heads" not in params.values:
+        if width != large.width and width % _HEAD_DIM:
+            raise params.wrong("heads", f"the number of heads, which width {width} does not tell")
+        params = params.filled({"heads": large.num_heads if width == large.width else width // _HEAD_DIM})
+    siglip = SiglipConfig(
+        image_size=params.integer("image_size"),
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        num_heads=params.integer("heads"),
+        mlp_dim=_size(params, shapes, f"{_TOWER}blocks.0.mlp.fc1.weight", 0),
+        norm_eps=SIGLIP_NORM_EPS,
+    )
+    tokens = _size(params, shapes, f"{_TOWER}pos_embed", 1)
+    if tokens != siglip.num_tokens:
+        raise params.wrong(
+            "image_size", f"the size of {tokens} patches of {patch_size} x {patch_size}, as pos_embed has"
+        )
+    return siglip
+
+
+def measure_vq(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `VQConfig`. Raises UserError when a tensor is missing or the levels do not share a base width."""
+    base = _size(fields, shapes, f"{_VQ}encoder.conv_in.weight", 0)
+    levels = range(_count(shapes, f"{_VQ}encoder.conv_blocks."))
+    widths = [_size(fields, shapes, f"{_VQ}encoder.conv_blocks.{i}.res.0.conv1.weight", 0) for i in levels]
+    if any(width % base for width in widths):
+        raise UserError(
+            f"{fields.path.parent}: {_VQ}encoder has levels of {widths} channels, expected multiples of {base}"
+        )
+    num_codes, code_dim = (_size(fields, shapes, f"{_VQ}quantize.embedding.weight", axis) for axis in (0, 1))
+    return {
+        "base_channels": base,
+        "channel_multipliers": tuple(width // base for width in widths),
+        "num_res_blocks": _count(shapes, f"{_VQ}encoder.conv_blocks.0.res."),
+        "z_channels": _size(fields, shapes, f"{_VQ}encoder.conv_out.weight", 0),
+        "code_dim": code_dim,
+        "num_codes": num_codes,
+    }
+
+
+def _selected_depth(params: Fields, depth: int) -> int:
+    """How many of `depth` blocks the original builds; the final norm always comes after the last of them."""
+    layer = params.integer("select_layer", least=-depth)
+    return min(depth, layer if layer > 0 else depth + layer + 1)
+
+
+def _size(fields: Fields, shapes: Mapping[str, Shape], name: str, axis: int) -> int:
+    shape = shapes.get(name, ())
+    if len(shape) <= axis or shape[axis] < 1:
+        found = f"has the shape {list(shape)}" if name in shapes else "is missing"
+        raise UserError(f"{fields.path.parent}: tensor {name}, which tells a size of the model, {found}")
+    return shape[axis]
+
+
+def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
+    """How many modules `prefix`0, `prefix`1, ... there are."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})

@@ -1,0 +1,75 @@
+"""Pretrained parts to start training from, as the papers do (Janus, section 3.2): SigLIP, a Llama, LlamaGen's VQ-16.
+
+siglip    a transformers SiglipVisionModel or SiglipModel folder
+llm       a transformers LlamaForCausalLM folder, e.g. DeepSeek-LLM; its vocabulary may be smaller than ours
+vq        LlamaGen's `vq_ds16` file or folder, or an image tokenizer trained here
+"""
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from janus_jax.checkpoints import load_params, read_architecture
+from janus_jax.convert.config_files import FILE_NAME as CONFIG_FILE
+from janus_jax.convert.folders import block_of
+from janus_jax.convert.json_fields import read_fields
+from janus_jax.convert.llama_config import LLAMA_DEFAULTS, read_llama
+from janus_jax.convert.tables import links, match_names
+from janus_jax.convert.tensor_files import open_tensors
+from janus_jax.errors import UserError
+from janus_jax.models.config import JanusConfig
+from janus_jax.models.parameters import abstract_params, flatten
+
+PARTS = ("siglip", "llm", "vq")
+_LLAMA_MATHS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "norm_eps")  # what no shape tells
+
+
+def load_part(part: str, location: epath.PathLike, config: JanusConfig) -> dict[str, np.ndarray]:
+    """The parameters of a part by their path in the whole model, layers stacked, as saved.
+
+    Embeddings and text head of a Llama with a smaller vocabulary have fewer rows (columns) than ours.
+
+    Raises:
+        UserError: not such a part, or one of another architecture than `config`'s.
+    """
+    location = epath.Path(location)
+    if part == "vq" and (location / "model.json").exists():
+        return _own_tokenizer(location, config)
+    _check_config(part, location, config)
+    tensors = open_tensors(location)
+    found = {name: entry.shape for name, entry in tensors.shapes.items()}
+    names = match_names(found, config, part, str(location), any_vocabulary=part == "llm")
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
+    values: dict[str, Any] = {}
+    for link in links(config, part):
+        piece = block_of(tensors.read(names[link.name]), link)
+        if link.layer is None:
+            values[link.path] = piece
+        else:
+            stacked = values.setdefault(link.path, np.empty(shapes[link.path], piece.dtype))
+            stacked[link.layer] = piece
+    rows, limit = values.get("llm/embed_tokens", np.empty((0,))).shape[0], config.llama.vocab_size
+    if rows > limit:
+        raise UserError(f"{location}: embeds {rows} tokens, more than the {limit} of the config")
+    return values
+
+
+def _own_tokenizer(location: epath.Path, config: JanusConfig) -> dict[str, np.ndarray]:
+    if read_architecture(location) != config.vq:
+        raise UserError(f"{location}: holds another architecture than the config's image tokenizer")
+    return {f"vq/{path}": np.asarray(leaf) for path, leaf in flatten(load_params(location, config.vq)).items()}
+
+
+def _check_config(part: str, location: epath.Path, config: JanusConfig) -> None:
+    """Compares what the shapes of the tensors do not tell. LlamaGen's file has no config."""
+    if part == "llm":
+        theirs = read_llama(read_fields(location / CONFIG_FILE).filled(LLAMA_DEFAULTS))
+        for field in _LLAMA_MATHS:
+            saved, wanted = getattr(theirs, field), getattr(config.llama, field)
+            if saved != wanted:
+                raise UserError(f"{location}: its {field} is {saved}, the config's is {wanted}")
+    elif part == "siglip":
+        fields = read_fields(location / CONFIG_FILE)
+        fields = fields.object("vision_config") if "vision_config" in fields.values else fields
+        fields.filled({"num_attention_heads": 12}).only(num_attention_heads=config.siglip.num_heads)

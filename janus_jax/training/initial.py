@@ -1,0 +1,90 @@
+"""Where the parameters of a new run come from: a whole model, pretrained parts in its place, the rest fresh."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from janus_jax import checkpoints
+from janus_jax.convert import folders
+from janus_jax.convert.parts import PARTS, load_part
+from janus_jax.errors import UserError
+from janus_jax.models.config import JanusConfig, ModelConfig
+from janus_jax.models.parameters import Params, abstract_params, flatten, init_params
+from janus_jax.sharding import param_shardings
+from janus_jax.training.checkpoint import differences
+
+
+class Origin(NamedTuple):
+    module: str
+    parameters: int
+    source: str  # field and folder, or "fresh"
+
+
+def initial_params(config: ConfigDict, architecture: ModelConfig, mesh: Mesh) -> tuple[Params, list[Origin]]:
+    """Parameters of step 0 by `config.init`, and which module came from where.
+
+    Raises:
+        UserError: a folder that is not what its field says, or of another architecture; names the field.
+    """
+    given: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for field in ("checkpoint", *PARTS):
+        location = config.init[field]
+        if location:
+            with _naming(f"init.{field}={location!r}"):
+                values = _load(field, location, architecture)
+            given |= values
+            sources |= dict.fromkeys(values, f"init.{field}={location}")
+    params = init_params(architecture, config.seed, param_shardings(architecture, mesh), given)
+    return params, _origins(architecture, given, sources)
+
+
+def format_origins(origins: list[Origin]) -> str:
+    """The table printed when a run starts."""
+    lines = [f"{'module':<14}{'parameters':>15}  from"]
+    return "\n".join(lines + [f"{name:<14}{number:>15,}  {source}" for name, number, source in origins])
+
+
+def _load(field: str, location: str, architecture: ModelConfig) -> Mapping[str, Any]:
+    """Path -> values of everything that one field brings."""
+    if field != "checkpoint":
+        if not isinstance(architecture, JanusConfig):
+            raise UserError("only a Janus model takes a pretrained part")
+        return load_part(field, location, architecture)
+    if not isinstance(architecture, JanusConfig):
+        _require_same(checkpoints.read_architecture(location), architecture)
+        return flatten(checkpoints.load_params(location, architecture))
+    source = folders.open_folder(location)
+    # How its own authors would have drawn it does not matter.
+    llama = dataclasses.replace(source.config.llama, init_std=architecture.llama.init_std)
+    _require_same(dataclasses.replace(source.config, llama=llama), architecture)
+    return flatten(folders.load_params(source))
+
+
+def _require_same(saved: ModelConfig, wanted: ModelConfig) -> None:
+    if saved != wanted:
+        raise UserError(f"holds another architecture than the config's: {differences(saved, wanted)}")
+
+
+def _origins(architecture: ModelConfig, given: Mapping[str, Any], sources: Mapping[str, str]) -> list[Origin]:
+    """A line per top-level module and source; rows of a larger vocabulary than the source's count as fresh."""
+    sizes: dict[tuple[str, str], int] = {}
+    for path, leaf in flatten(abstract_params(architecture)).items():
+        module, loaded = path.split("/")[0], given[path].size if path in given else 0
+        for source, size in ((sources.get(path, "fresh"), loaded), ("fresh", leaf.size - loaded)):
+            if size:
+                sizes[module, source] = sizes.get((module, source), 0) + size
+    return [Origin(module, size, source) for (module, source), size in sizes.items()]
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Puts the field in front of what is wrong with its folder."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error

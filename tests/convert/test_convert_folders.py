@@ -1,0 +1,192 @@
+"""Whole folders: every route is bit-equal, stock transformers loads what we write, a failure leaves nothing behind."""
+
+import errno
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from small_folders import make_small, read_tensors, save_small
+
+import janus_jax
+from janus_jax.convert import folders, tensor_files
+from janus_jax.convert.verify import compare_with_torch
+from janus_jax.errors import UserError
+from janus_jax.models.parameters import flatten
+
+
+@pytest.fixture(scope="module")
+def small():
+    return make_small()
+
+
+@pytest.fixture(scope="module")
+def hf(small, tmp_path_factory):
+    model, config, _, tokenizer = small
+    return save_small(tmp_path_factory.mktemp("small") / "hf", model, config, tokenizer)
+
+
+def convert(source, output, layout, dtype=None):
+    folders.write_folder(folders.open_folder(source), output, layout, dtype)
+    return output
+
+
+@pytest.fixture(scope="module")
+def deepseek(hf, tmp_path_factory):
+    return convert(hf, tmp_path_factory.mktemp("small") / "deepseek", "deepseek")
+
+
+@pytest.mark.parametrize("way", [["orbax", "hf"], ["deepseek", "hf"], ["hf"], ["deepseek", "orbax", "hf"]])
+def test_a_way_round_ends_at_the_same_bits(hf, tmp_path, way):
+    folder = hf
+    for i, layout in enumerate(way):
+        folder = convert(folder, tmp_path / f"{i}_{layout}", layout)
+    assert read_tensors(folder) == read_tensors(hf)
+
+
+def test_deepseek_to_ours_and_back_ends_at_the_same_bits(deepseek, tmp_path):
+    back = convert(convert(deepseek, tmp_path / "ours", "orbax"), tmp_path / "back", "deepseek")
+    assert read_tensors(back) == read_tensors(deepseek)
+    for name in ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
+        assert json.loads((back / name).read_text()) == json.loads((deepseek / name).read_text())
+
+
+def test_the_original_layout_has_fused_projections_and_a_leading_axis(deepseek, small):
+    tensors, model = read_tensors(deepseek), small[0].model.vision_model
+    attention = model.encoder.layers[1].self_attn
+    fused = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).detach().numpy()
+    name = "vision_model.vision_tower.blocks.1.attn.qkv.weight"
+    assert tensors[name] == (torch.float32, fused.shape, fused.tobytes())
+    assert tensors["vision_model.vision_tower.pos_embed"][1] == (1, 16, 64)
+
+
+@pytest.mark.parametrize("layout", ["hf", "deepseek", "orbax"])
+def test_every_layout_opens_as_the_same_model(hf, deepseek, small, tmp_path, layout):
+    folder = {"hf": hf, "deepseek": deepseek}.get(layout) or convert(hf, tmp_path / "ours", "orbax")
+    _, config, params, tokenizer = small
+    source = folders.open_folder(folder)
+    assert (source.layout, source.config) == (layout, config)
+    assert source.tokenizer.encode("<|User|>: two") == tokenizer.encode("<|User|>: two")
+    loaded, expected = flatten(folders.load_params(source)), flatten(params)
+    assert loaded.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+
+
+def test_a_dtype_rounds_every_tensor_as_torch_does(hf, tmp_path):
+    rounded = read_tensors(convert(hf, tmp_path / "rounded", "hf", jnp.bfloat16))
+    for name, (_, shape, data) in read_tensors(hf).items():
+        values = torch.frombuffer(bytearray(data), dtype=torch.float32).to(torch.bfloat16)
+        assert rounded[name] == (torch.bfloat16, shape, values.view(torch.uint8).numpy().tobytes())
+    assert json.loads((tmp_path / "rounded" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_stock_transformers_computes_the_same_from_the_written_folder(deepseek, small, tmp_path):
+    """`compare_with_torch` also refuses missing and unexpected keys."""
+    written = convert(deepseek, tmp_path / "written", "hf")
+    _, config, params, tokenizer = small
+    for stage, difference, scale in compare_with_torch(written, config, params, tokenizer)[:6]:
+        assert difference <= 1e-5 * scale, stage
+
+
+def test_shards_and_their_index_are_read_as_one(hf, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "MAX_SHARD_BYTES", 100_000)
+    sharded = convert(hf, tmp_path / "sharded", "hf")
+    assert len(list(sharded.glob("model-*-of-*.safetensors"))) > 5
+    assert not (sharded / "model.safetensors").exists()
+    assert read_tensors(sharded) == read_tensors(hf)
+    again = convert(sharded, tmp_path / "again", "orbax")
+    assert folders.compare(folders.open_folder(hf), folders.open_folder(again)) > 200
+
+
+def test_comparing_finds_one_changed_bit_by_its_name(hf, small, tmp_path):
+    written = convert(hf, tmp_path / "written", "orbax")
+    _, config, params, tokenizer = small
+    leaf = np.array(params["llm"]["decoder"]["layers"]["mlp"]["up_proj"]["kernel"])
+    leaf.view(np.uint32)[1, 2, 3] ^= 1
+    changed = flatten(params) | {"llm/decoder/layers/mlp/up_proj/kernel": leaf}
+    source = folders.MemorySource(config, folders.unflatten(changed), tokenizer)
+    with pytest.raises(UserError, match=r"llm/decoder/layers/mlp/up_proj/kernel\[1\]"):
+        folders.compare(source, folders.open_folder(written))
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(hf, tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(UserError, match=rf"{tmp_path}: exists already"):
+        convert(hf, tmp_path, "orbax")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize("layout", ["hf", "deepseek", "orbax"])
+def test_nothing_is_left_of_a_conversion_that_fails_on_its_way(hf, tmp_path, monkeypatch, layout):
+    source, read = folders.open_folder(hf), folders.ForeignSource.read
+
+    def full_disk(self, piece):
+        if piece.path == "vq/codebook":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return read(self, piece)
+
+    monkeypatch.setattr(folders.ForeignSource, "read", full_disk)
+    with pytest.raises(UserError, match=rf"{tmp_path}/out: cannot be written \(No space left on device\)"):
+        folders.write_folder(source, tmp_path / "out", layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damaged(hf, tmp_path, change):
+    """A copy of the folder with its tensors changed by `change(dict)`."""
+    tensors = {
+        name: np.frombuffer(data, np.float32).reshape(shape) for name, (_, shape, data) in read_tensors(hf).items()
+    }
+    change(tensors)
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for path in hf.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    plan = {name: (array.shape, array.dtype) for name, array in tensors.items()}
+    with tensor_files.SafetensorsWriter(folder, plan) as writer:
+        for name, array in tensors.items():
+            writer.write(name, array)
+    return folder
+
+
+def test_tensors_that_do_not_fit_are_listed_on_both_sides(hf, tmp_path):
+    def change(tensors):
+        tensors["model.extra.weight"] = tensors.pop("model.aligner.fc1.weight")
+        tensors["lm_head.weight"] = np.zeros((383, 24), np.float32)
+
+    with pytest.raises(UserError) as error:
+        folders.open_folder(damaged(hf, tmp_path, change))
+    message = str(error.value)
+    assert "missing (1): model.aligner.fc1.weight" in message
+    assert "unexpected (1): model.extra.weight" in message
+    assert "lm_head.weight [383, 24] (expected [384, 24])" in message
+
+
+def test_a_missing_text_head_is_tied_and_a_present_one_counts(hf, small, tmp_path):
+    source = folders.open_folder(damaged(hf, tmp_path, lambda tensors: tensors.pop("lm_head.weight")))
+    tied = folders.load_params(source)["llm"]
+    np.testing.assert_array_equal(tied["lm_head"]["kernel"], tied["embed_tokens"].T)
+    untied = small[2]["llm"]
+    assert np.any(untied["lm_head"]["kernel"] != untied["embed_tokens"].T)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=rf"{tmp_path}: not a model folder"):
+        folders.open_folder(tmp_path)
+
+
+def test_the_pipeline_reads_and_writes_every_layout(hf, tmp_path):
+    model = janus_jax.from_pretrained(hf)
+    question = "Which is larger, two or five?"
+    answer = model.chat([], question, max_new_tokens=8)
+    codes = model.generate_codes([question], 1, temperature=0.0)
+    for layout in folders.LAYOUTS:
+        model.save_pretrained(tmp_path / layout, format=layout)
+        again = janus_jax.from_pretrained(tmp_path / layout)
+        assert again.chat([], question, max_new_tokens=8) == answer
+        np.testing.assert_array_equal(again.generate_codes([question], 1, temperature=0.0), codes)
+    assert read_tensors(tmp_path / "hf") == read_tensors(hf)
+    with pytest.raises(UserError, match=r"format 'gguf' is not one of"):
+        model.save_pretrained(tmp_path / "other", format="gguf")
