@@ -129,7 +129,7 @@ def test_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(orbax_files, "_CHUNK_BYTES", 30)
     write(tmp_path / "params", random_values())
     chunks = {
-        path.name: json.loads((path / ".zarray").read_text())["chunks"] for path in (tmp_path / "params").glob("*.*")
+        path.parent.name: json.loads(path.read_text())["chunks"] for path in (tmp_path / "params").glob("*/.zarray")
     }
     assert chunks == {"llm.layers.kernel": [1, 2, 6], "llm.layers.scale": [1, 6], "llm.embed": [2, 6], "bias": [5]}
     assert_same_bits(restore(tmp_path / "params"), random_values())

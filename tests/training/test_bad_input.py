@@ -91,13 +91,15 @@ def test_workdir_of_another_architecture_is_refused_with_the_difference(data_fol
         loop.train(janus_experiment(data_folder), tmp_path)
 
 
-@pytest.mark.parametrize("field", ["checkpoint", "vq"])
-def test_starting_point_of_another_architecture_is_refused_by_its_field(data_folder, tmp_path, field):
+@pytest.mark.parametrize(
+    ("field", "message"), [("checkpoint", "VQConfig, expected a Janus model"), ("vq", "another architecture")]
+)
+def test_starting_point_of_another_architecture_is_refused_by_its_field(data_folder, tmp_path, field, message):
     other = {"checkpoint": MICRO_VQ, "vq": MICRO_JANUS}[field]
     save_params(tmp_path / "start", other, init_params(other, seed=0))
     config = janus_experiment(data_folder)
     config.init[field] = str(tmp_path / "start")
-    with pytest.raises(UserError, match=rf"init\.{field}='{tmp_path}/start'.*another architecture"):
+    with pytest.raises(UserError, match=rf"init\.{field}='{tmp_path}/start'.*{message}"):
         loop.train(config, tmp_path / "run")
 
 

@@ -1,0 +1,82 @@
+"""Converts a full-size model of random bfloat16 weights there and back; prints time, speed and peak memory.
+
+    python tests/convert/full_size.py FOLDER janus_pro_7b hf
+    python tests/convert/full_size.py FOLDER janus_pro_1b deepseek
+
+Needs three times the size of the model on disk (7B: 45 GB). It is no test of pytest's, since it takes minutes.
+"""
+
+import filecmp
+import json
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import tqdm
+
+from janus_jax.convert import config_files, side_files
+from janus_jax.convert.tables import their_shapes
+from janus_jax.convert.tensor_files import SafetensorsWriter
+from janus_jax.data import digits
+from janus_jax.models.config import PRESETS
+
+REPOSITORY = Path(__file__).parents[2]
+BLOCK = 1 << 24  # random values that all tensors are cut from, each from another place
+
+
+def write_random(folder, config, layout):
+    """A complete checkpoint folder."""
+    folder.mkdir(parents=True)
+    tokenizer = digits.build_tokenizer(digits.text_records(), 512, config.prompt_style)
+    if layout == "hf":
+        side_files.write_hf_files(folder, config, tokenizer)
+        content = config_files.hf_config(config, "bfloat16", side_files.tokenizer_ids(tokenizer))
+    else:
+        side_files.write_deepseek_files(folder, config, tokenizer)
+        content = config_files.deepseek_config(config, "bfloat16")
+    (folder / "config.json").write_text(json.dumps(content))
+    shapes = their_shapes(config, layout)
+    block = (np.random.default_rng(0).standard_normal(BLOCK, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+    with SafetensorsWriter(folder, {name: (shape, block.dtype) for name, shape in shapes.items()}) as writer:
+        for name, shape in tqdm.tqdm(shapes.items(), unit="tensor"):
+            start = zlib.crc32(name.encode()) % BLOCK
+            writer.write(name, np.resize(np.roll(block, start), shape))
+
+
+def convert(source, target, layout):
+    """Runs the command; returns (seconds, peak resident memory in GB)."""
+    code = (
+        "import resource, runpy, sys\n"
+        "try: runpy.run_module('launch.convert', run_name='__main__')\n"
+        "finally: print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    flags = [f"--input={source}", f"--output={target}", f"--to={layout}"]
+    start = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", code, *flags], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 0, run.stderr
+    return time.monotonic() - start, int(run.stderr.split()[-1]) * 1024 / 1e9
+
+
+def main(folder, preset, layout):
+    folder, config = Path(folder), PRESETS[preset]
+    start, ours, back = folder / layout, folder / "ours", folder / "back"
+    write_random(start, config, layout)
+    size = sum(path.stat().st_size for path in start.glob("*.safetensors"))
+    for source, target, kind in ((start, ours, "orbax"), (ours, back, layout)):
+        seconds, peak = convert(source, target, kind)
+        print(
+            f"{preset} to {kind}: {seconds:.0f} s, {size / seconds / 1e6:.0f} MB/s, peak RSS {peak:.2f} GB", flush=True
+        )
+    names = [path.name for path in start.iterdir()]
+    equal, different, missing = filecmp.cmpfiles(start, back, names, shallow=False)
+    print(f"{len(equal)} files equal byte for byte, {len(different)} different, {len(missing)} missing: {different}")
+    shutil.rmtree(back)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
