@@ -24,6 +24,7 @@ from janus_jax.convert import config_files, side_files
 from janus_jax.convert.orbax_files import OrbaxReader, OrbaxWriter
 from janus_jax.convert.tables import Link, Shape, links, match_names, their_shapes
 from janus_jax.convert.tensor_files import MAX_SHARD_BYTES, SafetensorsWriter, open_tensors
+from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, ModelConfig
@@ -38,11 +39,12 @@ class Piece(NamedTuple):
 
 
 class Source(Protocol):
-    """An opened model: its architecture and tokenizer, its parameters in pieces."""
+    """An opened model: its architecture, tokenizer and preprocessing, its parameters in pieces."""
 
     layout: str
     config: JanusConfig
     tokenizer: Tokenizer
+    normalization: Normalization
 
     def dtype(self, path: str) -> np.dtype: ...
 
@@ -72,6 +74,8 @@ class OrbaxSource:
             raise UserError(f"{folder}: holds a {type(config).__name__}, expected a Janus model")
         self.config = config
         self.tokenizer = Tokenizer.from_file(folder / FILE_NAME)
+        own = (folder / "preprocessor_config.json").exists()  # only a model that is not normalised as usual has one
+        self.normalization = side_files.read_preprocessor(folder, config) if own else JANUS_NORMALIZATION
         self._reader = OrbaxReader(params_path(folder))
         found = {path: entry.shape for path, entry in self._reader.shapes.items()}
         expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
@@ -97,7 +101,7 @@ class ForeignSource:
         found = {name: entry.shape for name, entry in self._tensors.shapes.items()}
         self.tokenizer, prompt_style = side_files.read_tokenizer(folder)
         self.layout, self.config = config_files.read_config(folder, found, prompt_style=prompt_style)
-        side_files.check_preprocessor(folder, self.config)
+        self.normalization = side_files.read_preprocessor(folder, self.config)
         self._names = match_names(found, self.config, self.layout, str(folder))
         self._links = {Piece(link.path, link.layer): link for link in links(self.config, self.layout)}
         self._by_path = {link.path: link for link in self._links.values()}
@@ -120,8 +124,14 @@ class MemorySource:
 
     layout = "orbax"
 
-    def __init__(self, config: JanusConfig, params: Params, tokenizer: Tokenizer):
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(
+        self,
+        config: JanusConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        normalization: Normalization = JANUS_NORMALIZATION,
+    ):
+        self.config, self.tokenizer, self.normalization = config, tokenizer, normalization
         self._flat = flatten(params)
 
     def dtype(self, path: str) -> np.dtype:
@@ -228,6 +238,8 @@ def total_bytes(source: Source, dtype: DTypeLike | None = None) -> int:
 def _write_orbax(source: Source, folder: epath.Path, dtype: DTypeLike | None, report: Callable[[int], None]) -> None:
     write_architecture(folder, source.config)
     source.tokenizer.save(folder / FILE_NAME)
+    if source.normalization != JANUS_NORMALIZATION:
+        side_files.write_preprocessor(folder, source.normalization)
     shapes = {
         path: (leaf.shape, np.dtype(dtype or source.dtype(path)))
         for path, leaf in flatten(abstract_params(source.config)).items()
@@ -248,10 +260,10 @@ def _write_foreign(
     if layout == "hf":
         ids = side_files.tokenizer_ids(source.tokenizer)
         content = config_files.hf_config(source.config, dtype_name, ids)
-        side_files.write_hf_files(folder, source.config, source.tokenizer)
+        side_files.write_hf_files(folder, source.config, source.tokenizer, source.normalization)
     else:
         content = config_files.deepseek_config(source.config, dtype_name)
-        side_files.write_deepseek_files(folder, source.config, source.tokenizer)
+        side_files.write_deepseek_files(folder, source.config, source.tokenizer, source.normalization)
     (folder / config_files.FILE_NAME).write_text(json.dumps(content, indent=2) + "\n")
     shapes = their_shapes(source.config, layout)
     plan = {name: (shapes[name], dtypes[name]) for name in groups}

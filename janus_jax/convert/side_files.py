@@ -14,19 +14,12 @@ from etils import epath
 
 from janus_jax.convert.json_fields import Fields, read_fields
 from janus_jax.data import prompts
-from janus_jax.data.images import MIN_SIZE, PAD_COLOUR
+from janus_jax.data.images import JANUS_NORMALIZATION, MIN_SIZE, Normalization
 from janus_jax.data.prompts import STYLES, PromptStyle
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.models.config import JanusConfig
 
-_NORMALISATION = ("image_mean", "image_std")  # 0.5 each: pixels in [-1, 1]
-_PREPROCESSING = {
-    **{name: [0.5] * 3 for name in _NORMALISATION},
-    "background_color": list(PAD_COLOUR),
-    "do_normalize": True,
-    "min_size": MIN_SIZE,
-    "rescale_factor": 1 / 255,
-}
+_PREPROCESSOR_FILE = "preprocessor_config.json"
 _SPECIAL_TOKENS = {"bos_token": prompts.BOS, "eos_token": prompts.EOS, "pad_token": prompts.PAD}
 _IMAGE_TOKENS = {
     "image_token": prompts.IMAGE_PLACEHOLDER,
@@ -90,14 +83,14 @@ def tokenizer_ids(tokenizer: Tokenizer) -> dict[str, int]:
     }
 
 
-def check_preprocessor(folder: epath.PathLike, config: JanusConfig) -> None:
-    """Checks that a folder wants its images prepared as our code does it, as far as the folder says.
+def read_preprocessor(folder: epath.PathLike, config: JanusConfig) -> Normalization:
+    """How a folder of any layout wants its understanding images normalised.
 
     Without mean and standard deviation both references fall back to CLIP's, which are wrong for Janus; we use 0.5 and
     log a warning.
 
     Raises:
-        UserError: another image size, mean, standard deviation or background colour; a damaged file.
+        UserError: another image size than the architecture's, a number that is none, a damaged file.
     """
     fields, size = _read_preprocessor(epath.Path(folder)), config.siglip.image_size
     fields.only(image_size=size)  # DeepSeek
@@ -105,29 +98,44 @@ def check_preprocessor(folder: epath.PathLike, config: JanusConfig) -> None:
         fields.object("size").only(height=size, width=size)
     else:
         fields.only(size=size)
-    fields.only(background_color=list(PAD_COLOUR), do_normalize=True)
-    for name in _NORMALISATION:
-        value = fields.values.get(name)
-        if value is None:
-            logging.warning("%s: %s%s is missing; using 0.5, as Janus was trained", fields.path, fields.prefix, name)
-        elif value not in (0.5, [0.5] * 3):
-            raise fields.wrong(name, "0.5 for each channel")
+    fields.only(do_normalize=True)
+    return Normalization(_channels(fields, "image_mean"), _channels(fields, "image_std"))
 
 
-def write_hf_files(folder: epath.PathLike, config: JanusConfig, tokenizer: Tokenizer) -> None:
+def write_preprocessor(folder: epath.PathLike, normalization: Normalization, **more: Any) -> None:
+    """Writes preprocessor_config.json: what all layouts share, and `more`."""
+    content = {
+        "image_mean": list(normalization.mean),
+        "image_std": list(normalization.std),
+        "background_color": list(normalization.pad_colour),
+        "do_normalize": True,
+        "min_size": MIN_SIZE,
+        "rescale_factor": 1 / 255,
+        **more,
+    }
+    _write_json(epath.Path(folder) / _PREPROCESSOR_FILE, content)
+
+
+def write_hf_files(
+    folder: epath.PathLike,
+    config: JanusConfig,
+    tokenizer: Tokenizer,
+    normalization: Normalization = JANUS_NORMALIZATION,
+) -> None:
     """Writes what transformers' JanusProcessor, AutoTokenizer and GenerationConfig load."""
     path, style, size = epath.Path(folder), STYLES[config.prompt_style], config.siglip.image_size
     _write_tokenizer(path, config, tokenizer, "PreTrainedTokenizerFast", "JanusProcessor", _IMAGE_TOKENS)
-    preprocessing = {
-        **_PREPROCESSING,
-        "image_processor_type": "JanusImageProcessor",
-        "processor_class": "JanusProcessor",
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic
-        "do_resize": True,
-        "do_rescale": True,
-        "do_pad": True,
-    }
+    write_preprocessor(
+        path,
+        normalization,
+        image_processor_type="JanusImageProcessor",
+        processor_class="JanusProcessor",
+        size={"height": size, "width": size},
+        resample=3,  # bicubic
+        do_resize=True,
+        do_rescale=True,
+        do_pad=True,
+    )
     processor = {
         "processor_class": "JanusProcessor",
         "num_image_tokens": config.siglip.num_tokens,
@@ -140,22 +148,27 @@ def write_hf_files(folder: epath.PathLike, config: JanusConfig, tokenizer: Token
         "temperature": 1.0,
         "generation_kwargs": {"boi_token_id": ids["boi"]},
     }
-    _write_json(path / "preprocessor_config.json", preprocessing)
     _write_json(path / "processor_config.json", processor)
     _write_json(path / "generation_config.json", generation)
     (path / "chat_template.jinja").write_text(_chat_template(style))
 
 
-def write_deepseek_files(folder: epath.PathLike, config: JanusConfig, tokenizer: Tokenizer) -> None:
+def write_deepseek_files(
+    folder: epath.PathLike,
+    config: JanusConfig,
+    tokenizer: Tokenizer,
+    normalization: Normalization = JANUS_NORMALIZATION,
+) -> None:
     """Writes what the VLChatProcessor of DeepSeek's code loads."""
     path = epath.Path(folder)
     _write_tokenizer(path, config, tokenizer, "LlamaTokenizerFast", "VLChatProcessor", {})
-    preprocessing = {
-        **_PREPROCESSING,
-        "image_processor_type": "VLMImageProcessor",
-        "processor_class": "VLChatProcessor",
-        "image_size": config.siglip.image_size,
-    }
+    write_preprocessor(
+        path,
+        normalization,
+        image_processor_type="VLMImageProcessor",
+        processor_class="VLChatProcessor",
+        image_size=config.siglip.image_size,
+    )
     processor = {
         "processor_class": "VLChatProcessor",
         "image_tag": prompts.IMAGE_PLACEHOLDER,
@@ -165,7 +178,6 @@ def write_deepseek_files(folder: epath.PathLike, config: JanusConfig, tokenizer:
         "mask_prompt": True,
         "ignore_id": -100,
     }
-    _write_json(path / "preprocessor_config.json", preprocessing)
     _write_json(path / "processor_config.json", processor)
 
 
@@ -175,8 +187,21 @@ def _read_preprocessor(folder: epath.Path) -> Fields:
         processor = read_fields(folder / "processor_config.json")
         if "image_processor" in processor.values:
             return processor.object("image_processor")
-    path = folder / "preprocessor_config.json"
+    path = folder / _PREPROCESSOR_FILE
     return read_fields(path) if path.exists() else Fields(path, "", {})
+
+
+def _channels(fields: Fields, name: str) -> tuple[float, ...]:
+    """Three numbers, or one for all channels."""
+    value: Any = fields.values.get(name)
+    if value is None:
+        logging.warning("%s: %s%s is missing; using 0.5, as Janus was trained", fields.path, fields.prefix, name)
+        return JANUS_NORMALIZATION.mean
+    values = [value] * 3 if isinstance(value, int | float) else value
+    numbers = isinstance(values, list) and len(values) == 3 and all(type(x) in (int, float) for x in values)
+    if not numbers or not all(0 <= x <= 1 for x in values) or (name == "image_std" and 0 in values):
+        raise fields.wrong(name, "a number from 0 to 1, of a deviation not 0, for each of 3 channels")
+    return tuple(map(float, values))
 
 
 def _write_tokenizer(

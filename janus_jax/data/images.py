@@ -4,6 +4,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,25 @@ from janus_jax.errors import UserError
 MAX_PIXELS = 64 * 1024 * 1024  # refuse decompression bombs before decoding
 MIN_SIZE = 14  # shortest side after resizing
 MAX_ASPECT = 8  # of images that are resized as a whole
-PAD_COLOUR = (127, 127, 127)
+
+
+class Normalization(NamedTuple):
+    """Bytes to SigLIP's inputs: (byte / 255 - mean) / std in each channel. Padding has the colour of the mean."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def pad_colour(self) -> tuple[int, ...]:
+        return tuple(int(255 * mean) for mean in self.mean)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [..., 3] -> float32."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return (pixels.astype(np.float32) / 255 - mean) / std
+
+
+JANUS_NORMALIZATION = Normalization((0.5,) * 3, (0.5,) * 3)  # of all released models: [-1, 1], grey padding
 
 
 def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.Image:
@@ -59,7 +78,9 @@ def load_image(path: str | os.PathLike) -> PIL.Image.Image:
     return decode_image(data, f"image {path}")
 
 
-def understanding_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
+def understanding_pixels(
+    image: PIL.Image.Image, size: int, pad_colour: tuple[int, ...] = JANUS_NORMALIZATION.pad_colour
+) -> np.ndarray:
     """Long side to `size`, bicubic, the rest padded with grey: uint8 [size, size, 3].
 
     Sizes are truncated, not rounded, as in the original; Hugging Face 5.x rounds and may differ by one pixel.
@@ -68,7 +89,7 @@ def understanding_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
     width, height = (max(int(side / long_side * size), MIN_SIZE) for side in image.size)
     resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
     square = max(width, height)
-    canvas = PIL.Image.new("RGB", (square, square), PAD_COLOUR)
+    canvas = PIL.Image.new("RGB", (square, square), pad_colour)
     canvas.paste(resized, ((square - width) // 2, (square - height) // 2))
     return np.asarray(canvas)
 

@@ -12,7 +12,7 @@ from etils import epath
 from jax.typing import DTypeLike
 
 from janus_jax.convert import folders
-from janus_jax.data.images import load_image, to_images, understanding_pixels
+from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, load_image, to_images, understanding_pixels
 from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation, generation_prompt
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
@@ -35,11 +35,19 @@ class Answer(NamedTuple):
 class JanusPipeline:
     """A Janus model ready to be asked and to draw. Make one with `janus_jax.from_pretrained`."""
 
-    def __init__(self, config: JanusConfig, params: Params, tokenizer: Tokenizer, dtype: DTypeLike = jnp.float32):
+    def __init__(
+        self,
+        config: JanusConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        dtype: DTypeLike = jnp.float32,
+        normalization: Normalization = JANUS_NORMALIZATION,
+    ):
         """Takes parameters with stacked layers, as checkpoints hold them."""
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
+        self._normalization = normalization
         self._style = STYLES[config.prompt_style]
         self._model = build(config, Execution(dtype=dtype, scan_layers=False))
         self._decoding_params = unstack_layers(params)
@@ -197,10 +205,11 @@ class JanusPipeline:
         Raises:
             UserError: unknown format, one that cannot hold this model, a folder that is not empty, or a full disk.
         """
-        folders.write_folder(folders.MemorySource(self.config, self.params, self.tokenizer), folder, format, dtype)
+        source = folders.MemorySource(self.config, self.params, self.tokenizer, self._normalization)
+        folders.write_folder(source, folder, format, dtype)
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
-        """[B, I, image, image, 3] in [-1, 1]; conversations with fewer images get zeros, which nothing reads."""
+        """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""
         slots = max(len(own) for own in images)
         if slots == 0:
             return None
@@ -209,8 +218,8 @@ class JanusPipeline:
         for row, own in enumerate(images):
             for slot, image in enumerate(own):
                 loaded = image.convert("RGB") if isinstance(image, PIL.Image.Image) else load_image(image)
-                pixels[row, slot] = understanding_pixels(loaded, size)
-        return jnp.asarray(pixels, jnp.float32) / 127.5 - 1
+                pixels[row, slot] = understanding_pixels(loaded, size, self._normalization.pad_colour)
+        return jnp.asarray(self._normalization(pixels))
 
     def _check_length(self, prompts: Sequence[Sequence[int]], new_tokens: int, what: str) -> None:
         longest, limit = max(len(prompt) for prompt in prompts), self.config.llama.max_length
@@ -232,7 +241,8 @@ def from_pretrained(path: epath.PathLike, dtype: DTypeLike | None = None) -> Jan
     source = folders.open_folder(path)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return JanusPipeline(source.config, folders.load_params(source, dtype), source.tokenizer, dtype)
+    params = folders.load_params(source, dtype)
+    return JanusPipeline(source.config, params, source.tokenizer, dtype, source.normalization)
 
 
 def user_message(text: str, num_images: int) -> Message:

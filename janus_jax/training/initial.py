@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from janus_jax import checkpoints
 from janus_jax.convert import folders
 from janus_jax.convert.parts import PARTS, load_part
+from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, ModelConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten, init_params
@@ -62,6 +63,8 @@ def _load(field: str, location: str, architecture: ModelConfig) -> Mapping[str, 
     # How its own authors would have drawn it does not matter.
     llama = dataclasses.replace(source.config.llama, init_std=architecture.llama.init_std)
     _require_same(dataclasses.replace(source.config, llama=llama), architecture)
+    if source.normalization != JANUS_NORMALIZATION:
+        raise UserError(f"its images have {source.normalization}, training uses {JANUS_NORMALIZATION}")
     return flatten(folders.load_params(source))
 
 

@@ -39,7 +39,7 @@ def write_random(folder, config, layout):
     else:
         side_files.write_deepseek_files(folder, config, tokenizer)
         content = config_files.deepseek_config(config, "bfloat16")
-    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     shapes = their_shapes(config, layout)
     block = (np.random.default_rng(0).standard_normal(BLOCK, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
     with SafetensorsWriter(folder, {name: (shape, block.dtype) for name, shape in shapes.items()}) as writer:

@@ -12,6 +12,7 @@ from small_folders import make_small, read_tensors, save_small
 import janus_jax
 from janus_jax.convert import folders, tensor_files
 from janus_jax.convert.verify import compare_with_torch
+from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
 from janus_jax.errors import UserError
 from janus_jax.models.parameters import flatten
 
@@ -175,6 +176,16 @@ def test_a_missing_text_head_is_tied_and_a_present_one_counts(hf, small, tmp_pat
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path}: not a model folder"):
         folders.open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("layout", folders.LAYOUTS)
+def test_another_normalisation_of_images_travels_with_the_model(hf, small, tmp_path, layout):
+    _, config, params, tokenizer = small
+    clip = Normalization((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    source = folders.MemorySource(config, params, tokenizer, clip)
+    folders.write_folder(source, tmp_path / "out", layout)
+    assert folders.open_folder(tmp_path / "out").normalization == clip
+    assert folders.open_folder(hf).normalization == JANUS_NORMALIZATION
 
 
 def test_the_pipeline_reads_and_writes_every_layout(hf, tmp_path):

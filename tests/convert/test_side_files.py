@@ -8,14 +8,14 @@ import pytest
 import tokenizers
 
 from janus_jax.convert.side_files import (
-    check_preprocessor,
+    read_preprocessor,
     read_tokenizer,
     tokenizer_ids,
     write_deepseek_files,
     write_hf_files,
 )
 from janus_jax.data import digits
-from janus_jax.data.images import understanding_pixels
+from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, understanding_pixels
 from janus_jax.data.prompts import (
     BOS,
     EOS,
@@ -215,11 +215,30 @@ def test_unfit_tokenizer_is_an_error(tmp_path, tokenizer):
         read_tokenizer(tmp_path)
 
 
+CLIP = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
 @pytest.mark.parametrize("write", [write_hf_files, write_deepseek_files])
-def test_written_preprocessor_passes_the_check(tmp_path, caplog, tokenizer, write):
-    write(tmp_path, JANUS_PRO_TINY, tokenizer)
-    check_preprocessor(tmp_path, JANUS_PRO_TINY)
+@pytest.mark.parametrize("normalization", [JANUS_NORMALIZATION, CLIP], ids=["janus", "clip"])
+def test_written_preprocessor_is_read_back(tmp_path, caplog, tokenizer, write, normalization):
+    write(tmp_path, JANUS_PRO_TINY, tokenizer, normalization)
+    assert read_preprocessor(tmp_path, JANUS_PRO_TINY) == normalization
     assert not caplog.records
+
+
+def test_pixels_are_normalised_and_padded_as_transformers_does(tmp_path):
+    """Also with CLIP's numbers, which transformers' processor has unless told otherwise."""
+    from transformers import JanusImageProcessorPil
+
+    size = JANUS_PRO_TINY.siglip.image_size
+    JanusImageProcessorPil(size={"height": size, "width": size}).save_pretrained(tmp_path)
+    normalization = read_preprocessor(tmp_path, JANUS_PRO_TINY)
+    assert normalization == CLIP
+    rng = np.random.default_rng(0)
+    image = PIL.Image.fromarray(rng.integers(0, 256, (40, 20, 3), np.uint8))
+    ours = normalization(understanding_pixels(image, size, normalization.pad_colour))
+    theirs = JanusImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(ours, theirs[0].transpose(1, 2, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -228,9 +247,9 @@ def test_written_preprocessor_passes_the_check(tmp_path, caplog, tokenizer, writ
         ({"image_size": 384}, "image_size=384, expected 32"),
         ({"size": {"height": 32, "width": 24}}, r"size\.width=24, expected 32"),
         ({"size": 24}, "size=24, expected 32"),
-        ({"image_mean": [0.48145466, 0.4578275, 0.40821073]}, "image_mean=.*expected 0.5"),
-        ({"image_std": 0.25}, "image_std=0.25, expected 0.5"),
-        ({"background_color": [122, 116, 104]}, r"background_color=\[122.*expected \[127"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\], expected a number"),
+        ({"image_mean": [0.5, 0.5, "0.5"]}, "image_mean=.*expected a number"),
+        ({"image_std": 0}, "image_std=0, expected a number from 0 to 1, of a deviation not 0"),
         ({"do_normalize": False}, "do_normalize=False, expected True"),
     ],
 )
@@ -241,13 +260,13 @@ def test_other_preprocessing_is_an_error(tmp_path, content, message, nested):
     prefix = r"image_processor\." if nested else ""
     (tmp_path / name).write_text(json.dumps({"image_processor": content} if nested else content))
     with pytest.raises(UserError, match=f"{name}: {prefix}{message}"):
-        check_preprocessor(tmp_path, JANUS_PRO_TINY)
+        read_preprocessor(tmp_path, JANUS_PRO_TINY)
 
 
 def test_what_transformers_saves_passes_the_check(tmp_path, caplog, written):
     written["janus_pro"][1].save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()  # 5.x nests it in processor_config.json
-    check_preprocessor(tmp_path, JANUS_PRO_TINY)
+    read_preprocessor(tmp_path, JANUS_PRO_TINY)
     assert not caplog.records
 
 
@@ -256,7 +275,7 @@ def test_missing_normalisation_is_warned_about(tmp_path, caplog, content):
     if content is not None:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING, "absl"):
-        check_preprocessor(tmp_path, JANUS_PRO_TINY)
+        read_preprocessor(tmp_path, JANUS_PRO_TINY)
     missing = {"image_mean", "image_std"} - set(content or {})
     assert {record.args[2] for record in caplog.records} == missing
 
@@ -264,4 +283,4 @@ def test_missing_normalisation_is_warned_about(tmp_path, caplog, content):
 def test_damaged_preprocessor_is_an_error(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(UserError, match=r"preprocessor_config\.json: not readable as JSON"):
-        check_preprocessor(tmp_path, JANUS_PRO_TINY)
+        read_preprocessor(tmp_path, JANUS_PRO_TINY)
