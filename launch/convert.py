@@ -56,13 +56,13 @@ def _verify(source: folders.Source, output: str, dtype: np.dtype | None) -> None
     """Every tensor, then, where PyTorch's model can be run, what both models compute."""
     written = folders.open_folder(output)
     print(f"verified: {folders.compare(source, written, dtype)} tensors are equal bit for bit")
-    folder = {written.layout: output, source.layout: INPUT.value}.get("hf")
-    if folder is None:
+    folder, ours = (output, written) if written.layout == "hf" else (INPUT.value or "", source)
+    if ours.layout != "hf":
         print("the models were not run against each other: neither side is a Hugging Face folder")
     elif not verify.torch_available():
         print("the models were not run against each other: torch and transformers are not installed")
     else:
-        params = folders.load_params(written, jnp.float32)
+        params = folders.load_params(ours, jnp.float32)
         differences = verify.compare_with_torch(folder, source.config, params, source.tokenizer)
         print(verify.format_differences(differences))
         bad = [difference.stage for difference in differences if not difference.passed]

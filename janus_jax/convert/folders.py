@@ -102,6 +102,11 @@ class ForeignSource:
         self.tokenizer, prompt_style = side_files.read_tokenizer(folder)
         self.layout, self.config = config_files.read_config(folder, found, prompt_style=prompt_style)
         self.normalization = side_files.read_preprocessor(folder, self.config)
+        rows = self.config.llama.vocab_size
+        if self.tokenizer.vocab_size > rows:
+            raise UserError(
+                f"{folder}: {self.tokenizer.vocab_size} tokens in {FILE_NAME}, but the model embeds only {rows}"
+            )
         self._names = match_names(found, self.config, self.layout, str(folder))
         self._links = {Piece(link.path, link.layer): link for link in links(self.config, self.layout)}
         self._by_path = {link.path: link for link in self._links.values()}
@@ -246,7 +251,7 @@ def _write_orbax(source: Source, folder: epath.Path, dtype: DTypeLike | None, re
     }
     with OrbaxWriter(folder / "params", shapes) as writer:
         for piece, _ in pieces(source.config):
-            values = source.read(piece).astype(shapes[piece.path][1], copy=False)
+            values = _cast(source.read(piece), shapes[piece.path][1], piece.path)
             writer.write(piece.path, piece.layer, values)
             report(values.nbytes)
 
@@ -271,7 +276,7 @@ def _write_foreign(
         for name, group in groups.items():
             blocks = [link.transform.to_theirs(source.read(Piece(link.path, link.layer))) for link in group]
             values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-            writer.write(name, values.astype(dtypes[name], copy=False))
+            writer.write(name, _cast(values, dtypes[name], name))
             report(values.nbytes)
 
 
@@ -289,6 +294,15 @@ def block_of(tensor: np.ndarray, link: Link) -> np.ndarray:
         index, number = link.part
         tensor = np.split(tensor, number)[index]
     return link.transform.to_ours(tensor)
+
+
+def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Raises UserError for a value that is too large for the dtype, which float16 alone can meet in practice."""
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype, copy=False)
+    if dtype == np.float16 and np.isinf(cast).sum() > np.isinf(values).sum():
+        raise UserError(f"{name}: holds values over {np.finfo(dtype).max:g}, the largest of {dtype}")
+    return cast
 
 
 def _ours(piece: Piece) -> str:

@@ -15,7 +15,8 @@ from janus_jax.models.config import JANUS_PRO_1B, SiglipConfig
 SIGLIP_LARGE = "siglip_large_patch16_384"
 TOWER_DEFAULTS = {"model_name": SIGLIP_LARGE, "image_size": 336, "select_layer": -2}  # of the original CLIPVisionTower
 SIGLIP_NORM_EPS = 1e-6  # in the original code
-_HEAD_DIM = 64  # of ViTs, if nothing else is known
+# Of the towers that the original code knows by name.
+_HEADS = {SIGLIP_LARGE: 16, "siglip_so400m_patch14_384": 16, "siglip_so400m_patch14_224": 16}
 _TOWER = "vision_model.vision_tower."
 _VQ = "gen_vision_model."
 
@@ -23,7 +24,7 @@ _VQ = "gen_vision_model."
 def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
     """The understanding encoder.
 
-    Heads are, in this order: `heads` of the params (which we write), 16 for the released width, width / 64.
+    Heads are `heads` of the params (which we write), or those that the original code has for the tower's name.
 
     Args:
         params: `vision_config.params` with `TOWER_DEFAULTS`.
@@ -35,16 +36,17 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
     name, large = params.values["model_name"], JANUS_PRO_1B.siglip
     if not isinstance(name, str) or not name.startswith("siglip"):
         raise params.wrong("model_name", f"a SigLIP tower such as {SIGLIP_LARGE!r}")
-    # The last two normalise pixels inside the model.
-    params.only(select_feature="same", select_layers=None, pixel_mean=None, pixel_std=None)
+    # `select_feature` has no effect on a SigLIP tower; mean and std would normalise pixels inside the model.
+    params.only(select_layers=None, pixel_mean=None, pixel_std=None)
     width, patch_size = (_size(params, shapes, f"{_TOWER}patch_embed.proj.weight", axis) for axis in (0, 2))
     depth = _count(shapes, f"{_TOWER}blocks.")
     if name == SIGLIP_LARGE:
         depth = min(depth, _selected_depth(params, large.depth))
     if "heads" not in params.values:
-        if width != large.width and width % _HEAD_DIM:
-            raise params.wrong("heads", f"the number of heads, which width {width} does not tell")
-        params = params.filled({"heads": large.num_heads if width == large.width else width // _HEAD_DIM})
+        heads = _HEADS.get(name)
+        if heads is None or width % heads:
+            raise params.wrong("heads", f"the number of heads, which no tensor of the tower {name!r} tells")
+        params = params.filled({"heads": heads})
     siglip = SiglipConfig(
         image_size=params.integer("image_size"),
         patch_size=patch_size,

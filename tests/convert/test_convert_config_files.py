@@ -228,10 +228,15 @@ def test_heads_of_another_siglip(pair, read):
     _, config = pair
     content = deepseek_config(config, "float32")
     del content["vision_config"]["params"]["heads"]
-    with pytest.raises(UserError, match=r"vision_config.params.heads is missing, .* width 40 does not tell"):
+    with pytest.raises(UserError, match=r"vision_config.params.heads is missing, .* no tensor of the tower 'siglip'"):
         read(content, their_shapes(config, "deepseek"))
-    for width, heads in [(64, 1), (192, 3), (1024, 16)]:
-        siglip = dataclasses.replace(config.siglip, width=width, num_heads=heads)
+    for name, width in [
+        ("siglip_large_patch16_384", 1024),
+        ("siglip_large_patch16_384", 64),
+        ("siglip_so400m_patch14_384", 1152),
+    ]:
+        siglip = dataclasses.replace(config.siglip, width=width, num_heads=16)
+        content["vision_config"]["params"]["model_name"] = name
         content["aligner_config"]["params"]["input_dim"] = width
         shapes = their_shapes(dataclasses.replace(config, siglip=siglip), "deepseek")
         assert read(content, shapes)[1].siglip == siglip
@@ -279,7 +284,6 @@ HF = hf_config(JANUS_PRO_1B, "bfloat16", IDS)
         (HF, "vq_config.channel_multiplier", [1] * 100),
         (ORIGINAL_7B, "vision_config.cls", "SAMTower"),
         (ORIGINAL_7B, "vision_config.params.model_name", "sam_b_downsample"),
-        (ORIGINAL_7B, "vision_config.params.select_feature", "cls_patch"),
         (ORIGINAL_7B, "vision_config.params.select_layer", -25),
         (ORIGINAL_7B, "vision_config.params.image_size", 400),
         (ORIGINAL_7B, "vision_config.params.pixel_mean", [0.5, 0.5, 0.5]),

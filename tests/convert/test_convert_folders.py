@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,8 @@ import janus_jax
 from janus_jax.convert import folders, tensor_files
 from janus_jax.convert.verify import compare_with_torch
 from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
+from janus_jax.data.prompts import STYLES
+from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.parameters import flatten
 
@@ -81,6 +84,24 @@ def test_a_dtype_rounds_every_tensor_as_torch_does(hf, tmp_path):
         values = torch.frombuffer(bytearray(data), dtype=torch.float32).to(torch.bfloat16)
         assert rounded[name] == (torch.bfloat16, shape, values.view(torch.uint8).numpy().tobytes())
     assert json.loads((tmp_path / "rounded" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_a_value_too_large_for_float16_is_an_error(hf, small, tmp_path):
+    _, config, params, tokenizer = small
+    flat = flatten(params)
+    large = flat["llm/decoder/norm/scale"].at[3].set(70000.0)
+    source = folders.MemorySource(config, folders.unflatten(flat | {"llm/decoder/norm/scale": large}), tokenizer)
+    with pytest.raises(UserError, match=r"language_model\.norm\.weight: holds values over 65504"):
+        folders.write_folder(source, tmp_path / "out", "hf", jnp.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(hf, small, tmp_path):
+    texts = [f"word{i} " * 3 for i in range(400)]
+    shutil.copytree(hf, tmp_path / "large")
+    train_tokenizer(texts, 500, STYLES["janus_pro"][:2]).save(tmp_path / "large" / "tokenizer.json")
+    with pytest.raises(UserError, match=r"large: 500 tokens in tokenizer\.json, but the model embeds only 384"):
+        folders.open_folder(tmp_path / "large")
 
 
 def test_stock_transformers_computes_the_same_from_the_written_folder(deepseek, small, tmp_path):
