@@ -29,6 +29,7 @@ from janus_jax.checkpoints import load_params, prepare_folder
 from janus_jax.data import digits
 from janus_jax.data.images import grid, to_images
 from janus_jax.data.records import write_records
+from janus_jax.errors import UserError
 from janus_jax.evaluation.digits import (
     Generation,
     Judge,
@@ -49,6 +50,8 @@ OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
 CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 1.5, "guidance of the drawings")
 
+WRITTEN = ("report.json", "runs", "checkpoint", "data", "examples")
+MARKER = ".janus_jax_quickstart"  # only a folder with it is ever cleared
 IMAGES_PER_CLASS = 20
 TARGETS = {
     "understanding_accuracy": (">=", 0.97),
@@ -77,10 +80,7 @@ NOTES = (
 def main() -> None:
     started = time.monotonic()
     output = prepare_folder("output", OUTPUT.value)
-    if (output / "report.json").exists():  # finished before: start afresh
-        for name in ("report.json", "runs", "checkpoint", "data", "examples"):
-            path = output / name
-            path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
+    _claim(output)
     seconds: dict[str, float] = {}
     training, held_out = digits.load_digits()
     with _timed(seconds, "data"):
@@ -106,6 +106,20 @@ def main() -> None:
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
     print(f"page: {output / 'report.html'}")
+
+
+def _claim(output: epath.Path) -> None:
+    """Marks the folder as the quickstart's and clears a finished run; raises UserError for somebody else's files."""
+    marker = output / MARKER
+    if not marker.exists():
+        for name in WRITTEN:
+            if (output / name).exists():
+                raise UserError(f"--output={output}: holds {name}, which no quickstart wrote; expected a new folder")
+        marker.write_text("")
+    elif (output / "report.json").exists():
+        for name in WRITTEN:
+            path = output / name
+            path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager

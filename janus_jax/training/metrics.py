@@ -78,7 +78,9 @@ class MetricsLog:
             )
 
     def _discard_after(self, step: int) -> None:
-        """Drops lines of steps that a crash lost and this run will repeat."""
+        """Drops lines of steps that a crash lost and this run will repeat, and a last line that it cut short."""
         if self._file.exists():
-            lines = [line for line in self._file.read_text().splitlines() if json.loads(line)["step"] <= step]
+            text = self._file.read_text()
+            whole = text[: text.rfind("\n") + 1].splitlines()
+            lines = [line for line in whole if json.loads(line)["step"] <= step]
             self._file.write_text("".join(line + "\n" for line in lines))

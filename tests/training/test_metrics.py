@@ -73,3 +73,9 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path, resumed_at, kept):
     before = lines(tmp_path)
     log_in(tmp_path, first_step=resumed_at).close()
     assert lines(tmp_path) == [line for line in before if line["step"] in kept]
+
+
+def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    log_in(tmp_path, first_step=2).close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
