@@ -4,10 +4,13 @@ python -m launch.chat --checkpoint=quickstart/checkpoint --image=digit.png --pro
 """
 
 import json
+from collections.abc import Sequence
 
 import jax.numpy as jnp
+import PIL.Image
 from absl import flags
 
+from janus_jax.data.images import load_image
 from janus_jax.data.prompts import Message
 from janus_jax.errors import UserError
 from janus_jax.inference.pipeline import Answer, JanusPipeline, from_pretrained, user_message
@@ -28,15 +31,16 @@ def main() -> None:
     command_line.require("checkpoint")
     if PROMPT.value is not None and not PROMPT.value.strip():
         raise UserError("--prompt is empty, expected a question")
+    images = [load_image(path) for path in IMAGE.value]  # before the weights, which take long
     model = from_pretrained(CHECKPOINT.value, jnp.dtype(DTYPE.value) if DTYPE.value else None)
     if PROMPT.value is None:
-        converse(model)
+        converse(model, images)
         return
-    answer = _answer(model, [user_message(PROMPT.value, len(IMAGE.value))])
+    answer = _answer(model, images, [user_message(PROMPT.value, len(images))])
     print(json.dumps(answer._asdict(), ensure_ascii=False) if JSON.value else answer.text)
 
 
-def converse(model: JanusPipeline) -> None:
+def converse(model: JanusPipeline, images: Sequence[PIL.Image.Image]) -> None:
     """Reads questions until the end of input; images belong to the first one."""
     messages: list[Message] = []
     print("Ask; an empty line or Ctrl-D ends the conversation.")
@@ -47,15 +51,15 @@ def converse(model: JanusPipeline) -> None:
             return
         if not question.strip():
             return
-        messages.append(user_message(question, 0 if messages else len(IMAGE.value)))
-        messages.append(Message("assistant", _answer(model, messages).text))
+        messages.append(user_message(question, 0 if messages else len(images)))
+        messages.append(Message("assistant", _answer(model, images, messages).text))
         print(messages[-1].text)
 
 
-def _answer(model: JanusPipeline, messages: list[Message]) -> Answer:
+def _answer(model: JanusPipeline, images: Sequence[PIL.Image.Image], messages: list[Message]) -> Answer:
     return model.answer(
         [messages],
-        [IMAGE.value],
+        [images],
         max_new_tokens=MAX_NEW_TOKENS.value,
         temperature=TEMPERATURE.value,
         top_p=TOP_P.value,

@@ -67,8 +67,8 @@ class Checkpoints:
         )
         try:
             restored = self._manager.restore(step, args=target)
-        except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # for damaged files Orbax raises bare ones
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{self._workdir}: checkpoint {step} cannot be restored into this config: {reason}"
             ) from error
