@@ -25,6 +25,8 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, origin: str = "tokenizer"):
         """Raises UserError when a special token of the family is missing."""
+        backend.no_truncation()  # a file may hold either from its last use; here they would corrupt prompts
+        backend.no_padding()
         found = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         ids = [id for id in found if id is not None]
         if len(ids) < len(SPECIAL_TOKENS):

@@ -110,3 +110,13 @@ def test_a_copy_encodes_the_same(copy, tokenizer, tmp_path):
     text = f"<|User|>: {prompts.IMAGE_PLACEHOLDER} which digit? ü"
     assert again.encode_with_offsets(text) == tokenizer.encode_with_offsets(text)
     assert again.vocab_size == tokenizer.vocab_size and again.image_id == tokenizer.image_id
+
+
+def test_truncation_and_padding_of_the_file_are_ignored(tmp_path):
+    texts = ["one two three four five"]
+    plain = train_tokenizer(texts, 300)
+    expected = plain.encode(texts[0])
+    plain.backend.enable_truncation(2)
+    plain.backend.enable_padding(length=40)
+    plain.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.from_file(tmp_path / "tokenizer.json").encode(texts[0]) == expected
