@@ -20,7 +20,7 @@ def run(main: Callable[[], None]) -> None:
     def report(argv: list[str]) -> int | None:
         try:
             return guarded(argv)
-        except (UserError, OSError) as error:  # OSError: also a config file that is not there, found out on first use
+        except (UserError, FloatingPointError, OSError) as error:  # OSError: also a config file that is not there
             return _fail(error)
         except KeyboardInterrupt as interrupt:
             print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from janus_jax.checkpoints import params_path, read_architecture, write_architecture
 from janus_jax.convert import config_files, side_files
+from janus_jax.convert.json_fields import read_fields
 from janus_jax.convert.orbax_files import OrbaxReader, OrbaxWriter
 from janus_jax.convert.tables import Link, Shape, links, match_names, their_shapes
 from janus_jax.convert.tensor_files import MAX_SHARD_BYTES, SafetensorsWriter, open_tensors
@@ -74,6 +75,7 @@ class OrbaxSource:
             raise UserError(f"{folder}: holds a {type(config).__name__}, expected a Janus model")
         self.config = config
         self.tokenizer = Tokenizer.from_file(folder / FILE_NAME)
+        _check_vocabulary(folder, self.tokenizer, config)
         own = (folder / "preprocessor_config.json").exists()  # only a model that is not normalised as usual has one
         self.normalization = side_files.read_preprocessor(folder, config) if own else JANUS_NORMALIZATION
         self._reader = OrbaxReader(params_path(folder))
@@ -102,11 +104,9 @@ class ForeignSource:
         self.tokenizer, prompt_style = side_files.read_tokenizer(folder)
         self.layout, self.config = config_files.read_config(folder, found, prompt_style=prompt_style)
         self.normalization = side_files.read_preprocessor(folder, self.config)
-        rows = self.config.llama.vocab_size
-        if self.tokenizer.vocab_size > rows:
-            raise UserError(
-                f"{folder}: {self.tokenizer.vocab_size} tokens in {FILE_NAME}, but the model embeds only {rows}"
-            )
+        _check_vocabulary(folder, self.tokenizer, self.config)
+        if self.layout == "hf":
+            read_fields(folder / config_files.FILE_NAME).only(image_token_id=self.tokenizer.image_id)
         self._names = match_names(found, self.config, self.layout, str(folder))
         self._links = {Piece(link.path, link.layer): link for link in links(self.config, self.layout)}
         self._by_path = {link.path: link for link in self._links.values()}
@@ -294,6 +294,15 @@ def block_of(tensor: np.ndarray, link: Link) -> np.ndarray:
         index, number = link.part
         tensor = np.split(tensor, number)[index]
     return link.transform.to_ours(tensor)
+
+
+def _check_vocabulary(folder: epath.Path, tokenizer: Tokenizer, config: JanusConfig) -> None:
+    """An id beyond the rows would be embedded as NaN."""
+    if tokenizer.vocab_size > config.llama.vocab_size:
+        raise UserError(
+            f"{folder}: {tokenizer.vocab_size} tokens in {FILE_NAME}, "
+            f"but the model embeds only {config.llama.vocab_size}"
+        )
 
 
 def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

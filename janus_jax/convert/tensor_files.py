@@ -86,9 +86,6 @@ class TensorFiles:
         shape, dtype = self.shapes[name]
         return self._opened[self.files[name]].read_bytes(name).view(dtype).reshape(shape)
 
-    def nbytes(self, name: str) -> int:
-        return self.shapes[name].nbytes
-
     def close(self) -> None:
         for file in self._opened.values():
             file.close()

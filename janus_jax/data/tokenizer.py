@@ -50,7 +50,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        """Embedding rows that the ids need: the largest id counts, since ids may have gaps."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids with BOS first, whatever the file's own post-processor would do."""

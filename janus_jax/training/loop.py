@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.checkpoints import prepare_folder
 from janus_jax.data.pipeline import Stream
-from janus_jax.data.tokenizer import FILE_NAME
+from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.parameters import Params, abstract_params
 from janus_jax.sharding import batch_sharding, make_mesh
@@ -52,6 +52,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     tokenizer = open_tokenizer(config, architecture)
     workdir = prepare_folder("workdir", workdir)
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
+    if tokenizer is not None:
+        _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(workdir / FILE_NAME)
@@ -123,6 +125,12 @@ def _run(
             if stopping:
                 raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
     return means
+
+
+def _require_same_tokenizer(path: epath.Path, tokenizer: Tokenizer) -> None:
+    """Raises UserError when the workdir's model was trained with other ids; to overwrite its file would ruin it."""
+    if path.exists() and Tokenizer.from_file(path).backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise UserError(f"{path}: another vocabulary than that of config.data.tokenizer")
 
 
 def _require_finite(step: int, metrics: Metrics) -> None:

@@ -104,6 +104,25 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(hf, small, tmp_path):
         folders.open_folder(tmp_path / "large")
 
 
+@pytest.mark.parametrize("layout", ["hf", "orbax"])
+def test_an_id_beyond_the_embedding_rows_is_refused(hf, tmp_path, layout):
+    """The number of tokens fits; one of them is far away."""
+    folder = convert(hf, tmp_path / layout, layout)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"far": 5000}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"5001 tokens in tokenizer\.json, but the model embeds only 384"):
+        folders.open_folder(folder)
+
+
+def test_a_placeholder_id_that_the_tokenizer_does_not_have_is_refused(hf, tmp_path):
+    shutil.copytree(hf, tmp_path / "other")
+    content = json.loads((hf / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(content | {"image_token_id": 77}))
+    with pytest.raises(UserError, match=r"config\.json: image_token_id=77, expected 3"):
+        folders.open_folder(tmp_path / "other")
+
+
 def test_stock_transformers_computes_the_same_from_the_written_folder(deepseek, small, tmp_path):
     """`compare_with_torch` also refuses missing and unexpected keys."""
     written = convert(deepseek, tmp_path / "written", "hf")

@@ -64,7 +64,7 @@ def assert_same_bits(files, tensors):
     for name, tensor in tensors.items():
         expected, read = as_numpy(tensor), files.read(name)
         assert files.shapes[name] == (read.shape, read.dtype) == (expected.shape, expected.dtype), name
-        assert files.nbytes(name) == read.nbytes
+        assert files.shapes[name].nbytes == read.nbytes
         assert read.tobytes() == expected.tobytes(), name
 
 

@@ -115,6 +115,7 @@ def test_bad_questions_are_refused(pipeline, tmp_path, options, message):
     [
         ({"prompts": [""]}, r"prompt is empty"),
         ({"prompts": ["one", "  "]}, r"prompt is empty"),
+        ({"prompts": ["one", "a <image_placeholder>"]}, r"drawing contains <image_placeholder>"),
         ({"num_images": 0}, r"num_images=0"),
         ({"temperature": -1.0}, r"temperature=-1\.0"),
         ({"top_p": 0.0}, r"top_p=0\.0"),

@@ -79,6 +79,15 @@ def test_tokenizer_larger_than_the_vocabulary_is_refused_with_both_sizes(data_fo
         loop.train(config, tmp_path / "run")
 
 
+def test_a_workdir_with_another_tokenizer_is_refused_and_keeps_its_own(data_folder, tmp_path):
+    other = train_tokenizer(["other words"], vocab_size=300, extra_special_tokens=STYLES["janus_pro_tiny"][:2])
+    other.save(tmp_path / "tokenizer.json")
+    before = (tmp_path / "tokenizer.json").read_text()
+    with pytest.raises(UserError, match=rf"{tmp_path}/tokenizer\.json: another vocabulary.*config\.data\.tokenizer"):
+        loop.train(janus_experiment(data_folder), tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == before
+
+
 def test_workdir_below_a_file_is_refused_by_its_flag(data_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--workdir=.*/file/run: cannot be written"):
