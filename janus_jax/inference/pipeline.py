@@ -169,9 +169,7 @@ class JanusPipeline:
             for _ in range(num_images)
         ]
         if any(self.tokenizer.image_id in prompt for prompt in ids):
-            raise UserError(
-                f"the prompt of a drawing contains {IMAGE_PLACEHOLDER}, which is for questions"
-            )
+            raise UserError(f"the prompt of a drawing contains {IMAGE_PLACEHOLDER}, which is for questions")
         self._check_length(ids, self.config.image_tokens, "the tokens of an image")
         conditional = pad_prompts(ids, self.tokenizer.image_id)
         unconditional = pad_prompts([self.tokenizer.unconditional(prompt) for prompt in ids], self.tokenizer.image_id)
