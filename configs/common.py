@@ -40,16 +40,23 @@ def base_config(name: str, model: str) -> ConfigDict:
             },
             "data": {
                 "tokenizer": "",  # path of a tokenizer.json
-                "sources": {"understand": (), "text": (), "generate": ()},  # globs of ArrayRecord shards
-                "ratio": {"understand": 1.0, "text": 1.0, "generate": 1.0},  # counted in samples (papers: not stated)
+                # Globs of ArrayRecord shards; (glob, weight) to weigh sources of a task other than by their records.
+                "sources": {"understand": (), "text": (), "generate": ()},
+                # Any weight here may be ((first step, weight), ...): it changes during the run.
+                "ratio": {"understand": 1.0, "text": 1.0, "generate": 1.0},
+                "ratio_unit": "samples",  # what the ratio counts: "samples", "tokens" or "rows" (papers: not stated)
                 "row_length": 4096,  # Janus, section 4.1
                 "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row
                 "gen_slots": 7,
-                "num_shards": 8,  # logical shards of the stream; changes the order of the data
-                "packing_bins": 64,  # rows open at a time
+                "packing_bins": 16,  # rows of a shard open at a time
                 "supervision": "all",  # text that carries loss: "all" or "answers"
                 "drop_condition": 0.1,  # Janus, footnote 2
+                "first_sentence": 0.0,  # how often a generation caption is cut to its first sentence
+                "stored_codes": False,  # take VQ codes from the records (prepare_data), not from pixels in the step
+                "held_out": 0,  # records at the end of each source that are never trained on
                 "max_drop_rate": 0.1,  # bad samples tolerated
+                "num_shards": 32,  # logical shards of the stream: a multiple of processes times workers
+                "workers": 4,  # processes that decode and pack; 0: a thread
             },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "checkpoint": {"every_steps": 1000, "keep": 2},

@@ -25,5 +25,6 @@ def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict
     train = dict(numbers[stage])
     config.data.ratio = dict(zip(("understand", "text", "generate"), map(float, train.pop("ratio")), strict=True))
     config.train.update(train)
+    config.data.first_sentence = 0.25 if stage == "stage2" else 0.0  # Janus, section 4.2
     config.data.supervision = "answers" if stage == "stage3" else "all"  # Janus, section 3.2
     return lock(config)

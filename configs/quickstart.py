@@ -42,7 +42,7 @@ def get_config(phase: str = "stage1") -> ConfigDict:
         warmup_steps=20,
         final_fraction=0.05,
     )
-    config.data.update(row_length=96, num_shards=1, packing_bins=16)
+    config.data.update(row_length=96, num_shards=1, packing_bins=16, workers=0)
     config.mesh.fsdp = 1
     config.checkpoint.every_steps = STEPS[phase]
     config.log_every = 10

@@ -27,7 +27,9 @@ class PackedBatch(NamedTuple):
     text_weights: Any  # [B, L] float32: loss mask of the text head
     image_weights: Any  # [B, L] float32: loss mask of the image head
     und_pixels: Any  # [B, I, image, image, 3] uint8 in order of appearance; unused slots are zero
-    gen_pixels: Any  # [B, G, image, image, 3] uint8 in order of appearance; None: `tokens` already hold the codes
+    gen_pixels: Any = (
+        None  # [B, G, image, image, 3] uint8 in order of appearance; None: `tokens` already hold the codes
+    )
 
 
 class ImageBatch(NamedTuple):

@@ -133,6 +133,7 @@ def _small(config, data_folder, num_steps):
         gen_slots=2,
         num_shards=2,
         packing_bins=4,
+        workers=0,
     )
     config.mesh.fsdp = 1
     config.checkpoint.every_steps = 2

@@ -1,30 +1,110 @@
 """First-fit packing of samples into rows of fixed shape, so that no compute goes to padding.
 
-Letters: B rows, L tokens per row, I and G image slots per row.
+A sample goes whole into the first open row that has room for all its tokens and images. When none has, the fullest row
+is closed and the sample opens a new one. Grain's packer closes all rows at once instead, which fills less and gives its
+rows in bursts; and its state cannot be moved to another number of workers.
+
+Letters: L tokens per row, I and G image slots per row.
 """
 
-import grain
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
-# Per-token features that follow `tokens` and need no segment ids of their own.
-_TOKEN_FEATURES = ("modality", "targets", "text_weights", "image_weights")
+import numpy as np
+
+PATIENCE = 8  # a row that was passed over for this many times the number of open rows is closed next
 
 
-def pack(
-    samples: grain.IterDataset, *, row_length: int, und_slots: int, gen_slots: int, bins: int, seed: int
-) -> grain.IterDataset:
-    """Samples (`data.samples.Sample`) -> single rows: dicts with the fields of `PackedBatch` without the leading B.
+class Item(NamedTuple):
+    """A sample to be packed."""
 
-    A sample goes into the first open row that has room for all its tokens and images, so the images of a row never
-    exceed its slots and stay in the order of their positions. `bins` rows are filled at a time.
+    task: str
+    lengths: tuple[int, ...]  # what it takes of each capacity of a row
+    sample: dict[str, np.ndarray]
+    key: str
+    origin: tuple[str, int]  # source and place in it
+
+
+@dataclasses.dataclass(eq=False)
+class OpenRow:
+    items: list[Item]
+    used: list[int]
+    opened: int  # how many rows had been closed by then
+
+
+class Packer:
+    """Rows being filled.
+
+    Args:
+        capacity: of a row, e.g. (tokens, understanding images, generation images). The first decides how full it is.
+        bins: rows open at a time.
+        one_task: whether a row holds samples of one task only.
     """
-    lengths = {"tokens": row_length, "und_pixels": und_slots, "gen_pixels": gen_slots}
-    lengths |= dict.fromkeys(_TOKEN_FEATURES, row_length)
-    packed = grain.experimental.FirstFitPackIterDataset(
-        samples, length_struct=lengths, num_packing_bins=bins, seed=seed, meta_features=_TOKEN_FEATURES
-    )
-    return packed.map(_to_row)
+
+    def __init__(self, capacity: Sequence[int], bins: int, one_task: bool = False):
+        self.capacity = tuple(capacity)
+        self.rows: list[OpenRow] = []
+        self.closed = 0
+        self._bins = bins
+        self._one_task = one_task
+
+    def add(self, item: Item) -> list[Item] | None:
+        """Places an item; returns the items of a row that was closed for it."""
+        for row in self.rows:
+            if self._fits(row, item):
+                row.items.append(item)
+                row.used = [used + length for used, length in zip(row.used, item.lengths, strict=True)]
+                return None
+        finished = self._close() if len(self.rows) == self._bins else None
+        self.rows.append(OpenRow([item], list(item.lengths), self.closed))
+        return finished
+
+    def _fits(self, row: OpenRow, item: Item) -> bool:
+        if self._one_task and row.items[0].task != item.task:
+            return False
+        return all(u + n <= limit for u, n, limit in zip(row.used, item.lengths, self.capacity, strict=True))
+
+    def _close(self) -> list[Item]:
+        """The fullest row, or the oldest when it has waited too long: no sample is kept back for ever."""
+        oldest = self.rows[0]
+        late = self.closed - oldest.opened > PATIENCE * self._bins
+        row = oldest if late else max(self.rows, key=lambda row: row.used[0])
+        self.rows.remove(row)
+        self.closed += 1
+        return row.items
 
 
-def _to_row(packed: dict) -> dict:
-    row = {name: packed[name] for name in (*_TOKEN_FEATURES, "tokens", "und_pixels", "gen_pixels")}
-    return row | {"segment_ids": packed["tokens_segment_ids"], "positions": packed["tokens_positions"]}
+# Per-token features, and their dtypes.
+TOKEN_FEATURES = {
+    "tokens": np.int32,
+    "modality": np.int8,
+    "targets": np.int32,
+    "text_weights": np.float32,
+    "image_weights": np.float32,
+}
+IMAGE_FEATURES = ("und_pixels", "gen_pixels")
+
+
+def assemble(items: Sequence[Item], row_length: int, slots: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+    """One row: the fields of `PackedBatch` without the leading B.
+
+    Args:
+        slots: image slots of the row and image size, per name of `IMAGE_FEATURES` that the batch has.
+    """
+    row = {name: np.zeros(row_length, dtype) for name, dtype in TOKEN_FEATURES.items()}
+    row |= {name: np.zeros(row_length, np.int32) for name in ("segment_ids", "positions")}
+    row |= {name: np.zeros((count, size, size, 3), np.uint8) for name, (count, size) in slots.items()}
+    start, images = 0, dict.fromkeys(slots, 0)
+    for segment, item in enumerate(items, start=1):
+        end = start + len(item.sample["tokens"])
+        for name in TOKEN_FEATURES:
+            row[name][start:end] = item.sample[name]
+        row["segment_ids"][start:end] = segment
+        row["positions"][start:end] = np.arange(end - start)
+        for name in slots:
+            first = images[name]
+            images[name] += len(item.sample[name])
+            row[name][first : images[name]] = item.sample[name]
+        start = end
+    return row

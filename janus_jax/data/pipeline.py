@@ -1,12 +1,15 @@
 """The endless, resumable streams that training reads: packed rows for Janus, square images for the VQ tokenizer.
 
-The stream is a pure function of (files, seed, `num_shards`): it is cut into fixed *logical shards*, each an
-independent Grain iterator, and rows [s * B / S, (s + 1) * B / S) of every step come from shard s. So the rows do not
-depend on how many processes share the shards, and the state is one small dict per shard.
+The stream is a pure function of (files, settings, seed): it is cut into fixed *logical shards* (`data/shard.py`), and
+rows [s * B / S, (s + 1) * B / S) of every step come from shard s. Processes own shards, worker processes of theirs
+share them, so the rows depend on the number of neither, and the state is one small dict per shard. (Contiguous blocks,
+not row j from shard j mod S, so that the rows of a process are those of its devices.)
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import json
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -14,137 +17,282 @@ import numpy as np
 from absl import flags
 
 from janus_jax.batch import ImageBatch, PackedBatch
-from janus_jax.data.images import decode_image, generation_pixels
-from janus_jax.data.packing import pack
-from janus_jax.data.records import TASKS, Record, open_records
-from janus_jax.data.samples import DropCounter, SampleBuilder
+from janus_jax.data.drops import DropReport
+from janus_jax.data.mixture import Schedule, ever_positive
+from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble
+from janus_jax.data.record_source import RecordSource
+from janus_jax.data.samples import SampleBuilder, square_image
+from janus_jax.data.shard import UNITS, Component, Shard
 from janus_jax.errors import UserError
 
-PREFETCH = 2  # batches per shard prepared ahead, in a thread
-# Decoding holds the GIL for small images: reading ahead in more threads than this only adds switching.
-READ_OPTIONS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+PREFETCH = 2  # blocks per shard prepared ahead
 
 
 class Stream:
-    """Endless batches from logical shards; `get_state` belongs to the last batch returned."""
+    """Endless batches from the logical shards of one process; `get_state` belongs to the last batch returned.
 
-    def __init__(self, shards: Sequence[grain.IterDataset], batch_type: Callable[..., Any], drops: DropCounter):
+    Args:
+        shards: of this process, in order.
+        batch_type: PackedBatch or ImageBatch.
+        settings: everything the rows depend on, by the name of its field; a state of other settings is refused.
+        workers: processes that decode and pack; 0 does it in a thread of this one.
+    """
+
+    def __init__(self, shards: Sequence[Shard], batch_type: type, settings: Mapping[str, Any], workers: int = 0):
+        if workers and len(shards) % workers:
+            raise UserError(f"data.workers={workers} must divide the {len(shards)} logical shards of a process")
         if not flags.FLAGS.is_parsed():  # Grain reads an absl flag when it starts its threads
             flags.FLAGS.mark_as_parsed()
-        self.drops = drops
-        self._batch_type = batch_type
-        self._iterators = [
-            iter(grain.experimental.ThreadPrefetchIterDataset(shard, prefetch_buffer_size=PREFETCH)) for shard in shards
-        ]
+        self._shards, self._batch_type, self._workers = shards, batch_type, workers
+        self._settings = json.loads(json.dumps(settings))  # tuples as lists, as a restored state has them
+        self._states = {str(shard.index): shard.get_state() for shard in shards}
+        self._iterator: grain.DatasetIterator | None = None
 
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Any:
-        parts = [next(iterator) for iterator in self._iterators]
-        return self._batch_type(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        return self.next_with_keys()[0]
+
+    def next_with_keys(self) -> tuple[Any, list[list[str]]]:
+        """The next batch, and the keys of the samples of each of its rows."""
+        if self._iterator is None:
+            self._iterator = self._start()
+        blocks = [next(self._iterator) for _ in self._shards]
+        keys: list[list[str]] = []
+        for shard, block in zip(self._shards, blocks, strict=True):
+            info = json.loads(block.pop("info"))
+            self._states[str(shard.index)] = info["state"]
+            keys += info["keys"]
+        return self._batch_type(**{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}), keys
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable."""
-        return {str(i): iterator.get_state() for i, iterator in enumerate(self._iterators)}
+        return {"settings": self._settings, "shards": dict(self._states)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Raises UserError when the state is of a stream with another number of shards."""
-        if len(state) != len(self._iterators):
-            raise UserError(f"data.num_shards={len(self._iterators)}, but the checkpoint's stream had {len(state)}")
-        for i, iterator in enumerate(self._iterators):
-            iterator.set_state(state[str(i)])
+        """Continues behind the last batch that the state has seen; it may hold the shards of other processes too.
+
+        Raises UserError naming the settings that are not those of the state.
+        """
+        saved = state.get("settings", {})
+        changed = [
+            f"{name}={self._settings.get(name)!r} (was {saved.get(name)!r})"
+            for name in sorted({*saved, *self._settings})
+            if saved.get(name) != self._settings.get(name)
+        ]
+        if changed:
+            raise UserError(f"the checkpoint's data stream had other settings: {'; '.join(changed)}")
+        self.close()
+        self._states = {name: state["shards"][name] for name in self._states}
 
     def close(self) -> None:
-        """Stops the prefetch threads."""
-        for iterator in self._iterators:
-            iterator.close()
+        """Stops the workers; the stream starts again where it was when it is read again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self) -> grain.DatasetIterator:
+        blocks = _Blocks([(shard, self._states[str(shard.index)]) for shard in self._shards])
+        if self._workers:
+            ahead = PREFETCH * len(self._shards) // self._workers
+            return iter(blocks.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=ahead)))
+        ahead = PREFETCH * len(self._shards)
+        return iter(grain.experimental.ThreadPrefetchIterDataset(blocks, prefetch_buffer_size=ahead))
+
+
+def drop_reports(state: Mapping[str, Any]) -> dict[str, DropReport]:
+    """What each source has given up to a state of the stream."""
+    merged: dict[str, DropReport] = {}
+    for shard in state["shards"].values():
+        for name, values in shard["reports"].items():
+            merged.setdefault(name, DropReport()).merge(DropReport.from_json(values))
+    return merged
+
+
+def format_reports(state: Mapping[str, Any]) -> str:
+    """A line per source: samples, drops by reason, samples cut to fit into a row, the first offenders."""
+    lines = []
+    for name, report in drop_reports(state).items():
+        cut = sum(shard["truncated"][name] for shard in state["shards"].values())
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.reasons.items()))
+        dropped = f"{report.dropped:,} dropped ({reasons})" if reasons else "none dropped"
+        offenders = f"; first: {report.offenders()}" if report.examples else ""
+        lines.append(f"data {name}: {report.seen:,} samples, {dropped}, {cut:,} cut to fit into a row{offenders}")
+    return "\n".join(lines)
+
+
+class _Blocks(grain.IterDataset):
+    """The rows of one step of the first shard, of the second, ..., again of the first, ...
+
+    Each block carries the state of its shard behind it: the iterator's own state is not used, since it would depend on
+    the number of workers.
+    """
+
+    def __init__(self, shards: Sequence[tuple[Shard, Mapping[str, Any]]]):
+        super().__init__()
+        self._shards = shards
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        """Grain gives worker w of W the slice w::W and takes blocks from the workers in turn."""
+        del sequential_slice
+        self._shards = self._shards[sl]
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _BlockIterator(self._shards)
+
+
+class _BlockIterator(grain.DatasetIterator):
+    def __init__(self, shards: Sequence[tuple[Shard, Mapping[str, Any]]]):
+        super().__init__()
+        self._shards = shards
+        self._next = 0
+
+    def __next__(self) -> dict[str, Any]:
+        turn, place = divmod(self._next, len(self._shards))
+        shard, state = self._shards[place]
+        if turn == 0:
+            shard.set_state(state)
+        self._next += 1
+        rows = [shard.next_row() for _ in range(shard.rows_per_step)]
+        block: dict[str, Any] = {name: np.stack([row.features[name] for row in rows]) for name in rows[0].features}
+        return block | {"info": json.dumps({"state": shard.get_state(), "keys": [row.keys for row in rows]})}
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next": self._next}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError("the stream is resumed by the states of its shards")
 
 
 def packed_rows(
-    sources: Mapping[str, Sequence[bytes]],
-    ratio: Mapping[str, float],
+    sources: Mapping[str, Sequence[RecordSource]],
+    ratio: Mapping[str, Schedule],
     builder: SampleBuilder,
     *,
+    weights: Mapping[str, Sequence[Schedule]] | None = None,
+    unit: str = "samples",
     batch_size: int,
     num_shards: int,
     packing_bins: int,
     seed: int,
+    max_drop_rate: float,
+    settings: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Stream:
-    """Batches of `batch_size` packed rows mixing tasks at `ratio` (counted in samples).
+    """Batches of packed rows that mix tasks at `ratio`: those of this process, of `batch_size` in all.
 
     Args:
-        sources: serialized records per task name, random access.
-        ratio: positive weight per task of `sources`.
+        sources: per task.
+        ratio: weight per task of `sources`, counted in `unit`.
         builder: turns a record into a sample.
+        weights: per task, of its sources among each other; the number of records where it is not given.
     """
-
-    def shard(index: int) -> grain.IterDataset:
-        samples = {
-            task: _shuffled(source, seed + TASKS.index(task), num_shards).random_map(builder)[index::num_shards]
-            for task, source in sources.items()
-        }
-        mixed = grain.IterDataset.mix(
-            {task: dataset.to_iter_dataset(READ_OPTIONS) for task, dataset in samples.items()},
-            {task: float(ratio[task]) for task in samples},
-        )
-        return pack(
-            mixed,
-            row_length=builder.row_length,
-            und_slots=builder.understanding_slots,
-            gen_slots=builder.generation_slots,
-            bins=packing_bins,
-            seed=seed,
-        )
-
-    return _stream(shard, batch_size, num_shards, PackedBatch, builder.drops)
+    if unit not in UNITS:
+        raise UserError(f"data.ratio_unit={unit!r} is not one of {UNITS}")
+    components = []
+    for task, records in sources.items():
+        given = weights[task] if weights else [len(source) for source in records]
+        for i, (source, weight) in enumerate(zip(records, given, strict=True)):
+            if ever_positive(weight):
+                name = f"{task}/{i}"
+                dataset = _shuffled(source, name, seed, num_shards).random_map(builder)
+                components.append(Component(name, task, weight, dataset))
+    slots = {
+        "und_pixels": (builder.understanding_slots, builder.understanding_size),
+        "gen_pixels": (builder.generation_slots, builder.generation_size),
+    }
+    if builder.stored_codes:
+        del slots["gen_pixels"]
+    make = functools.partial(
+        Shard,
+        num_shards=num_shards,
+        components=components,
+        ratio=ratio,
+        unit=unit,
+        capacity=(builder.row_length, builder.understanding_slots, builder.generation_slots),
+        bins=packing_bins,
+        lengths=_row_share,
+        assemble=functools.partial(assemble, row_length=builder.row_length, slots=slots),
+        rows_per_step=_rows_per_shard(batch_size, num_shards),
+        max_drop_rate=max_drop_rate,
+    )
+    shards = [make(i) for i in _own_shards(num_shards, process_index, process_count)]
+    return Stream(shards, PackedBatch, settings or {}, workers)
 
 
 def square_images(
-    source: Sequence[bytes], *, size: int, batch_size: int, num_shards: int, seed: int, drops: DropCounter
-) -> Stream:
-    """Batches of training images for the VQ tokenizer, cropped to squares."""
-
-    def shard(index: int) -> grain.IterDataset:
-        images = _shuffled(source, seed, num_shards).map(functools.partial(_square_image, size=size, drops=drops))
-        return images[index::num_shards].to_iter_dataset(READ_OPTIONS)
-
-    return _stream(shard, batch_size, num_shards, ImageBatch, drops)
-
-
-def task_sources(patterns: Mapping[str, Sequence[str]], ratio: Mapping[str, float]) -> dict[str, Sequence[bytes]]:
-    """Opens the ArrayRecord shards of every task with a positive ratio."""
-    return {task: open_records(patterns[task], f"data.sources.{task}") for task in ratio if ratio[task] > 0}
-
-
-def _shuffled(source: Sequence[bytes], seed: int, num_shards: int) -> grain.MapDataset:
-    """All records, reshuffled each epoch, endless; shards are strided slices of it, so they never overlap."""
-    if len(source) < num_shards:
-        raise UserError(f"data.num_shards={num_shards} is more than the {len(source)} records of a source")
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-
-
-def _stream(
-    shard: Callable[[int], grain.IterDataset],
+    sources: Sequence[RecordSource],
+    *,
+    size: int,
     batch_size: int,
     num_shards: int,
-    batch_type: Callable[..., Any],
-    drops: DropCounter,
+    seed: int,
+    max_drop_rate: float,
+    settings: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Stream:
+    """Batches of training images for the VQ tokenizer, cropped to squares."""
+    components = [
+        Component(
+            f"generate/{i}",
+            "generate",
+            len(source),
+            _shuffled(source, f"generate/{i}", seed, num_shards).map(functools.partial(square_image, size=size)),
+        )
+        for i, source in enumerate(sources)
+    ]
+    make = functools.partial(
+        Shard,
+        num_shards=num_shards,
+        components=components,
+        ratio={"generate": 1.0},
+        unit="samples",
+        capacity=(1,),
+        bins=1,
+        lengths=_one,
+        assemble=_only_sample,
+        rows_per_step=_rows_per_shard(batch_size, num_shards),
+        max_drop_rate=max_drop_rate,
+    )
+    shards = [make(i) for i in _own_shards(num_shards, process_index, process_count)]
+    return Stream(shards, ImageBatch, settings or {}, workers)
+
+
+def _shuffled(source: RecordSource, name: str, seed: int, num_shards: int) -> grain.MapDataset:
+    """All records, reshuffled each epoch, endless; shards are strided slices of it, so they never overlap."""
+    if len(source) < num_shards:
+        raise UserError(f"data.num_shards={num_shards} is more than the {len(source)} records of source {name}")
+    return grain.MapDataset.source(source).seed(zlib.crc32(f"{seed}/{name}".encode())).shuffle().repeat()
+
+
+def _own_shards(num_shards: int, process_index: int, process_count: int) -> range:
+    if num_shards % process_count:
+        raise UserError(f"data.num_shards={num_shards} must be a multiple of the {process_count} processes")
+    share = num_shards // process_count
+    return range(process_index * share, (process_index + 1) * share)
+
+
+def _rows_per_shard(batch_size: int, num_shards: int) -> int:
     if num_shards < 1 or batch_size % num_shards:
         raise UserError(f"train.batch_size={batch_size} must be a multiple of data.num_shards={num_shards}")
-    shards = [shard(i).batch(batch_size // num_shards, drop_remainder=True) for i in range(num_shards)]
-    return Stream(shards, batch_type, drops)
+    return batch_size // num_shards
 
 
-def _square_image(data: bytes, size: int, drops: DropCounter) -> dict[str, np.ndarray] | None:
-    try:
-        record = Record.deserialize(data)
-        if not record.images:
-            raise UserError(f"{record.key}: no image for the image tokenizer")
-        image = decode_image(record.images[0], record.key, training=True)
-    except UserError as error:
-        drops.drop(str(error))
-        return None
-    drops.keep()
-    return {"pixels": generation_pixels(image, size)}
+def _row_share(sample: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Tokens, understanding images, generation images of a sample."""
+    und, gen = IMAGE_FEATURES
+    images = len(sample[gen]) if gen in sample else int(sample["image_weights"].any())
+    return len(sample["tokens"]), len(sample[und]), images
+
+
+def _one(sample: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    return (1,)
+
+
+def _only_sample(items: Sequence[Item]) -> dict[str, np.ndarray]:
+    return items[0].sample

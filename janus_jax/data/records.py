@@ -4,11 +4,10 @@ Every data set becomes this record first, so mixing, packing and training have o
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgpack
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
@@ -92,28 +91,6 @@ def write_records(path: epath.PathLike, records: Iterable[Record]) -> int:
         count += 1
     writer.close()
     return count
-
-
-def open_records(patterns: Sequence[str], field: str) -> ArrayRecordDataSource:
-    """Random access to the serialized records of all shards matching the glob patterns, in sorted order.
-
-    Raises UserError naming `field` when a pattern matches nothing or the files hold no records.
-    """
-    paths: list[str] = []
-    for pattern in patterns:
-        folder, name = epath.Path(pattern).parent, epath.Path(pattern).name
-        matches = sorted(str(path) for path in folder.glob(name)) if folder.exists() else []
-        if not matches:
-            raise UserError(f"{field}: {pattern!r} matches no file")
-        paths += matches
-    try:
-        source = ArrayRecordDataSource(paths)
-        empty = len(source) == 0
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{field}: cannot read {', '.join(paths)} as ArrayRecord ({error})") from error
-    if empty:
-        raise UserError(f"{field}: {', '.join(paths)} hold no records")
-    return source
 
 
 def _typed(expected: type[T], value: Any) -> T:

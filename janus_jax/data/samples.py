@@ -3,14 +3,15 @@
 Letters: L tokens, n understanding images, m generation images.
 """
 
-import collections
 import dataclasses
-import threading
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 
 from janus_jax.batch import Modality
+from janus_jax.data.drops import Bad, Reason
 from janus_jax.data.images import decode_image, generation_pixels, understanding_pixels
 from janus_jax.data.prompts import (
     EOS,
@@ -21,6 +22,7 @@ from janus_jax.data.prompts import (
     format_turns,
     generation_prompt,
 )
+from janus_jax.data.record_source import Stored
 from janus_jax.data.records import Record
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
@@ -29,36 +31,28 @@ from janus_jax.errors import UserError
 # [n, size, size, 3] and `gen_pixels` [m, size, size, 3], as in `PackedBatch`.
 Sample = dict[str, np.ndarray]
 SUPERVISION = ("all", "answers")
+_END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
-class DropCounter:
-    """Counts samples seen and dropped, by reason; shared by the threads of a stream."""
+class Kept(NamedTuple):
+    """A sample and what its record was called."""
 
-    def __init__(self, max_drop_rate: float):
-        self.max_drop_rate = max_drop_rate
-        self.seen = 0
-        self.reasons: collections.Counter[str] = collections.Counter()
-        self._lock = threading.Lock()
+    sample: Sample
+    key: str
+    truncated: bool  # its conversation did not fit into a row and was cut
 
-    def keep(self) -> None:
-        with self._lock:
-            self.seen += 1
 
-    def drop(self, reason: str) -> None:
-        """Counts a bad sample. Raises UserError when the stream is mostly bad, since it would never fill a row."""
-        with self._lock:
-            self.seen += 1
-            self.reasons[reason] += 1
-            dropped = self.reasons.total()
-        if dropped >= 100 and dropped > self.max_drop_rate * self.seen:
-            raise UserError(
-                f"data.max_drop_rate={self.max_drop_rate}: {dropped} of {self.seen} samples dropped, the last: {reason}"
-            )
+class BadSample(Exception):  # noqa: N818 - a verdict on data, not an error of the program
+    """Why a record cannot become a sample."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleBuilder:
-    """Turns serialized records into samples; bad ones become None (which Grain removes) and are counted."""
+    """Turns stored records into samples, or into the reason why not."""
 
     tokenizer: Tokenizer
     style: PromptStyle
@@ -71,38 +65,39 @@ class SampleBuilder:
     generation_slots: int
     supervision: str  # "all" text (pre-training) or only the "answers" (supervised fine-tuning)
     drop_condition: float  # probability of replacing a generation prompt by pads, for guidance (Janus, footnote 2)
-    drops: DropCounter
+    first_sentence: float = 0.0  # probability of keeping only the first sentence of a generation caption (Janus, 4.2)
+    stored_codes: bool = False  # take the VQ codes that the record holds, instead of pixels to compute them from
 
-    def __call__(self, data: bytes, rng: np.random.Generator) -> Sample | None:
+    def __call__(self, stored: Stored, rng: np.random.Generator) -> Kept | Bad:
+        """Never raises for bad data."""
+        key = stored.origin
         try:
-            sample = self.build(Record.deserialize(data), rng)
-        except UserError as error:  # an exception here would silently end the mixture
-            self.drops.drop(str(error))
-            return None
-        self.drops.keep()
-        return sample
+            record = open_record(stored)
+            key = record.key
+            sample, truncated = self.build(record, rng)
+        except BadSample as bad:
+            return Bad(key, bad.reason, bad.detail)
+        return Kept(sample, key, truncated)
 
-    def build(self, record: Record, rng: np.random.Generator) -> Sample:
-        """Raises UserError with the reason when the record cannot become a sample."""
-        sample = self._generation_sample(record, rng) if record.task == "generate" else self._text_sample(record)
-        if len(sample["tokens"]) > self.row_length:
-            raise UserError(f"{record.key}: {len(sample['tokens'])} tokens are longer than a row of {self.row_length}")
-        slots = {"und_pixels": self.understanding_slots, "gen_pixels": self.generation_slots}
-        for name, limit in slots.items():
-            if len(sample[name]) > limit:
-                raise UserError(f"{record.key}: {len(sample[name])} images are more than the {limit} {name} of a row")
-        return sample
+    def build(self, record: Record, rng: np.random.Generator) -> tuple[Sample, bool]:
+        """The sample, and whether it was cut. Raises BadSample."""
+        if record.task == "generate":
+            return self._generation_sample(record, rng), False
+        return self._text_sample(record)
 
-    def _text_sample(self, record: Record) -> Sample:
+    def _text_sample(self, record: Record) -> tuple[Sample, bool]:
         """Understanding and text-only conversations and documents: loss on text (Janus, 3.3)."""
         text, answers = self._conversation(record)
         ids, offsets = (np.array(values, np.int32) for values in self.tokenizer.encode_with_offsets(text))
         is_image = ids == self.tokenizer.image_id
         if is_image.sum() != len(record.images):
-            raise UserError(f"{record.key}: the text contains a literal {IMAGE_PLACEHOLDER}")
+            raise BadSample(Reason.IMAGE_COUNT, f"the text contains a literal {IMAGE_PLACEHOLDER}")
         supervised = np.zeros(len(ids), bool)
         for answer_start, answer_end in answers:
             supervised |= (offsets[:, 0] < answer_end) & (offsets[:, 1] > answer_start)
+        kept = self._longest_prefix(is_image, offsets[:, 1], supervised, [end for _, end in answers])
+        truncated = kept < len(ids)
+        ids, offsets, is_image, supervised = ids[:kept], offsets[:kept], is_image[:kept], supervised[:kept]
         if self.supervision == "all":
             supervised = offsets[:, 1] > 0  # everything but BOS
         # An image is begin-of-image, its features, end-of-image; none of them is predicted.
@@ -110,9 +105,9 @@ class SampleBuilder:
         tokens = self.tokenizer.expand_images(ids, self.understanding_tokens)
         is_feature = tokens == self.tokenizer.image_id
         supervised = (supervised & ~is_image)[source]
-        images = [decode_image(image, record.key, training=True) for image in record.images]
+        images = [_decode(image) for image in record.images[: int(is_image.sum())]]
         pixels = [understanding_pixels(image, self.understanding_size) for image in images]
-        return {
+        sample = {
             "tokens": np.where(is_feature, 0, tokens),
             "modality": np.where(is_feature, Modality.UNDERSTANDING_IMAGE, Modality.TEXT).astype(np.int8),
             "targets": np.append(tokens[1:], 0).astype(np.int32),
@@ -121,6 +116,38 @@ class SampleBuilder:
             "und_pixels": _stack(pixels, self.understanding_size),
             "gen_pixels": _stack([], self.generation_size),
         }
+        return sample, truncated
+
+    def _longest_prefix(
+        self, is_image: np.ndarray, ends: np.ndarray, supervised: np.ndarray, answer_ends: list[int]
+    ) -> int:
+        """How many ids of a conversation fit into a row.
+
+        All; else those up to the last whole answer; else the first answer is cut. An image is never cut.
+
+        Args:
+            is_image: [n], which ids become an image.
+            ends: [n], the character after each id.
+            supervised: [n], which ids are part of an answer.
+            answer_ends: the character after each answer.
+
+        Raises:
+            BadSample: not even the beginning of the first answer fits.
+        """
+        lengths = np.cumsum(np.where(is_image, self.understanding_tokens + 2, 1))
+        fits = (lengths <= self.row_length) & (np.cumsum(is_image) <= self.understanding_slots)
+        kept = int(fits.sum())
+        if kept == len(is_image):
+            return kept
+        whole = [count for end in answer_ends if (count := int(np.searchsorted(ends, end, side="right"))) <= kept]
+        kept = whole[-1] if whole else kept
+        if not supervised[:kept].any():
+            raise BadSample(
+                Reason.TOO_LONG,
+                f"{lengths[-1]} tokens and {is_image.sum()} images; a row holds {self.row_length} and "
+                f"{self.understanding_slots}",
+            )
+        return kept
 
     def _conversation(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the (start, end) characters of the answers with their end-of-sentence."""
@@ -138,30 +165,79 @@ class SampleBuilder:
         return text, answers
 
     def _generation_sample(self, record: Record, rng: np.random.Generator) -> Sample:
-        """Caption, then the codes of the image: loss on the image only. The codes are computed on device."""
+        """Caption, then the codes of the image: loss on the image only."""
         caption = next(message.text for message in record.messages if message.role == "user")
+        drop, shorten = rng.random(2) < (self.drop_condition, self.first_sentence)
+        if shorten:
+            caption = _END_OF_SENTENCE.split(caption.strip(), maxsplit=1)[0]
         prompt = self.tokenizer.encode(generation_prompt(caption, self.style))
-        if rng.random() < self.drop_condition:
+        if drop:
             prompt = self.tokenizer.unconditional(prompt)
         length = len(prompt) + self.generation_tokens
+        if length > self.row_length or self.generation_slots < 1:
+            raise BadSample(
+                Reason.TOO_LONG,
+                f"{length} tokens and an image; a row holds {self.row_length} and {self.generation_slots}",
+            )
+        codes = self._codes(record)
         modality = np.full(length, Modality.GENERATION_IMAGE, np.int8)
         modality[: len(prompt)] = Modality.TEXT
         image_weights = np.zeros(length, np.float32)
         image_weights[len(prompt) - 1 : -1] = 1  # `<begin_of_image>` predicts the first code
-        image = decode_image(record.images[0], record.key, training=True)
-        return {
-            "tokens": np.array(prompt + [0] * self.generation_tokens, np.int32),
+        tokens = np.append(np.array(prompt, np.int32), codes)
+        sample = {
+            "tokens": tokens,
             "modality": modality,
-            "targets": np.array(prompt[1:] + [0] * (self.generation_tokens + 1), np.int32),
+            "targets": np.append(tokens[1:], 0).astype(np.int32),
             "text_weights": np.zeros(length, np.float32),
             "image_weights": image_weights,
             "und_pixels": _stack([], self.understanding_size),
-            "gen_pixels": _stack([generation_pixels(image, self.generation_size)], self.generation_size),
         }
+        if self.stored_codes:
+            return sample
+        pixels = generation_pixels(_decode(record.images[0]), self.generation_size)
+        return sample | {"gen_pixels": _stack([pixels], self.generation_size)}
+
+    def _codes(self, record: Record) -> np.ndarray:
+        """[tokens per image] int32: those of the record, or zeros, to be replaced on device."""
+        if not self.stored_codes:
+            return np.zeros(self.generation_tokens, np.int32)
+        raise BadSample(Reason.BAD_FIELD, "no stored codes")
+
+
+def square_image(stored: Stored, size: int) -> Kept | Bad:
+    """A training image of the VQ tokenizer: `pixels` [size, size, 3]. Never raises for bad data."""
+    key = stored.origin
+    try:
+        record = open_record(stored)
+        key = record.key
+        if not record.images:
+            raise BadSample(Reason.NO_IMAGE, "no image for the image tokenizer")
+        image = _decode(record.images[0])
+    except BadSample as bad:
+        return Bad(key, bad.reason, bad.detail)
+    return Kept({"pixels": generation_pixels(image, size)}, key, False)
+
+
+def open_record(stored: Stored) -> Record:
+    """Raises BadSample."""
+    if stored.data is None:
+        raise BadSample(Reason.CORRUPT, "its checksum is wrong")
+    try:
+        return Record.deserialize(stored.data)
+    except UserError as error:
+        raise BadSample(Reason.BAD_RECORD, str(error)) from error
+
+
+def _decode(data: bytes) -> PIL.Image.Image:
+    try:
+        return decode_image(data, "image", training=True)
+    except UserError as error:
+        raise BadSample(Reason.BAD_IMAGE, str(error)) from error
 
 
 def _stack(images: list[np.ndarray], size: int) -> np.ndarray:
-    """[n, size, size, 3] uint8, also for n = 0: the packer needs the rank."""
+    """[n, size, size, 3] uint8, also for n = 0."""
     return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
 
 

@@ -1,5 +1,6 @@
 """Text tokenizer: the checkpoint's own `tokenizer.json`, with special tokens looked up by name."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -47,6 +48,10 @@ class Tokenizer:
 
     def save(self, path: epath.PathLike) -> None:
         epath.Path(path).write_text(self.backend.to_str())
+
+    def fingerprint(self) -> str:
+        """Tells whether another tokenizer makes the same ids."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:12]
 
     @property
     def vocab_size(self) -> int:

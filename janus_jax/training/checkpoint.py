@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from janus_jax.checkpoints import read_architecture, write_architecture
+from janus_jax.checkpoints import read_architecture
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.training.stages import merge, split
@@ -28,8 +28,6 @@ class Checkpoints:
                 raise UserError(
                     f"{workdir}: holds another architecture than the config's: {differences(saved, config)}"
                 )
-        else:
-            write_architecture(workdir, config)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
 

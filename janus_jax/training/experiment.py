@@ -1,45 +1,70 @@
 """From an experiment's ConfigDict to typed objects, once, at the edge."""
 
-import math
 import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from janus_jax.data.pipeline import Stream, packed_rows, square_images, task_sources
+from janus_jax.data.mixture import Schedule, check_schedule, ever_positive
+from janus_jax.data.pipeline import Stream, packed_rows, square_images
 from janus_jax.data.prompts import STYLES
-from janus_jax.data.samples import DropCounter, SampleBuilder, check_supervision
+from janus_jax.data.record_source import RecordSource, open_records
+from janus_jax.data.samples import SampleBuilder, check_supervision
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import PRESETS, Execution, JanusConfig, ModelConfig
 from janus_jax.models.stack import REMAT_POLICIES
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-COUNTS = (
-    "train.batch_size",
-    "train.num_steps",
-    "data.row_length",
-    "data.num_shards",
-    "data.packing_bins",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "log_every",
-)
+# Field -> smallest and largest value.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "train.batch_size": (1, 2**20),
+    "train.num_steps": (1, 2**31 - 1),
+    "train.learning_rate": (0, 1e3),
+    "train.final_fraction": (0, 1),
+    "train.warmup_steps": (0, 2**31 - 1),
+    "train.weight_decay": (0, 1e3),
+    "train.b1": (0, 1),
+    "train.b2": (0, 1),
+    "train.eps": (0, 1),
+    "train.clip_norm": (1e-9, 1e9),
+    "data.row_length": (2, 2**20),
+    "data.und_slots": (0, 1024),
+    "data.gen_slots": (0, 1024),
+    "data.num_shards": (1, 2**16),
+    "data.packing_bins": (1, 2**16),
+    "data.drop_condition": (0, 1),
+    "data.first_sentence": (0, 1),
+    "data.max_drop_rate": (0, 1),
+    "data.held_out": (0, 2**31 - 1),
+    "data.workers": (0, 1024),
+    "checkpoint.every_steps": (1, 2**31 - 1),
+    "checkpoint.keep": (1, 2**20),
+    "log_every": (1, 2**31 - 1),
+}
 
 
-def check_numbers(config: ConfigDict) -> None:
-    """Raises UserError for a number that cannot work, before it ends in a division by zero or an endless wait."""
-    for field in COUNTS:
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError for a value that cannot work, before it ends in a traceback or an endless wait."""
+    for field, (low, high) in RANGES.items():
         value = operator.attrgetter(field)(config)
-        if value < 1:
-            raise UserError(f"config.{field}={value}, expected at least 1")
-    ratio = config.data.ratio.to_dict()
-    if not all(0 <= share < math.inf for share in ratio.values()) or not any(ratio.values()):
-        raise UserError(f"config.data.ratio={ratio}: expected shares of 0 or more, at least one of them above 0")
-    for field in ("data.drop_condition", "data.max_drop_rate"):
-        value = operator.attrgetter(field)(config)
-        if not 0 <= value <= 1:
-            raise UserError(f"config.{field}={value}, expected a probability")
+        if not low <= value <= high:  # also NaN
+            raise UserError(f"config.{field}={value}, expected {low:.10g} to {high:.10g}")
+    for pattern in (config.train.decay_pattern, *(pattern for pattern, _ in config.trainable)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config: {pattern!r} is not a regular expression ({error})") from error
+    architecture = model_config(config)
+    if isinstance(architecture, JanusConfig) and config.data.row_length > architecture.llama.max_length:
+        raise UserError(
+            f"config.data.row_length={config.data.row_length}, but {config.model} has a context of "
+            f"{architecture.llama.max_length}"
+        )
 
 
 def model_config(config: ConfigDict) -> ModelConfig:
@@ -73,21 +98,45 @@ def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer |
     return tokenizer
 
 
-def open_stream(config: ConfigDict, architecture: ModelConfig, tokenizer: Tokenizer | None) -> Stream:
-    """The endless training stream."""
-    data, seed = config.data, config.seed
-    drops = DropCounter(data.max_drop_rate)
+def open_stream(
+    config: ConfigDict,
+    architecture: ModelConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    validation: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Stream:
+    """The endless stream of the rows of one process: training data, or what `data.held_out` keeps apart."""
+    data = config.data
+    ratio = {task: check_schedule(f"data.ratio.{task}", share) for task, share in data.ratio.items()}
     if not isinstance(architecture, JanusConfig):
-        source = task_sources(data.sources, {"generate": 1})["generate"]
-        return square_images(
-            source,
-            size=architecture.image_size,
-            batch_size=config.train.batch_size,
-            num_shards=data.num_shards,
-            seed=seed,
-            drops=drops,
-        )
+        ratio = {"generate": 1.0}
+    elif not any(ever_positive(share) for share in ratio.values()):
+        raise UserError(f"data.ratio={data.ratio.to_dict()}: expected a share above 0")
+    entries = {
+        task: _entries(data.sources[task], f"data.sources.{task}", data.held_out, validation)
+        for task in ratio
+        if ever_positive(ratio[task])
+    }
+    sources = {task: [source for source, _ in pairs] for task, pairs in entries.items()}
+    common: dict[str, Any] = dict(
+        batch_size=config.train.batch_size,
+        num_shards=data.num_shards,
+        seed=config.seed,
+        max_drop_rate=data.max_drop_rate,
+        settings=_settings(config, tokenizer, entries),
+        workers=data.workers,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    if not isinstance(architecture, JanusConfig):
+        return square_images(sources["generate"], size=architecture.image_size, **common)
     assert tokenizer is not None
+    slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
+    for task in sources:
+        if not slots[task]:
+            raise UserError(f"data.ratio.{task}={data.ratio[task]}, but its rows have no image slot of this kind")
     builder = SampleBuilder(
         tokenizer=tokenizer,
         style=STYLES[architecture.prompt_style],
@@ -100,14 +149,47 @@ def open_stream(config: ConfigDict, architecture: ModelConfig, tokenizer: Tokeni
         generation_slots=data.gen_slots,
         supervision=check_supervision(data.supervision),
         drop_condition=data.drop_condition,
-        drops=drops,
+        first_sentence=data.first_sentence,
+        stored_codes=data.stored_codes,
     )
     return packed_rows(
-        task_sources(data.sources, data.ratio),
-        data.ratio,
+        sources,
+        {task: ratio[task] for task in sources},
         builder,
-        batch_size=config.train.batch_size,
-        num_shards=data.num_shards,
+        weights={task: [weight for _, weight in pairs] for task, pairs in entries.items()},
+        unit=data.ratio_unit,
         packing_bins=data.packing_bins,
-        seed=seed,
+        **common,
     )
+
+
+def _entries(
+    entries: Sequence[Any], field: str, held_out: int, validation: bool
+) -> list[tuple[RecordSource, Schedule]]:
+    """Sources and weights of one task. An entry is a glob, weighing as much as it has records, or (glob, weight)."""
+    pairs: list[tuple[RecordSource, Schedule]] = []
+    for entry in entries:
+        pattern, weight = (entry, None) if isinstance(entry, str) else entry
+        source = open_records(pattern, field, held_out, validation)
+        pairs.append((source, float(len(source)) if weight is None else check_schedule(field, weight)))
+    if not pairs:
+        raise UserError(f"{field} is empty, expected globs of ArrayRecord shards, since data.ratio has its task")
+    return pairs
+
+
+def _settings(
+    config: ConfigDict,
+    tokenizer: Tokenizer | None,
+    entries: Mapping[str, Sequence[tuple[RecordSource, Schedule]]],
+) -> dict[str, Any]:
+    """All that the rows of the stream depend on, by the name of its field."""
+    data = config.data.to_dict()
+    for field in ("workers", "max_drop_rate", "sources", "tokenizer"):
+        del data[field]
+    settings = {f"data.{name}": value for name, value in data.items()}
+    settings |= {"model": config.model, "seed": config.seed, "train.batch_size": config.train.batch_size}
+    if tokenizer is not None:
+        settings["data.tokenizer"] = tokenizer.fingerprint()
+    for task, pairs in entries.items():
+        settings[f"data.sources.{task}"] = [[source.fingerprint(), weight] for source, weight in pairs]
+    return settings

@@ -9,21 +9,22 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from janus_jax.checkpoints import prepare_folder
-from janus_jax.data.pipeline import Stream
+from janus_jax.checkpoints import prepare_folder, write_architecture
+from janus_jax.data.pipeline import drop_reports, format_reports
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
+from janus_jax.models.config import ModelConfig
 from janus_jax.models.parameters import Params, abstract_params
 from janus_jax.sharding import batch_sharding, make_mesh
 from janus_jax.training.checkpoint import Checkpoints
-from janus_jax.training.experiment import check_numbers, execution, model_config, open_stream, open_tokenizer
+from janus_jax.training.experiment import check_config, execution, model_config, open_stream, open_tokenizer
 from janus_jax.training.initial import format_origins, initial_params
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.objectives import Metrics, make_loss
 from janus_jax.training.optimizer import make_optimizer, make_schedule
+from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.stages import format_table, module_table, trainable_mask
 from janus_jax.training.state import TrainState, create_state, make_step, state_shardings
 
@@ -42,7 +43,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     """
     if jax.process_count() > 1:
         raise UserError(f"training runs in one process so far, got {jax.process_count()}")
-    check_numbers(config)
+    check_config(config)
     architecture = model_config(config)
     mesh = make_mesh(config.mesh)
     rows = batch_sharding(mesh, config.train.batch_size)
@@ -54,9 +55,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     if tokenizer is not None:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-    if tokenizer is not None:
-        tokenizer.save(workdir / FILE_NAME)
+    stream = open_stream(config, architecture, tokenizer)
     print(format_table(module_table(abstract_params(architecture), mask)), flush=True)
 
     def new_state(params: Params) -> TrainState:
@@ -64,7 +63,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
     abstract_state = jax.eval_shape(new_state, abstract_params(architecture))
     shardings = state_shardings(architecture, mask, optimizer, abstract_state, mesh)
-    stream = open_stream(config, architecture, tokenizer)
     first_step = checkpoints.latest_step()
     if first_step is None:
         params, origins = initial_params(config, architecture, mesh)
@@ -79,26 +77,24 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         state, data_state = checkpoints.restore(first_step, target, mask)
         stream.set_state(data_state)
         print(f"resumed from checkpoint {first_step} in {workdir}", flush=True)
+    _write_run(workdir, config, architecture, tokenizer)
     step_fn = make_step(loss_fn, optimizer, shardings, mesh)
     log = MetricsLog(workdir, config.name, config.train.num_steps, first_step or 0)
+    batches = DevicePrefetch(stream, rows)
     try:
-        return _run(config, state, step_fn, stream, rows, checkpoints, log)
+        return _run(config, state, step_fn, batches, checkpoints, log)
     finally:
-        stream.close()
+        batches.close()
         checkpoints.close()
         log.close()
-        if stream.drops.reasons:
-            logging.warning(
-                "dropped %d of %d samples: %s", stream.drops.reasons.total(), stream.drops.seen, stream.drops.reasons
-            )
+        print(format_reports(batches.state), flush=True)
 
 
 def _run(
     config: ConfigDict,
     state: TrainState,
     step_fn: Any,
-    stream: Stream,
-    rows: NamedSharding,
+    batches: DevicePrefetch,
     checkpoints: Checkpoints,
     log: MetricsLog,
 ) -> dict[str, float]:
@@ -109,22 +105,31 @@ def _run(
     start = int(state.step)
     with StopRequest() as stop:
         for step in range(start + 1, config.train.num_steps + 1):
-            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), next(stream))
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, next(batches))
             if on_cpu:
                 jax.block_until_ready(metrics)
             log.add(metrics)
             stopping = stop.requested  # once, so that a signal in between waits for the next step
             last = step == config.train.num_steps or stopping
             if last or step % config.log_every == 0:
-                means = log.write(step, {"learning_rate": float(schedule(step - 1))})
+                dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(batches.state).items()}
+                extra = {"learning_rate": float(schedule(step - 1)), **dropped}
+                means = log.write(step, batches.take_waited(), extra)
                 _require_finite(step, metrics)
             if last or step % config.checkpoint.every_steps == 0:
                 _require_finite(step, metrics)
-                checkpoints.save(state, stream.get_state())
+                checkpoints.save(state, batches.state)
             if stopping:
                 raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
     return means
+
+
+def _write_run(workdir: epath.Path, config: ConfigDict, architecture: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """What tells what the workdir holds: only once nothing can fail any more before the first step."""
+    write_architecture(workdir, architecture)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    if tokenizer is not None:
+        tokenizer.save(workdir / FILE_NAME)
 
 
 def _require_same_tokenizer(path: epath.Path, tokenizer: Tokenizer) -> None:

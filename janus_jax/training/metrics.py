@@ -16,9 +16,9 @@ from janus_jax.training.objectives import Metrics
 class MetricsLog:
     """Collects metrics per step without waiting for the device; writes means every `log_every` steps.
 
-    A line of `metrics.jsonl` holds the step, the means since the last line, `images_per_second` and
-    `steps_per_second`. On a terminal a progress bar shows loss, images/s and the remaining time; elsewhere each
-    write is one plain line.
+    A line of `metrics.jsonl` holds the step, the means since the last line, `images_per_second`, `steps_per_second`
+    and `data_wait_share`, the part of the time in which the loop waited for data. On a terminal a progress bar shows
+    loss, images/s and the remaining time; elsewhere each write is one plain line.
     """
 
     def __init__(self, workdir: epath.Path, name: str, num_steps: int, first_step: int):
@@ -43,8 +43,12 @@ class MetricsLog:
         self._pending.append(metrics)
         self._bar.update()
 
-    def write(self, step: int, extra: dict[str, float]) -> dict[str, float]:
-        """Means since the last write, to all sinks; this waits for the device."""
+    def write(self, step: int, waited: float, extra: dict[str, float]) -> dict[str, float]:
+        """Means since the last write, to all sinks; this waits for the device.
+
+        Args:
+            waited: seconds since the last write in which the loop waited for data.
+        """
         pending = jax.device_get(self._pending)
         elapsed = time.monotonic() - self._started
         means = {}
@@ -52,7 +56,12 @@ class MetricsLog:
             total, weight = (sum(float(metrics[key][i]) for metrics in pending) for i in (0, 1))
             means[key] = total / weight if weight else float("nan")
         images = sum(float(metrics["images"][0]) for metrics in pending)
-        means |= {"images_per_second": images / elapsed, "steps_per_second": len(pending) / elapsed, **extra}
+        means |= {
+            "images_per_second": images / elapsed,
+            "steps_per_second": len(pending) / elapsed,
+            "data_wait_share": waited / elapsed,
+            **extra,
+        }
         # A task absent from the batch has no mean: leave it out, since NaN (and infinity) is not JSON.
         known = {key: value for key, value in means.items() if math.isfinite(value)}
         with self._file.open("a") as file:

@@ -5,6 +5,7 @@ import pytest
 from tiny_data import (
     BOS,
     PAD,
+    ListSource,
     byte_ids,
     document,
     encoded,
@@ -17,10 +18,11 @@ from tiny_data import (
 )
 
 from janus_jax.batch import ImageBatch, Modality, PackedBatch
+from janus_jax.data.drops import Reason
 from janus_jax.data.images import generation_pixels
-from janus_jax.data.pipeline import packed_rows, square_images, task_sources
+from janus_jax.data.pipeline import drop_reports, format_reports, packed_rows, square_images
+from janus_jax.data.record_source import open_records
 from janus_jax.data.records import write_records
-from janus_jax.data.samples import DropCounter
 from janus_jax.errors import UserError
 
 RATIO = {"understand": 5, "text": 1, "generate": 4}
@@ -40,7 +42,7 @@ def patterns(tmp_path_factory):
         records = [make(i) for i in range(1, NUM_RECORDS + 1)]
         write_records(folder / f"{task}-0.array_record", records[:25])
         write_records(folder / f"{task}-1.array_record", records[25:])
-    return {task: [f"{folder}/{task}-*.array_record"] for task in makers}
+    return {task: f"{folder}/{task}-*.array_record" for task in makers}
 
 
 @pytest.fixture
@@ -48,23 +50,26 @@ def open_stream(patterns):
     """Opens streams and closes them after the test."""
     streams = []
 
-    def open_one(batch_size=4, num_shards=2, seed=0, ratio=RATIO, bins=4, sources=None, **builder):
-        sources = sources or task_sources(patterns, ratio)
-        stream = packed_rows(
-            sources,
-            ratio,
-            make_builder(**builder),
-            batch_size=batch_size,
-            num_shards=num_shards,
-            packing_bins=bins,
-            seed=seed,
-        )
+    def open_one(ratio=RATIO, sources=None, builder=None, **changes):
+        sources = sources or {task: [open_records(patterns[task], task)] for task in ratio}
+        settings = dict(batch_size=4, num_shards=2, packing_bins=4, seed=0, max_drop_rate=0.5)
+        stream = packed_rows(sources, ratio, make_builder(**builder or {}), **settings | changes)
         streams.append(stream)
         return stream
 
     yield open_one
     for stream in streams:
         stream.close()
+
+
+def joined(shares):
+    """Batches of all processes as one."""
+    steps = zip(*shares, strict=True)
+    return [PackedBatch(*(np.concatenate(parts) for parts in zip(*step, strict=True))) for step in steps]
+
+
+def in_memory(records, task="text"):
+    return {task: [ListSource(records)]}
 
 
 def take(stream, count):
@@ -113,13 +118,13 @@ def test_batches_are_packed_batches_of_the_given_shapes(open_stream):
 @pytest.mark.parametrize("through_json", [False, True])
 @pytest.mark.parametrize("advanced", [0, 3])
 def test_restored_stream_continues_byte_for_byte(open_stream, through_json, advanced):
-    original = open_stream(drop_condition=0.5)
+    original = open_stream(builder={"drop_condition": 0.5})
     take(original, 5)
     state = original.get_state()
     if through_json:
         state = json.loads(json.dumps(state))
     expected = take(original, 6)
-    restored = open_stream(drop_condition=0.5)
+    restored = open_stream(builder={"drop_condition": 0.5})
     take(restored, advanced)
     restored.set_state(state)
     assert same(take(restored, 6), expected)
@@ -134,7 +139,7 @@ def test_state_before_the_first_batch_is_the_beginning(open_stream):
 
 
 def test_the_stream_is_a_function_of_files_and_seed(open_stream):
-    first, again, other = (take(open_stream(seed=seed, drop_condition=0.5), 4) for seed in (0, 0, 1))
+    first, again, other = (take(open_stream(seed=seed, builder={"drop_condition": 0.5}), 4) for seed in (0, 0, 1))
     assert same(first, again)
     assert not same(first, other)
 
@@ -152,8 +157,7 @@ def test_rows_of_a_logical_shard_do_not_depend_on_the_batch_size(open_stream):
 def test_shards_share_every_epoch_without_overlap(open_stream):
     """Documents as long as a row: row k of a shard is its k-th sample."""
     documents = [document(letter * 62, key=letter) for letter in "abcdefghijkl"]
-    sources = {"text": [record.serialize() for record in documents]}
-    stream = open_stream(batch_size=3, num_shards=3, ratio={"text": 1}, bins=1, sources=sources)
+    stream = open_stream({"text": 1}, in_memory(documents), batch_size=3, num_shards=3, packing_bins=1)
     letters = [batch.tokens[:, 1].tolist() for batch in take(stream, 8)]
     expected = sorted(byte_ids("abcdefghijkl"))
     assert sorted(sum(letters[:4], [])) == sorted(sum(letters[4:], [])) == expected
@@ -162,38 +166,125 @@ def test_shards_share_every_epoch_without_overlap(open_stream):
 
 
 def test_another_seed_gives_another_order_and_other_random_choices(open_stream):
-    sources = {"generate": [generate(letter * 30, flat_png(1), key=letter).serialize() for letter in "abcdefghijkl"]}
-    settings = dict(batch_size=1, num_shards=1, ratio={"generate": 1}, bins=1, sources=sources)
+    sources = in_memory([generate(letter * 30, flat_png(1), key=letter) for letter in "abcdefghijkl"], "generate")
+    settings = dict(batch_size=1, num_shards=1, ratio={"generate": 1}, packing_bins=1, sources=sources)
     orders, choices = [], []
     for seed in (0, 1):
         orders.append([int(batch.tokens[0, 4]) for batch in take(open_stream(seed=seed, **settings), 12)])
-        stream = open_stream(seed=seed, drop_condition=0.5, **settings)
+        stream = open_stream(seed=seed, builder={"drop_condition": 0.5}, **settings)
         choices.append([PAD in batch.tokens[0] for batch in take(stream, 24)])
     assert sorted(orders[0]) == sorted(orders[1]) == byte_ids("abcdefghijkl")
     assert orders[0] != orders[1] and choices[0] != choices[1]
 
 
 def test_random_choices_differ_between_epochs(open_stream):
-    sources = {"generate": [generate("c" * 30, flat_png(1), key=str(i)).serialize() for i in range(4)]}
-    settings = dict(batch_size=1, num_shards=1, ratio={"generate": 1}, bins=1, sources=sources, drop_condition=0.5)
-    stream = open_stream(**settings)
+    sources = in_memory([generate("c" * 30, flat_png(1), key=str(i)) for i in range(4)], "generate")
+    settings = dict(batch_size=1, num_shards=1, ratio={"generate": 1}, packing_bins=1, sources=sources)
+    stream = open_stream(builder={"drop_condition": 0.5}, **settings)
     dropped = [PAD in batch.tokens[0] for batch in take(stream, 40)]
     epochs = {tuple(dropped[i : i + 4]) for i in range(0, 40, 4)}
     assert len(epochs) > 3
 
 
 def test_random_choices_differ_between_shards(open_stream):
-    sources = {"generate": [generate("c" * 30, flat_png(1), key=str(i)).serialize() for i in range(100)]}
-    settings = dict(batch_size=2, num_shards=2, ratio={"generate": 1}, bins=1, sources=sources, drop_condition=0.5)
-    batches = take(open_stream(**settings), 40)
+    sources = in_memory([generate("c" * 30, flat_png(1), key=str(i)) for i in range(100)], "generate")
+    settings = dict(batch_size=2, num_shards=2, ratio={"generate": 1}, packing_bins=1, sources=sources)
+    batches = take(open_stream(builder={"drop_condition": 0.5}, **settings), 40)
     dropped = np.array([[PAD in row for row in batch.tokens] for batch in batches])
     assert 0.2 < (dropped[:, 0] == dropped[:, 1]).mean() < 0.8
 
 
-def test_state_of_another_number_of_shards_is_refused(open_stream):
-    state = open_stream(num_shards=2).get_state()
-    with pytest.raises(UserError, match=r"data\.num_shards=4, but the checkpoint's stream had 2"):
-        open_stream(num_shards=4).set_state(state)
+@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (4, 0), (1, 2), (2, 1), (1, 4)])
+def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes, workers):
+    expected = take(open_stream(num_shards=4, batch_size=8), 4)
+    shares = [
+        take(open_stream(num_shards=4, batch_size=8, process_index=i, process_count=processes, workers=workers), 4)
+        for i in range(processes)
+    ]
+    assert same(joined(shares), expected)
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 2), (2, 0)), ((4, 0), (1, 0)), ((2, 0), (4, 0))])
+def test_a_stream_goes_on_with_other_processes_and_workers(open_stream, before, after):
+    settings = dict(num_shards=4, batch_size=8, builder={"drop_condition": 0.5})
+    expected = take(open_stream(**settings), 7)[3:]
+
+    def streams(processes, workers):
+        return [
+            open_stream(process_index=i, process_count=processes, workers=workers, **settings) for i in range(processes)
+        ]
+
+    state = {"settings": {}, "shards": {}}
+    for stream in streams(*before):
+        take(stream, 3)
+        state["shards"] |= json.loads(json.dumps(stream.get_state()))["shards"]
+    shares = []
+    for stream in streams(*after):
+        stream.set_state(state)
+        shares.append(take(stream, 4))
+    assert same(joined(shares), expected)
+
+
+def test_no_sample_is_lost_or_repeated_within_an_epoch(open_stream):
+    """By the keys of all rows of 3 epochs; what lies in open rows at the end is missing from the last only."""
+    records = [document("x" * (1 + 7 * i % 60), key=str(i)) for i in range(101)]
+    stream = open_stream({"text": 1}, in_memory(records), num_shards=4, packing_bins=3)
+    keys = []
+    while len(keys) < 3 * 101:
+        keys += [key for row in stream.next_with_keys()[1] for key in row]
+    counts = [keys.count(str(i)) for i in range(101)]
+    assert min(counts) >= 2 and max(counts) <= 4 and sum(counts) == len(keys)
+    assert {count for count in counts if count < 3} <= {2}
+
+
+def test_settings_that_differ_from_the_checkpoints_are_refused_by_name_with_both_values(open_stream):
+    settings = {"data.row_length": 64, "seed": 0, "data.x": (1, 2)}
+    state = json.loads(json.dumps(open_stream(settings=settings).get_state()))
+    open_stream(settings=settings).set_state(state)
+    with pytest.raises(UserError, match=r"data\.row_length=96 \(was 64\); seed=1 \(was 0\)$"):
+        open_stream(settings=settings | {"data.row_length": 96, "seed": 1}).set_state(state)
+
+
+def test_sources_of_a_task_are_mixed_by_their_weights_and_by_their_records_without(open_stream):
+    sources = {
+        "text": [ListSource([document(letter * 62, key=letter)] * count) for letter, count in (("a", 10), ("b", 30))]
+    }
+    for weights, share in (({"text": [1.0, 1.0]}, 0.5), ({"text": [3.0, 1.0]}, 0.75), (None, 0.25)):
+        stream = open_stream({"text": 1}, sources, weights=weights, packing_bins=1)
+        keys = [key for _ in range(20) for row in stream.next_with_keys()[1] for key in row]
+        assert keys.count("a") == pytest.approx(share * len(keys), abs=2)
+
+
+def test_a_source_enters_and_leaves_at_its_step(open_stream):
+    """ImageNet until step 5, other images from then on (Janus, 4.2)."""
+    sources = {"text": [ListSource([document(letter * 62, key=letter)] * 30) for letter in "ab"]}
+    weights = {"text": [((0, 1.0), (5, 0.0)), ((5, 1.0),)]}
+    stream = open_stream({"text": 1}, sources, weights=weights, packing_bins=1)
+    keys = [{key for row in stream.next_with_keys()[1] for key in row} for _ in range(12)]
+    assert keys[:5] == [{"a"}] * 5 and keys[6:] == [{"b"}] * 6  # one row per shard was open at the change
+
+
+@pytest.mark.parametrize("unit", ["tokens", "rows"])
+def test_ratio_may_count_tokens_or_rows(open_stream, unit):
+    stream = open_stream({"understand": 1, "generate": 3}, unit=unit, batch_size=8)
+    batches = take(stream, 60)
+    modality = np.concatenate([batch.modality for batch in batches])
+    segments = np.concatenate([batch.segment_ids for batch in batches])
+    drawn = np.zeros(2)
+    for row, ids in zip(modality, segments, strict=True):
+        tasks = [int(Modality.GENERATION_IMAGE in row[ids == segment]) for segment in range(1, ids.max() + 1)]
+        if unit == "rows":
+            assert len(set(tasks)) == 1
+            drawn[tasks[0]] += 1
+        else:
+            for segment, task in enumerate(tasks, start=1):
+                drawn[task] += (ids == segment).sum()
+    assert drawn[1] / drawn.sum() == pytest.approx(0.75, abs=0.01)
+
+
+def test_stored_codes_leave_out_the_pixels(open_stream):
+    stream = open_stream({"text": 1}, in_memory([document("x")] * 9), builder={"stored_codes": True})
+    assert next(stream).gen_pixels is None
 
 
 @pytest.mark.parametrize(("batch_size", "num_shards"), [(4, 3), (2, 4), (4, 0), (4, -2)])
@@ -203,29 +294,52 @@ def test_batch_size_that_is_no_multiple_of_the_shards_is_refused(open_stream, ba
         open_stream(batch_size=batch_size, num_shards=num_shards)
 
 
-def test_more_shards_than_records_are_refused(open_stream):
-    with pytest.raises(UserError, match=rf"data\.num_shards=64 is more than the {NUM_RECORDS} records"):
-        open_stream(batch_size=64, num_shards=64)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_shards": 64, "batch_size": 64},
+            rf"data\.num_shards=64 is more than the {NUM_RECORDS} records of source understand/0",
+        ),
+        ({"process_count": 3}, r"data\.num_shards=2 must be a multiple of the 3 processes"),
+        ({"workers": 4}, r"data\.workers=4 must divide the 2 logical shards"),
+        ({"unit": "bytes"}, r"data\.ratio_unit='bytes' is not one of"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(open_stream, changes, message):
+    with pytest.raises(UserError, match=message):
+        open_stream(**changes)
 
 
-def test_tasks_of_ratio_zero_need_no_files(patterns):
-    sources = task_sources({"text": patterns["text"]}, {"text": 1, "generate": 0, "understand": 0})
-    assert list(sources) == ["text"] and len(sources["text"]) == NUM_RECORDS
-    with pytest.raises(UserError, match=r"data\.sources\.text"):
-        task_sources({"text": ["/nowhere/*.array_record"]}, {"text": 1})
+def test_bad_records_are_left_out_counted_per_source_and_told(open_stream):
+    records = [document(f"good{i}", key=str(i)) for i in range(10)] + [text("x" * 99, "a", key="long"), b"\xc1"]
+    stream = open_stream({"text": 1}, in_memory(records))
+    take(stream, 30)
+    state = stream.get_state()
+    report = drop_reports(state)["text/0"]
+    assert set(report.reasons) == {Reason.TOO_LONG, Reason.BAD_RECORD}
+    assert report.rate == pytest.approx(2 / 12, abs=0.03)
+    assert {bad.key for bad in report.examples} == {"long", "list:11"}
+    assert f"data text/0: {report.seen:,} samples, {report.dropped} dropped (bad_record" in format_reports(state)
 
 
-def test_bad_records_are_left_out_and_counted(open_stream):
-    records = [document("good" + str(i), key=str(i)) for i in range(10)] + [document("x" * 99, key="long")]
-    stream = open_stream(ratio={"text": 1}, sources={"text": [record.serialize() for record in records] + [b"\xc1"]})
-    take(stream, 10)
-    assert {reason.split(":")[0] for reason in stream.drops.reasons} >= {"long"}
-    assert stream.drops.reasons.total() / stream.drops.seen == pytest.approx(2 / 12, abs=0.05)
+def test_counts_go_on_after_a_resume(open_stream):
+    records = [document("x" * (40 + i), key=str(i)) for i in range(40)] + [b"\xc1"] * 3
+    straight, stopped, resumed = (open_stream({"text": 1}, in_memory(records)) for _ in range(3))
+    take(straight, 20)
+    take(stopped, 8)
+    resumed.set_state(json.loads(json.dumps(stopped.get_state())))
+    take(resumed, 12)
+    assert resumed.get_state() == straight.get_state()
+    assert sum(shard["truncated"]["text/0"] for shard in straight.get_state()["shards"].values()) > 0
 
 
-def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_stream):
-    stream = open_stream(ratio={"text": 1}, sources={"text": [b"\xc1"] * 8})
-    with pytest.raises(UserError, match=r"data\.max_drop_rate=0\.5: 100 of 100 samples dropped"):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_stream, workers):
+    stream = open_stream({"text": 1}, in_memory([b"\xc1"] * 8), workers=workers)
+    with pytest.raises(
+        UserError, match=r"data\.max_drop_rate \(text/0\)=0\.5: 100 of 100 samples dropped; first: list:"
+    ):
         next(stream)
 
 
@@ -233,10 +347,9 @@ def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_strea
 def image_stream():
     streams = []
 
-    def open_one(records, batch_size=4, num_shards=2, drops=None):
-        source = [record.serialize() for record in records]
-        drops = drops or DropCounter(0.5)
-        streams.append(square_images(source, size=8, batch_size=batch_size, num_shards=num_shards, seed=0, drops=drops))
+    def open_one(records):
+        settings = dict(size=8, batch_size=4, num_shards=2, seed=0, max_drop_rate=0.5)
+        streams.append(square_images([ListSource(records)], **settings))
         return streams[-1]
 
     yield open_one
@@ -256,17 +369,15 @@ def test_square_images_are_the_cropped_images_of_the_records_each_once_per_epoch
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [
-        (generate("c", b"no image", key="bad"), "bad: not a readable image"),
-        (document("text only", key="bad"), "bad: "),
-    ],
+    [(generate("c", b"no image", key="bad"), Reason.BAD_IMAGE), (document("text only", key="bad"), Reason.NO_IMAGE)],
 )
 def test_square_images_drop_and_count_what_has_no_image(image_stream, bad, reason):
     good = [generate("c", flat_png(200), key=str(i)) for i in range(7)]
     stream = image_stream([*good, bad])
     for batch in take(stream, 6):
         assert batch.pixels.shape == (4, 8, 8, 3) and (batch.pixels == 200).all()
-    assert [key for key in stream.drops.reasons if key.startswith(reason)]
+    report = drop_reports(stream.get_state())["generate/0"]
+    assert set(report.reasons) == {reason} and {example.key for example in report.examples} == {"bad"}
 
 
 def test_square_images_continue_after_a_restore(image_stream):
@@ -278,3 +389,29 @@ def test_square_images_continue_after_a_restore(image_stream):
     restored = image_stream(records)
     restored.set_state(state)
     assert same(take(restored, 4), expected)
+
+
+class HundredMillion:
+    """A source without files, to resume deep inside it."""
+
+    def __len__(self):
+        return 100_000_000
+
+    def __getitem__(self, index):
+        return ListSource([document(f"document number {index}", key=str(index))])[0]
+
+
+def test_a_resume_deep_inside_a_huge_source_reads_only_its_open_rows(open_stream):
+    settings = dict(sources={"text": [HundredMillion()]}, num_shards=2, packing_bins=4)
+    stream = open_stream({"text": 1}, **settings)
+    take(stream, 2)
+    state = json.loads(json.dumps(stream.get_state()))
+    for shard in state["shards"].values():
+        shift = 5_000_000 - shard["cursors"]["text/0"]
+        shard["cursors"]["text/0"] += shift
+        shard["open"] = [[opened, [[name, place + shift] for name, place in row]] for opened, row in shard["open"]]
+    deep = open_stream({"text": 1}, **settings)
+    deep.set_state(state)
+    keys = [key for row in deep.next_with_keys()[1] for key in row]
+    assert len(set(keys)) == len(keys) > 4
+    assert all(shard["cursors"]["text/0"] < 5_000_100 for shard in deep.get_state()["shards"].values())

@@ -2,11 +2,10 @@ import dataclasses
 
 import msgpack
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from tiny_data import alternate, document, flat_png, generate, text, understand
 
 from janus_jax.data.prompts import Message
-from janus_jax.data.records import Record, open_records, write_records
+from janus_jax.data.records import Record, write_records
 from janus_jax.errors import UserError
 
 RECORDS = [
@@ -100,36 +99,3 @@ DAMAGED = {
 def test_damaged_payload_is_a_user_error(data):
     with pytest.raises(UserError):
         Record.deserialize(data)
-
-
-def test_files_are_read_back_in_sorted_order(tmp_path):
-    assert write_records(tmp_path / "b.array_record", RECORDS[:2]) == 2
-    assert write_records(tmp_path / "a.array_record", RECORDS[2:]) == len(RECORDS) - 2
-    write_records(tmp_path / "other.bin", [document("not matched")])
-    source = open_records([f"{tmp_path}/*.array_record"], "field")
-    assert [Record.deserialize(source[i]) for i in range(len(source))] == RECORDS[2:] + RECORDS[:2]
-    in_given_order = open_records([f"{tmp_path}/b*", f"{tmp_path}/a*"], "field")
-    assert Record.deserialize(in_given_order[0]) == RECORDS[0]
-
-
-@pytest.mark.parametrize("pattern", ["*.array_record", "missing/*.array_record", "exact.array_record"])
-def test_pattern_without_a_match_is_an_error_that_names_field_and_pattern(pattern, tmp_path):
-    with pytest.raises(UserError, match=r"^data\.sources\.text: '.*array_record' matches no file"):
-        open_records([f"{tmp_path}/{pattern}"], "data.sources.text")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
-def test_damaged_file_is_an_error_that_names_field_and_file(damage, tmp_path):
-    path = tmp_path / "x.array_record"
-    write_records(path, RECORDS)
-    data = path.read_bytes()
-    path.write_bytes({"truncated": data[: len(data) // 2], "foreign": b"hello" * 1000, "empty": b""}[damage])
-    with pytest.raises(UserError, match=r"^data\.sources\.text: .*x\.array_record"):
-        open_records([str(path)], "data.sources.text")
-
-
-def test_file_without_records_is_an_error(tmp_path):
-    path = tmp_path / "x.array_record"
-    ArrayRecordWriter(str(path), "group_size:1").close()
-    with pytest.raises(UserError, match=r"field: .*x\.array_record hold no records"):
-        open_records([str(path)], "field")

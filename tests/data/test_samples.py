@@ -23,17 +23,19 @@ from tiny_data import (
 )
 
 from janus_jax.batch import Modality
+from janus_jax.data.drops import Reason
 from janus_jax.data.images import generation_pixels, understanding_pixels
 from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
+from janus_jax.data.record_source import Stored
 from janus_jax.data.records import Record
-from janus_jax.data.samples import DropCounter, check_supervision
+from janus_jax.data.samples import check_supervision
 from janus_jax.errors import UserError
 
 TEXT, FEATURE, CODE = (int(kind) for kind in (Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE))
 
 
 def build(record, **settings):
-    return make_builder(**settings).build(record, np.random.default_rng(0))
+    return make_builder(**settings).build(record, np.random.default_rng(0))[0]
 
 
 def supervised_text(sample):
@@ -141,73 +143,125 @@ def test_dropped_condition_keeps_bos_begin_of_image_and_the_length(probability):
 
 def test_condition_is_dropped_as_often_as_asked_and_as_the_generator_says():
     builder, record = make_builder(drop_condition=0.3), generate("a cat", flat_png(1))
-    dropped = [PAD in builder.build(record, np.random.default_rng(seed))["tokens"] for seed in range(600)]
+    dropped = [PAD in builder.build(record, np.random.default_rng(seed))[0]["tokens"] for seed in range(600)]
     assert abs(np.mean(dropped) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 600)
-    again = [PAD in builder.build(record, np.random.default_rng(seed))["tokens"] for seed in range(50)]
+    again = [PAD in builder.build(record, np.random.default_rng(seed))[0]["tokens"] for seed in range(50)]
     assert again == dropped[:50]
 
 
 BAD = {
-    "too long": (document("x" * 63, key="k/1"), r"k/1: 65 tokens are longer than a row of 64"),
+    "prompt without room for an answer": (
+        text("x" * 63, "a", key="k/1"),
+        Reason.TOO_LONG,
+        "74 tokens and 0 images; a row holds 64 and 2",
+    ),
     "too many images": (
         understand("<image><image><image>", "a", images=[flat_png(1)] * 3, key="k/1"),
-        r"k/1: 3 images are more than the 2 und_pixels of a row",
+        Reason.TOO_LONG,
+        "29 tokens and 3 images; a row holds 64 and 2",
+    ),
+    "caption without room for its image": (
+        generate("x" * 52, flat_png(1), key="k/1"),
+        Reason.TOO_LONG,
+        "65 tokens and an image; a row holds 64 and 1",
     ),
     "literal placeholder in a question": (
         understand(f"<image> {PLACEHOLDER}", "a", images=[flat_png(1)], key="k/1"),
-        rf"k/1: the text contains a literal {PLACEHOLDER}",
+        Reason.IMAGE_COUNT,
+        f"the text contains a literal {PLACEHOLDER}",
     ),
     "literal placeholder in a text": (
         text(f"what is {PLACEHOLDER}?", "a", key="k/1"),
-        rf"k/1: the text contains a literal {PLACEHOLDER}",
+        Reason.IMAGE_COUNT,
+        f"the text contains a literal {PLACEHOLDER}",
     ),
-    "unreadable image": (generate("a", b"GIF?", key="k/1"), r"k/1: not a readable image"),
-    "broken rule": (understand("<image>", "a", key="k/1"), r"k/1: 1 image markers but 0 images"),
+    "unreadable image": (generate("a", b"GIF?", key="k/1"), Reason.BAD_IMAGE, "not a readable image"),
 }
 
 
-@pytest.mark.parametrize(("record", "reason"), BAD.values(), ids=BAD.keys())
-def test_bad_record_is_dropped_and_counted_with_its_reason(record, reason):
-    builder = make_builder()
-    assert builder(document("fine").serialize(), np.random.default_rng(0)) is not None
-    assert builder(record.serialize(), np.random.default_rng(0)) is None
-    assert builder.drops.seen == 2 and builder.drops.reasons.total() == 1
-    with pytest.raises(UserError, match=reason):
-        raise UserError(*builder.drops.reasons)
+@pytest.mark.parametrize(("record", "reason", "detail"), BAD.values(), ids=BAD.keys())
+def test_bad_record_is_named_with_its_reason(record, reason, detail):
+    bad = make_builder()(Stored("file:3", record.serialize()), np.random.default_rng(0))
+    assert (bad.key, bad.reason) == ("k/1", reason) and detail in bad.detail
 
 
-def test_damaged_payload_is_dropped_too():
-    builder = make_builder()
-    assert builder(b"\xc1", np.random.default_rng(0)) is None
-    assert builder.drops.reasons.total() == 1
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\xc1", Reason.BAD_RECORD),
+        (understand("<image>", "a").serialize(), Reason.BAD_RECORD),
+        (None, Reason.CORRUPT),
+    ],
+    ids=["no record", "broken rule", "wrong checksum"],
+)
+def test_unreadable_record_is_named_by_its_place(data, reason):
+    bad = make_builder()(Stored("file:3", data), np.random.default_rng(0))
+    assert (bad.key, bad.reason) == ("file:3", reason)
 
 
-def test_the_longest_sample_that_fits_is_kept():
-    assert len(build(document("x" * 62))["tokens"]) == 64
+def test_the_longest_sample_that_fits_is_kept_whole():
+    sample, truncated = make_builder().build(document("x" * 62), np.random.default_rng(0))
+    assert len(sample["tokens"]) == 64 and not truncated
+    assert sample["tokens"][-1] == byte_ids(EOS)[0]
 
 
-def test_too_many_generation_images_for_a_row_without_slots():
-    with pytest.raises(UserError, match=r"1 images are more than the 0 gen_pixels"):
-        build(generate("a", flat_png(1)), generation_slots=0)
+def test_a_document_that_does_not_fit_is_cut_at_the_end_of_the_row():
+    sample, truncated = make_builder().build(document("x" * 63), np.random.default_rng(0))
+    assert truncated and sample["tokens"].tolist() == [BOS, *byte_ids("x" * 63)]
+    assert sample["text_weights"].tolist() == [1.0] * 63 + [0.0]
 
 
-def test_stream_of_mostly_bad_samples_aborts_after_a_hundred():
-    drops = DropCounter(max_drop_rate=0.2)
-    for i in range(99):
-        drops.drop(f"bad {i}")
-    with pytest.raises(UserError, match=r"data\.max_drop_rate=0\.2: 100 of 100 samples dropped, the last: bad 99"):
-        drops.drop("bad 99")
+@pytest.mark.parametrize("supervision", ["all", "answers"])
+def test_a_conversation_that_does_not_fit_ends_with_its_last_whole_answer(supervision):
+    record = understand(
+        "<image>q", "yes", "r<image>", "no", "more?", "x" * 40, images=[flat_png(1), flat_png(2)], key="k"
+    )
+    whole = understand("<image>q", "yes", "r<image>", "no", images=[flat_png(1), flat_png(2)])
+    builder = make_builder(row_length=91, supervision=supervision)
+    sample, truncated = builder.build(record, np.random.default_rng(0))
+    expected, _ = builder.build(whole, np.random.default_rng(0))
+    assert truncated
+    for name in expected:
+        np.testing.assert_array_equal(sample[name], expected[name], err_msg=name)
 
 
-def test_drop_rate_below_the_limit_does_not_abort():
-    drops = DropCounter(max_drop_rate=0.2)
-    for i in range(1000):
-        drops.keep()
-        if i % 4 == 3:
-            drops.drop("bad")  # 250 of 1250: exactly the limit
-    assert (drops.seen, drops.reasons["bad"]) == (1250, 250)
-    with pytest.raises(UserError, match=r"251 of 1251"):
-        drops.drop("one more")
+@pytest.mark.parametrize(("row_length", "slots"), [(37, 2), (128, 1)], ids=["no room", "no slot"])
+def test_an_image_that_does_not_fit_is_left_out_with_its_turn(row_length, slots):
+    record = understand("<image>q", "yes", "r<image>", "no", images=[flat_png(1), flat_png(2)])
+    builder = make_builder(row_length=row_length, understanding_slots=slots)
+    sample, truncated = builder.build(record, np.random.default_rng(0))
+    expected = build(understand("<image>q", "yes", images=[flat_png(1)]))
+    assert truncated
+    for name in expected:
+        np.testing.assert_array_equal(sample[name], expected[name], err_msg=name)
+
+
+def test_the_first_answer_is_cut_when_it_does_not_fit():
+    sample, truncated = make_builder(supervision="answers").build(
+        understand("<image>q", "x" * 99, images=[flat_png(1)]), np.random.default_rng(0)
+    )
+    assert truncated and len(sample["tokens"]) == 64 and len(sample["und_pixels"]) == 1
+    said = supervised_text(sample)
+    assert said == " " + "x" * (len(said) - 1) and len(said) > 20
+
+
+def test_first_sentence_is_kept_as_often_as_asked():
+    record = generate("A cat. It sleeps on 1.5 mats!", flat_png(1))
+    texts = {
+        probability: [
+            BYTE_TOKENIZER.backend.decode(
+                make_builder(first_sentence=probability, row_length=128)
+                .build(record, np.random.default_rng(seed))[0]["tokens"]
+                .tolist()
+            )
+            for seed in range(300)
+        ]
+        for probability in (0.0, 0.25, 1.0)
+    }
+    short = [["sleeps" not in text for text in texts[p]] for p in (0.0, 0.25, 1.0)]
+    assert not any(short[0]) and all(short[2])
+    assert abs(np.mean(short[1]) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 300)
+    assert all("A cat." in text for text in texts[1.0])
 
 
 def test_supervision_has_two_values():

@@ -8,8 +8,9 @@ import PIL.Image
 
 from janus_jax.data import prompts
 from janus_jax.data.prompts import IMAGE_MARKER, STYLES, Message
+from janus_jax.data.record_source import Stored
 from janus_jax.data.records import Record
-from janus_jax.data.samples import DropCounter, SampleBuilder
+from janus_jax.data.samples import SampleBuilder
 from janus_jax.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 STYLE = STYLES["janus_pro_tiny"]  # no system prompt
@@ -77,6 +78,14 @@ def alternate(turns):
     return tuple(Message(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns))
 
 
+class ListSource(list):
+    """Records (or raw payloads) in memory, in place of a `RecordSource`."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return Stored(f"list:{index}", record.serialize() if isinstance(record, Record) else record)
+
+
 def make_builder(**changes):
     settings = dict(
         tokenizer=BYTE_TOKENIZER,
@@ -90,7 +99,6 @@ def make_builder(**changes):
         generation_slots=1,
         supervision="all",
         drop_condition=0.0,
-        drops=DropCounter(max_drop_rate=0.5),
     )
     return SampleBuilder(**settings | changes)
 

@@ -11,6 +11,7 @@ from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.models.parameters import init_params
 from janus_jax.training import loop
 from janus_jax.training.checkpoint import Checkpoints
+from janus_jax.training.experiment import open_stream, open_tokenizer
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.stages import trainable_mask
 from janus_jax.training.state import create_state
@@ -57,6 +58,18 @@ def no_step(monkeypatch):
         ({"data.ratio.text": -1.0}, r"data\.ratio"),
         ({"data.drop_condition": 1.5}, r"data\.drop_condition=1\.5"),
         ({"trainable": (("llm/(", True), (".*", True))}, r"llm/\("),
+        ({"train.decay_pattern": "*"}, r"'\*' is not a regular expression"),
+        ({"train.learning_rate": -1e-3}, r"train\.learning_rate=-0\.001"),
+        ({"train.clip_norm": 0.0}, r"train\.clip_norm=0"),
+        ({"train.b2": float("nan")}, r"train\.b2=nan"),
+        ({"train.warmup_steps": -1}, r"train\.warmup_steps=-1"),
+        ({"seed": 2**32}, r"seed=4294967296"),
+        ({"data.gen_slots": 0}, r"data\.ratio\.generate=1\.0.*no image slot"),
+        ({"data.row_length": 129}, r"data\.row_length=129.*context of 128"),
+        ({"data.workers": 3}, r"data\.workers=3 must divide"),
+        ({"data.held_out": 10**6}, r"data\.held_out=1000000"),
+        ({"data.ratio_unit": "bytes"}, r"data\.ratio_unit='bytes'"),
+        ({"data.sources.text": ()}, r"data\.sources\.text is empty"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
@@ -66,6 +79,8 @@ def test_a_bad_field_is_named_with_its_value(data_folder, tmp_path, changes, mes
         config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path / "run")
+    # Nothing that would refuse the corrected config.
+    assert not (tmp_path / "run" / "model.json").exists() and not (tmp_path / "run" / "config.json").exists()
 
 
 def test_tokenizer_larger_than_the_vocabulary_is_refused_with_both_sizes(data_folder, tmp_path):
@@ -112,24 +127,39 @@ def test_starting_point_of_another_architecture_is_refused_by_its_field(data_fol
         loop.train(config, tmp_path / "run")
 
 
-def checkpoint(workdir, config, rules, shards):
-    """A checkpoint of step 0 of a run with these `trainable` rules and this number of logical shards."""
+def checkpoint(workdir, config, rules=None):
+    """A checkpoint of step 0 of a run of this config, or with these `trainable` rules."""
     params = init_params(MICRO_JANUS, seed=0)
-    state = create_state(params, trainable_mask(params, rules), make_optimizer(config.train))
+    state = create_state(params, trainable_mask(params, rules or config.trainable), make_optimizer(config.train))
+    stream = open_stream(config, MICRO_JANUS, open_tokenizer(config, MICRO_JANUS))
     checkpoints = Checkpoints(epath.Path(workdir), MICRO_JANUS, keep=1)
-    checkpoints.save(state, {str(shard): {} for shard in range(shards)})
+    checkpoints.save(state, stream.get_state())
     checkpoints.close()
 
 
 def test_checkpoint_of_a_stage_that_trained_other_parameters_is_refused(data_folder, tmp_path):
     config = janus_experiment(data_folder)
-    checkpoint(tmp_path, config, rules=(("gen_head/.*", True), (".*", False)), shards=2)
+    checkpoint(tmp_path, config, rules=(("gen_head/.*", True), (".*", False)))
     with pytest.raises(UserError, match=rf"{tmp_path}: checkpoint 0 cannot be restored"):
         loop.train(config, tmp_path)
 
 
-def test_checkpoint_of_a_stream_with_other_shards_is_refused_with_both_numbers(data_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.num_shards": 4}, r"data\.num_shards=4 \(was 2\)"),
+        (
+            {"data.und_slots": 3, "data.row_length": 128},
+            r"data\.row_length=128 \(was 96\); data\.und_slots=3 \(was 2\)",
+        ),
+        ({"data.held_out": 3}, r"data\.sources\.text="),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_resume_with_other_data_settings_is_refused_by_name_with_both_values(data_folder, tmp_path, changes, message):
     config = janus_experiment(data_folder)
-    checkpoint(tmp_path, config, config.trainable, shards=4)
-    with pytest.raises(UserError, match=r"data\.num_shards=2, but the checkpoint's stream had 4"):
+    checkpoint(tmp_path, config)
+    for field, value in changes.items():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path)

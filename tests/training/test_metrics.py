@@ -29,9 +29,9 @@ def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_pa
     log = log_in(tmp_path)
     log.add(step_metrics(loss=1.0, text=2.0, text_tokens=30))
     log.add(step_metrics(loss=4.0, text=6.0, text_tokens=10))
-    first = log.write(2, {"learning_rate": 0.5})
+    first = log.write(2, 0.0, {"learning_rate": 0.5})
     log.add(step_metrics(loss=8.0, text=1.0, text_tokens=5))
-    log.write(3, {"learning_rate": 0.25})
+    log.write(3, 0.0, {"learning_rate": 0.25})
     log.close()
     written = lines(tmp_path)
     assert [line["step"] for line in written] == [2, 3]
@@ -45,10 +45,10 @@ def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_pa
 def test_a_task_without_tokens_has_no_mean_and_does_not_dilute_the_others(tmp_path):
     log = log_in(tmp_path)
     log.add(step_metrics(loss=1.0, text=0.0, text_tokens=0))
-    log.write(1, {})
+    log.write(1, 0.0, {})
     log.add(step_metrics(loss=1.0, text=0.0, text_tokens=0))
     log.add(step_metrics(loss=1.0, text=3.0, text_tokens=7))
-    log.write(3, {})
+    log.write(3, 0.0, {})
     log.close()
     without, with_text = lines(tmp_path)
     assert "loss/text" not in without
@@ -58,7 +58,7 @@ def test_a_task_without_tokens_has_no_mean_and_does_not_dilute_the_others(tmp_pa
 def test_every_line_is_json_even_when_a_metric_overflows(tmp_path):
     log = log_in(tmp_path)
     log.add(step_metrics(loss=1.0, text=float("inf"), text_tokens=1))
-    log.write(1, {})
+    log.write(1, 0.0, {})
     log.close()
     assert lines(tmp_path)[0]["loss"] == 1.0
 
@@ -68,7 +68,7 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path, resumed_at, kept):
     log = log_in(tmp_path)
     for step in range(1, 5):
         log.add(step_metrics(loss=float(step), text=1.0, text_tokens=1))
-        log.write(step, {})
+        log.write(step, 0.0, {})
     log.close()
     before = lines(tmp_path)
     log_in(tmp_path, first_step=resumed_at).close()

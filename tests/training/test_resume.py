@@ -19,41 +19,41 @@ class Runs(NamedTuple):
     batches: list[int]  # batches read by: the straight run, the stopped one, the one that went on
 
 
-class WatchedStream:
-    """A training stream that counts its batches and does something when the n-th is asked for."""
+class WatchedBatches:
+    """A `DevicePrefetch` that counts the batches taken and does something when the n-th is asked for."""
 
-    def __init__(self, stream, number, action):
-        self._stream, self._number, self._action = stream, number, action
+    def __init__(self, batches, number, action):
+        self._batches, self._number, self._action = batches, number, action
         self.batches = 0
 
     def __next__(self):
         if self.batches + 1 == self._number:
             self._action()
         self.batches += 1
-        return next(self._stream)
+        return next(self._batches)
 
     def __getattr__(self, name):
-        return getattr(self._stream, name)
+        return getattr(self._batches, name)
 
 
 def watched_train(config, workdir, make_step, number=0, action=None):
     """Trains; returns how many batches were read, whatever ended the run."""
-    streams = []
+    watched = []
 
-    def open_stream(*args):
-        streams.append(WatchedStream(original(*args), number, action))
-        return streams[-1]
+    def prefetch(*args):
+        watched.append(WatchedBatches(original(*args), number, action))
+        return watched[-1]
 
-    original = loop.open_stream
+    original = loop.DevicePrefetch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "open_stream", open_stream)
+        patch.setattr(loop, "DevicePrefetch", prefetch)
         patch.setattr(loop, "make_step", make_step)
         if action is None:
             loop.train(config, workdir)
         else:
             with pytest.raises((KeyboardInterrupt, ConnectionError)):
                 loop.train(config, workdir)
-    return streams[-1].batches
+    return watched[-1].batches
 
 
 def ctrl_c():
@@ -102,7 +102,7 @@ def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):
 
 def test_metrics_of_the_resumed_run_are_those_of_the_straight_one_without_repeated_steps(runs):
     def without_times(workdir):
-        timed = ("images_per_second", "steps_per_second")
+        timed = ("images_per_second", "steps_per_second", "data_wait_share")
         return [{k: v for k, v in line.items() if k not in timed} for line in loop.read_metrics(workdir)]
 
     assert [line["step"] for line in loop.read_metrics(runs.resumed)] == [1, 2, 3, 4]

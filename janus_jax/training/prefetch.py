@@ -1,0 +1,66 @@
+"""Puts batches on the devices ahead of the training loop, whose thread does no other work than starting steps."""
+
+import queue
+import threading
+import time
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from janus_jax.data.pipeline import Stream
+
+AHEAD = 2  # batches on the devices that wait for their step
+
+
+class DevicePrefetch:
+    """Batches of a stream as global arrays of which this process holds its rows.
+
+    `state` belongs to the last batch returned.
+    """
+
+    def __init__(self, stream: Stream, sharding: NamedSharding):
+        self.state = stream.get_state()
+        self._waited = 0.0
+        self._stream, self._sharding = stream, sharding
+        self._batches: queue.Queue[tuple[Any, Any, BaseException | None]] = queue.Queue(AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fill, daemon=True, name="device-prefetch")
+        self._thread.start()
+
+    def __next__(self) -> Any:
+        """Raises what the stream raised."""
+        start = time.monotonic()
+        batch, state, error = self._batches.get()
+        self._waited += time.monotonic() - start
+        if error is not None:
+            raise error
+        self.state = state
+        return batch
+
+    def take_waited(self) -> float:
+        """Seconds that the loop has waited for data since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        """Stops the thread and the stream."""
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._batches.get(timeout=0.1)  # it may wait for a free place
+            except queue.Empty:
+                continue
+        self._stream.close()
+
+    def _fill(self) -> None:
+        while not self._closed.is_set():
+            try:
+                batch = jax.tree.map(self._put, next(self._stream))
+                self._batches.put((batch, self._stream.get_state(), None))
+            except BaseException as error:  # whatever it is, the loop must see it
+                self._batches.put((None, None, error))
+                return
+
+    def _put(self, x: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(self._sharding, x)
