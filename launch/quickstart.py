@@ -50,8 +50,9 @@ OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
 CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 1.5, "guidance of the drawings")
 
-WRITTEN = ("report.json", "runs", "checkpoint", "data", "examples")
-MARKER = ".janus_jax_quickstart"  # only a folder with it is ever cleared
+WRITTEN = ("report.json", "report.html", "samples.png", "runs", "checkpoint", "data", "examples")
+# Seed and seconds of the run so far; only a folder with this file is ever cleared.
+MARKER = ".janus_jax_quickstart"
 IMAGES_PER_CLASS = 20
 TARGETS = {
     "understanding_accuracy": (">=", 0.97),
@@ -78,18 +79,16 @@ NOTES = (
 
 
 def main() -> None:
-    started = time.monotonic()
     output = prepare_folder("output", OUTPUT.value)
-    _claim(output)
-    seconds: dict[str, float] = {}
+    seconds = _claim(output)
     training, held_out = digits.load_digits()
-    with _timed(seconds, "data"):
+    with _timed(output, seconds, "data"):
         _write_data(output / "data", training)
         _write_examples(output / "examples", held_out)
     for phase in experiment.PHASES:
-        with _timed(seconds, phase):
+        with _timed(output, seconds, phase):
             train(_phase_config(phase, output), output / "runs" / phase)
-    with _timed(seconds, "evaluation"):
+    with _timed(output, seconds, "evaluation"):
         print(f"asking {len(held_out.labels)} questions, drawing {IMAGES_PER_CLASS} images per digit", flush=True)
         model = from_pretrained(output / "runs" / experiment.PHASES[-1])
         if not (output / "checkpoint").exists():
@@ -97,7 +96,7 @@ def main() -> None:
         results = _evaluate(model, output, training, held_out)
     report = results.pop("report") | {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "total_seconds": round(time.monotonic() - started, 1),
+        "total_seconds": round(sum(seconds.values()), 1),
         "seed": SEED.value,
         "cfg_weight": CFG_WEIGHT.value,
     }
@@ -108,25 +107,45 @@ def main() -> None:
     print(f"page: {output / 'report.html'}")
 
 
-def _claim(output: epath.Path) -> None:
-    """Marks the folder as the quickstart's and clears a finished run; raises UserError for somebody else's files."""
+def _claim(output: epath.Path) -> dict[str, float]:
+    """Marks the folder as the quickstart's and clears a finished run; returns the seconds that a stopped one has spent.
+
+    Raises UserError for somebody else's files and for a stopped run of another seed.
+    """
     marker = output / MARKER
     if not marker.exists():
         for name in WRITTEN:
             if (output / name).exists():
                 raise UserError(f"--output={output}: holds {name}, which no quickstart wrote; expected a new folder")
-        marker.write_text("")
     elif (output / "report.json").exists():
         for name in WRITTEN:
             path = output / name
             path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
+    else:
+        started = json.loads(marker.read_text())
+        if started["seed"] != SEED.value:
+            raise UserError(
+                f"--seed={SEED.value}, but the stopped run in {output} has seed {started['seed']}: "
+                "go on with that one, or remove the folder"
+            )
+        return started["seconds"]
+    _mark(output, {})
+    return {}
+
+
+def _mark(output: epath.Path, seconds: dict[str, float]) -> None:
+    (output / MARKER).write_text(json.dumps({"seed": SEED.value, "seconds": seconds}) + "\n")
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    seconds[name] = time.monotonic() - start
+def _timed(output: epath.Path, seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the time to the phase's, also when it is interrupted."""
+    start, before = time.monotonic(), seconds.get(name, 0.0)
+    try:
+        yield
+    finally:
+        seconds[name] = before + time.monotonic() - start
+        _mark(output, seconds)
 
 
 def _write_data(folder: epath.Path, training: digits.Digits) -> None:

@@ -1,10 +1,11 @@
 """The quickstart clears only a folder that it made."""
 
 import pytest
+from absl.testing import flagsaver
 from etils import epath
 
 from janus_jax.errors import UserError
-from launch.quickstart import WRITTEN, _claim
+from launch.quickstart import WRITTEN, _claim, _timed
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -26,3 +27,20 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_cleared(tmp_path):
     (folder / "report.json").write_text("{}")
     _claim(folder)
     assert sorted(path.name for path in folder.iterdir()) == [".janus_jax_quickstart", "mine.txt"]
+
+
+def test_a_stopped_run_keeps_its_seconds_and_refuses_another_seed(tmp_path):
+    folder = epath.Path(tmp_path)
+    seconds = _claim(folder)
+    with _timed(folder, seconds, "stage1"):
+        pass
+    with pytest.raises(KeyboardInterrupt), _timed(folder, seconds, "stage2"):
+        raise KeyboardInterrupt
+    assert list(seconds) == ["stage1", "stage2"]
+    again = _claim(folder)
+    assert again == seconds
+    with _timed(folder, again, "stage2"):
+        pass
+    assert _claim(folder)["stage2"] > seconds["stage2"]
+    with flagsaver.flagsaver(seed=7), pytest.raises(UserError, match=r"--seed=7, but the stopped run .* has seed 0"):
+        _claim(folder)
