@@ -6,12 +6,16 @@ from configs.common import base_config, lock
 
 
 def get_config() -> ConfigDict:
-    return lock(vq_config("vq16"))
+    config = vq_config("vq16")
+    config.data.image_size = 256  # the model is convolutional: it is trained at 256 and used at 384 pixels
+    config.data.crop = {"random": True, "max_zoom": 1.25, "flip": True}  # released script: min_crop_frac 0.8
+    return lock(config)
 
 
 def vq_config(model: str) -> ConfigDict:
     """Shared with the tiny tokenizer of the quickstart; unlocked."""
     config = base_config(model, model)
+    config.data.image_size = 0  # of the training images; 0: the model's
     config.train.update(
         batch_size=128,
         num_steps=400_000,  # 40 epochs of ImageNet at batch 128 (derived)

@@ -94,17 +94,39 @@ def understanding_pixels(
     return np.asarray(canvas)
 
 
-def generation_pixels(image: PIL.Image.Image, size: int) -> np.ndarray:
-    """Short side to `size`, bicubic, the long side cropped in the centre: uint8 [size, size, 3] (Janus, 4.2)."""
+class Crop(NamedTuple):
+    """How a square of `size` pixels is cut out of an image for the image tokenizer or a drawing."""
+
+    random: bool = False  # where; else in the centre (Janus, 4.2); JanusFlow: random
+    max_zoom: float = 1.0  # the short side is drawn from size .. max_zoom * size (LlamaGen: 1.25)
+    flip: bool = False  # mirror half of the images (LlamaGen)
+
+
+CENTRE = Crop()
+
+
+def generation_pixels(
+    image: PIL.Image.Image, size: int, crop: Crop = CENTRE, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Short side to `size`, bicubic, the long side cropped: uint8 [size, size, 3] (Janus, 4.2).
+
+    Args:
+        crop: where it is cropped, and augmentation; all but the default needs `rng`.
+    """
     short_side = min(image.size)
     if max(image.size) > MAX_ASPECT * short_side:  # cut first what the crop discards anyway, to bound the memory
         keep_x, keep_y = (min(side, MAX_ASPECT * short_side) for side in image.size)
         left, top = (image.width - keep_x) // 2, (image.height - keep_y) // 2
         image = image.crop((left, top, left + keep_x, top + keep_y))
-    width, height = (max(round(side / short_side * size), size) for side in image.size)
+    zoom, x, y, mirror = rng.random(4) if rng else (0.0, 0.5, 0.5, 1.0)
+    if not crop.random:
+        x = y = 0.5
+    target = round(size * (1 + zoom * (crop.max_zoom - 1)))
+    width, height = (max(round(side / short_side * target), target) for side in image.size)
     resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    left, top = int(x * (width - size)), int(y * (height - size))
+    pixels = np.asarray(resized.crop((left, top, left + size, top + size)))
+    return np.ascontiguousarray(pixels[:, ::-1]) if crop.flip and mirror < 0.5 else pixels
 
 
 def to_images(pixels: np.ndarray) -> list[PIL.Image.Image]:

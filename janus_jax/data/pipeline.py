@@ -18,6 +18,7 @@ from absl import flags
 
 from janus_jax.batch import ImageBatch, PackedBatch
 from janus_jax.data.drops import DropReport
+from janus_jax.data.images import CENTRE, Crop
 from janus_jax.data.mixture import Schedule, ever_positive
 from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble
 from janus_jax.data.record_source import RecordSource
@@ -227,6 +228,7 @@ def square_images(
     sources: Sequence[RecordSource],
     *,
     size: int,
+    crop: Crop = CENTRE,
     batch_size: int,
     num_shards: int,
     seed: int,
@@ -237,14 +239,10 @@ def square_images(
     process_count: int = 1,
 ) -> Stream:
     """Batches of training images for the VQ tokenizer, cropped to squares."""
+    make_sample = functools.partial(square_image, size=size, crop=crop)
     components = [
-        Component(
-            f"generate/{i}",
-            "generate",
-            len(source),
-            _shuffled(source, f"generate/{i}", seed, num_shards).map(functools.partial(square_image, size=size)),
-        )
-        for i, source in enumerate(sources)
+        Component(name, "generate", len(source), _shuffled(source, name, seed, num_shards).random_map(make_sample))
+        for name, source in ((f"generate/{i}", source) for i, source in enumerate(sources))
     ]
     make = functools.partial(
         Shard,

@@ -12,7 +12,7 @@ import PIL.Image
 
 from janus_jax.batch import Modality
 from janus_jax.data.drops import Bad, Reason
-from janus_jax.data.images import decode_image, generation_pixels, understanding_pixels
+from janus_jax.data.images import CENTRE, Crop, decode_image, generation_pixels, understanding_pixels
 from janus_jax.data.prompts import (
     EOS,
     IMAGE_MARKER,
@@ -66,6 +66,7 @@ class SampleBuilder:
     supervision: str  # "all" text (pre-training) or only the "answers" (supervised fine-tuning)
     drop_condition: float  # probability of replacing a generation prompt by pads, for guidance (Janus, footnote 2)
     first_sentence: float = 0.0  # probability of keeping only the first sentence of a generation caption (Janus, 4.2)
+    crop: Crop = CENTRE  # of generation images
     stored_codes: bool = False  # take the VQ codes that the record holds, instead of pixels to compute them from
 
     def __call__(self, stored: Stored, rng: np.random.Generator) -> Kept | Bad:
@@ -195,7 +196,7 @@ class SampleBuilder:
         }
         if self.stored_codes:
             return sample
-        pixels = generation_pixels(_decode(record.images[0]), self.generation_size)
+        pixels = generation_pixels(_decode(record.images[0]), self.generation_size, self.crop, rng)
         return sample | {"gen_pixels": _stack([pixels], self.generation_size)}
 
     def _codes(self, record: Record) -> np.ndarray:
@@ -205,7 +206,7 @@ class SampleBuilder:
         raise BadSample(Reason.BAD_FIELD, "no stored codes")
 
 
-def square_image(stored: Stored, size: int) -> Kept | Bad:
+def square_image(stored: Stored, rng: np.random.Generator, size: int, crop: Crop) -> Kept | Bad:
     """A training image of the VQ tokenizer: `pixels` [size, size, 3]. Never raises for bad data."""
     key = stored.origin
     try:
@@ -216,7 +217,7 @@ def square_image(stored: Stored, size: int) -> Kept | Bad:
         image = _decode(record.images[0])
     except BadSample as bad:
         return Bad(key, bad.reason, bad.detail)
-    return Kept({"pixels": generation_pixels(image, size)}, key, False)
+    return Kept({"pixels": generation_pixels(image, size, crop, rng)}, key, False)
 
 
 def open_record(stored: Stored) -> Record:

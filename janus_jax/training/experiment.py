@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from janus_jax.data.images import Crop
 from janus_jax.data.mixture import Schedule, check_schedule, ever_positive
 from janus_jax.data.pipeline import Stream, packed_rows, square_images
 from janus_jax.data.prompts import STYLES
@@ -40,6 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.drop_condition": (0, 1),
     "data.first_sentence": (0, 1),
     "data.max_drop_rate": (0, 1),
+    "data.crop.max_zoom": (1, 16),
     "data.held_out": (0, 2**31 - 1),
     "data.workers": (0, 1024),
     "checkpoint.every_steps": (1, 2**31 - 1),
@@ -120,6 +122,7 @@ def open_stream(
         if ever_positive(ratio[task])
     }
     sources = {task: [source for source, _ in pairs] for task, pairs in entries.items()}
+    crop = Crop(**data.crop)
     common: dict[str, Any] = dict(
         batch_size=config.train.batch_size,
         num_shards=data.num_shards,
@@ -131,7 +134,10 @@ def open_stream(
         process_count=process_count,
     )
     if not isinstance(architecture, JanusConfig):
-        return square_images(sources["generate"], size=architecture.image_size, **common)
+        size = data.image_size or architecture.image_size
+        if size % architecture.downsampling:
+            raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
+        return square_images(sources["generate"], size=size, crop=crop, **common)
     assert tokenizer is not None
     slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
     for task in sources:
@@ -150,6 +156,7 @@ def open_stream(
         supervision=check_supervision(data.supervision),
         drop_condition=data.drop_condition,
         first_sentence=data.first_sentence,
+        crop=crop,
         stored_codes=data.stored_codes,
     )
     return packed_rows(

@@ -8,7 +8,7 @@ from tiny_data import encoded, random_image
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from janus_jax.data import images
-from janus_jax.data.images import decode_image, generation_pixels, load_image, to_images, understanding_pixels
+from janus_jax.data.images import Crop, decode_image, generation_pixels, load_image, to_images, understanding_pixels
 from janus_jax.errors import UserError
 
 EXTREME = [(1, 1), (1, 700), (900, 1), (2, 1001), (1500, 3), (384, 384), (5, 5), (1000, 333), (1023, 767), (767, 1023)]
@@ -239,3 +239,27 @@ def test_pixels_survive_the_way_to_the_model_and_back():
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     back = np.asarray(to_images(pixels / 127.5 - 1)[0]).astype(int)
     assert np.abs(back - pixels[0]).max() <= 1
+
+
+@pytest.mark.parametrize(("size", "zoom"), [(16, 1.0), (16, 1.25), (24, 2.0)])
+def test_random_crops_are_parts_of_the_resized_image_anywhere(size, zoom):
+    """Red rises from left to right, green from top to bottom: the first pixel tells where the crop was."""
+    ramp = np.stack(np.broadcast_arrays(np.linspace(0, 255, 96)[None, :], np.linspace(0, 255, 64)[:, None], 0.0), -1)
+    image = PIL.Image.fromarray(ramp.astype(np.uint8))
+    crop = Crop(random=True, max_zoom=zoom)
+    crops = [generation_pixels(image, size, crop, np.random.default_rng(seed)) for seed in range(80)]
+    corners = np.array([crop[0, 0, :2] for crop in crops], float)
+    spans = np.array([crop[-1, -1, :2].astype(float) - crop[0, 0, :2] for crop in crops])
+    share = size / np.round(size * np.array([1.0, zoom]))  # of the short side that a crop shows
+    assert spans[:, 1].max() <= 255 * share[0] + 1 and spans[:, 1].min() >= 255 * (size - 1) / (size * zoom) - 25
+    assert np.ptp(corners[:, 0]) > 60  # the long side always leaves room
+    assert (np.ptp(corners[:, 1]) > 20) == (zoom > 1)
+
+
+def test_half_of_the_crops_are_mirrored():
+    image = random_image(20, 20)
+    plain = generation_pixels(image, 16)
+    crops = [generation_pixels(image, 16, Crop(flip=True), np.random.default_rng(seed)) for seed in range(200)]
+    mirrored = [np.array_equal(crop, plain[:, ::-1]) for crop in crops]
+    assert all(flip or np.array_equal(crop, plain) for flip, crop in zip(mirrored, crops, strict=True))
+    assert abs(np.mean(mirrored) - 0.5) < 5 * 0.5 / np.sqrt(200)
