@@ -55,6 +55,20 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
+def own_rows(rows: NamedSharding, batch_size: int) -> tuple[int, int]:
+    """(i, n): this process feeds the i-th of n equal parts of the rows of a batch; several may feed the same one.
+
+    Raises UserError when its devices do not have such a part.
+    """
+    indices = rows.addressable_devices_indices_map((batch_size,)).values()
+    spans = [index[0].indices(batch_size)[:2] for index in indices if index is not None]
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    count = last - first
+    if batch_size % count or first % count or count != len({row for span in spans for row in range(*span)}):
+        raise UserError(f"mesh {dict(rows.mesh.shape)}: a process has rows {sorted(set(spans))} of {batch_size}")
+    return first // count, batch_size // count
+
+
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """A NamedSharding for every parameter, in the tree of `init_params`."""
     shapes = flatten(abstract_params(config))

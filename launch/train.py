@@ -1,14 +1,17 @@
 """Trains one stage of a model, or an image tokenizer; resumes by itself when --workdir holds a checkpoint.
 
     python -m launch.train --config=configs/janus_pro_1b.py:stage1 --workdir=runs/stage1 \\
-        --config.data.tokenizer=tokenizer.json --config.data.sources.generate='("data/imagenet-*.array_record",)'
+        --config.data.tokenizer=tokenizer.json --config.data.ratio.understand=0 \\
+        --config.data.sources.generate='("data/imagenet-*.array_record",)'
+
+On several hosts the same command runs on each, with --multihost.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
 from janus_jax.training.loop import train
-from launch import command_line
+from launch import command_line, distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:STAGE; fields: --config.a.b=value")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and TensorBoard logs")
@@ -16,6 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics a
 
 def main() -> None:
     command_line.require("config", "workdir")
+    distributed.join()
     train(CONFIG.value, WORKDIR.value)
 
 

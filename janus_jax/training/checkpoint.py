@@ -3,11 +3,14 @@
 `params` is an item of its own with the whole tree, so that inference reads a training workdir as it is.
 """
 
+import json
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from janus_jax.checkpoints import read_architecture
 from janus_jax.errors import UserError
@@ -42,7 +45,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(merge(state.trainable, state.frozen)),
             opt_state=ocp.args.StandardSave(state.opt_state),
-            data=ocp.args.JsonSave(data_state),
+            data=ocp.args.JsonSave(_of_all_processes(data_state)),
         )
         self._manager.save(step, args=items)
 
@@ -78,6 +81,19 @@ class Checkpoints:
         """Waits for saves in progress."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _of_all_processes(data_state: dict[str, Any]) -> dict[str, Any]:
+    """The data state with the logical shards of every process, since any of them may restore any shard."""
+    if jax.process_count() == 1:
+        return data_state
+    own = np.frombuffer(json.dumps(data_state["shards"]).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(own)))
+    texts = multihost_utils.process_allgather(np.pad(own, (0, int(lengths.max()) - len(own))))
+    shards: dict[str, Any] = {}
+    for text, length in zip(np.asarray(texts), np.asarray(lengths), strict=True):
+        shards |= json.loads(text[:length].tobytes())
+    return data_state | {"shards": shards}
 
 
 def differences(saved: Any, wanted: Any, prefix: str = "") -> str:

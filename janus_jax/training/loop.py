@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from janus_jax.checkpoints import prepare_folder, write_architecture
@@ -17,7 +18,7 @@ from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.models.parameters import Params, abstract_params
-from janus_jax.sharding import batch_sharding, make_mesh
+from janus_jax.sharding import batch_sharding, make_mesh, own_rows
 from janus_jax.training.checkpoint import Checkpoints
 from janus_jax.training.experiment import check_config, execution, model_config, open_stream, open_tokenizer
 from janus_jax.training.initial import format_origins, initial_params
@@ -32,7 +33,8 @@ from janus_jax.training.state import TrainState, create_state, make_step, state_
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     """Trains one stage to `config.train.num_steps`, resuming by itself when the workdir holds a checkpoint.
 
-    Ctrl-C and SIGTERM finish the step, save a checkpoint and raise KeyboardInterrupt.
+    Ctrl-C and SIGTERM finish the step, save a checkpoint and raise KeyboardInterrupt; with several processes, which
+    must share the workdir, SIGTERM to any of them does so in all. Only the first process prints and writes logs.
 
     Returns:
         The last written metrics.
@@ -41,8 +43,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step.
         FloatingPointError: the loss is not finite.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"training runs in one process so far, got {jax.process_count()}")
     check_config(config)
     architecture = model_config(config)
     mesh = make_mesh(config.mesh)
@@ -55,8 +55,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     if tokenizer is not None:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
-    stream = open_stream(config, architecture, tokenizer)
-    print(format_table(module_table(abstract_params(architecture), mask)), flush=True)
+    process_index, process_count = own_rows(rows, config.train.batch_size)
+    stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
+    _say(format_table(module_table(abstract_params(architecture), mask)))
 
     def new_state(params: Params) -> TrainState:
         return create_state(params, mask, optimizer)
@@ -66,7 +67,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     first_step = checkpoints.latest_step()
     if first_step is None:
         params, origins = initial_params(config, architecture, mesh)
-        print(format_origins(origins), flush=True)
+        _say(format_origins(origins))
         state = jax.jit(new_state, out_shardings=shardings)(params)
     else:
         target = jax.tree.map(
@@ -76,10 +77,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         )
         state, data_state = checkpoints.restore(first_step, target, mask)
         stream.set_state(data_state)
-        print(f"resumed from checkpoint {first_step} in {workdir}", flush=True)
-    _write_run(workdir, config, architecture, tokenizer)
+        _say(f"resumed from checkpoint {first_step} in {workdir}")
+    if _primary():
+        _write_run(workdir, config, architecture, tokenizer)
     step_fn = make_step(loss_fn, optimizer, shardings, mesh)
-    log = MetricsLog(workdir, config.name, config.train.num_steps, first_step or 0)
+    log = MetricsLog(workdir if _primary() else None, config.name, config.train.num_steps, first_step or 0)
     batches = DevicePrefetch(stream, rows)
     try:
         return _run(config, state, step_fn, batches, checkpoints, log)
@@ -87,7 +89,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         batches.close()
         checkpoints.close()
         log.close()
-        print(format_reports(batches.state), flush=True)
+        _say(format_reports(batches.state))
 
 
 def _run(
@@ -109,7 +111,7 @@ def _run(
             if on_cpu:
                 jax.block_until_ready(metrics)
             log.add(metrics)
-            stopping = stop.requested  # once, so that a signal in between waits for the next step
+            stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
             last = step == config.train.num_steps or stopping
             if last or step % config.log_every == 0:
                 dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(batches.state).items()}
@@ -122,6 +124,15 @@ def _run(
             if stopping:
                 raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
     return means
+
+
+def _primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _say(text: str) -> None:
+    if _primary():
+        print(text, flush=True)
 
 
 def _write_run(workdir: epath.Path, config: ConfigDict, architecture: ModelConfig, tokenizer: Tokenizer | None) -> None:
@@ -146,20 +157,30 @@ def _require_finite(step: int, metrics: Metrics) -> None:
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into `requested`; a second Ctrl-C interrupts at once."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second Ctrl-C interrupts at once.
+
+    With several processes, JAX's coordination service watches for SIGTERM and lets all of them agree on a step.
+    """
 
     def __enter__(self) -> "StopRequest":
-        self.requested = False
-        self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._requested = False
+        numbers = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._request) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def requested(self, step: int) -> bool:
+        """Whether the run shall end after this step; to be asked once per step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
     def _request(self, number: int, frame: types.FrameType | None) -> None:
         del frame
-        self.requested = True
+        self._requested = True
         signal.signal(number, signal.default_int_handler)
         logging.warning("signal %d: saving a checkpoint after this step", number)
 

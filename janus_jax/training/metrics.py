@@ -21,10 +21,11 @@ class MetricsLog:
     loss, images/s and the remaining time; elsewhere each write is one plain line.
     """
 
-    def __init__(self, workdir: epath.Path, name: str, num_steps: int, first_step: int):
-        self._file = workdir / "metrics.jsonl"
+    def __init__(self, workdir: epath.Path | None, name: str, num_steps: int, first_step: int):
+        """Without a workdir nothing is written or shown: the other processes of a run."""
+        self._file = workdir / "metrics.jsonl" if workdir else None
         self._discard_after(first_step)
-        self._writer = SummaryWriter(str(workdir / "tensorboard"))
+        self._writer = SummaryWriter(str(workdir / "tensorboard")) if workdir else None
         self._pending: list[Metrics] = []
         self._started = time.monotonic()
         self._interactive = sys.stderr.isatty()
@@ -34,7 +35,7 @@ class MetricsLog:
             initial=first_step,
             desc=name,
             unit="step",
-            disable=not self._interactive,
+            disable=not (workdir and self._interactive),
             dynamic_ncols=True,
         )
 
@@ -64,17 +65,19 @@ class MetricsLog:
         }
         # A task absent from the batch has no mean: leave it out, since NaN (and infinity) is not JSON.
         known = {key: value for key, value in means.items() if math.isfinite(value)}
-        with self._file.open("a") as file:
-            file.write(json.dumps({"step": step, **known}) + "\n")
-        for key, value in known.items():
-            self._writer.add_scalar(key, value, step)
-        self._show(step, means)
+        if self._file and self._writer:
+            with self._file.open("a") as file:
+                file.write(json.dumps({"step": step, **known}) + "\n")
+            for key, value in known.items():
+                self._writer.add_scalar(key, value, step)
+            self._show(step, means)
         self._pending, self._started = [], time.monotonic()
         return means
 
     def close(self) -> None:
         self._bar.close()
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
     def _show(self, step: int, means: dict[str, float]) -> None:
         self._bar.set_postfix_str(f"loss {means['loss']:.3f}, {means['images_per_second']:.0f} images/s")
@@ -88,7 +91,7 @@ class MetricsLog:
 
     def _discard_after(self, step: int) -> None:
         """Drops lines of steps that a crash lost and this run will repeat, and a last line that it cut short."""
-        if self._file.exists():
+        if self._file and self._file.exists():
             text = self._file.read_text()
             whole = text[: text.rfind("\n") + 1].splitlines()
             lines = [line for line in whole if json.loads(line)["step"] <= step]
