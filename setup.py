@@ -24,8 +24,16 @@ CORE = [
     "tqdm>=4.67",
 ]
 QUICKSTART = ["scikit-learn>=1.5"]
+# Beam without a lower bound resolves to releases of years ago as soon as one pin disagrees: better an error.
+DATA = [
+    "apache-beam>=2.77,<2.78",
+    "pyarrow>=18",
+    "tensorflow-datasets>=4.9.10,<5",
+    "zstandard>=0.23",
+]
 TEST = [
     *QUICKSTART,
+    *DATA,
     "beartype>=0.21",
     "mypy>=1.15",
     "pytest>=8.3",
@@ -42,5 +50,5 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["janus_jax", "janus_jax.*", "configs", "launch"]),
     install_requires=CORE,
-    extras_require={"quickstart": QUICKSTART, "test": TEST, "tpu": ["libtpu"]},
+    extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": ["libtpu"]},
 )

@@ -13,6 +13,8 @@ import PIL.ImageOps
 from janus_jax.errors import UserError
 
 MAX_PIXELS = 64 * 1024 * 1024  # refuse decompression bombs before decoding
+# Pillow would try every format it knows; those left out here start other programs (EPS) or follow references.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MIN_SIZE = 14  # shortest side after resizing
 MAX_ASPECT = 8  # of images that are resized as a whole
 
@@ -47,7 +49,7 @@ def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.
         UserError: unreadable, truncated, of 32-bit samples, or larger than MAX_PIXELS; names `origin`.
     """
     try:
-        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data))
+        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{origin}: image of {image.width}x{image.height} is over the limit of {MAX_PIXELS} pixels")
         image.load()

@@ -1,0 +1,65 @@
+"""The image tokenizer of a checkpoint alone: pixels -> codes, to store them with the training data.
+
+Letters: B images, N codes per image.
+"""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from janus_jax import checkpoints
+from janus_jax.convert import folders
+from janus_jax.models.config import JanusConfig, VQConfig
+from janus_jax.models.parameters import Params, abstract_params, bind, build, flatten, unflatten
+
+
+class ImageTokenizer:
+    """VQ codes as the training step computes them in float32, one compiled program per batch shape."""
+
+    def __init__(self, config: VQConfig, params: Params):
+        self.config = config
+        self.params = params
+        apply = bind(build(config), params)
+        self._encode = jax.jit(lambda pixels: apply(pixels.astype(jnp.float32) / 127.5 - 1, method="encode"))
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [B, size, size, 3] -> int32 [B, N]."""
+        return np.asarray(self._encode(pixels))
+
+    @property
+    def sha256(self) -> str:
+        """Of the architecture and the parameters: two tokenizers of the same hash give the same codes."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for path, values in sorted(flatten(self.params).items()):
+            digest.update(f"{path} {values.shape} {values.dtype}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:
+    """Of a Janus model of any layout or an image tokenizer of ours; reads no other parameter, in float32.
+
+    Raises:
+        UserError: neither is there, or it is damaged.
+    """
+    folder = epath.Path(folder)
+    if (folder / "model.json").exists():
+        config = checkpoints.read_architecture(folder)
+        if isinstance(config, VQConfig):
+            return ImageTokenizer(config, checkpoints.load_params(folder, config, jnp.float32))
+    source = folders.open_folder(folder)
+    paths = flatten(abstract_params(source.config.vq))
+    params = {path: jnp.asarray(source.read(folders.Piece(f"vq/{path}", None)), jnp.float32) for path in paths}
+    return ImageTokenizer(source.config.vq, unflatten(params))
+
+
+def image_lengths(folder: epath.PathLike) -> tuple[int, int] | None:
+    """(understanding, generation) tokens per image of a Janus model; None for an image tokenizer, which has no LLM."""
+    folder = epath.Path(folder)
+    if (folder / "model.json").exists() and not isinstance(checkpoints.read_architecture(folder), JanusConfig):
+        return None
+    config = folders.open_folder(folder).config
+    return config.siglip.num_tokens, config.image_tokens

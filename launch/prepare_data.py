@@ -1,0 +1,228 @@
+"""Turns a public data set into ArrayRecord shards for training, in parallel; an interrupted run goes on when repeated.
+
+    python -m launch.prepare_data --format=llava --input=sharegpt4v.json --image_root=coco=/data/coco,sam=/data/sam \\
+        --output=data/sharegpt4v --tokenizer=tokenizer.json --image_size=384
+    python -m launch.prepare_data --format=webdataset --input='cc12m/*.tar' --task=generate --output=data/cc12m \\
+        --tokenizer=tokenizer.json --image_size=384 --checkpoint=models/janus-pro-1b
+
+Training reads the output by task, e.g. --config.data.sources.generate='("data/cc12m/generate-*.array_record",)'.
+manifest.json, written last, holds counts, tokens, bad samples by reason, and a hash per shard.
+
+An Apache Beam pipeline: local worker processes by default, any other engine by --runner and --beam_option.
+"""
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import tqdm
+from absl import flags
+
+from janus_jax.data import prepare
+from janus_jax.data.preparation import ENCODINGS, Lengths, Settings
+from janus_jax.data.prompts import STYLES
+from janus_jax.data.records import TASKS
+from janus_jax.data.sources.formats import FORMATS, open_source, option_names
+from janus_jax.errors import UserError
+from launch import command_line
+
+FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "format of the input")
+INPUT = flags.DEFINE_list("input", None, "files, folders or glob patterns")
+OUTPUT = flags.DEFINE_string("output", None, "folder to write: new, or that of an interrupted run with the same flags")
+TASK = flags.DEFINE_list(
+    "task",
+    [],
+    "tasks to write, of understand, text, generate. Pairs of image and caption give one record for each of them "
+    "(default generate); other samples are of one task each, and those not named here are left out (default none is)",
+)
+NUM_SHARDS = flags.DEFINE_integer("num_shards", 64, "output shards; fewer when the input cannot be cut into as many")
+MAX_DROP_RATE = flags.DEFINE_float("max_drop_rate", 0.1, "stop when a larger part of the samples is bad")
+
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "tokenizer.json; stores the length of each sample in tokens")
+PROMPT_STYLE = flags.DEFINE_enum("prompt_style", "janus_pro", list(STYLES), "prompt template that the lengths count")
+UNDERSTANDING_TOKENS = flags.DEFINE_integer("understanding_tokens", 576, "tokens per understanding image")
+GENERATION_TOKENS = flags.DEFINE_integer("generation_tokens", 576, "tokens per generation image")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "model or image tokenizer whose VQ codes are stored")
+CODE_BATCH = flags.DEFINE_integer("code_batch", 16, "images encoded at once")
+KEEP_IMAGES = flags.DEFINE_bool("keep_images", True, "also store the images whose codes are stored")
+
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 0, "resize images to the training size; 0 leaves them as they are")
+IMAGE_ENCODING = flags.DEFINE_enum("image_encoding", "png", list(ENCODINGS), "of resized images; png keeps every pixel")
+MAX_ASPECT = flags.DEFINE_float("max_aspect", 32.0, "drop images whose sides differ by a larger factor")
+
+IMAGE_ROOT = flags.DEFINE_list(
+    "image_root", [], "llava: folders of the images, DIR or PREFIX=DIR; parquet: folder of images given as paths"
+)
+QUESTION = flags.DEFINE_string("question", None, "webdataset, parquet, imagenet, tfds: asked about captioned images")
+CAPTION_KEY = flags.DEFINE_string(
+    "caption_key", "", "webdataset: field of the .json member, instead of the .txt member"
+)
+IMAGE_COLUMN = flags.DEFINE_string("image_column", "", "parquet, tfds: default image, images or jpg")
+MESSAGES_COLUMN = flags.DEFINE_string("messages_column", "", "parquet: default messages, conversations or conversation")
+TEXT_COLUMN = flags.DEFINE_string("text_column", "", "parquet, tfds: caption or text; default caption, text or label")
+SPLIT = flags.DEFINE_string("split", "", "tfds: default train; slices like train[:10%] work")
+CLASS_NAMES = flags.DEFINE_string("class_names", "", "imagenet, tfds: file of lines `n01440764 tench, Tinca tinca`")
+LABELS = flags.DEFINE_string(
+    "labels", "", "imagenet, a flat folder: file of lines `ILSVRC2012_val_00000001.JPEG n01751748`"
+)
+TEXT_FIELD = flags.DEFINE_string("text_field", "", "text: default text")
+MESSAGES_FIELD = flags.DEFINE_string("messages_field", "", "text: default messages")
+
+NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "local worker processes; 0: one per core, with a checkpoint one")
+RUNNER = flags.DEFINE_string("runner", "", "Beam runner, e.g. DataflowRunner; default: local worker processes")
+BEAM_OPTION = flags.DEFINE_multi_string(
+    "beam_option", [], "passed on to Beam, e.g. --beam_option=--region=europe-west4"
+)
+
+OPTIONS = (
+    *(IMAGE_ROOT, QUESTION, CAPTION_KEY, IMAGE_COLUMN, MESSAGES_COLUMN, TEXT_COLUMN),
+    *(SPLIT, CLASS_NAMES, LABELS, TEXT_FIELD, MESSAGES_FIELD),
+)
+REPORT_SECONDS = 1.0
+
+
+def main() -> None:
+    command_line.require("format", "input", "output")
+    job = _job()
+    pending = prepare.start(job)
+    total = len(job.shards)
+    print(f"{OUTPUT.value}: {total} shards, {total - len(pending)} of them finished", flush=True)
+    if pending:
+        stop = threading.Event()
+        watcher = threading.Thread(target=_show_progress, args=(job, stop))
+        watcher.start()
+        try:
+            _run(job, pending)
+        except Exception as error:
+            raise prepare.failure(job) or error from error
+        finally:
+            stop.set()
+            watcher.join()
+        failure = prepare.failure(job)
+        if failure:
+            raise failure
+    _print_summary(prepare.finish(job))
+
+
+def _job() -> prepare.Job:
+    """From the flags. Raises UserError."""
+    tasks = tuple(TASK.value)
+    if not set(tasks) <= set(TASKS):
+        raise UserError(f"--task={','.join(tasks)}: expected some of {', '.join(TASKS)}")
+    options: dict[str, Any] = {
+        flag.name: tuple(flag.value) if isinstance(flag.value, list) else flag.value for flag in OPTIONS
+    }
+    name = FORMAT.value or ""
+    if "tasks" in option_names(name):
+        options["tasks"] = tasks
+    source = open_source(name, INPUT.value or (), options)
+    code_size, sha256, lengths = 0, "", (UNDERSTANDING_TOKENS.value, GENERATION_TOKENS.value)
+    if CHECKPOINT.value:
+        # JAX is only loaded where codes are computed.
+        from janus_jax.inference import image_codes
+
+        tokenizer = _image_tokenizer(CHECKPOINT.value)
+        code_size, sha256 = tokenizer.config.image_size, tokenizer.sha256
+        lengths = image_codes.image_lengths(CHECKPOINT.value) or (lengths[0], tokenizer.config.num_tokens)
+    settings = Settings(
+        tasks=tasks,
+        image_size=IMAGE_SIZE.value,
+        image_encoding=IMAGE_ENCODING.value,
+        max_aspect=MAX_ASPECT.value,
+        keep_images=KEEP_IMAGES.value,
+        lengths=Lengths(prompt_style=PROMPT_STYLE.value, understanding_tokens=lengths[0], generation_tokens=lengths[1])
+        if TOKENIZER.value
+        else None,
+        code_size=code_size,
+        code_batch=CODE_BATCH.value,
+    )
+    return prepare.make_job(
+        source,
+        OUTPUT.value,
+        settings,
+        num_shards=NUM_SHARDS.value,
+        tokenizer=TOKENIZER.value,
+        max_drop_rate=MAX_DROP_RATE.value,
+        image_tokenizer=sha256,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _image_tokenizer(checkpoint: str) -> Any:
+    from janus_jax.inference import image_codes
+
+    return image_codes.load_image_tokenizer(checkpoint)
+
+
+def _run(job: prepare.Job, pending: list[int]) -> None:
+    """One element of the pipeline per shard that is left to write."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.portability.fn_api_runner import fn_runner
+    except ImportError as error:
+        raise UserError("prepare_data needs Apache Beam: pip install 'janus_jax[data]'") from error
+    workers = NUM_WORKERS.value or (1 if CHECKPOINT.value else os.cpu_count() or 1)
+    if RUNNER.value:
+        options, runner = [], RUNNER.value
+    else:
+        # Named "DirectRunner", Beam would first try to download an engine of another language.
+        options = [f"--direct_num_workers={min(workers, len(pending))}", "--direct_running_mode=multi_processing"]
+        runner = fn_runner.FnApiRunner()
+    with beam.Pipeline(runner, PipelineOptions([*options, *BEAM_OPTION.value])) as pipeline:
+        shards = pipeline | beam.Create(pending) | beam.Reshuffle()
+        shards | beam.Map(_write, job, CHECKPOINT.value)
+
+
+def _write(shard: int, job: prepare.Job, checkpoint: str) -> None:
+    """In a worker: writes one shard."""
+    if prepare.failure(job):
+        return
+    try:
+        prepare.write_shard(job, shard, _image_tokenizer(checkpoint) if checkpoint else None)
+    except UserError as error:
+        prepare.fail(job, error)
+
+
+def _show_progress(job: prepare.Job, stop: threading.Event) -> None:
+    """A bar on a terminal, else a line whenever a shard is finished."""
+    shown = -1
+    with tqdm.tqdm(total=len(job.shards), unit="shard", disable=not sys.stderr.isatty()) as bar:
+        while True:
+            last = stop.wait(REPORT_SECONDS)
+            shards, samples = prepare.done(job)
+            bar.set_postfix_str(f"{samples:,} samples", refresh=False)
+            bar.update(shards - bar.n)
+            if bar.disable and shards != shown:
+                print(f"{shards}/{len(job.shards)} shards, {samples:,} samples read", flush=True)
+            shown = shards
+            if last:
+                return
+
+
+def _print_summary(manifest: dict[str, Any]) -> None:
+    for task, totals in manifest["tasks"].items():
+        tokens = "" if totals["tokens"] is None else f", {totals['tokens']:,} tokens"
+        print(f"{task}: {totals['records']:,} records{tokens} in {totals['files']} files")
+    print("\n".join(_drop_lines(manifest)))
+
+
+def _drop_lines(manifest: dict[str, Any]) -> Iterator[str]:
+    drops = manifest["drops"]
+    yield f"dropped: {drops['dropped']:,} of {drops['seen']:,} samples"
+    for reason, count in drops["reasons"].items():
+        yield f"  {reason}: {count:,}"
+    for key, reason, detail in drops["examples"]:
+        yield f"  {key}: {reason} ({detail})"
+    if "corrupt" in drops["reasons"]:
+        yield "  corrupt: what follows the damage in its file, shard or row group is lost and not counted"
+    for name in ("other_tasks", "animated_images"):
+        if manifest[name]:
+            yield f"{name.replace('_', ' ')}: {manifest[name]:,}"
+
+
+if __name__ == "__main__":
+    command_line.run(main)
