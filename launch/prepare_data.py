@@ -11,7 +11,6 @@ manifest.json, written last, holds counts, tokens, bad samples by reason, and a 
 An Apache Beam pipeline: local worker processes by default, any other engine by --runner and --beam_option.
 """
 
-import functools
 import os
 import sys
 import threading
@@ -27,7 +26,7 @@ from janus_jax.data.prompts import STYLES
 from janus_jax.data.records import TASKS
 from janus_jax.data.sources.formats import FORMATS, open_source, option_names
 from janus_jax.errors import UserError
-from launch import command_line
+from launch import beam_workers, command_line
 
 FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "format of the input")
 INPUT = flags.DEFINE_list("input", None, "files, folders or glob patterns")
@@ -95,15 +94,11 @@ def main() -> None:
         watcher = threading.Thread(target=_show_progress, args=(job, stop))
         watcher.start()
         try:
-            _run(job, pending)
-        except Exception as error:
-            raise prepare.failure(job) or error from error
+            workers = NUM_WORKERS.value or (1 if CHECKPOINT.value else os.cpu_count() or 1)
+            beam_workers.run(job, pending, CHECKPOINT.value, workers, RUNNER.value, BEAM_OPTION.value)
         finally:
             stop.set()
             watcher.join()
-        failure = prepare.failure(job)
-        if failure:
-            raise failure
     _print_summary(prepare.finish(job))
 
 
@@ -124,7 +119,7 @@ def _job() -> prepare.Job:
         # JAX is only loaded where codes are computed.
         from janus_jax.inference import image_codes
 
-        tokenizer = _image_tokenizer(CHECKPOINT.value)
+        tokenizer = beam_workers.image_tokenizer(CHECKPOINT.value)
         code_size, sha256 = tokenizer.config.image_size, tokenizer.sha256
         lengths = image_codes.image_lengths(CHECKPOINT.value) or (lengths[0], tokenizer.config.num_tokens)
     settings = Settings(
@@ -148,43 +143,6 @@ def _job() -> prepare.Job:
         max_drop_rate=MAX_DROP_RATE.value,
         image_tokenizer=sha256,
     )
-
-
-@functools.lru_cache(maxsize=1)
-def _image_tokenizer(checkpoint: str) -> Any:
-    from janus_jax.inference import image_codes
-
-    return image_codes.load_image_tokenizer(checkpoint)
-
-
-def _run(job: prepare.Job, pending: list[int]) -> None:
-    """One element of the pipeline per shard that is left to write."""
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners.portability.fn_api_runner import fn_runner
-    except ImportError as error:
-        raise UserError("prepare_data needs Apache Beam: pip install 'janus_jax[data]'") from error
-    workers = NUM_WORKERS.value or (1 if CHECKPOINT.value else os.cpu_count() or 1)
-    if RUNNER.value:
-        options, runner = [], RUNNER.value
-    else:
-        # Named "DirectRunner", Beam would first try to download an engine of another language.
-        options = [f"--direct_num_workers={min(workers, len(pending))}", "--direct_running_mode=multi_processing"]
-        runner = fn_runner.FnApiRunner()
-    with beam.Pipeline(runner, PipelineOptions([*options, *BEAM_OPTION.value])) as pipeline:
-        shards = pipeline | beam.Create(pending) | beam.Reshuffle()
-        shards | beam.Map(_write, job, CHECKPOINT.value)
-
-
-def _write(shard: int, job: prepare.Job, checkpoint: str) -> None:
-    """In a worker: writes one shard."""
-    if prepare.failure(job):
-        return
-    try:
-        prepare.write_shard(job, shard, _image_tokenizer(checkpoint) if checkpoint else None)
-    except UserError as error:
-        prepare.fail(job, error)
 
 
 def _show_progress(job: prepare.Job, stop: threading.Event) -> None:

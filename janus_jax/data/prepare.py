@@ -80,12 +80,12 @@ def make_job(
     count = min(num_shards, len(units))
     shards = tuple(tuple(units[i * len(units) // count : (i + 1) * len(units) // count]) for i in range(count))
     paths = sorted({unit.path for unit in units})
-    sizes = {path: _size(path) for path in paths if epath.Path(path).exists()}  # records in memory have none
+    versions = {path: _version(path) for path in paths if epath.Path(path).exists()}  # records in memory have none
     identity = {
         "format_version": FORMAT_VERSION,
         "record_version": RECORD_VERSION,
         "source": source.identity(),
-        "input_sha256": _hash_json([sizes, shards]),
+        "input_sha256": _hash_json([versions, units]),
         "settings": dataclasses.asdict(settings),
         "tokenizer_sha256": _hash_file(epath.Path(tokenizer)) if tokenizer else "",
         "image_tokenizer_sha256": image_tokenizer,
@@ -309,7 +309,7 @@ def _finished(job: Job, shard: int) -> bool:
         return False
     try:
         files = _read_json(path)["files"]
-        return all(_size(epath.Path(job.output) / file["name"]) == file["bytes"] for file in files)
+        return all((epath.Path(job.output) / file["name"]).stat().length == file["bytes"] for file in files)
     except (ValueError, KeyError, TypeError, OSError):
         return False
 
@@ -337,10 +337,10 @@ def _difference(old: Any, new: Any, name: str = "") -> str:
     return "" if old == new else f"{name}={old!r}, now {new!r}"
 
 
-def _size(path: epath.PathLike) -> int:
-    """Bytes of a file; of a folder the number of its entries."""
-    path = epath.Path(path)
-    return len(list(path.iterdir())) if path.is_dir() else path.stat().length
+def _version(path: epath.PathLike) -> tuple[float, float]:
+    """(size, time of the last change) of an input file or folder: reading it all to compare would take too long."""
+    status = epath.Path(path).stat()
+    return status.length, status.mtime
 
 
 def _hash_file(path: epath.Path) -> str:

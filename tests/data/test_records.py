@@ -1,6 +1,7 @@
 import dataclasses
 
 import msgpack
+import numpy as np
 import pytest
 from tiny_data import alternate, document, flat_png, generate, text, understand
 
@@ -22,6 +23,29 @@ RECORDS = [
 @pytest.mark.parametrize("record", RECORDS, ids=[record.key for record in RECORDS])
 def test_serialization_round_trip(record):
     assert Record.deserialize(record.serialize()) == record
+
+
+def test_lengths_and_codes_are_stored_where_known():
+    codes = np.array([0, 1, 16383, 65535])
+    record = dataclasses.replace(generate("a dog", flat_png(3)), tokens=17).with_codes(codes)
+    without_image = dataclasses.replace(record, images=())
+    for one in (record, without_image):
+        again = Record.deserialize(one.serialize())
+        assert again == one and again.tokens == 17 and again.code_array.dtype == np.int32
+        np.testing.assert_array_equal(again.code_array, codes)
+    assert record.codes == b"\0\0\1\0\xff\x3f\xff\xff"
+    assert generate("a dog", flat_png(3)).code_array is None
+    with pytest.raises(UserError, match="codes 0 .. 65536 do not fit"):
+        record.with_codes(np.array([0, 65536]))
+    with pytest.raises(UserError, match="codes -1 .. 5 do not fit"):
+        record.with_codes(np.array([5, -1]))
+
+
+def test_records_of_the_first_version_are_read_and_of_the_next_refused():
+    assert "version" not in msgpack.unpackb(payload()) and Record.deserialize(payload()).tokens is None
+    assert msgpack.unpackb(text("q", "a").serialize())["version"] == 2
+    with pytest.raises(UserError, match="format version 3, this program reads up to 2"):
+        Record.deserialize(payload(version=3))
 
 
 IMAGE = flat_png(0)
@@ -51,6 +75,12 @@ BROKEN = {
         r"one caption answered by",
     ),
     "images in a text sample": (dict(task="text"), r"0 image markers but 1 images"),
+    "codes in an understanding sample": (dict(codes=b"\0\0"), r"2 bytes of codes in a sample of task"),
+    "half a code": (
+        dict(task="generate", messages=alternate(("a", "<image>")), codes=b"\0\0\0"),
+        r"3 bytes of codes in a sample of task 'generate'",
+    ),
+    "no tokens": (dict(tokens=0), r"a length of 0 tokens"),
     "empty document": (dict(task="text", messages=(Message("assistant", ""),), images=()), r"no assistant text"),
 }
 
@@ -92,6 +122,10 @@ DAMAGED = {
     "image is text": payload(task="understand", messages=[["user", "<image>"], ["assistant", "a"]], images=["x"]),
     "image is a number": payload(task="understand", messages=[["user", "<image>"], ["assistant", "a"]], images=[3]),
     "task is null": payload(task=None),
+    "length is text": payload(tokens="5"),
+    "codes are a list": payload(codes=[1, 2]),
+    "version is text": payload(version="2"),
+    "version 0": payload(version=0),
 }
 
 

@@ -1,0 +1,80 @@
+"""The Apache Beam pipeline of `prepare_data`: one element per shard, in local worker processes or on any other engine.
+
+A module of its own, since workers import it by name.
+"""
+
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from janus_jax.data import prepare
+from janus_jax.errors import UserError
+
+
+def run(
+    job: prepare.Job, shards: Sequence[int], checkpoint: str, num_workers: int, runner: str, options: Sequence[str]
+) -> None:
+    """Writes the shards.
+
+    Args:
+        checkpoint: whose codes are stored, or "".
+        num_workers: processes on this machine, where `runner` is "".
+        runner: a Beam runner by name, or "".
+        options: passed on to Beam.
+
+    Raises:
+        UserError: what a worker met, or Beam is not installed.
+    """
+    logging.set_verbosity(logging.ERROR)  # Beam warns of parts that are not installed and not needed
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError("prepare_data needs Apache Beam: pip install 'janus_jax[data]'") from error
+    engine = runner or _local_processes(job)
+    defaults = [] if runner else [f"--direct_num_workers={min(num_workers, len(shards))}"]
+    try:
+        with beam.Pipeline(engine, PipelineOptions([*defaults, *options])) as pipeline:
+            pipeline | beam.Create(shards) | beam.Reshuffle() | beam.Map(write_shard, job, checkpoint)
+    except Exception as error:
+        raise prepare.failure(job) or error from error
+    failure = prepare.failure(job)
+    if failure:
+        raise failure
+
+
+def write_shard(shard: int, job: prepare.Job, checkpoint: str) -> None:
+    """In a worker: writes one shard, unless another one has met an error."""
+    if prepare.failure(job):
+        return
+    try:
+        prepare.write_shard(job, shard, image_tokenizer(checkpoint) if checkpoint else None)
+    except UserError as error:
+        prepare.fail(job, error)
+
+
+@functools.lru_cache(maxsize=1)
+def image_tokenizer(checkpoint: str) -> Any:
+    """Loaded once per process; JAX only where codes are computed."""
+    from janus_jax.inference import image_codes
+
+    return image_codes.load_image_tokenizer(checkpoint)
+
+
+def _local_processes(job: prepare.Job) -> Any:
+    """An engine that starts worker processes here.
+
+    Beam's "DirectRunner" would first try to download an engine of another language, and its workers would write their
+    log to the terminal.
+    """
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.transforms import environments
+
+    log = os.devnull if "://" in job.output else os.path.join(job.output, "progress", "workers.log")
+    command = f"{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main 2>> {shlex.quote(log)}"
+    return fn_runner.FnApiRunner(default_environment=environments.SubprocessSDKEnvironment.from_command_string(command))
