@@ -7,6 +7,7 @@ import functools
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ def run(
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError("prepare_data needs Apache Beam: pip install 'janus_jax[data]'") from error
+    if not runner:
+        threading.excepthook = _stop_when_a_worker_dies
     engine = runner or _local_processes(job)
     defaults = [] if runner else [f"--direct_num_workers={min(num_workers, len(shards))}"]
     try:
@@ -66,6 +69,16 @@ def image_tokenizer(checkpoint: str) -> Any:
     return image_codes.load_image_tokenizer(checkpoint)
 
 
+def _stop_when_a_worker_dies(arguments: threading.ExceptHookArgs) -> None:
+    """Beam would wait for ever for a worker that was killed, for example by a lack of memory."""
+    if "Worker subprocess exited" not in str(arguments.exc_value):
+        threading.__excepthook__(arguments)
+        return
+    print("error: a worker process died, perhaps of a lack of memory; run the command again", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(3)  # an ordinary exit would wait for Beam's threads
+
+
 def _local_processes(job: prepare.Job) -> Any:
     """An engine that starts worker processes here.
 
@@ -76,5 +89,7 @@ def _local_processes(job: prepare.Job) -> Any:
     from apache_beam.transforms import environments
 
     log = os.devnull if "://" in job.output else os.path.join(job.output, "progress", "workers.log")
-    command = f"{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main 2>> {shlex.quote(log)}"
+    python = f"{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+    # Ctrl-C on a terminal reaches the workers too; they end by themselves when the command does.
+    command = f"trap '' INT; exec {python} 2>> {shlex.quote(log)}"
     return fn_runner.FnApiRunner(default_environment=environments.SubprocessSDKEnvironment.from_command_string(command))

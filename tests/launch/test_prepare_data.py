@@ -150,6 +150,24 @@ def test_killed_run_is_completed_to_the_same_bytes(folder, whole, tmp_path):
     assert files(output) == files(folder / "whole")
 
 
+@pytest.mark.slow
+def test_death_of_a_worker_ends_the_command_which_can_be_repeated(folder, whole, tmp_path):
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        command(folder, output), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(output.glob("progress/0000?.json")):
+        time.sleep(0.01)
+    listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    workers = [int(pid) for pid, group, args in rows if int(group) == process.pid and "sdk_worker_main" in args]
+    os.kill(workers[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3 and "error: a worker process died" in errors
+    assert run(folder, output).returncode == 0
+    assert files(output) == files(folder / "whole")
+
+
 def test_mistakes_are_one_line(folder, whole):
     for arguments, expected in {
         ("--image_size=16",): "error: --image_size=16: the checkpoint encodes images of 8 pixels",
