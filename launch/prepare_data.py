@@ -42,8 +42,12 @@ MAX_DROP_RATE = flags.DEFINE_float("max_drop_rate", 0.1, "stop when a larger par
 
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "tokenizer.json; stores the length of each sample in tokens")
 PROMPT_STYLE = flags.DEFINE_enum("prompt_style", "janus_pro", list(STYLES), "prompt template that the lengths count")
-UNDERSTANDING_TOKENS = flags.DEFINE_integer("understanding_tokens", 576, "tokens per understanding image")
-GENERATION_TOKENS = flags.DEFINE_integer("generation_tokens", 576, "tokens per generation image")
+UNDERSTANDING_TOKENS = flags.DEFINE_integer(
+    "understanding_tokens", 576, "tokens per understanding image; a model in --checkpoint knows better"
+)
+GENERATION_TOKENS = flags.DEFINE_integer(
+    "generation_tokens", 576, "tokens per generation image; a --checkpoint knows better"
+)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "model or image tokenizer whose VQ codes are stored")
 CODE_BATCH = flags.DEFINE_integer("code_batch", 16, "images encoded at once")
 KEEP_IMAGES = flags.DEFINE_bool("keep_images", True, "also store the images whose codes are stored")

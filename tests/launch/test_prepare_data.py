@@ -21,7 +21,7 @@ from janus_jax.data import digits
 from janus_jax.data.images import decode_image, generation_pixels
 from janus_jax.data.preparation import Settings, prepare_record
 from janus_jax.data.records import Record, open_records
-from janus_jax.inference.image_codes import load_image_tokenizer
+from janus_jax.inference.image_codes import image_lengths, load_image_tokenizer
 from janus_jax.models.parameters import bind, build, init_params
 from janus_jax.training.objectives import with_codes
 
@@ -130,6 +130,7 @@ def test_image_tokenizer_of_a_whole_model_gives_the_same_codes(folder, tmp_path,
         pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
         np.testing.assert_array_equal(of_model(pixels), alone(pixels))
         assert of_model.sha256 == alone.sha256
+        assert image_lengths(tmp_path / "janus") == (4, 16) and image_lengths(folder / "vq") is None
 
 
 def test_killed_run_is_completed_to_the_same_bytes(folder, whole, tmp_path):
@@ -156,11 +157,11 @@ def test_death_of_a_worker_ends_the_command_which_can_be_repeated(folder, whole,
     process = subprocess.Popen(
         command(folder, output), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while not list(output.glob("progress/0000?.json")):
-        time.sleep(0.01)
-    listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    workers = [int(pid) for pid, group, args in rows if int(group) == process.pid and "sdk_worker_main" in args]
+    workers = []
+    while not workers and process.poll() is None:
+        listed = subprocess.run(["ps", "-ewwo", "pid,pgid,args"], capture_output=True, text=True).stdout
+        rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+        workers = [int(pid) for pid, group, args in rows if int(group) == process.pid and "sdk_worker_main" in args]
     os.kill(workers[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3 and "error: a worker process died" in errors
