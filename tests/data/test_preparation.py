@@ -77,7 +77,7 @@ RECORDS = [
 
 @pytest.mark.parametrize("record", RECORDS, ids=range(len(RECORDS)))
 def test_length_is_that_of_the_training_sample(record):
-    sample = make_builder(row_length=1000).build(record, np.random.default_rng(0))
+    sample, _ = make_builder(row_length=1000).build(record, np.random.default_rng(0))
     assert count_tokens(record, BYTE_TOKENIZER, LENGTHS) == len(sample["tokens"])
     prepared = prepare_record(record, Settings(lengths=LENGTHS), BYTE_TOKENIZER).record
     assert prepared.tokens == len(sample["tokens"])

@@ -9,7 +9,8 @@ from tiny_data import BYTE_TOKENIZER, document, flat_png, generate, text, unders
 from janus_jax.data import prepare as preparing
 from janus_jax.data.preparation import Lengths, Settings
 from janus_jax.data.prepare import Job, finish, make_job, prepare, start, write_shard
-from janus_jax.data.records import Record, open_records, write_records
+from janus_jax.data.record_source import open_records
+from janus_jax.data.records import Record, write_records
 from janus_jax.data.sources import memory
 from janus_jax.data.sources.formats import open_source
 from janus_jax.data.sources.memory import Memory
@@ -49,8 +50,7 @@ def files(folder):
 
 
 def read(folder, task):
-    source = open_records([f"{folder}/{task}-*.array_record"], "x")
-    return [Record.deserialize(source[i]) for i in range(len(source))]
+    return [Record.deserialize(stored.data) for stored in open_records(f"{folder}/{task}-*.array_record", "x")]
 
 
 def test_every_record_arrives_once_in_order_and_the_manifest_counts_it(tmp_path, tokenizer):

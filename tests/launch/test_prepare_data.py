@@ -20,7 +20,8 @@ from janus_jax.checkpoints import save_params
 from janus_jax.data import digits
 from janus_jax.data.images import decode_image, generation_pixels
 from janus_jax.data.preparation import Settings, prepare_record
-from janus_jax.data.records import Record, open_records
+from janus_jax.data.record_source import open_records
+from janus_jax.data.records import Record
 from janus_jax.inference.image_codes import image_lengths, load_image_tokenizer
 from janus_jax.models.parameters import bind, build, init_params
 from janus_jax.training.objectives import with_codes
@@ -93,8 +94,7 @@ def test_command_shows_progress_and_counts_what_it_wrote(folder, whole):
 
 
 def open_all(output, task):
-    source = open_records([f"{output}/{task}-*.array_record"], "x")
-    return [source[i] for i in range(len(source))]
+    return [stored.data for stored in open_records(f"{output}/{task}-*.array_record", "x")]
 
 
 def test_codes_are_those_of_the_training_step(folder, whole):

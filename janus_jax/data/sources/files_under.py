@@ -28,7 +28,7 @@ def read_below(root: str, path: str, limit: int) -> bytes:
         if "://" not in root:
             resolved = os.path.realpath(full)
             if os.path.commonpath([os.path.realpath(root), resolved]) != os.path.realpath(root):
-                raise Drop(Reason.PATH_ESCAPE, f"path {path!r} leaves its root through a symbolic link")
+                raise Drop(Reason.PATH_ESCAPE, f"path {path!r} leaves {root} by a link: name its target as a root")
             if not stat.S_ISREG(os.stat(resolved).st_mode):  # a pipe would block for ever
                 raise Drop(Reason.MISSING_FILE, f"{path!r} is not a regular file")
         with epath.Path(full).open("rb") as file:
