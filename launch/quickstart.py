@@ -28,7 +28,9 @@ from configs import quickstart as experiment
 from janus_jax.checkpoints import load_params, prepare_folder
 from janus_jax.data import digits
 from janus_jax.data.images import grid, to_images
-from janus_jax.data.records import write_records
+from janus_jax.data.preparation import Settings
+from janus_jax.data.prepare import make_job, prepare
+from janus_jax.data.sources.memory import Memory
 from janus_jax.errors import UserError
 from janus_jax.evaluation.digits import (
     Generation,
@@ -48,7 +50,7 @@ from launch.quickstart_report import Phase, Question, ReportPage, render
 
 OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that is written")
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 1.5, "guidance of the drawings")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 2.0, "guidance of the drawings")
 
 WRITTEN = ("report.json", "report.html", "samples.png", "runs", "checkpoint", "data", "examples")
 # Seed and seconds of the run so far; only a folder with this file is ever cleared.
@@ -149,18 +151,16 @@ def _timed(output: epath.Path, seconds: dict[str, float], name: str) -> Iterator
 
 
 def _write_data(folder: epath.Path, training: digits.Digits) -> None:
-    """Records of the training images and a tokenizer trained on their texts."""
+    """Records of the training images, as `launch.prepare_data` writes them, and a tokenizer trained on their texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    records = {
-        "understand": digits.understanding_records(training),
-        "text": digits.text_records(),
-        "generate": digits.generation_records(training),
-    }
-    for task, task_records in records.items():
-        write_records(folder / f"{task}.array_record", task_records)
-    everything = [record for task_records in records.values() for record in task_records]
-    tokenizer = digits.build_tokenizer(everything, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
+    records = (
+        *digits.understanding_records(training),
+        *digits.text_records(),
+        *digits.generation_records(training),
+    )
+    tokenizer = digits.build_tokenizer(records, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
     tokenizer.save(folder / "tokenizer.json")
+    prepare(make_job(Memory(name="digits", records=records), folder / "records", Settings(), num_shards=4))
 
 
 def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:
@@ -176,7 +176,8 @@ def _phase_config(phase: str, output: epath.Path) -> Any:
     config = experiment.get_config(phase)
     config.seed = SEED.value
     config.data.tokenizer = str(output / "data" / "tokenizer.json")
-    config.data.sources = {task: (str(output / "data" / f"{task}.array_record"),) for task in config.data.sources}
+    records = output / "data" / "records"
+    config.data.sources = {task: (str(records / f"{task}-*.array_record"),) for task in config.data.sources}
     previous = experiment.PHASES[experiment.PHASES.index(phase) - 1]
     if phase == "stage1":
         config.init.vq = str(output / "runs" / previous)

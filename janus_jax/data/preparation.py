@@ -10,17 +10,9 @@ import PIL.Image
 
 from janus_jax.data.drops import Bad, Reason
 from janus_jax.data.images import IMAGE_FORMATS, MAX_PIXELS, decode_image, generation_pixels, understanding_pixels
-from janus_jax.data.prompts import (
-    EOS,
-    IMAGE_MARKER,
-    IMAGE_PLACEHOLDER,
-    STYLES,
-    Message,
-    PromptStyle,
-    format_turns,
-    generation_prompt,
-)
+from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.data.records import Record
+from janus_jax.data.samples import conversation
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 
@@ -120,16 +112,8 @@ def count_tokens(record: Record, tokenizer: Tokenizer, lengths: Lengths) -> int:
         caption = next(message.text for message in record.messages if message.role == "user")
         return len(tokenizer.encode(generation_prompt(caption, style))) + lengths.generation_tokens
     # An image's placeholder becomes begin-of-image, its features and end-of-image.
-    return len(tokenizer.encode(_text(record, style))) + len(record.images) * (lengths.understanding_tokens + 1)
-
-
-def _text(record: Record, style: PromptStyle) -> str:
-    if len(record.messages) == 1:
-        return record.messages[0].text.strip() + EOS
-    messages = record.messages
-    if record.task == "understand":
-        messages = tuple(Message(role, text.replace(IMAGE_MARKER, IMAGE_PLACEHOLDER)) for role, text in messages)
-    return "".join(turn.text for turn in format_turns(messages, style))
+    text, _ = conversation(record, style)
+    return len(tokenizer.encode(text)) + len(record.images) * (lengths.understanding_tokens + 1)
 
 
 def _open(key: str, data: bytes, settings: Settings) -> tuple[PIL.Image.Image, bool] | Bad:

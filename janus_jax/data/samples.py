@@ -60,6 +60,7 @@ class SampleBuilder:
     understanding_tokens: int
     generation_size: int
     generation_tokens: int
+    num_codes: int
     row_length: int
     understanding_slots: int
     generation_slots: int
@@ -88,7 +89,7 @@ class SampleBuilder:
 
     def _text_sample(self, record: Record) -> tuple[Sample, bool]:
         """Understanding and text-only conversations and documents: loss on text (Janus, 3.3)."""
-        text, answers = self._conversation(record)
+        text, answers = conversation(record, self.style)
         ids, offsets = (np.array(values, np.int32) for values in self.tokenizer.encode_with_offsets(text))
         is_image = ids == self.tokenizer.image_id
         if is_image.sum() != len(record.images):
@@ -150,21 +151,6 @@ class SampleBuilder:
             )
         return kept
 
-    def _conversation(self, record: Record) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the (start, end) characters of the answers with their end-of-sentence."""
-        if len(record.messages) == 1:  # a document
-            text = record.messages[0].text.strip() + EOS
-            return text, [(0, len(text))]
-        messages = record.messages
-        if record.task == "understand":
-            messages = tuple(Message(role, text.replace(IMAGE_MARKER, IMAGE_PLACEHOLDER)) for role, text in messages)
-        text, answers = "", []
-        for i, turn in enumerate(format_turns(messages, self.style)):
-            if i % 2:
-                answers.append((len(text) + turn.answer_start, len(text) + len(turn.text)))
-            text += turn.text
-        return text, answers
-
     def _generation_sample(self, record: Record, rng: np.random.Generator) -> Sample:
         """Caption, then the codes of the image: loss on the image only."""
         caption = next(message.text for message in record.messages if message.role == "user")
@@ -196,6 +182,8 @@ class SampleBuilder:
         }
         if self.stored_codes:
             return sample
+        if not record.images:
+            raise BadSample(Reason.NO_IMAGE, "only stored codes, but data.stored_codes is not set")
         pixels = generation_pixels(_decode(record.images[0]), self.generation_size, self.crop, rng)
         return sample | {"gen_pixels": _stack([pixels], self.generation_size)}
 
@@ -203,7 +191,30 @@ class SampleBuilder:
         """[tokens per image] int32: those of the record, or zeros, to be replaced on device."""
         if not self.stored_codes:
             return np.zeros(self.generation_tokens, np.int32)
-        raise BadSample(Reason.BAD_FIELD, "no stored codes")
+        codes = record.code_array
+        if codes is None:
+            raise BadSample(Reason.BAD_FIELD, "no stored codes, but data.stored_codes is set")
+        if len(codes) != self.generation_tokens or codes.max() >= self.num_codes:
+            expected = f"expected {self.generation_tokens} below {self.num_codes}"
+            raise BadSample(Reason.BAD_FIELD, f"{len(codes)} stored codes up to {codes.max()}, {expected}")
+        return codes
+
+
+def conversation(record: Record, style: PromptStyle) -> tuple[str, list[tuple[int, int]]]:
+    """The text of an understanding or text-only record, with a placeholder per image, and the (start, end) characters
+    of its answers with their end-of-sentence."""
+    if len(record.messages) == 1:  # a document
+        text = record.messages[0].text.strip() + EOS
+        return text, [(0, len(text))]
+    messages = record.messages
+    if record.task == "understand":
+        messages = tuple(Message(role, text.replace(IMAGE_MARKER, IMAGE_PLACEHOLDER)) for role, text in messages)
+    text, answers = "", []
+    for i, turn in enumerate(format_turns(messages, style)):
+        if i % 2:
+            answers.append((len(text) + turn.answer_start, len(text) + len(turn.text)))
+        text += turn.text
+    return text, answers
 
 
 def square_image(stored: Stored, rng: np.random.Generator, size: int, crop: Crop) -> Kept | Bad:

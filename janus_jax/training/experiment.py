@@ -150,6 +150,7 @@ def open_stream(
         understanding_tokens=architecture.siglip.num_tokens,
         generation_size=architecture.vq.image_size,
         generation_tokens=architecture.image_tokens,
+        num_codes=architecture.vq.num_codes,
         row_length=data.row_length,
         understanding_slots=data.und_slots,
         generation_slots=data.gen_slots,

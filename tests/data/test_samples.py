@@ -185,6 +185,30 @@ def test_bad_record_is_named_with_its_reason(record, reason, detail):
     assert (bad.key, bad.reason) == ("k/1", reason) and detail in bad.detail
 
 
+def test_stored_codes_are_the_tokens_and_the_targets_of_the_image():
+    record = generate("a cat", flat_png(1)).with_codes(np.array([3, 1, 31, 0]))
+    sample = build(dataclasses.replace(record, images=()), stored_codes=True)
+    computed = build(generate("a cat", flat_png(1)))
+    assert sample["tokens"][-4:].tolist() == [3, 1, 31, 0]
+    np.testing.assert_array_equal(sample["tokens"][:-4], computed["tokens"][:-4])
+    assert sample["targets"][sample["image_weights"] > 0].tolist() == [3, 1, 31, 0]
+    assert "gen_pixels" not in sample
+
+
+@pytest.mark.parametrize(
+    ("record", "stored_codes", "detail"),
+    [
+        (generate("a", flat_png(1)), True, "no stored codes"),
+        (generate("a", flat_png(1)).with_codes(np.arange(5)), True, "5 stored codes up to 4, expected 4 below 32"),
+        (generate("a", flat_png(1)).with_codes(np.array([0, 1, 2, 32])), True, "4 stored codes up to 32"),
+        (dataclasses.replace(generate("a", b"").with_codes(np.arange(4)), images=()), False, "only stored codes"),
+    ],
+)
+def test_codes_that_are_not_those_of_the_model_are_named(record, stored_codes, detail):
+    bad = make_builder(stored_codes=stored_codes)(Stored("f:0", record.serialize()), np.random.default_rng(0))
+    assert detail in bad.detail
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

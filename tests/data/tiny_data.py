@@ -94,6 +94,7 @@ def make_builder(**changes):
         understanding_tokens=4,
         generation_size=8,
         generation_tokens=4,
+        num_codes=32,
         row_length=64,
         understanding_slots=2,
         generation_slots=1,
