@@ -59,20 +59,24 @@ MAX_ASPECT = flags.DEFINE_float("max_aspect", 32.0, "drop images whose sides dif
 IMAGE_ROOT = flags.DEFINE_list(
     "image_root", [], "llava: folders of the images, DIR or PREFIX=DIR; parquet: folder of images given as paths"
 )
-QUESTION = flags.DEFINE_string("question", None, "webdataset, parquet, imagenet, tfds: asked about captioned images")
+QUESTION = flags.DEFINE_string(
+    "question", None, "webdataset, parquet, imagenet, tfds: asked about captioned images; may be empty"
+)
 CAPTION_KEY = flags.DEFINE_string(
-    "caption_key", "", "webdataset: field of the .json member, instead of the .txt member"
+    "caption_key", None, "webdataset: field of the .json member, instead of the .txt member"
 )
-IMAGE_COLUMN = flags.DEFINE_string("image_column", "", "parquet, tfds: default image, images or jpg")
-MESSAGES_COLUMN = flags.DEFINE_string("messages_column", "", "parquet: default messages, conversations or conversation")
-TEXT_COLUMN = flags.DEFINE_string("text_column", "", "parquet, tfds: caption or text; default caption, text or label")
-SPLIT = flags.DEFINE_string("split", "", "tfds: default train; slices like train[:10%] work")
-CLASS_NAMES = flags.DEFINE_string("class_names", "", "imagenet, tfds: file of lines `n01440764 tench, Tinca tinca`")
+IMAGE_COLUMN = flags.DEFINE_string("image_column", None, "parquet, tfds: default image, images or jpg")
+MESSAGES_COLUMN = flags.DEFINE_string(
+    "messages_column", None, "parquet: default messages, conversations or conversation"
+)
+TEXT_COLUMN = flags.DEFINE_string("text_column", None, "parquet, tfds: caption or text; default caption, text or label")
+SPLIT = flags.DEFINE_string("split", None, "tfds: default train; slices like train[:10%] work")
+CLASS_NAMES = flags.DEFINE_string("class_names", None, "imagenet, tfds: file of lines `n01440764 tench, Tinca tinca`")
 LABELS = flags.DEFINE_string(
-    "labels", "", "imagenet, a flat folder: file of lines `ILSVRC2012_val_00000001.JPEG n01751748`"
+    "labels", None, "imagenet, a flat folder: file of lines `ILSVRC2012_val_00000001.JPEG n01751748`"
 )
-TEXT_FIELD = flags.DEFINE_string("text_field", "", "text: default text")
-MESSAGES_FIELD = flags.DEFINE_string("messages_field", "", "text: default messages")
+TEXT_FIELD = flags.DEFINE_string("text_field", None, "text: default text")
+MESSAGES_FIELD = flags.DEFINE_string("messages_field", None, "text: default messages")
 
 NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "local worker processes; 0: one per core, with a checkpoint one")
 RUNNER = flags.DEFINE_string("runner", "", "Beam runner, e.g. DataflowRunner; default: local worker processes")
@@ -120,9 +124,11 @@ def _job() -> prepare.Job:
     source = open_source(name, INPUT.value or (), options)
     code_size, sha256, lengths = 0, "", (UNDERSTANDING_TOKENS.value, GENERATION_TOKENS.value)
     if CHECKPOINT.value:
-        # JAX is only loaded where codes are computed.
+        import jax  # only where codes are computed
+
         from janus_jax.inference import image_codes
 
+        jax.config.update("jax_platforms", "cpu")  # here, for the hash; an accelerator is left to the workers
         tokenizer = beam_workers.image_tokenizer(CHECKPOINT.value)
         code_size, sha256 = tokenizer.config.image_size, tokenizer.sha256
         lengths = image_codes.image_lengths(CHECKPOINT.value) or (lengths[0], tokenizer.config.num_tokens)

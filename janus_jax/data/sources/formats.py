@@ -35,7 +35,7 @@ def open_source(format: str, input: str | Sequence[str], options: Mapping[str, A
 
     Args:
         input: a file, folder or glob pattern, or several.
-        options: the format's own; one that is None, "" or () keeps its default.
+        options: the format's own; one that is None or () keeps its default.
 
     Raises:
         UserError: an unknown format, an option that the format does not have, or an option's bad value. Files are
@@ -43,7 +43,7 @@ def open_source(format: str, input: str | Sequence[str], options: Mapping[str, A
     """
     if format not in FORMATS:
         raise UserError(f"--format={format}: expected one of {', '.join(FORMATS)}")
-    given = {name: value for name, value in options.items() if value not in (None, "", ())}
+    given = {name: value for name, value in options.items() if value not in (None, ())}
     foreign = sorted(set(given) - option_names(format))
     if foreign:
         raise UserError(f"--{foreign[0]}={given[foreign[0]]} is no option of --format={format}")

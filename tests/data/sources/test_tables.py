@@ -294,7 +294,7 @@ def test_unknown_format_and_foreign_option_are_errors():
     with pytest.raises(UserError, match=r"^--format=csv: expected one of llava, webdataset"):
         open_source("csv", "x", {})
     with pytest.raises(UserError, match=r"^--question=Why\? is no option of --format=text"):
-        open_source("text", "x", {"question": "Why?", "text_field": ""})
+        open_source("text", "x", {"question": "Why?", "text_field": None})
     with pytest.raises(UserError, match=r"^--input is empty"):
         open_source("text", (), {})
 

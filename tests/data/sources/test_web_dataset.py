@@ -10,7 +10,7 @@ from source_files import image, link, read_all, tar
 
 from janus_jax.data.drops import Reason
 from janus_jax.data.images import decode_image
-from janus_jax.data.sources import streams, tar_members, web_dataset
+from janus_jax.data.sources import streams, tar_members
 from janus_jax.data.sources.formats import open_source
 from janus_jax.errors import UserError
 
@@ -49,9 +49,8 @@ def test_a_pair_can_give_both_tasks(tmp_path):
 
 
 def test_without_a_question_the_caption_follows_the_image(tmp_path):
-    source = web_dataset.WebDataset(input=(str(tmp_path),), tasks=("understand",), question="")
-    (tmp_path / "a.tar").write_bytes(tar(PAIR))
-    assert read_all(source)[0][0].messages[0].text == "<image>"
+    records, _ = read(tmp_path, tar(PAIR), tasks=("understand",), question="")
+    assert records[0].messages[0].text == "<image>"
 
 
 @pytest.mark.parametrize(
