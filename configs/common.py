@@ -48,7 +48,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "row_length": 4096,  # Janus, section 4.1
                 "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row
                 "gen_slots": 7,
-                "packing_bins": 16,  # rows of a shard open at a time
+                "packing_bins": 8,  # rows of a shard open at a time
                 "supervision": "all",  # text that carries loss: "all" or "answers"
                 "drop_condition": 0.1,  # Janus, footnote 2
                 "first_sentence": 0.0,  # how often a generation caption is cut to its first sentence
@@ -57,7 +57,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "stored_codes": False,  # take VQ codes from the records (prepare_data), not from pixels in the step
                 "held_out": 0,  # records at the end of each source that are never trained on
                 "max_drop_rate": 0.1,  # bad samples tolerated
-                "num_shards": 32,  # logical shards of the stream: a multiple of processes times workers
+                "num_shards": 8,  # logical shards of the stream: a multiple of hosts times workers
                 "workers": 4,  # processes that decode and pack; 0: a thread
             },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},

@@ -13,7 +13,7 @@ from janus_jax.errors import UserError
 
 PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
-STEPS = {"tokenizer": 400, "stage1": 100, "stage2": 200, "stage3": 2000}
+STEPS = {"tokenizer": 400, "stage1": 100, "stage2": 200, "stage3": 2400}
 LEARNING_RATES = {"tokenizer": 2e-3, "stage1": 1e-3, "stage2": 1e-3, "stage3": 1e-3}
 SLOTS = {"stage1": (2, 3), "stage2": (2, 3), "stage3": (2, 2)}  # image slots of a row: understanding, generation
 

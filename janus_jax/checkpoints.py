@@ -88,11 +88,16 @@ def params_path(folder: epath.PathLike) -> epath.Path:
     folder = epath.Path(folder).resolve()
     if (folder / "params").exists():
         return folder / "params"
-    steps = folder / "checkpoints"
-    numbers = [int(step.name) for step in steps.iterdir() if step.name.isdigit()] if steps.exists() else []
-    if not numbers:
+    steps = saved_steps(folder)
+    if not steps:
         raise UserError(f"{folder}: holds neither params/ nor a checkpoint under checkpoints/")
-    return steps / str(max(numbers)) / "params"
+    return folder / "checkpoints" / str(steps[-1]) / "params"
+
+
+def saved_steps(workdir: epath.PathLike) -> list[int]:
+    """Steps of the complete checkpoints of a training workdir, in order."""
+    folder = epath.Path(workdir) / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
 def prepare_folder(flag: str, folder: epath.PathLike) -> epath.Path:

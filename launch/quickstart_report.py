@@ -3,8 +3,6 @@
 `render` fills in the page section by section, in the order in which a visitor reads it; the style sheet comes last.
 """
 
-import base64
-import io
 import math
 import operator
 from collections.abc import Sequence
@@ -13,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
+
+from launch.page import document, picture, table
 
 
 class Phase(NamedTuple):
@@ -85,13 +85,8 @@ def render(page: ReportPage) -> str:
     ]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     body = "".join(f'<section id="{name}"><h2>{title}</h2>{content}</section>' for name, title, content in sections)
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>janus_jax quickstart</title><style>{STYLE}</style></head>"
-        f'<body><header>{_headline(page)}</header><nav aria-label="Sections">{links}</nav>'
-        f"<main>{body}</main></body></html>\n"
-    )
+    header = f'<header>{_headline(page)}</header><nav aria-label="Sections">{links}</nav>'
+    return document("janus_jax quickstart", STYLE, f"{header}<main>{body}</main>")
 
 
 def _headline(page: ReportPage) -> str:
@@ -120,8 +115,8 @@ def _drawings(page: ReportPage) -> str:
         right = f"{read[page.class_names.index(name)]} of {read.sum()} right"
         rows += (
             f'<tr><th scope="row">{escape(name)}<small>{right}</small></th>'
-            f"<td>{_picture(_sheet(drawn, SHEET_ROWS), f'{len(drawn)} drawings of {name} by the model')}</td>"
-            f"<td>{_picture(_sheet(real, SHEET_ROWS), f'{len(real)} real images of {name}')}</td></tr>"
+            f"<td>{picture(_sheet(drawn, SHEET_ROWS), f'{len(drawn)} drawings of {name} by the model')}</td>"
+            f"<td>{picture(_sheet(real, SHEET_ROWS), f'{len(real)} real images of {name}')}</td></tr>"
         )
     return (
         f"<p>A row is one prompt, drawn with a guidance weight of {page.report['cfg_weight']:g}. "
@@ -137,7 +132,7 @@ def _questions(page: ReportPage) -> str:
         right = answer == expected
         verdict = "✓ correct" if right else f"✗ wrong, expected “{escape(expected)}”"
         cards += (
-            f'<li class="{"pass" if right else "fail"}">{_picture(image, f"a handwritten {expected}")}'
+            f'<li class="{"pass" if right else "fail"}">{picture(image, f"a handwritten {expected}")}'
             f'<div><p>{escape(question)}</p><p class="answer">{escape(answer) or "(no answer)"}</p>'
             f"<p><strong>{verdict}</strong></p></div></li>"
         )
@@ -229,7 +224,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _tokenizer(page: ReportPage) -> str:
-    pairs = "".join(_picture(_sheet(pair, len(pair)), "") for pair in page.reconstructions)
+    pairs = "".join(picture(_sheet(pair, len(pair)), "") for pair in page.reconstructions)
     return (
         "<p>The tokenizer turns an image into a few codes, which are what the model draws. Above: held-out digits. "
         f"Below: the same digits from their codes. PSNR: {page.report['vq_reconstruction_psnr']:.1f} dB; "
@@ -246,7 +241,7 @@ def _modules(page: ReportPage) -> str:
         for name, size, trained in phase.modules:
             state = "trained" if trained == size else f"{trained:,} trained" if trained else "frozen"
             rows.append((escape(name), f"{size:,}", state))
-        tables += _table(phase.title, ("module", "parameters", "state"), rows)
+        tables += table(phase.title, ("module", "parameters", "state"), rows)
     return f'<p>A frozen module has neither gradients nor optimizer state.</p><div class="columns">{tables}</div>'
 
 
@@ -273,20 +268,8 @@ def _run(page: ReportPage) -> str:
         if isinstance(value, int | float | str)
     ]
     versions = [(escape(name), escape(version)) for name, version in page.versions.items()]
-    tables = _table("Numbers", ("key", "value"), numbers) + _table("Software", ("name", "version"), versions)
+    tables = table("Numbers", ("key", "value"), numbers) + table("Software", ("name", "version"), versions)
     return f'<p>All single numbers of report.json, and what computed them.</p><div class="columns">{tables}</div>'
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in a box that scrolls by itself; cells are HTML, the first of a row is its header."""
-    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
 
 
 def _sheet(images: Sequence[PIL.Image.Image], rows: int) -> PIL.Image.Image:
@@ -299,36 +282,7 @@ def _sheet(images: Sequence[PIL.Image.Image], rows: int) -> PIL.Image.Image:
     return sheet
 
 
-def _picture(image: PIL.Image.Image, description: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<img alt="{escape(description)}" width="{image.width}" height="{image.height}" '
-        f'style="--width:{image.width}px" src="data:image/png;base64,{data}">'
-    )
-
-
 STYLE = """
-:root { color-scheme: light dark; --page: #fafaf8; --box: #fff; --ink: #1d2126; --muted: #5c6470; --line: #e2e4e7;
-  --blue: #2563c9; --orange: #c2560c; --green: #16794a; --red: #b4261f; }
-@media (prefers-color-scheme: dark) { :root { --page: #121519; --box: #1a1e24; --ink: #e8eaed; --muted: #9ba4b0;
-  --line: #2d333b; --blue: #79a9ff; --orange: #f0a35e; --green: #5ecb92; --red: #ff8b80; } }
-* { box-sizing: border-box; margin: 0; padding: 0; list-style: none; }
-body { max-width: 70rem; margin: auto; padding: 4rem 1.5rem 6rem; background: var(--page); color: var(--ink);
-  font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  font-variant-numeric: tabular-nums; overflow-wrap: break-word; }
-h1 { font-size: clamp(1.9rem, 5vw, 2.75rem); line-height: 1.15; letter-spacing: -0.02em; text-wrap: balance; }
-h2 { font-size: 1.6rem; line-height: 1.25; letter-spacing: -0.01em; margin-bottom: 0.5rem; }
-h3, caption { font-size: 1.05rem; font-weight: 600; text-align: left; }
-small, thead, figcaption p, .legend { font-size: 0.8125rem; font-weight: 400; color: var(--muted); }
-small { display: block; }
-section { margin-top: 5rem; }
-section > p { max-width: 42rem; margin-bottom: 1.75rem; color: var(--muted); }
-.eyebrow { color: var(--blue); font-weight: 600; margin-bottom: 0.5rem; }
-.lead { font-size: 1.15rem; margin: 1rem 0 2.5rem; max-width: 42rem; }
-nav { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; margin-top: 2.5rem; font-size: 0.9375rem; }
-a { color: var(--blue); text-decoration: none; }
 .pass { --state: var(--green); }
 .fail { --state: var(--red); }
 li strong { color: var(--state); }
@@ -345,19 +299,10 @@ li strong { color: var(--state); }
 .questions li { display: flex; gap: 1rem; align-items: center; border-left: 3px solid var(--state); }
 .questions div { min-width: 0; overflow-wrap: anywhere; }
 .questions .answer { font-size: 1.25rem; font-weight: 600; color: var(--ink); }
-img { --scale: 2; display: block; width: calc(var(--scale) * var(--width)); max-width: 100%; height: auto;
-  image-rendering: pixelated; }
 .questions img { --scale: 2.5; flex: none; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th { font-weight: 400; text-align: left; padding: 0.4rem 1rem 0.4rem 0; }
 .drawings tbody th { font-weight: 600; }
 .drawings td { padding: 0.5rem 1.5rem 0.5rem 0; }
 .drawings tr > :last-child { padding-left: 1.5rem; padding-right: 0; border-left: 1px solid var(--line); }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 3rem 3.5rem; }
-.columns table { width: 100%; font-size: 0.9rem; }
-.columns tr { border-bottom: 1px solid var(--line); }
-.columns tr > :not(:first-child) { text-align: right; padding: 0.4rem 0 0.4rem 1rem; }
 #modules tbody tr:last-child > * { font-weight: 600; }
 .confusion { font-size: 0.9rem; }
 .confusion thead th:not(:first-child) { text-align: center; padding-right: 0; }
@@ -381,9 +326,7 @@ circle { fill: var(--color); }
 .pairs { display: grid; grid-template-columns: repeat(16, 1fr); gap: 0.4rem; }
 .bars li { display: grid; grid-template-columns: 1fr auto; gap: 0.25rem 1rem; margin-bottom: 1rem; max-width: 42rem; }
 .bars b { grid-column: 1 / 3; height: 0.5rem; width: calc(100% * var(--share)); background: var(--blue); }
-code { font: 0.85em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 @media (max-width: 45rem) {
-  body { padding: 2.5rem 1rem 4rem; }
   .cards { --least: 10rem; gap: 0.75rem; }
   .drawings thead { display: none; }
   .drawings tr { display: grid; grid-template-columns: 1fr auto; align-items: center; padding-bottom: 1.5rem; }

@@ -1,8 +1,9 @@
 """First-fit packing of samples into rows of fixed shape, so that no compute goes to padding.
 
-A sample goes whole into the first open row that has room for all its tokens and images. When none has, the fullest row
-is closed and the sample opens a new one. Grain's packer closes all rows at once instead, which fills less and gives its
-rows in bursts; and its state cannot be moved to another number of workers.
+A sample goes whole into the first open row that has room for all its tokens and images. When none has, the oldest row
+is closed and the sample opens a new one: no sample waits long, so the tasks leave in the ratio in which they come.
+Grain's packer closes all rows at once instead, which fills less and gives its rows in bursts; and its state cannot be
+moved to another number of workers.
 
 Letters: L tokens per row, I and G image slots per row.
 """
@@ -12,8 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-PATIENCE = 8  # a row that was passed over for this many times the number of open rows is closed next
 
 
 class Item(NamedTuple):
@@ -26,26 +25,24 @@ class Item(NamedTuple):
     origin: tuple[str, int]  # source and place in it
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass
 class OpenRow:
     items: list[Item]
     used: list[int]
-    opened: int  # how many rows had been closed by then
 
 
 class Packer:
     """Rows being filled.
 
     Args:
-        capacity: of a row, e.g. (tokens, understanding images, generation images). The first decides how full it is.
+        capacity: of a row, e.g. (tokens, understanding images, generation images).
         bins: rows open at a time.
         one_task: whether a row holds samples of one task only.
     """
 
     def __init__(self, capacity: Sequence[int], bins: int, one_task: bool = False):
-        self.capacity = tuple(capacity)
-        self.rows: list[OpenRow] = []
-        self.closed = 0
+        self.rows: list[OpenRow] = []  # from the oldest
+        self._capacity = tuple(capacity)
         self._bins = bins
         self._one_task = one_task
 
@@ -56,23 +53,14 @@ class Packer:
                 row.items.append(item)
                 row.used = [used + length for used, length in zip(row.used, item.lengths, strict=True)]
                 return None
-        finished = self._close() if len(self.rows) == self._bins else None
-        self.rows.append(OpenRow([item], list(item.lengths), self.closed))
+        finished = self.rows.pop(0).items if len(self.rows) == self._bins else None
+        self.rows.append(OpenRow([item], list(item.lengths)))
         return finished
 
     def _fits(self, row: OpenRow, item: Item) -> bool:
         if self._one_task and row.items[0].task != item.task:
             return False
-        return all(u + n <= limit for u, n, limit in zip(row.used, item.lengths, self.capacity, strict=True))
-
-    def _close(self) -> list[Item]:
-        """The fullest row, or the oldest when it has waited too long: no sample is kept back for ever."""
-        oldest = self.rows[0]
-        late = self.closed - oldest.opened > PATIENCE * self._bins
-        row = oldest if late else max(self.rows, key=lambda row: row.used[0])
-        self.rows.remove(row)
-        self.closed += 1
-        return row.items
+        return all(u + n <= limit for u, n, limit in zip(row.used, item.lengths, self._capacity, strict=True))
 
 
 # Per-token features, and their dtypes.

@@ -104,8 +104,7 @@ class Shard:
             "cursors": dict(self._cursors),
             "tasks": self._tasks.get_state(),
             "sources": {task: turns.get_state() for task, turns in self._sources.items()},
-            "closed": self._packer.closed,
-            "open": [[row.opened, [list(item.origin) for item in row.items]] for row in self._packer.rows],
+            "open": [[list(item.origin) for item in row.items] for row in self._packer.rows],
             "reports": {name: report.to_json() for name, report in self.reports.items()},
             "truncated": dict(self.truncated),
         }
@@ -117,8 +116,7 @@ class Shard:
         self._tasks.set_state(state["tasks"])
         for task, turns in self._sources.items():
             turns.set_state(state["sources"][task])
-        self._packer.closed = state["closed"]
-        self._packer.rows = [self._reopen(opened, origins) for opened, origins in state["open"]]
+        self._packer.rows = [self._reopen(origins) for origins in state["open"]]
         self.reports = {name: DropReport.from_json(values) for name, values in state["reports"].items()}
         self.truncated = dict(state["truncated"])
 
@@ -148,7 +146,7 @@ class Shard:
         lengths = self._lengths(kept.sample)
         return Item(self._task_of[component], lengths, kept.sample, kept.key, (component, place))
 
-    def _reopen(self, opened: int, origins: Sequence[tuple[str, int]]) -> OpenRow:
+    def _reopen(self, origins: Sequence[tuple[str, int]]) -> OpenRow:
         items = []
         for component, place in origins:
             result = self._samples[component][place]
@@ -158,4 +156,4 @@ class Shard:
                 )
             items.append(self._item(component, place, result))
         used = [sum(lengths) for lengths in zip(*(item.lengths for item in items), strict=True)]
-        return OpenRow(items, used, opened)
+        return OpenRow(items, used)

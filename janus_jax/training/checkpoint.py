@@ -83,6 +83,16 @@ class Checkpoints:
         self._manager.close()
 
 
+def read_data_state(workdir: epath.PathLike, step: int) -> dict[str, Any]:
+    """The state of the data stream alone. Raises UserError when it is damaged."""
+    folder = epath.Path(workdir).resolve() / "checkpoints" / str(step) / "data"
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder}: not a readable data state ({error})") from error
+
+
 def _of_all_processes(data_state: dict[str, Any]) -> dict[str, Any]:
     """The data state with the logical shards of every process, since any of them may restore any shard."""
     if jax.process_count() == 1:

@@ -409,7 +409,7 @@ def test_a_resume_deep_inside_a_huge_source_reads_only_its_open_rows(open_stream
     for shard in state["shards"].values():
         shift = 5_000_000 - shard["cursors"]["text/0"]
         shard["cursors"]["text/0"] += shift
-        shard["open"] = [[opened, [[name, place + shift] for name, place in row]] for opened, row in shard["open"]]
+        shard["open"] = [[[name, place + shift] for name, place in row] for row in shard["open"]]
     deep = open_stream({"text": 1}, **settings)
     deep.set_state(state)
     keys = [key for row in deep.next_with_keys()[1] for key in row]

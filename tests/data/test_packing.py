@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from janus_jax.data.packing import PATIENCE, TOKEN_FEATURES, Item, Packer, assemble
+from janus_jax.data.packing import TOKEN_FEATURES, Item, Packer, assemble
 
 ROW_LENGTH, UND_SLOTS, GEN_SLOTS = 20, 2, 1
 SLOTS = {"und_pixels": (UND_SLOTS, 2), "gen_pixels": (GEN_SLOTS, 4)}
@@ -83,7 +83,7 @@ def test_padding_is_at_the_end_and_zero_in_every_feature(rows):
 
 
 def test_first_fit_by_hand():
-    """Capacity 10, two open rows: 6 opens one, 5 another, 4 fits the first, 3 the second; 9 closes the full first."""
+    """Capacity 10, two open rows: 6 opens one, 5 another, 4 fits the first, 3 the second; 9 closes the oldest."""
     closed, still_open = pack([make_item(i, length) for i, length in enumerate([6, 5, 4, 3, 9])], 2, (10, 9, 9))
     assert [[item.lengths[0] for item in row] for row in closed] == [[6, 4]]
     assert [[item.lengths[0] for item in row] for row in still_open] == [[5, 3], [9]]
@@ -101,16 +101,6 @@ def test_rows_of_one_task_only():
     closed, still_open = pack(items, bins=3, one_task=True)
     assert all(len({item.task for item in row}) == 1 for row in closed + still_open)
     assert sum(map(len, closed + still_open)) == 20
-
-
-def test_a_row_that_is_never_the_fullest_is_closed_all_the_same():
-    """Samples of 11 of 20 tokens never share a row, and the first is shorter than all others."""
-    packer = Packer((20,), bins=3)
-    first = make_item(0, 10)._replace(lengths=(10,))
-    others = [make_item(i, 11)._replace(lengths=(11,)) for i in range(1, 60)]
-    closed = [row for item in (first, *others) if (row := packer.add(item)) is not None]
-    place = next(n for n, row in enumerate(closed) if row[0].key == "key0")
-    assert place == PATIENCE * 3 + 1
 
 
 def fill(items, bins):
@@ -139,4 +129,26 @@ def test_rows_of_4096_are_filled_to_97_percent_at_the_default_number_of_open_row
     empty = make_item(0, 0).sample
     items = [Item("text", lengths, empty, "k", ("t", i)) for i, lengths in enumerate(realistic_lengths(6000, seed))]
     assert fill(items, bins) >= 0.97
-    assert fill(items, 1) < fill(items, 4) < fill(items, bins)
+    assert fill(items, 1) < fill(items, 2) < fill(items, 4) < fill(items, bins)
+
+
+def test_tasks_leave_in_the_ratio_in_which_they_come():
+    """2,000 samples of the default number of shards, short texts among long images."""
+    from configs.common import base_config
+
+    data = base_config("any", "any").data
+    left = {"u": 0, "t": 0, "g": 0}
+    for shard in range(data.num_shards):
+        packer, closed = Packer((4096, 7, 7), data.packing_bins), 0
+        for i, lengths in enumerate(realistic_lengths(10_000, shard)):
+            task = "u" if lengths[1] else "g" if lengths[2] else "t"
+            row = packer.add(Item(task, lengths, {}, "k", ("t", i)))
+            for item in row or ():
+                left[item.task] += 1
+                closed += 1
+            if closed >= 2000 // data.num_shards:
+                break
+    total = sum(left.values())
+    assert {task: count / total for task, count in left.items()} == pytest.approx(
+        {"u": 0.2, "t": 0.3, "g": 0.5}, abs=0.01
+    )

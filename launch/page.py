@@ -1,0 +1,74 @@
+"""What the pages of the commands share: one file with its style and images inside, and no scripts."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import PIL.Image
+
+
+def document(title: str, style: str, body: str) -> str:
+    """A whole HTML document; `body` is HTML, `style` comes behind the shared one."""
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
+    )
+
+
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in a box that scrolls by itself; cells are HTML, the first of a row is its header."""
+    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
+    )
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def picture(image: PIL.Image.Image, description: str) -> str:
+    """An `img` with the image inside, to be shown at --scale times its size."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img alt="{escape(description)}" width="{image.width}" height="{image.height}" '
+        f'style="--width:{image.width}px" src="data:image/png;base64,{data}">'
+    )
+
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fafaf8; --box: #fff; --ink: #1d2126; --muted: #5c6470; --line: #e2e4e7;
+  --blue: #2563c9; --orange: #c2560c; --green: #16794a; --red: #b4261f; }
+@media (prefers-color-scheme: dark) { :root { --page: #121519; --box: #1a1e24; --ink: #e8eaed; --muted: #9ba4b0;
+  --line: #2d333b; --blue: #79a9ff; --orange: #f0a35e; --green: #5ecb92; --red: #ff8b80; } }
+* { box-sizing: border-box; margin: 0; padding: 0; list-style: none; }
+body { max-width: 70rem; margin: auto; padding: 4rem 1.5rem 6rem; background: var(--page); color: var(--ink);
+  font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums; overflow-wrap: break-word; }
+h1 { font-size: clamp(1.9rem, 5vw, 2.75rem); line-height: 1.15; letter-spacing: -0.02em; text-wrap: balance; }
+h2 { font-size: 1.6rem; line-height: 1.25; letter-spacing: -0.01em; margin-bottom: 0.5rem; }
+h3, caption { font-size: 1.05rem; font-weight: 600; text-align: left; }
+small, thead, figcaption p, .legend { font-size: 0.8125rem; font-weight: 400; color: var(--muted); }
+small { display: block; }
+section { margin-top: 5rem; }
+section > p { max-width: 42rem; margin-bottom: 1.75rem; color: var(--muted); }
+.eyebrow { color: var(--blue); font-weight: 600; margin-bottom: 0.5rem; }
+.lead { font-size: 1.15rem; margin: 1rem 0 2.5rem; max-width: 42rem; }
+nav { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; margin-top: 2.5rem; font-size: 0.9375rem; }
+a { color: var(--blue); text-decoration: none; }
+img { --scale: 2; display: block; width: calc(var(--scale) * var(--width)); max-width: 100%; height: auto;
+  image-rendering: pixelated; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; }
+th { font-weight: 400; text-align: left; padding: 0.4rem 1rem 0.4rem 0; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 3rem 3.5rem; }
+.columns table { width: 100%; font-size: 0.9rem; }
+.columns tr { border-bottom: 1px solid var(--line); }
+.columns tr > :not(:first-child) { text-align: right; padding: 0.4rem 0 0.4rem 1rem; }
+code { font: 0.85em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+@media (max-width: 45rem) { body { padding: 2.5rem 1rem 4rem; } }
+"""
