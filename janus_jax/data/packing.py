@@ -9,7 +9,7 @@ Letters: L tokens per row, I and G image slots per row.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,25 +74,29 @@ TOKEN_FEATURES = {
 IMAGE_FEATURES = ("und_pixels", "gen_pixels")
 
 
-def assemble(items: Sequence[Item], row_length: int, slots: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """One row: the fields of `PackedBatch` without the leading B.
+def assemble(
+    rows: Sequence[Sequence[Item]], row_length: int, slots: Mapping[str, tuple[int, int]]
+) -> dict[str, np.ndarray]:
+    """Rows of samples as arrays: the fields of `PackedBatch`.
 
     Args:
-        slots: image slots of the row and image size, per name of `IMAGE_FEATURES` that the batch has.
+        slots: image slots of a row and image size, per name of `IMAGE_FEATURES` that the batch has.
     """
-    row = {name: np.zeros(row_length, dtype) for name, dtype in TOKEN_FEATURES.items()}
-    row |= {name: np.zeros(row_length, np.int32) for name in ("segment_ids", "positions")}
-    row |= {name: np.zeros((count, size, size, 3), np.uint8) for name, (count, size) in slots.items()}
-    start, images = 0, dict.fromkeys(slots, 0)
-    for segment, item in enumerate(items, start=1):
-        end = start + len(item.sample["tokens"])
-        for name in TOKEN_FEATURES:
-            row[name][start:end] = item.sample[name]
-        row["segment_ids"][start:end] = segment
-        row["positions"][start:end] = np.arange(end - start)
-        for name in slots:
-            first = images[name]
-            images[name] += len(item.sample[name])
-            row[name][first : images[name]] = item.sample[name]
-        start = end
-    return row
+    count = len(rows)
+    block = {name: np.zeros((count, row_length), dtype) for name, dtype in TOKEN_FEATURES.items()}
+    block |= {name: np.zeros((count, row_length), np.int32) for name in ("segment_ids", "positions")}
+    block |= {name: np.zeros((count, number, size, size, 3), np.uint8) for name, (number, size) in slots.items()}
+    for row, items in enumerate(rows):
+        start, images = 0, dict.fromkeys(slots, 0)
+        for segment, item in enumerate(items, start=1):
+            end = start + len(item.sample["tokens"])
+            for name in TOKEN_FEATURES:
+                block[name][row, start:end] = item.sample[name]
+            block["segment_ids"][row, start:end] = segment
+            block["positions"][row, start:end] = np.arange(end - start)
+            for name in slots:
+                first = images[name]
+                images[name] += len(item.sample[name])
+                block[name][row, first : images[name]] = item.sample[name]
+            start = end
+    return block

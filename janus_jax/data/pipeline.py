@@ -65,7 +65,8 @@ class Stream:
             info = json.loads(block.pop("info"))
             self._states[str(shard.index)] = info["state"]
             keys += info["keys"]
-        return self._batch_type(**{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}), keys
+        joined = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        return self._batch_type(**joined), keys
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable."""
@@ -155,9 +156,8 @@ class _BlockIterator(grain.DatasetIterator):
         if turn == 0:
             shard.set_state(state)
         self._next += 1
-        rows = [shard.next_row() for _ in range(shard.rows_per_step)]
-        block: dict[str, Any] = {name: np.stack([row.features[name] for row in rows]) for name in rows[0].features}
-        return block | {"info": json.dumps({"state": shard.get_state(), "keys": [row.keys for row in rows]})}
+        block, keys = shard.next_block()
+        return block | {"info": json.dumps({"state": shard.get_state(), "keys": keys})}
 
     def get_state(self) -> dict[str, Any]:
         return {"next": self._next}
@@ -253,7 +253,7 @@ def square_images(
         capacity=(1,),
         bins=1,
         lengths=_one,
-        assemble=_only_sample,
+        assemble=_stacked,
         rows_per_step=_rows_per_shard(batch_size, num_shards),
         max_drop_rate=max_drop_rate,
     )
@@ -292,5 +292,5 @@ def _one(sample: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     return (1,)
 
 
-def _only_sample(items: Sequence[Item]) -> dict[str, np.ndarray]:
-    return items[0].sample
+def _stacked(rows: Sequence[Sequence[Item]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([item.sample[name] for (item,) in rows]) for name in rows[0][0].sample}

@@ -29,11 +29,6 @@ class Component(NamedTuple):
     samples: grain.MapDataset  # endless; an element is `Kept` or `Bad`, the same one at each access
 
 
-class Row(NamedTuple):
-    features: dict[str, np.ndarray]
-    keys: list[str]  # of its samples, in order
-
-
 class Shard:
     """Shard `index` of `num_shards`: every num_shards-th element of each source.
 
@@ -41,7 +36,7 @@ class Shard:
         ratio: schedule per task, in `unit`.
         unit: what the ratio counts, one of UNITS. "rows" keeps the tasks in rows of their own.
         lengths: what a sample takes of a row's capacity.
-        assemble: samples of a row -> its features.
+        assemble: samples per row -> arrays [rows, ...].
         rows_per_step: of this shard; the schedules count steps.
         max_drop_rate: of each source, from which on the shard gives up.
     """
@@ -57,7 +52,7 @@ class Shard:
         capacity: Sequence[int],
         bins: int,
         lengths: Callable[[Mapping[str, np.ndarray]], tuple[int, ...]],
-        assemble: Callable[[Sequence[Item]], dict[str, np.ndarray]],
+        assemble: Callable[[Sequence[Sequence[Item]]], dict[str, np.ndarray]],
         rows_per_step: int,
         max_drop_rate: float,
     ):
@@ -79,26 +74,16 @@ class Shard:
         self.truncated = dict.fromkeys(self._samples, 0)
         self.rows = 0
 
-    def next_row(self) -> Row:
-        """Raises UserError when a source is mostly bad, since it would never fill a row."""
-        while True:
-            component = self._choose()
-            place = self._cursors[component]
-            self._cursors[component] = place + 1
-            result = self._samples[component][place]
-            self._count(component, result)
-            if isinstance(result, Bad):
-                continue
-            item = self._item(component, place, result)
-            self._serve(component, item)
-            if (items := self._packer.add(item)) is not None:
-                if self._unit == "rows":
-                    self._tasks.served(items[0].task, 1)
-                self.rows += 1
-                return Row(self._assemble(items), [item.key for item in items])
+    def next_block(self) -> tuple[dict[str, np.ndarray], list[list[str]]]:
+        """The rows of one step, and the keys of the samples of each.
+
+        Raises UserError when a source is mostly bad, since it would never fill a row.
+        """
+        rows = [self._next_row() for _ in range(self.rows_per_step)]
+        return self._assemble(rows), [[item.key for item in items] for items in rows]
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable; belongs to the last row returned."""
+        """JSON-serialisable; belongs to the last block returned."""
         return {
             "rows": self.rows,
             "cursors": dict(self._cursors),
@@ -119,6 +104,23 @@ class Shard:
         self._packer.rows = [self._reopen(origins) for origins in state["open"]]
         self.reports = {name: DropReport.from_json(values) for name, values in state["reports"].items()}
         self.truncated = dict(state["truncated"])
+
+    def _next_row(self) -> list[Item]:
+        while True:
+            component = self._choose()
+            place = self._cursors[component]
+            self._cursors[component] = place + 1
+            result = self._samples[component][place]
+            self._count(component, result)
+            if isinstance(result, Bad):
+                continue
+            item = self._item(component, place, result)
+            self._serve(component, item)
+            if (items := self._packer.add(item)) is not None:
+                if self._unit == "rows":
+                    self._tasks.served(items[0].task, 1)
+                self.rows += 1
+                return items
 
     def _choose(self) -> str:
         step = self.rows // self.rows_per_step

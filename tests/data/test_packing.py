@@ -41,7 +41,9 @@ def pack(items, bins, capacity=(ROW_LENGTH, UND_SLOTS, GEN_SLOTS), **options):
 @pytest.fixture(scope="module", params=[1, 4])
 def rows(request):
     closed, still_open = pack(random_items(), request.param)
-    return [(items, assemble(items, ROW_LENGTH, SLOTS)) for items in closed + still_open]
+    packed = closed + still_open
+    block = assemble(packed, ROW_LENGTH, SLOTS)
+    return [(items, {name: block[name][row] for name in block}) for row, items in enumerate(packed)]
 
 
 def test_every_sample_is_in_exactly_one_row_and_whole(rows):
