@@ -48,7 +48,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "row_length": 4096,  # Janus, section 4.1
                 "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row
                 "gen_slots": 7,
-                "packing_bins": 8,  # rows of a shard open at a time
+                "packing_bins": 6,  # rows of a shard open at a time
                 "supervision": "all",  # text that carries loss: "all" or "answers"
                 "drop_condition": 0.1,  # Janus, footnote 2
                 "first_sentence": 0.0,  # how often a generation caption is cut to its first sentence

@@ -84,11 +84,11 @@ def test_padding_is_at_the_end_and_zero_in_every_feature(rows):
             assert (row[name][used:] == 0).all(), name
 
 
-def test_first_fit_by_hand():
-    """Capacity 10, two open rows: 6 opens one, 5 another, 4 fits the first, 3 the second; 9 closes the oldest."""
-    closed, still_open = pack([make_item(i, length) for i, length in enumerate([6, 5, 4, 3, 9])], 2, (10, 9, 9))
-    assert [[item.lengths[0] for item in row] for row in closed] == [[6, 4]]
-    assert [[item.lengths[0] for item in row] for row in still_open] == [[5, 3], [9]]
+def test_best_fit_by_hand():
+    """Capacity 10, two open rows: 5 opens one, 6 another; 3 goes to the fuller, 4 fits the first; 9 closes the oldest."""
+    closed, still_open = pack([make_item(i, length) for i, length in enumerate([5, 6, 3, 4, 9])], 2, (10, 9, 9))
+    assert [[item.lengths[0] for item in row] for row in closed] == [[5, 4]]
+    assert [[item.lengths[0] for item in row] for row in still_open] == [[6, 3], [9]]
 
 
 def test_a_row_never_holds_more_images_than_it_has_slots():

@@ -1,0 +1,36 @@
+"""Measures speed as ratios against named peers in the same run, and what a suite promises besides.
+
+    python -m launch.benchmark --suite=data --json=data.json
+
+Suites:
+    data    the training stream against a plain loop and a PyTorch DataLoader; needs the extra [test]
+"""
+
+import json
+import os
+import platform
+
+from absl import flags
+from etils import epath
+
+from launch import command_line
+from launch.benchmarks import data
+from launch.benchmarks.result import format_results
+
+SUITES = {"data": data.run}
+SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure")
+JSON = flags.DEFINE_string("json", None, "file for the results")
+
+
+def main() -> None:
+    command_line.require("suite")
+    results = SUITES[SUITE.value or ""]()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(format_results(results))
+    if JSON.value is not None:
+        content = {"suite": SUITE.value, "cores": os.cpu_count(), "results": [result.to_json() for result in results]}
+        epath.Path(JSON.value).write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
