@@ -85,7 +85,7 @@ def test_padding_is_at_the_end_and_zero_in_every_feature(rows):
 
 
 def test_best_fit_by_hand():
-    """Capacity 10, two open rows: 5 opens one, 6 another; 3 goes to the fuller, 4 fits the first; 9 closes the oldest."""
+    """Capacity 10, two open rows: 5 opens one, 6 another; 3 goes to the fuller, 4 to the other; 9 closes the oldest."""
     closed, still_open = pack([make_item(i, length) for i, length in enumerate([5, 6, 3, 4, 9])], 2, (10, 9, 9))
     assert [[item.lengths[0] for item in row] for row in closed] == [[5, 4]]
     assert [[item.lengths[0] for item in row] for row in still_open] == [[6, 3], [9]]
