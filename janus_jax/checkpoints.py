@@ -8,6 +8,8 @@ DIR/checkpoints/N/    Orbax, one folder per saved step with `params` in it (trai
 
 import dataclasses
 import json
+import reprlib
+import typing
 import uuid
 from typing import Any
 
@@ -17,13 +19,21 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.typing import DTypeLike
 
+from janus_jax.data.prompts import STYLES
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, LlamaConfig, ModelConfig, SiglipConfig, VQConfig
-from janus_jax.models.parameters import Params, abstract_params
+from janus_jax.models.config import JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.parameters import Params, abstract_params, flatten, unflatten
 
 FORMAT_VERSION = 1
 KINDS: dict[str, type] = {"janus": JanusConfig, "vq": VQConfig}
-_PARTS = {"llama": LlamaConfig, "siglip": SiglipConfig, "vq": VQConfig}
+# A damaged number is an error, not a day of waiting.
+_MAX_BYTES = 1 << 20
+_MAX_SIZE = 1 << 24
+_MAX_COUNT = 1024  # of what is repeated
+_MAX_NUMBER = 1e18
+_MAX_LIST = 16
+_COUNTS = ("depth", "num_res_blocks", "aligner_depth", "gen_aligner_depth")
+CHUNK_BYTES = 64 * 2**20  # most bytes that have to be read at once
 
 
 def write_architecture(folder: epath.PathLike, config: ModelConfig) -> None:
@@ -39,11 +49,16 @@ def read_architecture(folder: epath.PathLike) -> ModelConfig:
     if not path.exists():
         raise UserError(f"{folder}: not a model folder of janus_jax (no model.json)")
     try:
+        if path.stat().length > _MAX_BYTES:
+            raise UserError(f"{path}: larger than {_MAX_BYTES} bytes, expected a short JSON file")
         content = json.loads(path.read_text())
         if content["format_version"] != FORMAT_VERSION:
             raise UserError(f"{path}: format_version {content['format_version']}, expected {FORMAT_VERSION}")
-        return _from_dict(KINDS[content["kind"]], content["config"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # not UTF-8, not JSON, another structure
+        return _from_dict(KINDS[content["kind"]], content["config"], f"{path}: config")
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # not UTF-8, not JSON, another structure, sizes that do not go together
         raise UserError(f"{path}: not a known architecture ({type(error).__name__}: {error})") from error
 
 
@@ -53,7 +68,21 @@ def save_params(folder: epath.PathLike, config: ModelConfig, params: Params) -> 
     folder.mkdir(parents=True, exist_ok=True)
     write_architecture(folder, config)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve() / "params", params)
+        checkpointer.save(folder.resolve() / "params", params, save_args=chunked(params))
+
+
+def chunked(params: Params) -> Any:
+    """Orbax's `save_args` with which a layer, or some rows of a matrix, can be read without the whole array.
+
+    By itself Orbax saves an array, or each device's part of it, in one piece; of a stacked parameter of the 7B that is
+    more memory than all of a conversion may take.
+    """
+    return unflatten(
+        {
+            path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if "/layers/" in path else ())
+            for path in flatten(params)
+        }
+    )
 
 
 def load_params(folder: epath.PathLike, config: ModelConfig, dtype: DTypeLike | None = None) -> Params:
@@ -113,12 +142,37 @@ def prepare_folder(flag: str, folder: epath.PathLike) -> epath.Path:
     return folder
 
 
-def _from_dict(cls: type, values: dict[str, Any]) -> Any:
-    converted = {
-        name: _from_dict(_PARTS[name], value) if name in _PARTS else tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-    }
-    return cls(**converted)
+def _from_dict(cls: type, values: Any, where: str) -> Any:
+    """A dataclass of `models.config` from JSON. Raises UserError naming the first field that is not as annotated."""
+    types = typing.get_type_hints(cls)
+    if not isinstance(values, dict) or values.keys() != types.keys():
+        fields = f"the fields {', '.join(values)}" if isinstance(values, dict) else reprlib.repr(values)
+        raise UserError(f"{where} has {fields}, expected {', '.join(types)}")
+    return cls(**{name: _value(kind, values[name], name, f"{where}.{name}") for name, kind in types.items()})
+
+
+def _value(kind: Any, value: Any, name: str, where: str) -> Any:
+    """The value of one field; `kind` is its annotation."""
+    most = _MAX_COUNT if name in _COUNTS else _MAX_SIZE
+    if dataclasses.is_dataclass(kind):
+        return _from_dict(typing.cast(type, kind), value, where)
+    if name == "prompt_style":
+        if isinstance(value, str) and value in STYLES:
+            return value
+        expected = f"one of {', '.join(STYLES)}"
+    elif kind is int:
+        if type(value) is int and 0 < value <= most:
+            return value
+        expected = f"a whole number from 1 to {most}"
+    elif kind is float:
+        if type(value) in (int, float) and 0 <= value <= _MAX_NUMBER:
+            return float(value)
+        expected = f"a number from 0 to {_MAX_NUMBER:g}"
+    else:  # a tuple of ints
+        if isinstance(value, list) and 0 < len(value) <= _MAX_LIST:
+            return tuple(_value(int, entry, name, where) for entry in value)
+        expected = f"a list of 1 to {_MAX_LIST} whole numbers"
+    raise UserError(f"{where}={reprlib.repr(value)}, expected {expected}")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,37 @@ def test_damaged_model_json_is_a_user_error_that_names_it(content, tmp_path):
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_format_version_is_refused_with_both_numbers(version, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(good_content() | {"format_version": version}))
-    with pytest.raises(UserError, match=rf"format_version {version}, expected 1"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/model\.json: format_version {version}, expected 1$"):
+        read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("prompt_style", "janus_max", "one of janus, janus_pro"),
+        ("prompt_style", ["janus"], "one of janus, janus_pro"),
+        ("llama", 7, "vocab_size"),
+        ("llama.width", "96", "a whole number from 1 to"),
+        ("llama.width", 96.0, "a whole number from 1 to"),
+        ("llama.depth", True, "a whole number from 1 to"),
+        ("llama.depth", 10**6, "a whole number from 1 to 1024"),
+        ("llama.vocab_size", 10**12, "a whole number from 1 to 16777216"),
+        ("siglip.patch_size", 0, "a whole number from 1 to"),
+        ("siglip.norm_eps", "1e-6", "a number from 0"),
+        ("llama.rope_theta", float("nan"), "a number from 0"),
+        ("vq.commitment", -0.25, "a number from 0"),
+        ("vq.channel_multipliers", 4, "a list of 1 to 16"),
+        ("vq.channel_multipliers", [1] * 17, "a list of 1 to 16"),
+        ("aligner_depth", None, "a whole number from 1 to 1024"),
+    ],
+)
+def test_a_field_that_is_not_as_annotated_is_named_with_its_value(field, value, expected, tmp_path):
+    config = dataclasses.asdict(PRESETS["janus_pro_tiny"])
+    place, _, name = field.rpartition(".")
+    (config[place] if place else config)[name] = value
+    (tmp_path / "model.json").write_text(json.dumps({"format_version": 1, "kind": "janus", "config": config}))
+    shown = re.escape(repr(value)) if len(repr(value)) < 20 else ""
+    with pytest.raises(UserError, match=rf"model\.json: config\.{field}(=| has ){shown}.*, expected {expected}"):
         read_architecture(tmp_path)
 
 

@@ -8,20 +8,21 @@ A *piece* is one of our parameters, or one layer of a stacked one. Every layout 
 pieces, so any source converts to any target by the same loop.
 """
 
+import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
 
 from janus_jax.checkpoints import params_path, read_architecture, write_architecture
-from janus_jax.convert import config_files, side_files
-from janus_jax.convert.json_fields import read_fields
+from janus_jax.convert import config_files, preprocessor, side_files, token_ids
 from janus_jax.convert.orbax_files import OrbaxReader, OrbaxWriter
 from janus_jax.convert.tables import Link, Shape, links, match_names, their_shapes
 from janus_jax.convert.tensor_files import MAX_SHARD_BYTES, SafetensorsWriter, open_tensors
@@ -76,14 +77,16 @@ class OrbaxSource:
         self.config = config
         self.tokenizer = Tokenizer.from_file(folder / FILE_NAME)
         _check_vocabulary(folder, self.tokenizer, config)
-        own = (folder / "preprocessor_config.json").exists()  # only a model that is not normalised as usual has one
-        self.normalization = side_files.read_preprocessor(folder, config) if own else JANUS_NORMALIZATION
+        own = (folder / preprocessor.FILE_NAME).exists()  # only a model that is not normalised as usual has one
+        self.normalization = preprocessor.read_preprocessor(folder, config) if own else JANUS_NORMALIZATION
         self._reader = OrbaxReader(params_path(folder))
         found = {path: entry.shape for path, entry in self._reader.shapes.items()}
         expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
         if found != expected:
             different = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
             raise UserError(f"{folder}: the parameters are not those of model.json: {', '.join(different[:10])}")
+        for path, entry in self._reader.shapes.items():
+            _check_floating(folder, path, entry.dtype)
 
     def dtype(self, path: str) -> np.dtype:
         return self._reader.shapes[path].dtype
@@ -103,16 +106,15 @@ class ForeignSource:
         found = {name: entry.shape for name, entry in self._tensors.shapes.items()}
         self.tokenizer, prompt_style = side_files.read_tokenizer(folder)
         self.layout, self.config = config_files.read_config(folder, found, prompt_style=prompt_style)
-        self.normalization = side_files.read_preprocessor(folder, self.config)
+        self.normalization = preprocessor.read_preprocessor(folder, self.config)
         _check_vocabulary(folder, self.tokenizer, self.config)
-        if self.layout == "hf":
-            read_fields(folder / config_files.FILE_NAME).only(image_token_id=self.tokenizer.image_id)
+        token_ids.check_tokens(folder, self.layout, self.config, self.tokenizer)
         self._names = match_names(found, self.config, self.layout, str(folder))
         self._links = {Piece(link.path, link.layer): link for link in links(self.config, self.layout)}
-        self._by_path = {link.path: link for link in self._links.values()}
+        self._dtypes = self._common_dtypes(folder)
 
     def dtype(self, path: str) -> np.dtype:
-        return self._tensors.shapes[self._names[self._by_path[path].name]].dtype
+        return self._dtypes[path]
 
     def read(self, piece: Piece) -> np.ndarray:
         link = self._links[piece]
@@ -122,6 +124,16 @@ class ForeignSource:
         link = self._links[piece]
         block = f"[{link.part[0]}/{link.part[1]}]" if link.part else ""
         return f"{self._names[link.name]}{block} ({link.transform.name})"
+
+    def _common_dtypes(self, folder: epath.Path) -> dict[str, np.dtype]:
+        """Path -> the dtype that holds every layer exactly. Raises UserError for tensors that are not floating."""
+        dtypes: dict[str, np.dtype] = {}
+        for link in self._links.values():
+            name = self._names[link.name]
+            dtype = self._tensors.shapes[name].dtype
+            _check_floating(folder, name, dtype)
+            dtypes[link.path] = jnp.promote_types(dtypes.get(link.path, dtype), dtype)
+        return dtypes
 
 
 class MemorySource:
@@ -165,16 +177,19 @@ def open_folder(folder: epath.PathLike) -> Source:
 
 
 def load_params(source: Source, dtype: DTypeLike | None = None) -> Params:
-    """All parameters of a source in memory, layers stacked; `dtype` None keeps what was saved."""
+    """All parameters of a source in memory, layers stacked; `dtype` None keeps what was saved, float64 as float32.
+
+    Raises UserError for a value that is too large for the dtype.
+    """
     loaded: dict[str, Any] = {}
     for path, leaf in flatten(abstract_params(source.config)).items():
-        target = np.dtype(dtype or source.dtype(path))
+        target = jax.dtypes.canonicalize_dtype(dtype or source.dtype(path))
         if "/layers/" in path:
             values = np.empty(leaf.shape, target)
             for layer in range(leaf.shape[0]):
-                values[layer] = source.read(Piece(path, layer))
+                values[layer] = _cast(source.read(Piece(path, layer)), target, path)
         else:
-            values = source.read(Piece(path, None)).astype(target)
+            values = _cast(source.read(Piece(path, None)), target, path)
         loaded[path] = jnp.asarray(values)
     return unflatten(loaded)
 
@@ -185,13 +200,15 @@ def write_folder(
     layout: str,
     dtype: DTypeLike | None = None,
     report: Callable[[int], None] = lambda nbytes: None,
+    check: Callable[[epath.Path], None] = lambda folder: None,
 ) -> None:
-    """Writes a complete model folder: under a temporary name beside it, renamed when all is there.
+    """Writes a complete model folder: under a temporary name beside it, renamed when all is there and checked.
 
     Args:
         layout: one of `LAYOUTS`.
         dtype: of the written parameters; None keeps each as it is.
         report: called after each tensor with its number of bytes.
+        check: called with the complete folder while it still has its temporary name; an error of it removes the folder.
 
     Raises:
         UserError: `output` exists and is not empty, the layout cannot hold this model, or the disk is full.
@@ -203,17 +220,20 @@ def write_folder(
             _write_orbax(source, folder, dtype, report)
         else:
             _write_foreign(source, folder, layout, dtype, report)
+        check(folder)
 
 
 def compare(source: Source, written: Source, dtype: DTypeLike | None = None) -> int:
     """Reads both again piece by piece; returns how many tensors are equal bit for bit.
+
+    Without a `dtype`, what was written may be wider: tensors that others stack or fuse share the widest dtype.
 
     Raises UserError naming the first piece that differs.
     """
     count = 0
     for piece, _ in pieces(source.config):
         wanted, found = source.read(piece), written.read(piece)
-        wanted = wanted.astype(np.dtype(dtype or wanted.dtype))
+        wanted = wanted.astype(dtype or jnp.promote_types(wanted.dtype, found.dtype), copy=False)
         if wanted.dtype != found.dtype or wanted.shape != found.shape or wanted.tobytes() != found.tobytes():
             raise UserError(f"{written.origin(piece)}: what was written is not {source.origin(piece)}")
         count += 1
@@ -244,7 +264,7 @@ def _write_orbax(source: Source, folder: epath.Path, dtype: DTypeLike | None, re
     write_architecture(folder, source.config)
     source.tokenizer.save(folder / FILE_NAME)
     if source.normalization != JANUS_NORMALIZATION:
-        side_files.write_preprocessor(folder, source.normalization)
+        preprocessor.write_preprocessor(folder, source.normalization)
     shapes = {
         path: (leaf.shape, np.dtype(dtype or source.dtype(path)))
         for path, leaf in flatten(abstract_params(source.config)).items()
@@ -259,8 +279,12 @@ def _write_orbax(source: Source, folder: epath.Path, dtype: DTypeLike | None, re
 def _write_foreign(
     source: Source, folder: epath.Path, layout: str, dtype: DTypeLike | None, report: Callable[[int], None]
 ) -> None:
+    side_files.check_style(layout, source.config, source.tokenizer)
     groups = _grouped(source.config, layout)
-    dtypes = {name: np.dtype(dtype or source.dtype(group[0].path)) for name, group in groups.items()}
+    dtypes = {
+        name: np.dtype(dtype or functools.reduce(jnp.promote_types, [source.dtype(link.path) for link in group]))
+        for name, group in groups.items()
+    }
     dtype_name = max(set(dtypes.values()), key=list(dtypes.values()).count).name
     if layout == "hf":
         ids = side_files.tokenizer_ids(source.tokenizer)
@@ -305,12 +329,19 @@ def _check_vocabulary(folder: epath.Path, tokenizer: Tokenizer, config: JanusCon
         )
 
 
+def _check_floating(folder: epath.Path, name: str, dtype: np.dtype) -> None:
+    """Quantised weights would be read as the numbers of their codes."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{folder}: {name} has dtype {dtype}, expected floating-point numbers")
+
+
 def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """Raises UserError for a value that is too large for the dtype, which float16 alone can meet in practice."""
+    """Raises UserError for a finite value that is too large for the dtype, as float16 often meets."""
     with np.errstate(over="ignore"):
         cast = values.astype(dtype, copy=False)
-    if dtype == np.float16 and np.isinf(cast).sum() > np.isinf(values).sum():
-        raise UserError(f"{name}: holds values over {np.finfo(dtype).max:g}, the largest of {dtype}")
+    narrowed = jnp.promote_types(values.dtype, dtype) != dtype
+    if narrowed and np.isinf(cast).sum() > np.isinf(values).sum():
+        raise UserError(f"{name}: holds values over {float(jnp.finfo(dtype).max):g}, the largest of {dtype}")
     return cast
 
 
@@ -320,18 +351,25 @@ def _ours(piece: Piece) -> str:
 
 @contextmanager
 def _new_folder(output: epath.Path) -> Iterator[epath.Path]:
-    """A folder that appears under its name only when the block ends without an error."""
+    """A folder that appears under its name only when the block ends without an error.
+
+    An empty folder of that name goes away first and comes back after an error: whether it can be replaced is known
+    before the work, not after it.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists already, expected a new or empty folder")
     partial = output.parent / f".{output.name}.partial-{uuid.uuid4().hex[:8]}"
+    was_empty = output.exists()
     try:
         partial.mkdir(parents=True)
-        yield partial
-        if output.exists():
+        if was_empty:
             output.rmdir()
+        yield partial
         partial.rename(output)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
     finally:
         if partial.exists():
             partial.rmtree()
+        if was_empty and not output.exists():
+            output.mkdir()

@@ -1,9 +1,10 @@
 """Our Orbax `params` folders, read and written a layer at a time.
 
 Orbax itself saves and restores whole arrays, and a 7B model has to convert in 4 GB. So we open the arrays with
-TensorStore, as Orbax does, and write the metadata in Orbax's documented format
-(orbax.readthedocs.io, "Checkpoint format"). The format rather than Orbax's `TypeHandler` interface, because old
-checkpoints have to stay readable while interfaces move on. What we write is its plain layout:
+TensorStore, as Orbax's guide does (orbax.readthedocs.io, "Checkpoint Format Guide"), and write the metadata as Orbax
+0.12 does; the guide describes the file `_METADATA`, but not each of its fields, which a test therefore checks by
+letting Orbax restore what we wrote. The format rather than Orbax's `TypeHandler` interface, because old checkpoints
+have to stay readable while interfaces move on. What we write is its plain layout:
 
     _METADATA                     the tree; written last, so that an unfinished folder cannot be restored
     _CHECKPOINT_METADATA
@@ -38,7 +39,8 @@ class OrbaxReader:
     """Parameters that Orbax or `OrbaxWriter` saved.
 
     Layers that share a chunk are read together and kept until others are asked for, so read layer after layer. In
-    folders by `OrbaxWriter` that is one layer; Orbax itself gives an array, or each shard of it, a single chunk.
+    folders by `OrbaxWriter` and `janus_jax.checkpoints` that is one layer; Orbax by itself gives an array, or each
+    shard of it, a single chunk.
 
     Attributes:
         shapes: path "a/b/c" -> shape and dtype.

@@ -15,8 +15,9 @@ from janus_jax.models.config import JANUS_PRO_1B, SiglipConfig
 SIGLIP_LARGE = "siglip_large_patch16_384"
 TOWER_DEFAULTS = {"model_name": SIGLIP_LARGE, "image_size": 336, "select_layer": -2}  # of the original CLIPVisionTower
 SIGLIP_NORM_EPS = 1e-6  # in the original code
-# Of the towers that the original code knows by name.
-_HEADS = {SIGLIP_LARGE: 16, "siglip_so400m_patch14_384": 16, "siglip_so400m_patch14_224": 16}
+# (width, heads) of the towers that the original code knows by name.
+_TOWERS = {SIGLIP_LARGE: (1024, 16), "siglip_so400m_patch14_384": (1152, 16), "siglip_so400m_patch14_224": (1152, 16)}
+_HEAD_FIELDS = ("heads", "num_heads", "num_attention_heads")
 _TOWER = "vision_model.vision_tower."
 _VQ = "gen_vision_model."
 
@@ -24,7 +25,8 @@ _VQ = "gen_vision_model."
 def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
     """The understanding encoder.
 
-    Heads are `heads` of the params (which we write), or those that the original code has for the tower's name.
+    Heads are `heads` of the params (which we write, and timm calls `num_heads`), or those that the original code has
+    for the tower's name, if the tower has the width that goes with it.
 
     Args:
         params: `vision_config.params` with `TOWER_DEFAULTS`.
@@ -42,17 +44,20 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
     depth = _count(shapes, f"{_TOWER}blocks.")
     if name == SIGLIP_LARGE:
         depth = min(depth, _selected_depth(params, large.depth))
-    if "heads" not in params.values:
-        heads = _HEADS.get(name)
-        if heads is None or width % heads:
-            raise params.wrong("heads", f"the number of heads, which no tensor of the tower {name!r} tells")
-        params = params.filled({"heads": heads})
+    given = [field for field in _HEAD_FIELDS if field in params.values]
+    if not given:
+        known_width, heads = _TOWERS.get(name, (0, 0))
+        if width != known_width:
+            raise params.wrong(
+                "heads", f"the number of heads, which no tensor tells of a tower {name!r} that is {width} wide"
+            )
+        params, given = params.filled({"heads": heads}), ["heads"]
     siglip = SiglipConfig(
         image_size=params.integer("image_size"),
         patch_size=patch_size,
         width=width,
         depth=depth,
-        num_heads=params.integer("heads"),
+        num_heads=params.integer(given[0]),
         mlp_dim=_size(params, shapes, f"{_TOWER}blocks.0.mlp.fc1.weight", 0),
         norm_eps=SIGLIP_NORM_EPS,
     )

@@ -5,9 +5,11 @@ llm       a transformers LlamaForCausalLM folder, e.g. DeepSeek-LLM; its vocabul
 vq        LlamaGen's `vq_ds16` file or folder, or an image tokenizer trained here
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from janus_jax.checkpoints import load_params, read_architecture
@@ -18,10 +20,13 @@ from janus_jax.convert.llama_config import LLAMA_DEFAULTS, read_llama
 from janus_jax.convert.tables import links, match_names
 from janus_jax.convert.tensor_files import open_tensors
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.parameters import abstract_params, flatten
 
 PARTS = ("siglip", "llm", "vq")
+# Of transformers' SiglipVisionConfig.
+_TANH_GELU = "gelu_pytorch_tanh"
+_SIGLIP_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": _TANH_GELU}
 _LLAMA_MATHS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "norm_eps")  # what no shape tells
 
 
@@ -55,10 +60,27 @@ def load_part(part: str, location: epath.PathLike, config: JanusConfig) -> dict[
     return values
 
 
+def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """`saved` with the fields of `wanted` that change nothing in what given parameters compute.
+
+    These are how they were drawn and trained: the scale of fresh ones, the longest sequence (RoPE knows none), the
+    weight of a loss, and the image size of the tokenizer, which is convolutional.
+    """
+    if isinstance(saved, VQConfig) and isinstance(wanted, VQConfig):
+        return dataclasses.replace(saved, commitment=wanted.commitment, image_size=wanted.image_size)
+    if isinstance(saved, JanusConfig) and isinstance(wanted, JanusConfig):
+        llama, ours = saved.llama, wanted.llama
+        llama = dataclasses.replace(llama, init_std=ours.init_std, max_length=ours.max_length)
+        vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)  # its image size tells the tokens to draw
+        return dataclasses.replace(saved, llama=llama, vq=vq)
+    return saved
+
+
 def _own_tokenizer(location: epath.Path, config: JanusConfig) -> dict[str, np.ndarray]:
-    if read_architecture(location) != config.vq:
+    saved = read_architecture(location)
+    if same_function(saved, config.vq) != config.vq:
         raise UserError(f"{location}: holds another architecture than the config's image tokenizer")
-    return {f"vq/{path}": np.asarray(leaf) for path, leaf in flatten(load_params(location, config.vq)).items()}
+    return {f"vq/{path}": np.asarray(leaf) for path, leaf in flatten(load_params(location, saved)).items()}
 
 
 def _check_config(part: str, location: epath.Path, config: JanusConfig) -> None:
@@ -72,4 +94,15 @@ def _check_config(part: str, location: epath.Path, config: JanusConfig) -> None:
     elif part == "siglip":
         fields = read_fields(location / CONFIG_FILE)
         fields = fields.object("vision_config") if "vision_config" in fields.values else fields
-        fields.filled({"num_attention_heads": 12}).only(num_attention_heads=config.siglip.num_heads)
+        fields = fields.filled(_SIGLIP_DEFAULTS)
+        fields.only(num_attention_heads=config.siglip.num_heads, layer_norm_eps=config.siglip.norm_eps)
+        if fields.values["hidden_act"] == _TANH_GELU:
+            logging.warning(
+                "%s: %shidden_act=%r, but Janus computes the exact GELU: features differ slightly from this SigLIP's, "
+                "and equal those of Janus' own code",
+                fields.path,
+                fields.prefix,
+                _TANH_GELU,
+            )
+        else:
+            fields.only(hidden_act="gelu")

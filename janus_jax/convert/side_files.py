@@ -9,19 +9,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from absl import logging
 from etils import epath
 
-from janus_jax.convert.json_fields import Fields, read_fields
+from janus_jax.convert import preprocessor
+from janus_jax.convert.json_fields import read_fields
 from janus_jax.data import prompts
-from janus_jax.data.images import JANUS_NORMALIZATION, MIN_SIZE, Normalization
+from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
 from janus_jax.data.prompts import STYLES, PromptStyle
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig
 
-_PREPROCESSOR_FILE = "preprocessor_config.json"
-_SPECIAL_TOKENS = {"bos_token": prompts.BOS, "eos_token": prompts.EOS, "pad_token": prompts.PAD}
-_IMAGE_TOKENS = {
+PROCESSOR_FILE = "processor_config.json"
+_SYSTEM_PROMPT_FIELD = "use_default_system_prompt"
+SPECIAL_TOKENS = {"bos_token": prompts.BOS, "eos_token": prompts.EOS, "pad_token": prompts.PAD}
+IMAGE_TOKENS = {
     "image_token": prompts.IMAGE_PLACEHOLDER,
     "boi_token": prompts.BEGIN_OF_IMAGE,
     "eoi_token": prompts.END_OF_IMAGE,
@@ -62,14 +64,39 @@ _CHAT_TEMPLATE = r"""
 
 
 def read_tokenizer(folder: epath.PathLike) -> tuple[Tokenizer, str]:
-    """Tokenizer of a folder of any layout, and the prompt style: only the role tokens of Janus-Pro tell it.
+    """Tokenizer of a folder of any layout, and the prompt style.
+
+    The role tokens of Janus-Pro tell the roles, `use_default_system_prompt` of transformers' processor whether
+    questions have the system prompt. DeepSeek's processor always puts it there, so a missing field means the same.
 
     Raises:
         UserError: no readable tokenizer.json, or one without the family's special tokens.
     """
-    tokenizer = Tokenizer.from_file(epath.Path(folder) / FILE_NAME)
-    is_pro = tokenizer.backend.token_to_id(STYLES["janus_pro"].user) is not None
-    return tokenizer, "janus_pro" if is_pro else "janus"
+    folder = epath.Path(folder)
+    tokenizer = Tokenizer.from_file(folder / FILE_NAME)
+    has_system_prompt = True
+    if (folder / PROCESSOR_FILE).exists():
+        fields = read_fields(folder / PROCESSOR_FILE).filled({_SYSTEM_PROMPT_FIELD: True})
+        has_system_prompt = fields.values[_SYSTEM_PROMPT_FIELD]
+        if type(has_system_prompt) is not bool:
+            raise fields.wrong(_SYSTEM_PROMPT_FIELD, "true or false")
+    return tokenizer, _style_name(tokenizer, has_system_prompt)
+
+
+def check_style(layout: str, config: JanusConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError when a folder of the layout would be read with another prompt style than the model's."""
+    wanted = STYLES[config.prompt_style]
+    if layout == "deepseek" and not wanted.system_prompt:
+        raise UserError(
+            f"prompt_style={config.prompt_style!r} cannot be written in the deepseek layout: "
+            "its processor puts the system prompt in front of every question"
+        )
+    found = _style_name(tokenizer, bool(wanted.system_prompt))
+    if STYLES[found] != wanted:
+        raise UserError(
+            f"prompt_style={config.prompt_style!r} cannot be written in the {layout} layout with this tokenizer: "
+            f"the role tokens in its vocabulary mean {found!r}"
+        )
 
 
 def tokenizer_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -83,39 +110,6 @@ def tokenizer_ids(tokenizer: Tokenizer) -> dict[str, int]:
     }
 
 
-def read_preprocessor(folder: epath.PathLike, config: JanusConfig) -> Normalization:
-    """How a folder of any layout wants its understanding images normalised.
-
-    Without mean and standard deviation both references fall back to CLIP's, which are wrong for Janus; we use 0.5 and
-    log a warning.
-
-    Raises:
-        UserError: another image size than the architecture's, a number that is none, a damaged file.
-    """
-    fields, size = _read_preprocessor(epath.Path(folder)), config.siglip.image_size
-    fields.only(image_size=size)  # DeepSeek
-    if isinstance(fields.values.get("size"), dict):  # transformers
-        fields.object("size").only(height=size, width=size)
-    else:
-        fields.only(size=size)
-    fields.only(do_normalize=True)
-    return Normalization(_channels(fields, "image_mean"), _channels(fields, "image_std"))
-
-
-def write_preprocessor(folder: epath.PathLike, normalization: Normalization, **more: Any) -> None:
-    """Writes preprocessor_config.json: what all layouts share, and `more`."""
-    content = {
-        "image_mean": list(normalization.mean),
-        "image_std": list(normalization.std),
-        "background_color": list(normalization.pad_colour),
-        "do_normalize": True,
-        "min_size": MIN_SIZE,
-        "rescale_factor": 1 / 255,
-        **more,
-    }
-    _write_json(epath.Path(folder) / _PREPROCESSOR_FILE, content)
-
-
 def write_hf_files(
     folder: epath.PathLike,
     config: JanusConfig,
@@ -124,22 +118,12 @@ def write_hf_files(
 ) -> None:
     """Writes what transformers' JanusProcessor, AutoTokenizer and GenerationConfig load."""
     path, style, size = epath.Path(folder), STYLES[config.prompt_style], config.siglip.image_size
-    _write_tokenizer(path, config, tokenizer, "PreTrainedTokenizerFast", "JanusProcessor", _IMAGE_TOKENS)
-    write_preprocessor(
-        path,
-        normalization,
-        image_processor_type="JanusImageProcessor",
-        processor_class="JanusProcessor",
-        size={"height": size, "width": size},
-        resample=3,  # bicubic
-        do_resize=True,
-        do_rescale=True,
-        do_pad=True,
-    )
+    _write_tokenizer(path, config, tokenizer, "PreTrainedTokenizerFast", "JanusProcessor", IMAGE_TOKENS)
+    preprocessor.write_preprocessor(path, normalization, **preprocessor.hf_fields(size))
     processor = {
         "processor_class": "JanusProcessor",
         "num_image_tokens": config.siglip.num_tokens,
-        "use_default_system_prompt": bool(style.system_prompt),
+        _SYSTEM_PROMPT_FIELD: bool(style.system_prompt),
     }
     ids = tokenizer_ids(tokenizer)
     generation = {
@@ -148,7 +132,7 @@ def write_hf_files(
         "temperature": 1.0,
         "generation_kwargs": {"boi_token_id": ids["boi"]},
     }
-    _write_json(path / "processor_config.json", processor)
+    _write_json(path / PROCESSOR_FILE, processor)
     _write_json(path / "generation_config.json", generation)
     (path / "chat_template.jinja").write_text(_chat_template(style))
 
@@ -162,7 +146,7 @@ def write_deepseek_files(
     """Writes what the VLChatProcessor of DeepSeek's code loads."""
     path = epath.Path(folder)
     _write_tokenizer(path, config, tokenizer, "LlamaTokenizerFast", "VLChatProcessor", {})
-    write_preprocessor(
+    preprocessor.write_preprocessor(
         path,
         normalization,
         image_processor_type="VLMImageProcessor",
@@ -178,30 +162,15 @@ def write_deepseek_files(
         "mask_prompt": True,
         "ignore_id": -100,
     }
-    _write_json(path / "processor_config.json", processor)
+    _write_json(path / PROCESSOR_FILE, processor)
 
 
-def _read_preprocessor(folder: epath.Path) -> Fields:
-    """The image processor's fields, where transformers looks for them: 5.x nests them in processor_config.json."""
-    if (folder / "processor_config.json").exists():
-        processor = read_fields(folder / "processor_config.json")
-        if "image_processor" in processor.values:
-            return processor.object("image_processor")
-    path = folder / _PREPROCESSOR_FILE
-    return read_fields(path) if path.exists() else Fields(path, "", {})
-
-
-def _channels(fields: Fields, name: str) -> tuple[float, ...]:
-    """Three numbers, or one for all channels."""
-    value: Any = fields.values.get(name)
-    if value is None:
-        logging.warning("%s: %s%s is missing; using 0.5, as Janus was trained", fields.path, fields.prefix, name)
-        return JANUS_NORMALIZATION.mean
-    values = [value] * 3 if isinstance(value, int | float) else value
-    numbers = isinstance(values, list) and len(values) == 3 and all(type(x) in (int, float) for x in values)
-    if not numbers or not all(0 <= x <= 1 for x in values) or (name == "image_std" and 0 in values):
-        raise fields.wrong(name, "a number from 0 to 1, of a deviation not 0, for each of 3 channels")
-    return tuple(map(float, values))
+def _style_name(tokenizer: Tokenizer, has_system_prompt: bool) -> str:
+    """A key of `STYLES`."""
+    is_pro = tokenizer.backend.token_to_id(STYLES["janus_pro"].user) is not None
+    if has_system_prompt:
+        return "janus_pro" if is_pro else "janus"
+    return "janus_pro_tiny" if is_pro else "janus_plain"
 
 
 def _write_tokenizer(
@@ -216,7 +185,7 @@ def _write_tokenizer(
     settings: dict[str, Any] = {
         "tokenizer_class": tokenizer_class,
         "processor_class": processor_class,
-        **_SPECIAL_TOKENS,
+        **SPECIAL_TOKENS,
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -226,7 +195,7 @@ def _write_tokenizer(
     if image_tokens:
         settings["extra_special_tokens"] = dict(image_tokens)
     _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", {**_SPECIAL_TOKENS, **image_tokens})
+    _write_json(folder / "special_tokens_map.json", {**SPECIAL_TOKENS, **image_tokens})
 
 
 def _adding_bos(tokenizer: Tokenizer) -> Tokenizer:

@@ -1,6 +1,7 @@
 """Our model against transformers' on one image and prompt, stage by stage, in float32 (`launch.convert --verify`)."""
 
 import functools
+import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ VQ_IDS_TRANSFORMERS = "VQ ids, transformers' own rule"  # neither normalised
 STAGES = ("SigLIP features", "aligner output", "text logits", "image logits", VQ_IDS, "VQ pixels")
 _MOST_DIFFERENCE = 1e-4  # relative; float32 rounding stays well below in 24 layers, a wrong weight far above
 _MOST_IDS = 0.01  # rounding decides between codes that are as near as makes no difference
+_LEAST_TRANSFORMERS = 5
 _QUESTION = f"{IMAGE_PLACEHOLDER}\nWhat is in the image?"
 
 
@@ -49,9 +51,15 @@ class _Inputs(NamedTuple):
     codes: np.ndarray  # [1, N] int32
 
 
-def torch_available() -> bool:
-    """Whether `compare_with_torch` can run here."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+def why_not() -> str:
+    """Why `compare_with_torch` cannot run here; empty when it can."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    version = importlib.metadata.version("transformers")
+    if int(version.partition(".")[0]) < _LEAST_TRANSFORMERS:  # other names of outputs and arguments
+        return f"transformers is {version}, comparing needs {_LEAST_TRANSFORMERS} or newer"
+    return ""
 
 
 def compare_with_torch(

@@ -36,6 +36,7 @@ STYLES = {
     "janus": PromptStyle("User", "Assistant"),  # Janus-1.3B, JanusFlow-1.3B
     "janus_pro": PromptStyle("<|User|>", "<|Assistant|>"),  # Janus-Pro-1B, 7B
     "janus_pro_tiny": PromptStyle("<|User|>", "<|Assistant|>", system_prompt=""),  # the quickstart: short rows
+    "janus_plain": PromptStyle("User", "Assistant", system_prompt=""),  # a converted folder may ask for it
 }
 
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from janus_jax.checkpoints import read_architecture
+from janus_jax.checkpoints import chunked, read_architecture
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.training.stages import merge, split
@@ -42,8 +42,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        params = merge(state.trainable, state.frozen)
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(merge(state.trainable, state.frozen)),
+            params=ocp.args.StandardSave(params, save_args=chunked(params)),
             opt_state=ocp.args.StandardSave(state.opt_state),
             data=ocp.args.JsonSave(_of_all_processes(data_state)),
         )

@@ -1,6 +1,5 @@
 """Where the parameters of a new run come from: a whole model, pretrained parts in its place, the rest fresh."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from janus_jax import checkpoints
 from janus_jax.convert import folders
-from janus_jax.convert.parts import PARTS, load_part
+from janus_jax.convert.parts import PARTS, load_part, same_function
 from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, ModelConfig
@@ -57,18 +56,18 @@ def _load(field: str, location: str, architecture: ModelConfig) -> Mapping[str, 
             raise UserError("only a Janus model takes a pretrained part")
         return load_part(field, location, architecture)
     if not isinstance(architecture, JanusConfig):
-        _require_same(checkpoints.read_architecture(location), architecture)
-        return flatten(checkpoints.load_params(location, architecture))
+        saved = checkpoints.read_architecture(location)
+        _require_same(saved, architecture)
+        return flatten(checkpoints.load_params(location, saved))
     source = folders.open_folder(location)
-    # How its own authors would have drawn it does not matter.
-    llama = dataclasses.replace(source.config.llama, init_std=architecture.llama.init_std)
-    _require_same(dataclasses.replace(source.config, llama=llama), architecture)
+    _require_same(source.config, architecture)
     if source.normalization != JANUS_NORMALIZATION:
         raise UserError(f"its images have {source.normalization}, training uses {JANUS_NORMALIZATION}")
     return flatten(folders.load_params(source))
 
 
 def _require_same(saved: ModelConfig, wanted: ModelConfig) -> None:
+    saved = same_function(saved, wanted)
     if saved != wanted:
         raise UserError(f"holds another architecture than the config's: {differences(saved, wanted)}")
 

@@ -224,22 +224,33 @@ def test_original_sizes_come_from_the_tensors(pair, read):
     assert read(deepseek_config(wide_head, "float32"), their_shapes(wide_head, "deepseek"))[1] == wide_head
 
 
-def test_heads_of_another_siglip(pair, read):
+@pytest.mark.parametrize(
+    ("name", "width", "params", "heads"),
+    [
+        ("siglip_large_patch16_384", 1024, {}, 16),
+        ("siglip_so400m_patch14_384", 1152, {}, 16),
+        ("siglip_large_patch16_384", 64, {"heads": 2}, 2),
+        ("siglip_large_patch16_384", 64, {"num_heads": 8}, 8),
+        ("siglip", 64, {"num_attention_heads": 4}, 4),
+        ("siglip_large_patch16_384", 64, {}, None),
+        ("siglip_so400m_patch14_384", 1024, {}, None),
+        ("siglip", 1024, {}, None),
+    ],
+)
+def test_heads_of_an_original_siglip_come_from_a_field_or_from_its_name_and_width(
+    pair, read, name, width, params, heads
+):
     _, config = pair
-    content = deepseek_config(config, "float32")
-    del content["vision_config"]["params"]["heads"]
-    with pytest.raises(UserError, match=r"vision_config.params.heads is missing, .* no tensor of the tower 'siglip'"):
-        read(content, their_shapes(config, "deepseek"))
-    for name, width in [
-        ("siglip_large_patch16_384", 1024),
-        ("siglip_large_patch16_384", 64),
-        ("siglip_so400m_patch14_384", 1152),
-    ]:
-        siglip = dataclasses.replace(config.siglip, width=width, num_heads=16)
-        content["vision_config"]["params"]["model_name"] = name
-        content["aligner_config"]["params"]["input_dim"] = width
-        shapes = their_shapes(dataclasses.replace(config, siglip=siglip), "deepseek")
+    siglip = dataclasses.replace(config.siglip, width=width, num_heads=heads or 1)
+    content = deepseek_config(dataclasses.replace(config, siglip=siglip), "float32")
+    content["vision_config"]["params"] = {"model_name": name, "image_size": 24, "select_layer": -1} | params
+    shapes = their_shapes(dataclasses.replace(config, siglip=siglip), "deepseek")
+    if heads:
         assert read(content, shapes)[1].siglip == siglip
+    else:
+        message = rf"params\.heads is missing, .* no tensor tells of a tower '{name}' that is {width} wide"
+        with pytest.raises(UserError, match=message):
+            read(content, shapes)
 
 
 @pytest.mark.parametrize(

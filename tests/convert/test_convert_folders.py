@@ -1,5 +1,6 @@
 """Whole folders: every route is bit-equal, stock transformers loads what we write, a failure leaves nothing behind."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -96,6 +97,49 @@ def test_a_value_too_large_for_float16_is_an_error(hf, small, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_value_too_large_for_any_narrower_dtype_is_an_error_when_loading(small, dtype):
+    """Over the largest bfloat16, 3.39e38, float32 goes on for a while."""
+    _, config, params, tokenizer = small
+    flat = flatten(params)
+    large = flat["llm/decoder/layers/mlp_norm/scale"].at[1, 3].set(3.4e38)
+    source = folders.MemorySource(
+        config, folders.unflatten(flat | {"llm/decoder/layers/mlp_norm/scale": large}), tokenizer
+    )
+    with pytest.raises(UserError, match=r"mlp_norm/scale: holds values over .* the largest of"):
+        folders.load_params(source, dtype)
+    folders.load_params(source, jnp.float32)
+
+
+def test_layers_of_several_dtypes_share_the_widest_and_lose_nothing(hf, tmp_path):
+    name = "model.language_model.layers.{}.mlp.up_proj.weight"
+
+    def change(tensors):
+        tensors[name.format(0)] = tensors[name.format(0)].astype(np.float64) + 1e-12
+        tensors[name.format(1)] = tensors[name.format(1)].astype(np.float16)
+        tensors[name.format(2)] = tensors[name.format(2)].astype(jnp.bfloat16)  # the last: all had its dtype
+
+    folder, path = damaged(hf, tmp_path, change), "llm/decoder/layers/mlp/up_proj/kernel"
+    source = folders.open_folder(folder)
+    assert source.dtype(path) == np.float64
+    ours = convert(folder, tmp_path / "ours", "orbax")
+    written = folders.open_folder(ours)
+    assert written.dtype(path) == np.float64
+    assert folders.compare(source, written) > 200
+    for layer in range(3):
+        piece = folders.Piece(path, layer)
+        np.testing.assert_array_equal(written.read(piece), source.read(piece).astype(np.float64))
+
+
+@pytest.mark.parametrize("name", ["model.aligner.fc1.weight", "model.language_model.layers.0.mlp.up_proj.weight"])
+def test_quantised_weights_are_refused(hf, tmp_path, name):
+    def change(tensors):
+        tensors[name] = tensors[name].astype(np.int8)
+
+    with pytest.raises(UserError, match=rf"damaged: {name} has dtype int8, expected floating-point"):
+        folders.open_folder(damaged(hf, tmp_path, change))
+
+
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(hf, small, tmp_path):
     texts = [f"word{i} " * 3 for i in range(400)]
     shutil.copytree(hf, tmp_path / "large")
@@ -157,6 +201,37 @@ def test_a_folder_that_is_not_empty_is_left_alone(hf, tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path}: exists already"):
         convert(hf, tmp_path, "orbax")
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_output_that_fails_its_check_never_has_its_name(hf, tmp_path, exists):
+    output = tmp_path / "out"
+    if exists:
+        output.mkdir()
+
+    def check(folder):
+        assert (folder / "config.json").exists() and folder.name != "out"
+        assert not (output / "config.json").exists()
+        raise UserError("differs")
+
+    with pytest.raises(UserError, match="differs"):
+        folders.write_folder(folders.open_folder(hf), output, "deepseek", check=check)
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if exists else [])
+    assert not exists or not list(output.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "full", "link", "below a file", "unwritable"])
+def test_an_output_that_cannot_be_made_is_an_error_before_the_work(hf, tmp_path, monkeypatch, kind):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full" / "inside").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    names = {"below a file": tmp_path / "file" / "out", "unwritable": "/proc/out"}
+    monkeypatch.setattr(folders, "_write_orbax", lambda *_: pytest.fail("started to work"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"(exists already, expected a new or empty folder|cannot be written)"):
+        folders.write_folder(folders.open_folder(hf), names.get(kind, tmp_path / kind), "orbax")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("layout", ["hf", "deepseek", "orbax"])
@@ -226,6 +301,24 @@ def test_another_normalisation_of_images_travels_with_the_model(hf, small, tmp_p
     folders.write_folder(source, tmp_path / "out", layout)
     assert folders.open_folder(tmp_path / "out").normalization == clip
     assert folders.open_folder(hf).normalization == JANUS_NORMALIZATION
+
+
+def test_a_model_without_system_prompt_keeps_its_prompts_in_a_hugging_face_folder(hf, small, tmp_path):
+    _, config, params, tokenizer = small
+    config = dataclasses.replace(config, prompt_style="janus_pro_tiny")
+    source = folders.MemorySource(config, params, tokenizer)
+    folders.write_folder(source, tmp_path / "hf", "hf")
+    assert folders.open_folder(tmp_path / "hf").config == config
+    with pytest.raises(UserError, match="prompt_style='janus_pro_tiny' cannot be written in the deepseek layout"):
+        folders.write_folder(source, tmp_path / "deepseek", "deepseek")
+    assert folders.open_folder(hf).config.prompt_style == "janus_pro"
+
+
+def test_a_folder_that_draws_with_another_pad_is_refused(hf, tmp_path):
+    shutil.copytree(hf, tmp_path / "other")
+    (tmp_path / "other" / "generation_config.json").write_text('{"pad_token_id": 0}')
+    with pytest.raises(UserError, match=r"generation_config\.json: pad_token_id=0, expected 2"):
+        folders.open_folder(tmp_path / "other")
 
 
 def test_the_pipeline_reads_and_writes_every_layout(hf, tmp_path):

@@ -1,6 +1,8 @@
 """Training starts from what transformers and LlamaGen saved: all arrives, the rest is fresh, a table says so."""
 
 import dataclasses
+import json
+import logging
 
 import jax
 import numpy as np
@@ -10,7 +12,8 @@ from small_folders import make_small, save_small
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
 from configs.common import base_config
-from janus_jax.convert.folders import open_folder, write_folder
+from janus_jax.checkpoints import save_params
+from janus_jax.convert.folders import MemorySource, open_folder, write_folder
 from janus_jax.convert.parts import load_part
 from janus_jax.errors import UserError
 from janus_jax.models.config import PRESETS
@@ -143,6 +146,50 @@ def test_a_run_starts_from_a_whole_hugging_face_folder(small, experiment, tmp_pa
     for path, leaf in flatten(expected).items():
         np.testing.assert_array_equal(flatten(params)[path], leaf, err_msg=path)
     assert {origin.source for origin in origins} == {f"init.checkpoint={tmp_path / 'hf'}"}
+
+
+@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "gelu", None, "quick_gelu"])
+def test_the_activation_of_a_siglip_is_looked_at(small, tmp_path, caplog, act):
+    """transformers' SigLIP files declare the approximate GELU, their class too; Janus computes the exact one."""
+    SiglipVisionModel(SiglipVisionConfig(**VISION)).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text()) | {"hidden_act": act}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    if act == "quick_gelu":
+        with pytest.raises(UserError, match=r"config\.json: hidden_act='quick_gelu', expected 'gelu'"):
+            load_part("siglip", tmp_path, small[1])
+        return
+    with caplog.at_level(logging.WARNING, "absl"):
+        load_part("siglip", tmp_path, small[1])
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (act != "gelu")
+    assert all("hidden_act='gelu_pytorch_tanh', but Janus computes the exact GELU" in line for line in warnings)
+
+
+def test_a_siglip_with_another_epsilon_is_refused(small, tmp_path):
+    SiglipVisionModel(SiglipVisionConfig(**VISION, layer_norm_eps=1e-5)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json: layer_norm_eps=1e-05, expected 1e-06"):
+        load_part("siglip", tmp_path, small[1])
+
+
+def test_what_parameters_do_not_depend_on_may_differ(small, experiment, tmp_path):
+    _, config, params, tokenizer = small
+    llama = dataclasses.replace(config.llama, max_length=77, init_std=0.5)
+    saved = dataclasses.replace(config, llama=llama, vq=dataclasses.replace(config.vq, commitment=0.1))
+    write_folder(MemorySource(saved, params, tokenizer), tmp_path / "whole", "orbax")
+    experiment.init.checkpoint = str(tmp_path / "whole")
+    started, _ = start(experiment, config)
+    np.testing.assert_array_equal(started["llm"]["embed_tokens"], params["llm"]["embed_tokens"])
+    vq = dataclasses.replace(saved.vq, image_size=2 * saved.vq.image_size)
+    save_params(tmp_path / "vq", vq, params["vq"])
+    np.testing.assert_array_equal(load_part("vq", tmp_path / "vq", config)["vq/codebook"], params["vq"]["codebook"])
+    save_params(tmp_path / "other", dataclasses.replace(vq, norm_eps=1e-5), params["vq"])
+    with pytest.raises(UserError, match="another architecture than the config's image tokenizer"):
+        load_part("vq", tmp_path / "other", config)
+    other = dataclasses.replace(saved, prompt_style="janus_pro_tiny")
+    write_folder(MemorySource(other, params, tokenizer), tmp_path / "style", "orbax")
+    experiment.init.checkpoint = str(tmp_path / "style")
+    with pytest.raises(UserError, match=r"another architecture than the config's: prompt_style janus_pro_tiny"):
+        start(experiment, config)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 from small_models import SMALL, random_params
 
+from janus_jax import checkpoints
 from janus_jax.checkpoints import load_params, save_params, write_architecture
 from janus_jax.convert import orbax_files
 from janus_jax.convert.orbax_files import OrbaxReader, OrbaxWriter
@@ -100,6 +101,20 @@ def test_we_read_what_orbax_saves(tmp_path):
     params = random_params(SMALL)
     save_params(tmp_path, SMALL, params)
     assert_same_bits(read_all(OrbaxReader(tmp_path / "params")), flatten(params))
+
+
+def test_our_checkpoints_are_read_layer_by_layer(tmp_path, monkeypatch):
+    """Orbax itself would save each array in one piece; a large matrix is cut as well."""
+    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 2**11)
+    params = random_params(SMALL)
+    save_params(tmp_path, SMALL, params)
+    reader = OrbaxReader(tmp_path / "params")
+    for path, array in reader._arrays.items():
+        chunk, stacked = array.chunk_layout.read_chunk.shape, "/layers/" in path
+        assert np.prod(chunk) * array.dtype.numpy_dtype.itemsize <= 2**11, path
+        assert not stacked or chunk[0] == 1, path
+    assert_same_bits(read_all(reader), flatten(params))
+    assert_same_bits(flatten(load_params(tmp_path, SMALL)), flatten(params))
 
 
 @pytest.mark.parametrize("options", [{"use_ocdbt": False}, {"use_ocdbt": True, "use_zarr3": True}])

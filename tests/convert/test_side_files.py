@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import logging
 
 import numpy as np
 import PIL.Image
@@ -8,14 +7,14 @@ import pytest
 import tokenizers
 
 from janus_jax.convert.side_files import (
-    read_preprocessor,
+    check_style,
     read_tokenizer,
     tokenizer_ids,
     write_deepseek_files,
     write_hf_files,
 )
 from janus_jax.data import digits
-from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, understanding_pixels
+from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import (
     BOS,
     EOS,
@@ -90,7 +89,7 @@ def test_stock_processor_asks_with_our_ids(written, tokenizer, picture, style, c
     expected = our_ids(tokenizer, [Message("user", ours)], style)
     assert batch["input_ids"].tolist() == [expected]
     assert expected.count(tokenizer.bos_id) == 1
-    assert (SYSTEM_PROMPT in processor.tokenizer.decode(expected)) == (style != "janus_pro_tiny")
+    assert (SYSTEM_PROMPT in processor.tokenizer.decode(expected)) == bool(STYLES[style].system_prompt)
 
 
 @pytest.mark.parametrize("style", STYLE_NAMES)
@@ -207,80 +206,39 @@ def test_role_tokens_tell_the_prompt_style(tmp_path, roles, style):
     assert read_tokenizer(tmp_path)[1] == style
 
 
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_prompt_style_survives_a_hugging_face_folder(tmp_path, tokenizer, style):
+    """Its roles by the tokenizer, its system prompt by the processor's field."""
+    is_pro = STYLES[style].user == STYLES["janus_pro"].user
+    own = tokenizer if is_pro else train_tokenizer(["User: hello"], 300)
+    write_hf_files(tmp_path, config_of(style), own)
+    assert read_tokenizer(tmp_path)[1] == style
+    check_style("hf", config_of(style), own)
+
+
+def test_a_system_prompt_field_that_is_no_boolean_is_an_error(tmp_path, tokenizer):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "processor_config.json").write_text('{"use_default_system_prompt": "no"}')
+    with pytest.raises(UserError, match=r"processor_config\.json: use_default_system_prompt='no', expected true or"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layout", "style", "message"),
+    [
+        ("deepseek", "janus_pro_tiny", "'janus_pro_tiny' cannot be written in the deepseek layout: its processor"),
+        ("deepseek", "janus", "'janus' cannot be written in the deepseek layout with this tokenizer: .*'janus_pro'"),
+        ("hf", "janus_plain", "'janus_plain' cannot be written in the hf layout with this tokenizer: .*_tiny'"),
+    ],
+)
+def test_a_prompt_style_that_would_be_read_as_another_is_not_written(tokenizer, layout, style, message):
+    with pytest.raises(UserError, match=f"prompt_style={message}"):
+        check_style(layout, config_of(style), tokenizer)
+
+
 def test_unfit_tokenizer_is_an_error(tmp_path, tokenizer):
     with pytest.raises(UserError, match=r"tokenizer\.json.*No such file"):
         read_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text(tokenizer.backend.to_str().replace(SPECIAL_TOKENS[-1], "<other>"))
     with pytest.raises(UserError, match=f"tokenizer.json: .*missing.*{SPECIAL_TOKENS[-1]}"):
         read_tokenizer(tmp_path)
-
-
-CLIP = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-
-@pytest.mark.parametrize("write", [write_hf_files, write_deepseek_files])
-@pytest.mark.parametrize("normalization", [JANUS_NORMALIZATION, CLIP], ids=["janus", "clip"])
-def test_written_preprocessor_is_read_back(tmp_path, caplog, tokenizer, write, normalization):
-    write(tmp_path, JANUS_PRO_TINY, tokenizer, normalization)
-    assert read_preprocessor(tmp_path, JANUS_PRO_TINY) == normalization
-    assert not caplog.records
-
-
-def test_pixels_are_normalised_and_padded_as_transformers_does(tmp_path):
-    """Also with CLIP's numbers, which transformers' processor has unless told otherwise."""
-    from transformers import JanusImageProcessorPil
-
-    size = JANUS_PRO_TINY.siglip.image_size
-    JanusImageProcessorPil(size={"height": size, "width": size}).save_pretrained(tmp_path)
-    normalization = read_preprocessor(tmp_path, JANUS_PRO_TINY)
-    assert normalization == CLIP
-    rng = np.random.default_rng(0)
-    image = PIL.Image.fromarray(rng.integers(0, 256, (40, 20, 3), np.uint8))
-    ours = normalization(understanding_pixels(image, size, normalization.pad_colour))
-    theirs = JanusImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(ours, theirs[0].transpose(1, 2, 0), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"image_size": 384}, "image_size=384, expected 32"),
-        ({"size": {"height": 32, "width": 24}}, r"size\.width=24, expected 32"),
-        ({"size": 24}, "size=24, expected 32"),
-        ({"image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\], expected a number"),
-        ({"image_mean": [0.5, 0.5, "0.5"]}, "image_mean=.*expected a number"),
-        ({"image_std": 0}, "image_std=0, expected a number from 0 to 1, of a deviation not 0"),
-        ({"do_normalize": False}, "do_normalize=False, expected True"),
-    ],
-)
-@pytest.mark.parametrize("nested", [False, True])
-def test_other_preprocessing_is_an_error(tmp_path, content, message, nested):
-    content = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **content}
-    name = "processor_config.json" if nested else "preprocessor_config.json"
-    prefix = r"image_processor\." if nested else ""
-    (tmp_path / name).write_text(json.dumps({"image_processor": content} if nested else content))
-    with pytest.raises(UserError, match=f"{name}: {prefix}{message}"):
-        read_preprocessor(tmp_path, JANUS_PRO_TINY)
-
-
-def test_what_transformers_saves_passes_the_check(tmp_path, caplog, written):
-    written["janus_pro"][1].save_pretrained(tmp_path)
-    assert not (tmp_path / "preprocessor_config.json").exists()  # 5.x nests it in processor_config.json
-    read_preprocessor(tmp_path, JANUS_PRO_TINY)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("content", [None, {}, {"image_mean": 0.5}])
-def test_missing_normalisation_is_warned_about(tmp_path, caplog, content):
-    if content is not None:
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-    with caplog.at_level(logging.WARNING, "absl"):
-        read_preprocessor(tmp_path, JANUS_PRO_TINY)
-    missing = {"image_mean", "image_std"} - set(content or {})
-    assert {record.args[2] for record in caplog.records} == missing
-
-
-def test_damaged_preprocessor_is_an_error(tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"preprocessor_config\.json: not readable as JSON"):
-        read_preprocessor(tmp_path, JANUS_PRO_TINY)

@@ -15,7 +15,7 @@ from janus_jax.convert.verify import (
     VQ_IDS_TRANSFORMERS,
     compare_with_torch,
     format_differences,
-    torch_available,
+    why_not,
 )
 from janus_jax.data import digits
 from janus_jax.errors import UserError
@@ -145,7 +145,21 @@ def test_table_has_a_line_per_stage(agreeing):
 
 
 def test_torch_is_here():
-    assert torch_available()
+    assert why_not() == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [("4.57.1", "transformers is 4.57.1, comparing needs 5"), ("5.0.0", "")]
+)
+def test_an_older_transformers_is_the_reason_not_to_compare(monkeypatch, version, reason):
+    """It names outputs and arguments otherwise."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    assert why_not().startswith(reason) and bool(why_not()) == bool(reason)
+
+
+def test_what_is_not_installed_is_the_reason_not_to_compare(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert why_not() == "torch and transformers not installed"
 
 
 @pytest.mark.parametrize(
