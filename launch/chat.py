@@ -5,25 +5,31 @@ python -m launch.chat --checkpoint=quickstart/checkpoint --image=digit.png --pro
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import PIL.Image
 from absl import flags
 
+from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import load_image
 from janus_jax.data.prompts import Message
 from janus_jax.errors import UserError
-from janus_jax.inference.pipeline import Answer, JanusPipeline, from_pretrained, user_message
+from janus_jax.inference.pipeline import Answer, JanusPipeline, load
+from janus_jax.inference.request import RequestReader, user_message
 from launch import command_line
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
 IMAGE = flags.DEFINE_list("image", [], "image files, separated by commas")
 PROMPT = flags.DEFINE_string("prompt", None, "question; without it, a conversation on the terminal")
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "longest answer, in tokens", lower_bound=1)
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "longest answer, in tokens; default: 512, or what the prompt leaves of the context"
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 0.95, "probability mass sampled from when the temperature is not 0")
-SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling")
-JSON = flags.DEFINE_bool("json", False, "print text, token_ids and prompt_token_ids as JSON")
+TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k most probable tokens; 0: all")
+SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling, 0 to 2**32 - 1")
+JSON = flags.DEFINE_bool("json", False, "with --prompt: print text, token_ids and prompt_token_ids as JSON")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
 
 
@@ -31,12 +37,18 @@ def main() -> None:
     command_line.require("checkpoint")
     if PROMPT.value is not None and not PROMPT.value.strip():
         raise UserError("--prompt is empty, expected a question")
-    images = [load_image(path) for path in IMAGE.value]  # before the weights, which take long
-    model = from_pretrained(CHECKPOINT.value, jnp.dtype(DTYPE.value) if DTYPE.value else None)
+    if PROMPT.value is None and JSON.value:
+        raise UserError("--json prints a single answer and needs --prompt")
+    # All mistakes are told before the weights, which take long. Before a conversation: whether its images fit.
+    images = [load_image(path) for path in IMAGE.value]
+    source = open_folder(CHECKPOINT.value)
+    first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]
+    RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
+    model = load(source, jnp.dtype(DTYPE.value) if DTYPE.value else None)
     if PROMPT.value is None:
         converse(model, images)
         return
-    answer = _answer(model, images, [user_message(PROMPT.value, len(images))])
+    answer = _answer(model, images, first)
     print(json.dumps(answer._asdict(), ensure_ascii=False) if JSON.value else answer.text)
 
 
@@ -57,14 +69,11 @@ def converse(model: JanusPipeline, images: Sequence[PIL.Image.Image]) -> None:
 
 
 def _answer(model: JanusPipeline, images: Sequence[PIL.Image.Image], messages: list[Message]) -> Answer:
-    return model.answer(
-        [messages],
-        [images],
-        max_new_tokens=MAX_NEW_TOKENS.value,
-        temperature=TEMPERATURE.value,
-        top_p=TOP_P.value,
-        seed=SEED.value,
-    )[0]
+    return model.answer([messages], [images], **_options())[0]
+
+
+def _options() -> dict[str, Any]:
+    return {flag.name: flag.value for flag in (MAX_NEW_TOKENS, TEMPERATURE, TOP_P, TOP_K, SEED)}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What all commands share: one-line errors instead of tracebacks for mistakes that a user can correct."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from janus_jax.errors import UserError
 
@@ -20,8 +22,8 @@ def run(main: Callable[[], None]) -> None:
     def report(argv: list[str]) -> int | None:
         try:
             return guarded(argv)
-        except (UserError, FloatingPointError, OSError) as error:  # OSError: also a config file that is not there
-            return _fail(error)
+        except (UserError, FloatingPointError, OSError) as error:  # OSError: also from within a config file
+            return _fail(_config_mistake(error) or error)
         except KeyboardInterrupt as interrupt:
             print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
             return 130
@@ -29,10 +31,15 @@ def run(main: Callable[[], None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (KeyError, AttributeError) as error:  # an override of a field that the locked config does not have
-            sys.exit(_fail(f"--config has no field {_innermost(error)}"))
-        except (flags.Error, TypeError, ValueError) as error:
-            sys.exit(_fail(error))
+        except Exception as error:
+            mistake = _config_mistake(error)
+            if mistake is not None:
+                sys.exit(_fail(mistake))
+            if isinstance(error, KeyError | AttributeError):  # an override of a field that the locked config lacks
+                sys.exit(_fail(f"--config has no field {_innermost(error)}"))
+            if isinstance(error, flags.Error | TypeError | ValueError):
+                sys.exit(_fail(error))
+            raise
 
     logging.set_verbosity(logging.WARNING)
     app.run(report, flags_parser=parse)
@@ -47,11 +54,31 @@ def require(*names: str) -> None:
 
 def _fail(error: object) -> int:
     """Prints the message as one line; returns the exit code."""
-    message = str(error)
-    if "Traceback" in message:  # an error inside a config file, quoted in full: its last line says what is wrong
-        message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
+
+
+def _config_mistake(error: BaseException) -> str | None:
+    """What went wrong while the file of a --config was run, and where in it; None for any other error.
+
+    The libraries wrap what a config file raises, or raise it later, so the chain of causes is searched for the loader.
+    """
+    found = None
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code is ConfigFileFlagParser.parse.__code__:
+                found = cause, frame.f_locals["path"]
+        cause = cause.__cause__ or cause.__context__
+    if found is None:
+        return None
+    cause, path = found
+    if isinstance(cause, UserError):
+        return str(cause)
+    file = path.partition(":")[0]
+    lines = [line for frame, line in traceback.walk_tb(cause.__traceback__) if frame.f_code.co_filename.endswith(file)]
+    place = f" (line {lines[-1]})" if lines else ""
+    return f"--config={path}: {type(cause).__name__}: {cause}{place}"
 
 
 def _innermost(error: BaseException) -> object:

@@ -4,6 +4,7 @@ python -m launch.generate --checkpoint=quickstart/checkpoint --prompt="a handwri
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,11 @@ from absl import flags
 from etils import epath
 
 from janus_jax.checkpoints import prepare_folder
+from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import grid
 from janus_jax.errors import UserError
-from janus_jax.inference.pipeline import from_pretrained
+from janus_jax.inference.pipeline import load
+from janus_jax.inference.request import RequestReader
 from launch import command_line
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
@@ -25,8 +28,9 @@ NUM_IMAGES = flags.DEFINE_integer("num_images", 16, "images per prompt", lower_b
 CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 5.0, "guidance; 1 is none")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is argmax", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "probability mass sampled from")
-SEED = flags.DEFINE_integer("seed", 0, "image i of a prompt depends on the seed, i and the prompt alone")
-OUTPUT = flags.DEFINE_string("output", None, "folder for the images")
+TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k most probable codes; 0: all")
+SEED = flags.DEFINE_integer("seed", 0, "0 to 2**32 - 1; an image depends on it, its number and the prompt alone")
+OUTPUT = flags.DEFINE_string("output", None, "folder for the images; one that holds drawings is refused")
 SAVE_TOKEN_IDS = flags.DEFINE_bool("save_token_ids", False, "also write codes.npy [images, tokens]")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
 
@@ -34,21 +38,17 @@ DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: floa
 def main() -> None:
     command_line.require("checkpoint", "output")
     prompts = _prompts()
+    source = open_folder(CHECKPOINT.value)  # all mistakes are told before the weights, which take long
+    RequestReader(source.config, source.tokenizer).images(prompts, NUM_IMAGES.value, **_options())
     output = prepare_folder("output", OUTPUT.value)
-    model = from_pretrained(CHECKPOINT.value, jnp.dtype(DTYPE.value) if DTYPE.value else None)
+    for old in output.iterdir():
+        if old.suffix == ".png" or old.name == "codes.npy":
+            raise UserError(f"--output={output}: holds {old.name}, expected a folder without drawings of another run")
+    model = load(source, jnp.dtype(DTYPE.value) if DTYPE.value else None)
     codes: list[np.ndarray] = []
     images: list[PIL.Image.Image] = []
     for prompt in tqdm.tqdm(prompts, unit="prompt", disable=len(prompts) == 1):
-        codes.append(
-            model.generate_codes(
-                [prompt],
-                NUM_IMAGES.value,
-                cfg_weight=CFG_WEIGHT.value,
-                temperature=TEMPERATURE.value,
-                top_p=TOP_P.value,
-                seed=SEED.value,
-            )
-        )
+        codes.append(model.generate_codes([prompt], NUM_IMAGES.value, **_options()))
         for image in model.draw(codes[-1]):
             with (output / f"{len(images):05d}.png").open("wb") as file:
                 image.save(file, "PNG")
@@ -59,6 +59,10 @@ def main() -> None:
         with (output / "codes.npy").open("wb") as file:
             np.save(file, np.concatenate(codes))
     print(f"{len(images)} images in {output}")
+
+
+def _options() -> dict[str, Any]:
+    return {flag.name: flag.value for flag in (CFG_WEIGHT, TEMPERATURE, TOP_P, TOP_K, SEED)}
 
 
 def _prompts() -> list[str]:

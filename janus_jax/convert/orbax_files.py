@@ -2,9 +2,9 @@
 
 Orbax itself saves and restores whole arrays, and a 7B model has to convert in 4 GB. So we open the arrays with
 TensorStore, as Orbax's guide does (orbax.readthedocs.io, "Checkpoint Format Guide"), and write the metadata as Orbax
-0.12 does; the guide describes the file `_METADATA`, but not each of its fields, which a test therefore checks by
-letting Orbax restore what we wrote. The format rather than Orbax's `TypeHandler` interface, because old checkpoints
-have to stay readable while interfaces move on. What we write is its plain layout:
+0.12 does: the guide describes the file `_METADATA`, but not each of its fields, so a test lets Orbax restore what we
+wrote. The format rather than Orbax's `TypeHandler` interface, because old checkpoints have to stay readable while
+interfaces move on. What we write is its plain layout:
 
     _METADATA                     the tree; written last, so that an unfinished folder cannot be restored
     _CHECKPOINT_METADATA

@@ -39,17 +39,29 @@ JANUS_NORMALIZATION = Normalization((0.5,) * 3, (0.5,) * 3)  # of all released m
 
 
 def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.Image:
-    """Encoded bytes -> RGB image, the first frame of an animation.
-
-    `training` turns photos upright by their EXIF tag and puts transparent images on white. The reference's
-    evaluation does neither (plain `convert("RGB")`), so it is off by default. 16-bit grey is rescaled in both,
-    since `convert` would clip it.
+    """Encoded bytes of one of IMAGE_FORMATS -> RGB image, the first frame of an animation; see `to_rgb`.
 
     Raises:
         UserError: unreadable, truncated, of 32-bit samples, or larger than MAX_PIXELS; names `origin`.
     """
     try:
         image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        raise UserError(f"{origin}: not a readable image ({error})") from error
+    return to_rgb(image, origin, training)
+
+
+def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.Image.Image:
+    """Any opened image -> RGB.
+
+    `training` turns photos upright by their EXIF tag and puts transparent images on white. The reference's
+    evaluation does neither (plain `convert("RGB")`), so it is off by default. 16-bit grey is rescaled in both,
+    since `convert` would clip it.
+
+    Raises:
+        UserError: truncated, of 32-bit samples, or larger than MAX_PIXELS; names `origin`.
+    """
+    try:
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{origin}: image of {image.width}x{image.height} is over the limit of {MAX_PIXELS} pixels")
         image.load()
@@ -66,7 +78,7 @@ def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.
         return image.convert("RGB")
     except UserError:
         raise
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
+    except Exception as error:  # pixels are decoded late, so damage may show only here
         raise UserError(f"{origin}: not a readable image ({error})") from error
 
 

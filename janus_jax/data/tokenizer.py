@@ -34,6 +34,7 @@ class Tokenizer:
             missing = [token for token, id in zip(SPECIAL_TOKENS, found, strict=True) if id is None]
             raise UserError(f"{origin}: special token(s) missing from the vocabulary: {', '.join(missing)}")
         self.backend = backend
+        self.origin = origin
         self.bos_id, self.eos_id, self.pad_id, self.image_id, self.begin_of_image_id, self.end_of_image_id = ids
 
     @classmethod
@@ -45,6 +46,13 @@ class Tokenizer:
         except Exception as error:  # the Rust library raises bare Exception
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from error
         return cls(backend, origin=str(path))
+
+    def check_roles(self, style: prompts.PromptStyle) -> None:
+        """Raises UserError when a role of the style that is a token (`<|User|>`) would be cut into pieces."""
+        roles = (style.user, style.assistant)
+        missing = [role for role in roles if role.startswith("<|") and self.backend.token_to_id(role) is None]
+        if missing:
+            raise UserError(f"{self.origin}: role token(s) of the prompts missing: {', '.join(missing)}")
 
     def save(self, path: epath.PathLike) -> None:
         epath.Path(path).write_text(self.backend.to_str())

@@ -142,5 +142,9 @@ def decode_image_codes(
 
 @functools.partial(jax.jit, static_argnames="model")
 def decode_pixels(model: Janus, params: Params, codes: jax.Array) -> jax.Array:
-    """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1]."""
-    return bind(model, params)(codes, method="decode_codes").astype(jnp.float32)
+    """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1].
+
+    One image after the other: that bounds the memory, and an image is the same bits in any batch.
+    """
+    apply = bind(model, params)
+    return jax.lax.map(lambda image: apply(image[None], method="decode_codes")[0].astype(jnp.float32), codes)

@@ -12,18 +12,26 @@ from etils import epath
 from jax.typing import DTypeLike
 
 from janus_jax.convert import folders
-from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, load_image, to_images, understanding_pixels
-from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation, generation_prompt
+from janus_jax.data.images import (
+    JANUS_NORMALIZATION,
+    Normalization,
+    load_image,
+    to_images,
+    to_rgb,
+    understanding_pixels,
+)
+from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.decoding import Sampling, decode_image_codes, decode_pixels, decode_text
+from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
 from janus_jax.inference.prompt import pad_prompts
+from janus_jax.inference.request import RequestReader, user_message
 from janus_jax.models.config import Execution, JanusConfig
-from janus_jax.models.parameters import Params, build
-from janus_jax.models.stack import unstack_layers
+from janus_jax.models.parameters import Params, build, unflatten
+from janus_jax.models.stack import stack_layers, unstack_layers, unstacked_path
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
-PIXEL_CHUNK = 16  # images per VQ decoding call: bounds its memory
+PIXEL_CHUNK = 16  # most images per VQ decoding call, a power of two: bounds its memory
 
 
 class Answer(NamedTuple):
@@ -33,7 +41,11 @@ class Answer(NamedTuple):
 
 
 class JanusPipeline:
-    """A Janus model ready to be asked and to draw. Make one with `janus_jax.from_pretrained`."""
+    """A Janus model ready to be asked and to draw. Make one with `janus_jax.from_pretrained`.
+
+    Attributes:
+        params: layers apart (`models.stack.unstack_layers`), as decoding is fastest.
+    """
 
     def __init__(
         self,
@@ -43,14 +55,13 @@ class JanusPipeline:
         dtype: DTypeLike = jnp.float32,
         normalization: Normalization = JANUS_NORMALIZATION,
     ):
-        """Takes parameters with stacked layers, as checkpoints hold them."""
+        """Takes parameters with layers stacked, as checkpoints hold them, or apart."""
         self.config = config
-        self.params = params
+        self.params = unstack_layers(params)
         self.tokenizer = tokenizer
         self._normalization = normalization
-        self._style = STYLES[config.prompt_style]
+        self._requests = RequestReader(config, tokenizer)
         self._model = build(config, Execution(dtype=dtype, scan_layers=False))
-        self._decoding_params = unstack_layers(params)
 
     @overload
     def chat(self, images: Image | Sequence[Image], prompt: str, **options: Any) -> str: ...
@@ -69,11 +80,14 @@ class JanusPipeline:
             The answer; a list of answers for a list of prompts.
 
         Raises:
-            UserError: empty prompt, unreadable image, or a prompt that does not fit the context.
+            UserError: empty prompt, unreadable image, a prompt that does not fit the context, or images of another
+                form.
         """
         if isinstance(prompt, str):
-            own_images = [images] if isinstance(images, (PIL.Image.Image, str, os.PathLike)) else images
-            return self.chat([own_images], [prompt], **options)[0]
+            return self.chat([[images] if _is_image(images) else images], [prompt], **options)[0]
+        for own in [images, *images] if isinstance(images, list | tuple) else [images]:
+            if not isinstance(own, list | tuple):
+                raise UserError(f"chat got {type(own).__name__} where a list of images of a prompt is expected")
         if len(images) != len(prompt):
             raise UserError(f"chat got {len(prompt)} prompts but {len(images)} lists of images")
         conversations = [[user_message(text, len(own))] for text, own in zip(prompt, images, strict=True)]
@@ -84,9 +98,10 @@ class JanusPipeline:
         conversations: Sequence[Sequence[Message]],
         images: Sequence[Sequence[Image]],
         *,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 0.95,
+        top_k: int = 0,
         seed: int = 0,
     ) -> list[Answer]:
         """Continues conversations that end with a user's message.
@@ -94,42 +109,41 @@ class JanusPipeline:
         Args:
             conversations: messages whose texts hold an `<image_placeholder>` per image.
             images: of each conversation, in the order of the placeholders.
+            max_new_tokens: None is 512, or what a prompt leaves of the context; a number must fit.
             temperature: 0 is greedy.
+            top_p, top_k: sample among the most probable tokens only; 1.0 and 0 keep all.
 
         Raises:
             UserError: bad option, unreadable image, or a prompt that does not fit the context.
         """
-        sampling = _sampling(temperature, top_p)
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}, expected at least 1")
-        if not conversations:
+        request = self._requests.text(
+            conversations,
+            images,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+        )
+        prompts = request.prompts
+        if not prompts:
             return []
-        tokens_per_image = self.config.siglip.num_tokens
-        prompts = []
-        for messages, own in zip(conversations, images, strict=True):
-            text = format_conversation([*messages, Message("assistant", "")], self._style)
-            ids = self.tokenizer.encode(text)
-            if ids.count(self.tokenizer.image_id) != len(own):
-                raise UserError(
-                    f"{ids.count(self.tokenizer.image_id)} {IMAGE_PLACEHOLDER} in the prompt, {len(own)} images"
-                )
-            prompts.append(self.tokenizer.expand_images(ids, tokens_per_image).tolist())
-        self._check_length(prompts, max_new_tokens, "max_new_tokens")
         pixels = self._pixels(images)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
         tokens = decode_text(
             self._model,
-            self._decoding_params,
+            self.params,
             pad_prompts(prompts, self.tokenizer.image_id),
             pixels,
             keys,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            max_new_tokens=max(request.max_new_tokens),
+            sampling=request.sampling,
             eos_id=self.tokenizer.eos_id,
         )
         answers = []
-        for prompt, row in zip(prompts, np.asarray(tokens).tolist(), strict=True):
-            ids = row[: row.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in row else row
+        for prompt, limit, row in zip(prompts, request.max_new_tokens, np.asarray(tokens).tolist(), strict=True):
+            ids = row[:limit]  # a shorter prompt of the batch may have more room
+            ids = ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
             answers.append(Answer(self.tokenizer.decode(ids).strip(), ids, prompt))
         return answers
 
@@ -147,6 +161,7 @@ class JanusPipeline:
         cfg_weight: float = 5.0,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         seed: int = 0,
     ) -> np.ndarray:
         """Image codes [len(prompts) * num_images, N] int32, the images of a prompt together.
@@ -156,43 +171,43 @@ class JanusPipeline:
         Raises:
             UserError: empty prompt, bad option, or a prompt that does not fit the context.
         """
-        sampling = _sampling(temperature, top_p)
-        if num_images < 1:
-            raise UserError(f"num_images={num_images}, expected at least 1")
-        if any(not prompt.strip() for prompt in prompts):
-            raise UserError("the prompt is empty, expected a description of the image")
-        if not prompts:
+        request = self._requests.images(
+            prompts,
+            num_images,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+        )
+        if not request.prompts:
             return np.zeros((0, self.config.image_tokens), np.int32)
-        ids = [
-            self.tokenizer.encode(generation_prompt(prompt, self._style))
-            for prompt in prompts
-            for _ in range(num_images)
-        ]
-        if any(self.tokenizer.image_id in prompt for prompt in ids):
-            raise UserError(f"the prompt of a drawing contains {IMAGE_PLACEHOLDER}, which is for questions")
-        self._check_length(ids, self.config.image_tokens, "the tokens of an image")
+        ids = [prompt for prompt in request.prompts for _ in range(num_images)]
         conditional = pad_prompts(ids, self.tokenizer.image_id)
         unconditional = pad_prompts([self.tokenizer.unconditional(prompt) for prompt in ids], self.tokenizer.image_id)
         image_index = jnp.tile(jnp.arange(num_images), len(prompts))
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), image_index)
         codes = decode_image_codes(
             self._model,
-            self._decoding_params,
+            self.params,
             conditional,
             unconditional.tokens,
             keys,
             jnp.float32(cfg_weight),
-            sampling=sampling,
+            sampling=request.sampling,
         )
         return np.asarray(codes)
 
     def draw(self, codes: np.ndarray) -> list[PIL.Image.Image]:
-        """Image codes [B, N] -> images."""
+        """Image codes [B, N] -> images.
+
+        Decoded in portions of 1, 2, 4, 8 or 16, each a compiled program.
+        """
         images = []
         for start in range(0, len(codes), PIXEL_CHUNK):
             chunk = codes[start : start + PIXEL_CHUNK]
-            padded = np.pad(chunk, ((0, PIXEL_CHUNK - len(chunk)), (0, 0)))  # one compiled shape
-            pixels = decode_pixels(self._model, self._decoding_params, padded)
+            padding = (1 << (len(chunk) - 1).bit_length()) - len(chunk)  # up to a power of two
+            pixels = decode_pixels(self._model, self.params, np.pad(chunk, ((0, padding), (0, 0))))
             images += to_images(pixels)[: len(chunk)]
         return images
 
@@ -207,7 +222,8 @@ class JanusPipeline:
         Raises:
             UserError: unknown format, one that cannot hold this model, a folder that is not empty, or a full disk.
         """
-        source = folders.MemorySource(self.config, self.params, self.tokenizer, self._normalization)
+        params = stack_layers(self.params, join=_Layers)  # still a layer at a time in memory
+        source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
         folders.write_folder(source, folder, format, dtype)
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
@@ -219,16 +235,11 @@ class JanusPipeline:
         pixels = np.zeros((len(images), slots, size, size, 3), np.uint8)
         for row, own in enumerate(images):
             for slot, image in enumerate(own):
-                loaded = image.convert("RGB") if isinstance(image, PIL.Image.Image) else load_image(image)
-                pixels[row, slot] = understanding_pixels(loaded, size, self._normalization.pad_colour)
+                if not _is_image(image):
+                    raise UserError(f"image of type {type(image).__name__}, expected a PIL image or the path of a file")
+                rgb = to_rgb(image, "image") if isinstance(image, PIL.Image.Image) else load_image(image)
+                pixels[row, slot] = understanding_pixels(rgb, size, self._normalization.pad_colour)
         return jnp.asarray(self._normalization(pixels))
-
-    def _check_length(self, prompts: Sequence[Sequence[int]], new_tokens: int, what: str) -> None:
-        longest, limit = max(len(prompt) for prompt in prompts), self.config.llama.max_length
-        if longest + new_tokens > limit:
-            raise UserError(
-                f"prompt of {longest} tokens and {new_tokens} for {what} exceed the context of {limit} tokens"
-            )
 
 
 def from_pretrained(path: epath.PathLike, dtype: DTypeLike | None = None) -> JanusPipeline:
@@ -240,23 +251,28 @@ def from_pretrained(path: epath.PathLike, dtype: DTypeLike | None = None) -> Jan
     Raises:
         UserError: not a model folder, not a Janus model, or damaged.
     """
-    source = folders.open_folder(path)
+    return load(folders.open_folder(path), dtype)
+
+
+def load(source: folders.Source, dtype: DTypeLike | None = None) -> JanusPipeline:
+    """`from_pretrained` of a folder that is open already. Each tensor is in memory once."""
+    RequestReader(source.config, source.tokenizer)  # refuses a model that could not be asked
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    params = folders.load_params(source, dtype)
-    return JanusPipeline(source.config, params, source.tokenizer, dtype, source.normalization)
+    loaded: dict[str, jax.Array] = {}
+    for piece, _ in folders.pieces(source.config):
+        path = piece.path if piece.layer is None else unstacked_path(piece.path, piece.layer)
+        loaded[path] = jnp.asarray(source.read(piece).astype(dtype))
+    return JanusPipeline(source.config, unflatten(loaded), source.tokenizer, dtype, source.normalization)
 
 
-def user_message(text: str, num_images: int) -> Message:
-    """A user's turn with its images in front, a line each, as in the official prompts."""
-    if not text.strip():
-        raise UserError("the prompt is empty, expected a question")
-    return Message("user", f"{IMAGE_PLACEHOLDER}\n" * num_images + text)
+class _Layers(tuple):
+    """The layers of a parameter, apart, where one stacked array is read layer by layer."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self[0].dtype
 
 
-def _sampling(temperature: float, top_p: float) -> Sampling:
-    if temperature < 0:
-        raise UserError(f"temperature={temperature}, expected 0 or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p}, expected a value in (0, 1]")
-    return Sampling(temperature, top_p)
+def _is_image(value: Any) -> bool:
+    return isinstance(value, PIL.Image.Image | str | os.PathLike)

@@ -6,11 +6,12 @@ compile time does not grow with depth. With `scan_layers=False` the same blocks 
 layout into the second; checkpoints always hold the first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from janus_jax.models.config import Execution
 
@@ -69,3 +70,23 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[name] = unstack_layers(value) if isinstance(value, Mapping) else value
     return result
+
+
+def stack_layers(params: Mapping[str, Any], join: Callable[[Sequence[Any]], Any] = jnp.stack) -> dict[str, Any]:
+    """The inverse of `unstack_layers`; `join` makes one leaf of the leaves of all layers."""
+    result: dict[str, Any] = {}
+    layers: dict[int, Any] = {}
+    for name, value in params.items():
+        prefix, _, number = name.rpartition("_")
+        if prefix == STACKED:
+            layers[int(number)] = value
+        else:
+            result[name] = stack_layers(value, join) if isinstance(value, Mapping) else value
+    if layers:
+        result[STACKED] = jax.tree.map(lambda *leaves: join(leaves), *(layers[i] for i in range(len(layers))))
+    return result
+
+
+def unstacked_path(path: str, layer: int) -> str:
+    """Path of a layer of a stacked parameter: "a/layers/b", 2 -> "a/layers_2/b"."""
+    return path.replace(f"/{STACKED}/", f"/{STACKED}_{layer}/")

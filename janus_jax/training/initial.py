@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import tokenizers
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -11,6 +13,7 @@ from janus_jax import checkpoints
 from janus_jax.convert import folders
 from janus_jax.convert.parts import PARTS, load_part, same_function
 from janus_jax.data.images import JANUS_NORMALIZATION
+from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, ModelConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten, init_params
@@ -24,11 +27,17 @@ class Origin(NamedTuple):
     source: str  # field and folder, or "fresh"
 
 
-def initial_params(config: ConfigDict, architecture: ModelConfig, mesh: Mesh) -> tuple[Params, list[Origin]]:
+def initial_params(
+    config: ConfigDict, architecture: ModelConfig, mesh: Mesh, tokenizer: Tokenizer | None = None
+) -> tuple[Params, list[Origin]]:
     """Parameters of step 0 by `config.init`, and which module came from where.
 
+    Args:
+        tokenizer: of the run.
+
     Raises:
-        UserError: a folder that is not what its field says, or of another architecture; names the field.
+        UserError: a folder that is not what its field says, of another architecture, or whose text embeddings belong
+            to other ids than the tokenizer's; names the field.
     """
     given: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -36,7 +45,7 @@ def initial_params(config: ConfigDict, architecture: ModelConfig, mesh: Mesh) ->
         location = config.init[field]
         if location:
             with _naming(f"init.{field}={location!r}"):
-                values = _load(field, location, architecture)
+                values = _load(field, location, architecture, tokenizer)
             given |= values
             sources |= dict.fromkeys(values, f"init.{field}={location}")
     params = init_params(architecture, config.seed, param_shardings(architecture, mesh), given)
@@ -49,11 +58,14 @@ def format_origins(origins: list[Origin]) -> str:
     return "\n".join(lines + [f"{name:<14}{number:>15,}  {source}" for name, number, source in origins])
 
 
-def _load(field: str, location: str, architecture: ModelConfig) -> Mapping[str, Any]:
+def _load(field: str, location: str, architecture: ModelConfig, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
     """Path -> values of everything that one field brings."""
     if field != "checkpoint":
         if not isinstance(architecture, JanusConfig):
             raise UserError("only a Janus model takes a pretrained part")
+        own = epath.Path(location) / FILE_NAME
+        if field == "llm" and tokenizer is not None and own.exists():
+            _require_same_ids(tokenizers.Tokenizer.from_file(str(own)), tokenizer)
         return load_part(field, location, architecture)
     if not isinstance(architecture, JanusConfig):
         saved = checkpoints.read_architecture(location)
@@ -61,6 +73,8 @@ def _load(field: str, location: str, architecture: ModelConfig) -> Mapping[str, 
         return flatten(checkpoints.load_params(location, saved))
     source = folders.open_folder(location)
     _require_same(source.config, architecture)
+    if tokenizer is not None:
+        _require_same_ids(source.tokenizer.backend, tokenizer)
     if source.normalization != JANUS_NORMALIZATION:
         raise UserError(f"its images have {source.normalization}, training uses {JANUS_NORMALIZATION}")
     return flatten(folders.load_params(source))
@@ -70,6 +84,16 @@ def _require_same(saved: ModelConfig, wanted: ModelConfig) -> None:
     saved = same_function(saved, wanted)
     if saved != wanted:
         raise UserError(f"holds another architecture than the config's: {differences(saved, wanted)}")
+
+
+def _require_same_ids(saved: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
+    """The run's tokenizer may know more tokens, but none by another id: its embedding would be another token's."""
+    own = tokenizer.backend.get_vocab()
+    moved = sorted(token for token, id in saved.get_vocab().items() if own.get(token) != id)
+    if moved:
+        raise UserError(
+            f"its tokenizer.json has {len(moved)} tokens with other ids than config.data.tokenizer, e.g. {moved[0]!r}"
+        )
 
 
 def _origins(architecture: ModelConfig, given: Mapping[str, Any], sources: Mapping[str, str]) -> list[Origin]:

@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     shardings = state_shardings(architecture, mask, optimizer, abstract_state, mesh)
     first_step = checkpoints.latest_step()
     if first_step is None:
-        params, origins = initial_params(config, architecture, mesh)
+        params, origins = initial_params(config, architecture, mesh, tokenizer)
         _say(format_origins(origins))
         state = jax.jit(new_state, out_shardings=shardings)(params)
     else:

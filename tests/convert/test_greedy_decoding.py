@@ -10,7 +10,7 @@ from transformers import JanusForConditionalGeneration
 import janus_jax
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.inference.pipeline import user_message
+from janus_jax.inference.request import user_message
 
 PROMPTS = ["seven", "the larger of two and nine", "one"]
 QUESTIONS = [("Which digit is this?", 1), ("Is four odd or even? Compare the two images.", 2), ("And now?", 0)]

@@ -220,7 +220,7 @@ def test_not_a_checkpoint(tmp_path):
 
 
 def test_memory_and_shardings(tmp_path):
-    """240 MB in layers of 10 MB, written and read with less than half of that; then restored onto four devices."""
+    """440 MB in layers of 10 MB, written and read with less than half of that; then restored onto four devices."""
     code = """
         import sys
         import numpy as np
@@ -232,13 +232,13 @@ def test_memory_and_shardings(tmp_path):
 
         folder, shape = sys.argv[1], (1000, 2500)
         before = peak()
-        plan = {"layers/a/layers/b": ((20, *shape), np.float32), "c": ((4000, 2500), np.float32)}
+        plan = {"layers/a/layers/b": ((40, *shape), np.float32), "c": ((4000, 2500), np.float32)}
         with OrbaxWriter(folder, plan) as writer:
-            for layer in range(20):
+            for layer in range(40):
                 writer.write("layers/a/layers/b", layer, np.full(shape, layer, np.float32))
             writer.write("c", None, np.full((4000, 2500), 7, np.float32))
         reader = OrbaxReader(folder)
-        for layer in range(20):
+        for layer in range(40):
             assert (reader.read("layers/a/layers/b", layer) == layer).all()
         print(peak() - before)
 
@@ -248,17 +248,17 @@ def test_memory_and_shardings(tmp_path):
         def target(shape, *spec):
             sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
             return jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
-        stacked = target((20, *shape), None, None, "x")
+        stacked = target((40, *shape), None, None, "x")
         tree = {"layers": {"a": {"layers": {"b": stacked}}}, "c": target((4000, 2500), "x")}
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder, tree)
         array = restored["layers"]["a"]["layers"]["b"]
         assert array.sharding == tree["layers"]["a"]["layers"]["b"].sharding
-        assert (np.asarray(array) == np.arange(20)[:, None, None]).all()
+        assert (np.asarray(array) == np.arange(40)[:, None, None]).all()
         assert (np.asarray(restored["c"]) == 7).all()
     """
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "params")]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 120
+    assert int(run.stdout) < 220

@@ -194,6 +194,14 @@ def test_damaged_images_are_errors_that_name_their_origin(data, training):
         decode_image(data, "web/17", training=training)
 
 
+@pytest.mark.parametrize("file_format", ["ICO", "TGA", "PCX"])
+def test_formats_outside_the_list_are_not_even_tried(file_format):
+    data = encoded(random_image(16, 16), file_format)
+    assert PIL.Image.open(io.BytesIO(data)).format == file_format
+    with pytest.raises(UserError, match="^x: not a readable image"):
+        decode_image(data, "x")
+
+
 def test_an_image_over_the_pixel_limit_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 20 * 30)
     assert decode_image(encoded(random_image(20, 30)), "x").size == (20, 30)

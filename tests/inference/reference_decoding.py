@@ -7,6 +7,7 @@ import numpy as np
 from janus_jax.batch import Modality
 from janus_jax.models.config import Execution
 from janus_jax.models.parameters import bind, build
+from janus_jax.models.stack import stack_layers
 
 LENGTH = 96  # all sequences are padded on the right to this
 
@@ -32,7 +33,7 @@ class Reference:
 
     @staticmethod
     def _forward(model, params, tokens, modality, pixels, head):
-        apply = bind(model, params)
+        apply = bind(model, stack_layers(params))
         x = apply(tokens, modality, pixels, method="embed")
         positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
         hidden, _ = apply(x, positions, (modality > 0).astype(jnp.int32))

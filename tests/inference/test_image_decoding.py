@@ -91,6 +91,11 @@ def test_each_prompt_alone_has_the_greedy_codes_it_has_in_the_batch(pipeline, gr
     np.testing.assert_array_equal(alone, greedy[index : index + 1])
 
 
+def test_one_candidate_is_greedy(pipeline, greedy):
+    codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=1.0, top_k=1, seed=4)
+    np.testing.assert_array_equal(codes, greedy)
+
+
 @pytest.fixture(scope="module")
 def drawn(pipeline):
     """[prompt, image, code], two images of each prompt."""

@@ -1,17 +1,25 @@
 """The public object: drawing pixels, saving and loading, and what it refuses."""
 
+import gc
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
+import tokenizers
 
 from janus_jax import UserError, from_pretrained
 from janus_jax.checkpoints import save_params
-from janus_jax.inference.pipeline import PIXEL_CHUNK, user_message
+from janus_jax.data.images import understanding_pixels
+from janus_jax.data.prompts import Message
+from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
+from janus_jax.inference.request import user_message
 from janus_jax.models.config import Execution
-from janus_jax.models.parameters import bind, build, flatten
+from janus_jax.models.parameters import bind, build, count, flatten
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +56,22 @@ def test_drawn_pixels_are_the_decoded_codes_truncated_to_bytes(pipeline, codes, 
 
 def test_drawing_in_other_portions_gives_the_same_images(pipeline, codes, drawn):
     portions = [pipeline.draw(codes[:5]), pipeline.draw(codes[5:6]), pipeline.draw(codes[6:])]
-    again = [np.asarray(image) for portion in portions for image in portion]
-    np.testing.assert_array_equal(again, drawn)
+    again = np.stack([np.asarray(image) for portion in portions for image in portion])
+    differs = again != drawn  # programs of another size round differently, which may move a value to the next byte
+    assert np.all(np.abs(again.astype(int) - drawn)[differs] == 1)
+    assert differs.mean() < 1e-3
+
+
+def test_few_images_are_not_decoded_as_many(pipeline, codes, monkeypatch):
+    sizes = []
+
+    def decode_pixels(model, params, padded):
+        sizes.append(len(padded))
+        return np.zeros((len(padded), 16, 16, 3))
+
+    monkeypatch.setattr("janus_jax.inference.pipeline.decode_pixels", decode_pixels)
+    assert [len(pipeline.draw(codes[:number])) for number in (0, 1, 2, 3, 5, 18)] == [0, 1, 2, 3, 5, 18]
+    assert sizes == [1, 2, 4, 8, 16, 2]
 
 
 def test_generated_images_are_the_drawn_codes(pipeline):
@@ -80,6 +102,31 @@ def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
         np.testing.assert_array_equal(flatten(loaded.params)[path], leaf.astype(jnp.bfloat16), err_msg=path)
 
 
+def test_a_loaded_model_is_in_memory_once(pipeline, saved):
+    gc.collect()
+    before = {id(array) for array in jax.live_arrays()}
+    loaded = from_pretrained(saved)
+    gc.collect()
+    new = sum(array.size for array in jax.live_arrays() if id(array) not in before)
+    assert new == count(loaded.params) == count(pipeline.params)
+
+
+@pytest.fixture(scope="module")
+def roleless(pipeline):
+    """The tokenizer, with one of the role tokens of the model's prompts renamed."""
+    return Tokenizer(tokenizers.Tokenizer.from_str(pipeline.tokenizer.backend.to_str().replace("<|User|>", "<|Xser|>")))
+
+
+def test_a_tokenizer_without_the_roles_of_the_prompts_is_refused(pipeline, roleless, saved, tmp_path):
+    with pytest.raises(UserError, match=r"role token\(s\) of the prompts missing: <\|User\|>"):
+        JanusPipeline(pipeline.config, pipeline.params, roleless)
+    shutil.copytree(saved, tmp_path / "model")
+    next((tmp_path / "model" / "params" / "gen_embed").glob("[0-9]*")).unlink()  # the weights cannot be read
+    roleless.save(tmp_path / "model" / FILE_NAME)
+    with pytest.raises(UserError, match=rf"{tmp_path}/model/{FILE_NAME}: role token"):
+        from_pretrained(tmp_path / "model")
+
+
 def test_a_model_is_not_written_over_another(pipeline, saved):
     with pytest.raises(UserError, match=rf"{saved}.*exists already"):
         pipeline.save_pretrained(saved)
@@ -92,12 +139,27 @@ def test_a_model_is_not_written_over_another(pipeline, saved):
         ({"temperature": -0.5}, r"temperature=-0\.5"),
         ({"top_p": 0.0}, r"top_p=0\.0"),
         ({"top_p": 1.5}, r"top_p=1\.5"),
+        ({"temperature": float("nan")}, r"temperature=nan, expected 0 or 1e-06 to 1e\+06"),
+        ({"temperature": float("inf")}, r"temperature=inf"),
+        ({"temperature": 1e-40}, r"temperature=1e-40"),
+        ({"top_p": float("nan")}, r"top_p=nan"),
+        ({"top_k": -1}, r"top_k=-1"),
+        ({"seed": -1}, r"seed=-1, expected 0 to 4294967295"),
+        ({"seed": 2**32}, r"seed=4294967296"),
+        ({"seed": 10**30}, r"seed=10{30}"),
         ({"max_new_tokens": 0}, r"max_new_tokens=0"),
         ({"max_new_tokens": 120}, r"prompt of \d+ tokens and 120 for max_new_tokens exceed the context of 128"),
         ({"prompt": "two " * 200}, r"prompt of \d{3,} tokens and 10 for max_new_tokens exceed the context of 128"),
         ({"images": ["{folder}/nowhere.png"]}, r"{folder}/nowhere\.png"),
         ({"images": ["{folder}/corrupt.png"]}, r"{folder}/corrupt\.png: not a readable image"),
         ({"prompt": ["one?", "two?"], "images": [[]]}, r"2 prompts but 1 lists of images"),
+        ({"prompt": ["one?", "two?"], "images": "ab"}, r"got str where a list of images of a prompt is expected"),
+        ({"prompt": ["one?", "two?"], "images": ["a", "b"]}, r"got str where a list of images of a prompt"),
+        ({"prompt": ["one?"], "images": None}, r"got NoneType where a list of images of a prompt"),
+        ({"images": None}, r"got NoneType where a list of images of a prompt"),
+        ({"images": [["a.png"]]}, r"image of type list, expected a PIL image or the path of a file"),
+        ({"images": [np.zeros((4, 4, 3), np.uint8)]}, r"image of type ndarray, expected a PIL image"),
+        ({"images": [PIL.Image.new("F", (4, 4))]}, r"image: image of mode F, expected 8 or 16 bits per channel"),
         ({"prompt": "which <image_placeholder> one?"}, r"1 <image_placeholder> in the prompt, 0 images"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
@@ -105,7 +167,10 @@ def test_a_model_is_not_written_over_another(pipeline, saved):
 def test_bad_questions_are_refused(pipeline, tmp_path, options, message):
     (tmp_path / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing else")
     options = {"images": [], "prompt": "one?", "max_new_tokens": 10} | options
-    options["images"] = [each if isinstance(each, list) else each.format(folder=tmp_path) for each in options["images"]]
+    if isinstance(options["images"], list):
+        options["images"] = [
+            each.format(folder=tmp_path) if isinstance(each, str) else each for each in options["images"]
+        ]
     with pytest.raises(UserError, match=message.replace("{folder}", re.escape(str(tmp_path)))):
         pipeline.chat(options.pop("images"), options.pop("prompt"), **options)
 
@@ -120,6 +185,13 @@ def test_bad_questions_are_refused(pipeline, tmp_path, options, message):
         ({"temperature": -1.0}, r"temperature=-1\.0"),
         ({"top_p": 0.0}, r"top_p=0\.0"),
         ({"top_p": 2.0}, r"top_p=2\.0"),
+        ({"temperature": float("nan")}, r"temperature=nan"),
+        ({"cfg_weight": float("nan")}, r"cfg_weight=nan, expected -1000000 to 1000000"),
+        ({"cfg_weight": float("-inf")}, r"cfg_weight=-inf"),
+        ({"cfg_weight": 1e39}, r"cfg_weight=1e\+39"),
+        ({"top_k": -2}, r"top_k=-2"),
+        ({"seed": 2**64}, r"seed=18446744073709551616"),
+        ({"prompts": "one"}, r"prompts='one', expected a list of prompts"),
         ({"prompts": ["two " * 200]}, r"prompt of \d{3,} tokens and 16 for the tokens of an image .* 128 tokens"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
@@ -128,6 +200,30 @@ def test_bad_drawing_orders_are_refused(pipeline, options, message):
     options = {"prompts": ["one"], "num_images": 1} | options
     with pytest.raises(UserError, match=message):
         pipeline.generate_codes(**options)
+
+
+@pytest.mark.parametrize(
+    ("conversations", "message"),
+    [
+        ([[]], r"does not end with a message of the user"),
+        ([[user_message("one?", 0), Message("assistant", "yes")]], r"does not end with a message of the user"),
+        ([user_message("one?", 0)], r"not a list of Message"),
+        ([[user_message("one?", 0)]] * 2, r"got 2 conversations but 1 lists of images"),
+    ],
+)
+def test_conversations_of_another_form_are_refused(pipeline, conversations, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.answer(conversations, [[]])
+
+
+def test_16_bit_images_given_from_python_are_rescaled_like_those_of_files(pipeline, tmp_path):
+    values = np.linspace(0, 65535, 24 * 24).astype(np.uint16).reshape(24, 24)
+    image = PIL.Image.fromarray(values)
+    image.save(tmp_path / "grey.png")
+    own, read = (np.asarray(pipeline._pixels([[each]])) for each in (image, tmp_path / "grey.png"))
+    np.testing.assert_array_equal(own, read)
+    expected = understanding_pixels(PIL.Image.fromarray((values // 257).astype(np.uint8)).convert("RGB"), 16)
+    np.testing.assert_allclose(own[0, 0], expected / 127.5 - 1, atol=1e-6)
 
 
 def test_an_empty_list_of_prompts_is_an_empty_result(pipeline):
@@ -146,6 +242,10 @@ def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
     room = 128 - len(pipeline.answer(question, [[]], max_new_tokens=1)[0].prompt_token_ids)
     assert 0 < room < 96
     assert pipeline.answer(question, [[]], max_new_tokens=room)[0].token_ids == [7] * room
+    # Without a number each answer of a batch takes what its own prompt leaves.
+    short = pipeline.answer([[user_message("one?", 0)], *question], [[], []])
+    assert [len(answer.token_ids) + len(answer.prompt_token_ids) for answer in short] == [128, 128]
+    assert len(short[1].token_ids) == room
     with pytest.raises(UserError, match=rf"prompt of {128 - room} tokens and {room + 1} "):
         pipeline.answer(question, [[]], max_new_tokens=room + 1)
 

@@ -6,7 +6,8 @@ import pytest
 from reference_decoding import Reference
 
 from janus_jax.data.images import understanding_pixels
-from janus_jax.inference.pipeline import JanusPipeline, user_message
+from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.request import user_message
 
 NEW_TOKENS = 10
 # Different lengths, and 0, 1 and 2 images; the last is in another length bucket than the others.
@@ -95,11 +96,13 @@ def test_an_answer_ends_at_end_of_sentence_while_others_go_on(pipeline, images, 
     assert len(stopped[2].token_ids) > stop
 
 
-def test_sampling_follows_the_seed_and_a_tiny_nucleus_is_greedy(pipeline, answers, images):
+def test_sampling_follows_the_seed_and_a_tiny_nucleus_or_one_candidate_is_greedy(pipeline, answers, images):
     conversations = [[user_message(QUESTIONS[0], 0)]]
     options = {"max_new_tokens": NEW_TOKENS, "temperature": 1.0}
     narrow = pipeline.answer(conversations, images[:1], top_p=1e-6, **options)[0]
     assert narrow.token_ids == answers[0].token_ids
+    one = pipeline.answer(conversations, images[:1], top_p=1.0, top_k=1, **options)[0]
+    assert one.token_ids == answers[0].token_ids
     drawn = [pipeline.answer(conversations, images[:1], top_p=1.0, seed=seed, **options)[0] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]

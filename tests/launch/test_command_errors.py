@@ -2,12 +2,14 @@
 
 import concurrent.futures
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from janus_jax.checkpoints import save_params
+from janus_jax.convert import folders
 from janus_jax.data import digits
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
@@ -23,6 +25,11 @@ CASES = {
     "missing workdir": ("train", [TRAIN], "--workdir"),
     "unknown stage": ("train", ["--config=configs/quickstart.py:stage9", "--workdir={folder}/w"], "stage9"),
     "missing config file": ("train", ["--config=configs/nope.py", "--workdir={folder}/w"], "configs/nope.py"),
+    "config file that raises": (
+        "train",
+        ["--config={folder}/broken.py", "--workdir={folder}/w"],
+        "--config={folder}/broken.py: ZeroDivisionError: division by zero (line 2)",
+    ),
     "stray argument": ("train", [TRAIN, "--workdir={folder}/w", "stray"], "stray"),
     "unwritable workdir": (
         "train",
@@ -39,11 +46,38 @@ CASES = {
         [TRAIN, "--workdir={folder}/w", "--config.data.tokenizer={folder}/no_special.json"],
         "<end_of_image>",
     ),
+    "missing weights": ("chat", ["--checkpoint={folder}/weightless", "--prompt=hi"], "cannot be read"),
     "missing checkpoint": ("chat", ["--checkpoint={folder}/nowhere", "--prompt=hi"], "{folder}/nowhere"),
     "empty prompt": ("chat", ["--checkpoint={folder}/model", "--prompt= "], "--prompt"),
     "corrupt image": ("chat", ["--checkpoint={folder}/model", "--prompt=hi", "--image={folder}/file"], "{folder}/file"),
-    "prompt longer than the context": ("chat", ["--checkpoint={folder}/model", f"--prompt={'one ' * 1200}"], "1024"),
+    "prompt longer than the context": (
+        "chat",
+        ["--checkpoint={folder}/weightless", f"--prompt={'one ' * 1200}"],
+        "exceed the context of 1024 tokens",
+    ),
+    "temperature that is no number": (
+        "chat",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--temperature=nan"],
+        "temperature=nan",
+    ),
+    "conversation as JSON": ("chat", ["--checkpoint={folder}/weightless", "--json"], "--json"),
+    "tokenizer without a role": ("chat", ["--checkpoint={folder}/roleless", "--prompt=hi"], "<|Assistant|>"),
     "checkpoint of an image tokenizer": ("chat", ["--checkpoint={folder}/vq", "--prompt=hi"], "{folder}/vq"),
+    "drawing with a prompt too long": (
+        "generate",
+        ["--checkpoint={folder}/weightless", f"--prompt={'one ' * 1200}", "--output={folder}/out"],
+        "exceed the context of 1024 tokens",
+    ),
+    "seed out of range": (
+        "generate",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--seed=-1"],
+        "seed=-1",
+    ),
+    "folder with drawings": (
+        "generate",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/drawings"],
+        "--output={folder}/drawings: holds 00003.png",
+    ),
     "no prompt to draw": ("generate", ["--checkpoint={folder}/model", "--output={folder}/out"], "--prompt"),
     "unwritable output": (
         "generate",
@@ -55,13 +89,25 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small model, an image tokenizer, a tokenizer without a special token, a file that is no image."""
+    """Models, whole and damaged, an image tokenizer, a tokenizer without a special token, a file that is no image.
+
+    An error of a command on "weightless" came before it read the weights.
+    """
     folder = tmp_path_factory.mktemp("errors")
     tokenizer = digits.build_tokenizer(digits.text_records(), JANUS_PRO_TINY.llama.vocab_size, "janus_pro_tiny")
     save_params(folder / "model", JANUS_PRO_TINY, init_params(JANUS_PRO_TINY, seed=0))
     tokenizer.save(folder / "model" / FILE_NAME)
     save_params(folder / "vq", VQ_TINY, init_params(VQ_TINY, seed=0))
     (folder / "no_special.json").write_text(tokenizer.backend.to_str().replace("<end_of_image>", "<end>"))
+    shutil.copytree(folder / "model", folder / "roleless")
+    (folder / "roleless" / FILE_NAME).write_text(tokenizer.backend.to_str().replace("<|Assistant|>", "<|Assistent|>"))
+    params = init_params(JANUS_PRO_TINY, seed=0)
+    folders.write_folder(folders.MemorySource(JANUS_PRO_TINY, params, tokenizer), folder / "weightless", "orbax")
+    for chunk in (folder / "weightless" / "params").glob("*/[0-9]*"):
+        chunk.unlink()
+    (folder / "drawings").mkdir()
+    (folder / "drawings" / "00003.png").write_text("of another run")
+    (folder / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     (folder / "file").write_text("neither an image nor a folder")
     return folder
 

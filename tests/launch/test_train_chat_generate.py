@@ -10,7 +10,7 @@ from tiny_runs import MICRO_JANUS, cache_folder, micro_world, start_command, wri
 
 from janus_jax import from_pretrained
 from janus_jax.data import digits
-from janus_jax.inference.pipeline import user_message
+from janus_jax.inference.request import user_message
 from janus_jax.training.loop import read_metrics
 
 ENOUGH = 1_000_000  # steps: the run is still going when the signal arrives

@@ -127,6 +127,16 @@ def test_starting_point_of_another_architecture_is_refused_by_its_field(data_fol
         loop.train(config, tmp_path / "run")
 
 
+def test_starting_point_of_another_tokenizer_is_refused(data_folder, tmp_path):
+    other = train_tokenizer(["other words"], vocab_size=300, extra_special_tokens=STYLES["janus_pro_tiny"][:2])
+    save_params(tmp_path / "start", MICRO_JANUS, init_params(MICRO_JANUS, seed=0))
+    other.save(tmp_path / "start" / "tokenizer.json")
+    config = janus_experiment(data_folder)
+    config.init.checkpoint = str(tmp_path / "start")
+    with pytest.raises(UserError, match=r"init\.checkpoint=.*tokens with other ids than config\.data\.tokenizer"):
+        loop.train(config, tmp_path / "run")
+
+
 def checkpoint(workdir, config, rules=None):
     """A checkpoint of step 0 of a run of this config, or with these `trainable` rules."""
     params = init_params(MICRO_JANUS, seed=0)

@@ -138,6 +138,18 @@ def test_precomputed_codes_give_the_same_loss_as_codes_computed_in_the_step(para
         np.testing.assert_allclose(pair, precomputed[1][name], rtol=1e-6, err_msg=name)
 
 
+def test_codes_do_not_depend_on_the_dtype_of_the_run(batch, coded, params):
+    """In bfloat16 the tokenizer would choose other codes; the loss depends on every one of them."""
+    rounding = bind(build(MICRO_JANUS, Execution(dtype=jnp.bfloat16)), params)
+    other = jax.jit(lambda batch: with_codes(batch, lambda pixels: rounding(pixels, method="encode_codes")))(batch)
+    assert np.any(np.asarray(other.tokens) != coded.tokens)
+    loss = ConfigDict({"normalization": "tokens", "chunk_size": 1024})
+    compiled = jax.jit(make_loss(MICRO_JANUS, Execution(dtype=jnp.bfloat16), loss))
+    in_step, precomputed, with_others = (compiled(params, each)[1] for each in (batch, coded, other))
+    np.testing.assert_allclose(in_step["loss/generate"], precomputed["loss/generate"], rtol=1e-6)
+    assert abs(with_others["loss/generate"][0] / precomputed["loss/generate"][0] - 1) > 1e-5
+
+
 def test_chunk_size_changes_neither_value_nor_gradient(params, coded):
     """50 does not divide the 384 tokens; the gradient of the final norm sums up that of all hidden states."""
     coded = jax.tree.map(jnp.asarray, coded)
