@@ -66,7 +66,7 @@ def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.I
             raise UserError(f"{origin}: image of {image.width}x{image.height} is over the limit of {MAX_PIXELS} pixels")
         image.load()
         if training:
-            image = PIL.ImageOps.exif_transpose(image)
+            PIL.ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):
             image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         if image.mode in ("I", "F"):  # unknown range: `convert` would clip it to black or white
@@ -75,7 +75,7 @@ def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.I
             rgba = image.convert("RGBA")
             image = PIL.Image.new("RGBA", rgba.size, "white")
             image.alpha_composite(rgba)
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except UserError:
         raise
     except Exception as error:  # pixels are decoded late, so damage may show only here

@@ -9,7 +9,7 @@ not row j from shard j mod S, so that the rows of a process are those of its dev
 import functools
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -20,13 +20,14 @@ from janus_jax.batch import ImageBatch, PackedBatch
 from janus_jax.data.drops import DropReport
 from janus_jax.data.images import CENTRE, Crop
 from janus_jax.data.mixture import Schedule, ever_positive
-from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble
+from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
 from janus_jax.data.record_source import RecordSource
 from janus_jax.data.samples import SampleBuilder, square_image
 from janus_jax.data.shard import UNITS, Component, Shard
 from janus_jax.errors import UserError
 
 PREFETCH = 2  # blocks per shard prepared ahead
+MIN_SHARED = 2**16  # bytes of an array that a worker shares; a smaller one is cheaper to send
 
 
 class Stream:
@@ -34,17 +35,23 @@ class Stream:
 
     Args:
         shards: of this process, in order.
-        batch_type: PackedBatch or ImageBatch.
+        join: makes a batch of the blocks of all shards.
         settings: everything the rows depend on, by the name of its field; a state of other settings is refused.
         workers: processes that decode and pack; 0 does it in a thread of this one.
     """
 
-    def __init__(self, shards: Sequence[Shard], batch_type: type, settings: Mapping[str, Any], workers: int = 0):
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        join: Callable[[Sequence[Mapping[str, np.ndarray]]], Any],
+        settings: Mapping[str, Any],
+        workers: int = 0,
+    ):
         if workers and len(shards) % workers:
             raise UserError(f"data.workers={workers} must divide the {len(shards)} logical shards of a process")
         if not flags.FLAGS.is_parsed():  # Grain reads an absl flag when it starts its threads
             flags.FLAGS.mark_as_parsed()
-        self._shards, self._batch_type, self._workers = shards, batch_type, workers
+        self._shards, self._join, self._workers = shards, join, workers
         self._settings = json.loads(json.dumps(settings))  # tuples as lists, as a restored state has them
         self._states = {str(shard.index): shard.get_state() for shard in shards}
         self._iterator: grain.DatasetIterator | None = None
@@ -65,8 +72,7 @@ class Stream:
             info = json.loads(block.pop("info"))
             self._states[str(shard.index)] = info["state"]
             keys += info["keys"]
-        joined = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        return self._batch_type(**joined), keys
+        return self._join(blocks), keys
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable."""
@@ -95,8 +101,10 @@ class Stream:
             self._iterator = None
 
     def _start(self) -> grain.DatasetIterator:
-        blocks = _Blocks([(shard, self._states[str(shard.index)]) for shard in self._shards])
+        blocks: grain.IterDataset = _Blocks([(shard, self._states[str(shard.index)]) for shard in self._shards])
         if self._workers:
+            options = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED)
+            blocks = grain.experimental.WithOptionsIterDataset(blocks, options)
             ahead = PREFETCH * len(self._shards) // self._workers
             return iter(blocks.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=ahead)))
         ahead = PREFETCH * len(self._shards)
@@ -201,10 +209,7 @@ def packed_rows(
                 name = f"{task}/{i}"
                 dataset = _shuffled(source, name, seed, num_shards).random_map(builder)
                 components.append(Component(name, task, weight, dataset))
-    slots = {
-        "und_pixels": (builder.understanding_slots, builder.understanding_size),
-        "gen_pixels": (builder.generation_slots, builder.generation_size),
-    }
+    slots = dict(zip(IMAGE_FEATURES, (builder.understanding_slots, builder.generation_slots), strict=True))
     if builder.stored_codes:
         del slots["gen_pixels"]
     make = functools.partial(
@@ -216,12 +221,12 @@ def packed_rows(
         capacity=(builder.row_length, builder.understanding_slots, builder.generation_slots),
         bins=packing_bins,
         lengths=_row_share,
-        assemble=functools.partial(assemble, row_length=builder.row_length, slots=slots),
+        assemble=functools.partial(assemble, row_length=builder.row_length, images=tuple(slots)),
         rows_per_step=_rows_per_shard(batch_size, num_shards),
         max_drop_rate=max_drop_rate,
     )
     shards = [make(i) for i in _own_shards(num_shards, process_index, process_count)]
-    return Stream(shards, PackedBatch, settings or {}, workers)
+    return Stream(shards, functools.partial(_packed_batch, slots=slots), settings or {}, workers)
 
 
 def square_images(
@@ -258,7 +263,7 @@ def square_images(
         max_drop_rate=max_drop_rate,
     )
     shards = [make(i) for i in _own_shards(num_shards, process_index, process_count)]
-    return Stream(shards, ImageBatch, settings or {}, workers)
+    return Stream(shards, _image_batch, settings or {}, workers)
 
 
 def _shuffled(source: RecordSource, name: str, seed: int, num_shards: int) -> grain.MapDataset:
@@ -290,6 +295,14 @@ def _row_share(sample: Mapping[str, np.ndarray]) -> tuple[int, ...]:
 
 def _one(sample: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     return (1,)
+
+
+def _packed_batch(blocks: Sequence[Mapping[str, np.ndarray]], slots: Mapping[str, int]) -> PackedBatch:
+    return PackedBatch(**join_blocks(blocks, slots))
+
+
+def _image_batch(blocks: Sequence[Mapping[str, np.ndarray]]) -> ImageBatch:
+    return ImageBatch(np.concatenate([block["pixels"] for block in blocks]))
 
 
 def _stacked(rows: Sequence[Sequence[Item]]) -> dict[str, np.ndarray]:

@@ -27,10 +27,10 @@ import tqdm
 from janus_jax.batch import Modality
 from janus_jax.convert.side_files import write_hf_files
 from janus_jax.data.inspection import summarize
-from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble
+from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
 from janus_jax.data.pipeline import PREFETCH, Stream, packed_rows
 from janus_jax.data.prompts import IMAGE_MARKER, IMAGE_PLACEHOLDER, STYLES, Message
-from janus_jax.data.record_source import Stored, open_records
+from janus_jax.data.record_source import RecordSource, Stored, open_records
 from janus_jax.data.records import Record, write_records
 from janus_jax.data.samples import SampleBuilder, conversation
 from janus_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -42,7 +42,7 @@ STYLE = STYLES["janus_pro"]
 RATIO = {"understand": 2.0, "text": 3.0, "generate": 5.0}  # stage II
 IMAGE_SIZE, IMAGE_TOKENS, ROW_LENGTH, SLOTS = 384, 576, 4096, 7
 NUM_SHARDS, BINS = 8, 6  # as in configs/common.py
-RECORDS = 96  # per task
+RECORDS, SOURCE_SIZE = 96, 100_000  # per task: different ones, and in all
 ROUNDS, IMAGES = 5, 400  # per round and reader
 PEER_BATCH = 8
 INDEX, DEPTH = 100_000_000, 10_000_000
@@ -234,15 +234,28 @@ def _plain_rows(records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[int
         sample, _ = builder.build(Record.deserialize(stored[task][count % RECORDS]), rng)
         item = Item(task, (), sample, "", ("", 0))
         if used + len(sample["tokens"]) > ROW_LENGTH:
-            batch = assemble([row], ROW_LENGTH, _slots())
+            batch = join_blocks([assemble([row], ROW_LENGTH, IMAGE_FEATURES)], dict.fromkeys(IMAGE_FEATURES, SLOTS))
             yield int((batch["modality"] > Modality.TEXT).sum()) // IMAGE_TOKENS
             row, used = [], 0
         row.append(item)
         used += len(sample["tokens"])
 
 
+class _Repeated(Sequence):
+    """A few records as a source of the usual size, since the shuffling of a tiny one is slower: 0.3 ms per index."""
+
+    def __init__(self, source: RecordSource):
+        self._source = source
+
+    def __len__(self) -> int:
+        return SOURCE_SIZE
+
+    def __getitem__(self, index: Any) -> Stored:
+        return self._source[index % len(self._source)]
+
+
 def _open_stream(folder: Path, tokenizer: Tokenizer, ratio: dict[str, float], workers: int = 0) -> Stream:
-    sources = {task: [open_records(f"{folder}/{task}.array_record", task)] for task in ratio}
+    sources = {task: [_Repeated(open_records(f"{folder}/{task}.array_record", task))] for task in ratio}
     return _stream(sources, ratio, tokenizer, workers)
 
 
@@ -291,10 +304,6 @@ def _builder(tokenizer: Tokenizer) -> SampleBuilder:
         supervision="all",
         drop_condition=0.1,
     )
-
-
-def _slots() -> dict[str, tuple[int, int]]:
-    return dict.fromkeys(IMAGE_FEATURES, (SLOTS, IMAGE_SIZE))
 
 
 def _make_records(rng: np.random.Generator) -> list[Record]:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from janus_jax.data.packing import TOKEN_FEATURES, Item, Packer, assemble
+from janus_jax.data.packing import TOKEN_FEATURES, Item, Packer, assemble, join_blocks
 
 ROW_LENGTH, UND_SLOTS, GEN_SLOTS = 20, 2, 1
-SLOTS = {"und_pixels": (UND_SLOTS, 2), "gen_pixels": (GEN_SLOTS, 4)}
+SLOTS = {"und_pixels": UND_SLOTS, "gen_pixels": GEN_SLOTS}
 
 
 def make_item(i, length, und=0, gen=0, task="text"):
@@ -42,8 +42,9 @@ def pack(items, bins, capacity=(ROW_LENGTH, UND_SLOTS, GEN_SLOTS), **options):
 def rows(request):
     closed, still_open = pack(random_items(), request.param)
     packed = closed + still_open
-    block = assemble(packed, ROW_LENGTH, SLOTS)
-    return [(items, {name: block[name][row] for name in block}) for row, items in enumerate(packed)]
+    blocks = [assemble(part, ROW_LENGTH, tuple(SLOTS)) for part in (packed[:3], packed[3:])]
+    batch = join_blocks(blocks, SLOTS)
+    return [(items, {name: batch[name][row] for name in batch}) for row, items in enumerate(packed)]
 
 
 def test_every_sample_is_in_exactly_one_row_and_whole(rows):
