@@ -50,7 +50,7 @@ from launch.quickstart_report import Phase, Question, ReportPage, render
 
 OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that is written")
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 2.0, "guidance of the drawings")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 2.5, "guidance of the drawings")
 
 WRITTEN = ("report.json", "report.html", "samples.png", "runs", "checkpoint", "data", "examples")
 # Seed and seconds of the run so far; only a folder with this file is ever cleared.

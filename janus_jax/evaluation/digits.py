@@ -59,13 +59,18 @@ def evaluate_understanding(model: JanusPipeline, digits: Digits) -> Understandin
 
 
 def evaluate_generation(
-    model: JanusPipeline, judge: Judge, digits: Digits, *, images_per_class: int, cfg_weight: float, seed: int
+    model: JanusPipeline, judge: Judge, digits: Digits, *, images_per_class: int, seed: int, **sampling: float
 ) -> Generation:
-    """Draws `images_per_class` images of each digit and lets the judge read them; `digits` are the real ones."""
+    """Draws `images_per_class` images of each digit and lets the judge read them.
+
+    Args:
+        digits: the real ones.
+        sampling: options of `JanusPipeline.generate_codes`, e.g. `cfg_weight`.
+    """
     images: list[PIL.Image.Image] = []
     for name in NAMES:
         caption = CAPTIONS[0].format(name)
-        images += model.generate_images(caption, images_per_class, cfg_weight=cfg_weight, seed=seed)
+        images += model.generate_images(caption, images_per_class, seed=seed, **sampling)
     labels = np.repeat(np.arange(len(NAMES)), images_per_class)
     read = judge(images)
     shuffled = np.random.default_rng(seed).permutation(labels)
