@@ -11,7 +11,7 @@ from janus_jax.models.config import Execution
 from janus_jax.models.llama import Llama
 from janus_jax.models.parameters import flatten
 from janus_jax.models.siglip import Siglip
-from janus_jax.models.stack import unstack_layers
+from janus_jax.models.stack import stack_layers, unstack_layers, unstacked_path
 
 LLAMA = dataclasses.replace(SMALL.llama, depth=2)
 PARAMS = random_params(dataclasses.replace(SMALL, llama=LLAMA))
@@ -62,6 +62,18 @@ def test_unstacking_slices_layers_and_keeps_the_rest():
     assert sorted(unstacked) == ["layers_0", "layers_1", "layers_2", "norm"]
     assert unstacked["layers_1"]["a"]["kernel"].tolist() == [2.0, 3.0]
     assert float(unstacked["layers_2"]["b"]) == 2.0
+
+
+def test_stacking_undoes_unstacking_whatever_the_order_of_the_layers():
+    stacked = {"decoder": {"norm": jnp.ones(2), "layers": {"a": jnp.arange(24.0).reshape(12, 2)}}}
+    apart = unstack_layers(stacked)
+    shuffled = {"decoder": dict(sorted(apart["decoder"].items()))}
+    assert list(shuffled["decoder"])[1] == "layers_1" and list(shuffled["decoder"])[2] == "layers_10"
+    for params in (apart, shuffled, stacked):
+        again = flatten(stack_layers(params))
+        assert again.keys() == flatten(stacked).keys()
+        np.testing.assert_array_equal(again["decoder/layers/a"], stacked["decoder"]["layers"]["a"])
+    assert {unstacked_path("decoder/layers/a", layer) for layer in range(12)} < flatten(apart).keys()
 
 
 def test_remat_policies_differ_in_how_many_matrix_products_are_repeated():
