@@ -147,7 +147,8 @@ class VQModel(nn.Module):
 
     def encode(self, pixels: jax.Array) -> jax.Array:
         """[B, H, W, 3] in [-1, 1] -> codes [B, h * w] int32, row-major."""
-        return nearest_codes(self.latents(pixels), self.codebook).reshape(pixels.shape[0], -1)
+        with jax.default_matmul_precision("float32"):  # else accelerators multiply in fewer bits: other codes
+            return nearest_codes(self.latents(pixels), self.codebook).reshape(pixels.shape[0], -1)
 
     def decode(self, codes: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
         """Codes [B, h * w] -> pixels [B, H, W, 3]; `grid` (h, w) defaults to the square of the training size."""

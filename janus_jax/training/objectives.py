@@ -42,13 +42,9 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict) -> L
     model = build(config, execution)
     tokenizer = build(config.vq, Execution(dtype=jnp.float32))  # rounding would choose other codes
 
-    def encode(params: Params, pixels: jax.Array) -> jax.Array:
-        with jax.default_matmul_precision("float32"):  # accelerators multiply float32 in fewer bits
-            return bind(tokenizer, params)(pixels, method="encode")
-
     def loss_fn(params: Params, batch: PackedBatch) -> tuple[jax.Array, Metrics]:
         apply = bind(model, params)
-        batch = with_codes(batch, lambda pixels: encode(params["vq"], pixels))
+        batch = with_codes(batch, lambda pixels: bind(tokenizer, params["vq"])(pixels, method="encode"))
         x = apply(batch.tokens, batch.modality, normalize(batch.und_pixels, execution.dtype), method="embed")
         hidden, _ = apply(x, batch.positions, batch.segment_ids)
         flat = hidden.reshape(-1, hidden.shape[-1])  # [T, D]

@@ -49,6 +49,18 @@ def test_pixels_of_a_grid_that_is_not_square_equal_the_original(original):
     np.testing.assert_allclose(pixels, reference["wide/decoded"].transpose(0, 2, 3, 1), rtol=0, atol=1e-4)
 
 
+def test_codes_are_chosen_with_all_bits_of_float32_on_accelerators_too():
+    """There a product without a precision loses bits, which on a CPU only the program can show."""
+    pixels = random_array(1, 8, 8, 3)
+    products = [
+        equation
+        for equation in jax.make_jaxpr(lambda x: vq()(x, method="encode"))(pixels).eqns
+        if equation.primitive.name in ("conv_general_dilated", "dot_general")
+    ]
+    assert len(products) > 10
+    assert {equation.params["precision"] for equation in products} == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
 def test_training_output_is_consistent_with_encode_and_decode():
     pixels = random_array(2, 8, 8, 3).clip(-1, 1)
 
