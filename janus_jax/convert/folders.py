@@ -187,9 +187,9 @@ def load_params(source: Source, dtype: DTypeLike | None = None) -> Params:
         if "/layers/" in path:
             values = np.empty(leaf.shape, target)
             for layer in range(leaf.shape[0]):
-                values[layer] = _cast(source.read(Piece(path, layer)), target, path)
+                values[layer] = cast(source.read(Piece(path, layer)), target, path)
         else:
-            values = _cast(source.read(Piece(path, None)), target, path)
+            values = cast(source.read(Piece(path, None)), target, path)
         loaded[path] = jnp.asarray(values)
     return unflatten(loaded)
 
@@ -271,7 +271,7 @@ def _write_orbax(source: Source, folder: epath.Path, dtype: DTypeLike | None, re
     }
     with OrbaxWriter(folder / "params", shapes) as writer:
         for piece, _ in pieces(source.config):
-            values = _cast(source.read(piece), shapes[piece.path][1], piece.path)
+            values = cast(source.read(piece), shapes[piece.path][1], piece.path)
             writer.write(piece.path, piece.layer, values)
             report(values.nbytes)
 
@@ -300,7 +300,7 @@ def _write_foreign(
         for name, group in groups.items():
             blocks = [link.transform.to_theirs(source.read(Piece(link.path, link.layer))) for link in group]
             values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-            writer.write(name, _cast(values, dtypes[name], name))
+            writer.write(name, cast(values, dtypes[name], name))
             report(values.nbytes)
 
 
@@ -335,14 +335,14 @@ def _check_floating(folder: epath.Path, name: str, dtype: np.dtype) -> None:
         raise UserError(f"{folder}: {name} has dtype {dtype}, expected floating-point numbers")
 
 
-def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """Raises UserError for a finite value that is too large for the dtype, as float16 often meets."""
+def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Raises UserError for a finite value that is too large for the new dtype, as float16 often meets."""
     with np.errstate(over="ignore"):
-        cast = values.astype(dtype, copy=False)
+        converted = values.astype(dtype, copy=False)
     narrowed = jnp.promote_types(values.dtype, dtype) != dtype
-    if narrowed and np.isinf(cast).sum() > np.isinf(values).sum():
+    if narrowed and np.isinf(converted).sum() > np.isinf(values).sum():
         raise UserError(f"{name}: holds values over {float(jnp.finfo(dtype).max):g}, the largest of {dtype}")
-    return cast
+    return converted
 
 
 def _ours(piece: Piece) -> str:

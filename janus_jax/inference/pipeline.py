@@ -262,7 +262,8 @@ def load(source: folders.Source, dtype: DTypeLike | None = None) -> JanusPipelin
     loaded: dict[str, jax.Array] = {}
     for piece, _ in folders.pieces(source.config):
         path = piece.path if piece.layer is None else unstacked_path(piece.path, piece.layer)
-        loaded[path] = jnp.asarray(source.read(piece).astype(dtype))
+        values = folders.cast(source.read(piece), jax.dtypes.canonicalize_dtype(dtype), piece.path)
+        loaded[path] = jnp.array(values)  # a copy: the values may be a part of a larger buffer of the reader
     return JanusPipeline(source.config, unflatten(loaded), source.tokenizer, dtype, source.normalization)
 
 

@@ -102,6 +102,13 @@ def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
         np.testing.assert_array_equal(flatten(loaded.params)[path], leaf.astype(jnp.bfloat16), err_msg=path)
 
 
+def test_loading_refuses_values_that_the_dtype_cannot_hold(pipeline, tmp_path):
+    large = {"gen_embed": pipeline.params["gen_embed"].at[0, 0].set(1e5)}
+    JanusPipeline(pipeline.config, pipeline.params | large, pipeline.tokenizer).save_pretrained(tmp_path / "large")
+    with pytest.raises(UserError, match=r"gen_embed: holds values over 65504, the largest of float16"):
+        from_pretrained(tmp_path / "large", jnp.float16)
+
+
 def test_a_loaded_model_is_in_memory_once(pipeline, saved):
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
