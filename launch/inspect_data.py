@@ -5,6 +5,9 @@
     python -m launch.inspect_data --config=... --dump=rows.npz --start_step=100 --steps=2 --process_index=1 \\
         --process_count=4
 
+The numbers are of the whole batches that the rows are from. A smaller --config.train.batch_size reads less of each
+logical shard, but the same rows first.
+
 --dump writes the batches number start_step, start_step + 1, ... (the first is number 0) that this process would feed:
 every field of the batch as an array [steps, rows, ...], and `keys` [steps, rows], the keys of a row's samples as JSON.
 """
@@ -25,6 +28,7 @@ from ml_collections import ConfigDict, config_flags
 
 from janus_jax.batch import PackedBatch
 from janus_jax.checkpoints import prepare_folder, saved_steps
+from janus_jax.data.drops import one_line
 from janus_jax.data.inspection import Summary, segments, summarize
 from janus_jax.data.mixture import value_at
 from janus_jax.data.pipeline import Stream, drop_reports, format_reports
@@ -132,7 +136,11 @@ def _inspect(stream: Stream, config: ConfigDict, tokenizer: Tokenizer | None, ou
         summary = summarize(batches)
         tables.insert(0, _task_table(summary, config))
         page = InspectionPage(title, _facts(summary), tables, _rows(batches, keys, tokenizer), [])
+        print("; ".join(f"{fact.label} {fact.value} {fact.hint}" for fact in page.facts))
         _print(tables[0])
+        for number, row in enumerate(page.rows):
+            samples = ", ".join(f"{segment.task} {one_line(segment.key)} ({segment.length})" for segment in row)
+            print(f"row {number}: {samples}")
     print(format_reports(stream.get_state()))
     (output / "inspect.html").write_text(render(page))
     print(f"page: {output / 'inspect.html'}")

@@ -69,7 +69,7 @@ class DropReport:
         self.seen += 1
         self.reasons[bad.reason] += 1
         if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(Bad(_one_line(bad.key), bad.reason, _one_line(bad.detail)))
+            self.examples.append(Bad(one_line(bad.key), bad.reason, one_line(bad.detail)))
 
     def merge(self, other: "DropReport") -> None:
         """Adds what another report counted after this one."""
@@ -113,7 +113,7 @@ class DropReport:
         return report
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Printable and bounded: control characters and lone surrogates must not reach a terminal or a JSON file."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: MAX_TEXT + 1])
     return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 3] + "..."

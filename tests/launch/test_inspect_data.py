@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
 def run(folder, tmp_path_factory):
     """`launch.inspect_data`; returns what it prints."""
 
-    def main(*flags, code=0):
-        config = f"--config=tests/launch/micro_experiment.py:{folder}"
+    def main(*flags, code=0, model=""):
+        config = f"--config=tests/launch/micro_experiment.py:{model}{folder}"
         process = start_command("launch.inspect_data", config, *flags, cache=cache_folder(tmp_path_factory))
         out, err = process.communicate(timeout=120)
         assert process.returncode == code, err
@@ -106,6 +106,14 @@ def test_the_page_shows_rows_with_their_loss_and_escapes_their_text(run, folder,
     )
     assert f">{(modality > 0).mean():.1%}<" in page
     assert "understand  33.3%" in said and "data text/0:" in said
+    assert re.search(r"^row 5: .*(understand|text|generate) \S+ \(\d+\)$", said, re.MULTILINE)
+
+
+def test_the_page_of_an_image_tokenizer_shows_its_images(run, tmp_path):
+    run(f"--output={tmp_path}", "--rows=6", model="vq=")
+    page = (tmp_path / "inspect.html").read_text()
+    assert page.count("<img") == 6
+    assert "generate/0" in page and "<h3>Row" not in page
 
 
 def test_flags_that_do_not_go_together(run):
