@@ -27,7 +27,6 @@ from janus_jax.data.shard import UNITS, Component, Shard
 from janus_jax.errors import UserError
 
 PREFETCH = 2  # blocks per shard prepared ahead
-MIN_SHARED = 2**16  # bytes of an array that a worker shares; a smaller one is cheaper to send
 
 
 class Stream:
@@ -101,10 +100,8 @@ class Stream:
             self._iterator = None
 
     def _start(self) -> grain.DatasetIterator:
-        blocks: grain.IterDataset = _Blocks([(shard, self._states[str(shard.index)]) for shard in self._shards])
+        blocks = _Blocks([(shard, self._states[str(shard.index)]) for shard in self._shards])
         if self._workers:
-            options = grain.experimental.DatasetOptions(min_shm_size=MIN_SHARED)
-            blocks = grain.experimental.WithOptionsIterDataset(blocks, options)
             ahead = PREFETCH * len(self._shards) // self._workers
             return iter(blocks.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=ahead)))
         ahead = PREFETCH * len(self._shards)
