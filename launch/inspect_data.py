@@ -16,7 +16,7 @@ import contextlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +128,28 @@ def _inspect(stream: Stream, config: ConfigDict, tokenizer: Tokenizer | None, ou
         batches.append(batch)
         keys += row_keys
     title = f"{config.name}, {SPLIT.value} data from batch {START_STEP.value}"
-    tables = [_drop_table(stream)]
+    state = stream.get_state()
+    tables = [_drop_table(state)]
+    dropped = [
+        (f"{name}: {bad.key}", f"{bad.reason}: {bad.detail}")
+        for name, report in drop_reports(state).items()
+        for bad in report.examples
+    ]
     if tokenizer is None:
         images = [image for batch in batches for image in batch.pixels][: ROWS.value]
-        page = InspectionPage(title, [Fact("Images", str(images[0].shape), "of one batch entry")], tables, [], images)
+        page = InspectionPage(
+            title, [Fact("Images", str(images[0].shape), "of one batch entry")], tables, dropped, [], images
+        )
     else:
         summary = summarize(batches)
         tables.insert(0, _task_table(summary, config))
-        page = InspectionPage(title, _facts(summary), tables, _rows(batches, keys, tokenizer), [])
+        page = InspectionPage(title, _facts(summary), tables, dropped, _rows(batches, keys, tokenizer), [])
         print("; ".join(f"{fact.label} {fact.value} {fact.hint}" for fact in page.facts))
         _print(tables[0])
         for number, row in enumerate(page.rows):
             samples = ", ".join(f"{segment.task} {one_line(segment.key)} ({segment.length})" for segment in row)
             print(f"row {number}: {samples}")
-    print(format_reports(stream.get_state()))
+    print(format_reports(state))
     (output / "inspect.html").write_text(render(page))
     print(f"page: {output / 'inspect.html'}")
 
@@ -179,14 +187,14 @@ def _task_table(summary: Summary, config: ConfigDict) -> tuple[str, list[str], l
     return ("What the rows hold", head, rows)
 
 
-def _drop_table(stream: Stream) -> tuple[str, list[str], list[list[str]]]:
-    state = stream.get_state()
+def _drop_table(state: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Also counts the samples of rows that are still open."""
     rows = []
     for name, report in drop_reports(state).items():
         cut = sum(shard["truncated"][name] for shard in state["shards"].values())
         reasons = ", ".join(f"{reason} {count}" for reason, count in report.reasons.items()) or "none"
-        rows.append([name, f"{report.seen:,}", reasons, f"{cut:,}", report.offenders() or "none"])
-    return ("What the sources gave", ["source", "samples", "dropped", "cut to a row", "first offenders"], rows)
+        rows.append([name, f"{report.seen:,}", reasons, f"{cut:,}"])
+    return ("What the sources gave", ["source", "read", "dropped", "cut to a row"], rows)
 
 
 def _print(content: tuple[str, list[str], list[list[str]]]) -> None:

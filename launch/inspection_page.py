@@ -24,6 +24,7 @@ class InspectionPage(NamedTuple):
     title: str
     facts: list[Fact]
     tables: list[tuple[str, list[str], list[list[str]]]]  # caption, head, rows of plain text
+    dropped: list[tuple[str, str]]  # the first bad samples: source and key, reason
     rows: list[list[Segment]]  # packed rows
     images: list[np.ndarray]  # of an image stream, instead of rows
 
@@ -45,6 +46,9 @@ def render(page: InspectionPage) -> str:
         f'<ul class="cards">{cards}</ul></header><main>'
         f'<section><h2>Mixture</h2><div class="columns">{tables}</div></section>'
     )
+    if page.dropped:
+        dropped = "".join(f"<dt>{escape(key)}</dt><dd>{escape(reason)}</dd>" for key, reason in page.dropped)
+        body += f"<section><h2>First dropped samples</h2><dl>{dropped}</dl></section>"
     if rows:
         legend = '<span class="answer">text with loss</span> <span>text without</span> <span class="chip">image</span>'
         body += f'<section><h2>Rows</h2><p class="key">{legend}</p>{rows}</section>'
@@ -87,7 +91,8 @@ STYLE = """
 .cards .value { font-size: 1.6rem; font-weight: 600; color: var(--ink); }
 .columns { grid-template-columns: minmax(0, 1fr); }
 .columns :is(th, td) { overflow-wrap: normal; white-space: nowrap; }
-.columns td:last-child { white-space: normal; }
+dl { font-size: 0.9rem; overflow-wrap: anywhere; }
+dd { color: var(--muted); margin-bottom: 0.5rem; }
 section h3 { margin: 2rem 0 0.75rem; }
 ol { display: grid; gap: 0.75rem; }
 ol li { --state: var(--orange); background: var(--box); border: 1px solid var(--line);

@@ -46,6 +46,8 @@ def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.
     """
     try:
         image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except PIL.UnidentifiedImageError as error:  # whose text has a memory address: reports would differ between runs
+        raise UserError(f"{origin}: not a readable image (of no known format)") from error
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise UserError(f"{origin}: not a readable image ({error})") from error
     return to_rgb(image, origin, training)

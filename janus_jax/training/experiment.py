@@ -40,7 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.packing_bins": (1, 2**16),
     "data.drop_condition": (0, 1),
     "data.first_sentence": (0, 1),
-    "data.max_drop_rate": (0, 1),
+    "data.max_drop_rate": (0, 0.99),  # a source with nothing good would be read for ever
     "data.crop.max_zoom": (1, 16),
     "data.held_out": (0, 2**31 - 1),
     "data.workers": (0, 1024),

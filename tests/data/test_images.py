@@ -190,8 +190,11 @@ JPEG = encoded(random_image(64, 64), "JPEG")
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_damaged_images_are_errors_that_name_their_origin(data, training):
-    with pytest.raises(UserError, match=r"^web/17: not a readable image"):
+    with pytest.raises(UserError, match=r"^web/17: not a readable image") as first:
         decode_image(data, "web/17", training=training)
+    with pytest.raises(UserError) as second:
+        decode_image(bytes(bytearray(data)), "web/17", training=training)
+    assert str(first.value) == str(second.value)
 
 
 @pytest.mark.parametrize("file_format", ["ICO", "TGA", "PCX"])

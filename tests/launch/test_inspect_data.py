@@ -1,5 +1,6 @@
 """What `launch.inspect_data` shows and dumps is what training reads."""
 
+import dataclasses
 import json
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_runs import MICRO_JANUS, cache_folder, janus_experiment, micro_world, start_command, write_digit_files
 
+from janus_jax.data import digits
 from janus_jax.data.prompts import Message
 from janus_jax.data.records import Record, write_records
 from janus_jax.models.parameters import init_params
@@ -109,11 +111,16 @@ def test_the_page_shows_rows_with_their_loss_and_escapes_their_text(run, folder,
     assert re.search(r"^row 5: .*(understand|text|generate) \S+ \(\d+\)$", said, re.MULTILINE)
 
 
-def test_the_page_of_an_image_tokenizer_shows_its_images(run, tmp_path):
-    run(f"--output={tmp_path}", "--rows=6", model="vq=")
+def test_the_page_of_an_image_tokenizer_shows_its_images_and_what_was_dropped(run, tmp_path):
+    good = digits.generation_records(digits.load_digits()[0])[0]
+    bad = dataclasses.replace(good, images=(b"no image",), key="<b>bad")
+    write_records(tmp_path / "mixed.array_record", [good, bad] * 20)
+    flags = [f"--config.data.sources.generate=('{tmp_path}/mixed.array_record',)", "--config.data.max_drop_rate=0.9"]
+    run(f"--output={tmp_path}", "--rows=6", *flags, model="vq=")
     page = (tmp_path / "inspect.html").read_text()
     assert page.count("<img") == 6
-    assert "generate/0" in page and "<h3>Row" not in page
+    assert "<h3>Row" not in page
+    assert "<dt>generate/0: &lt;b&gt;bad</dt><dd>bad_image: image: not a readable image" in page
 
 
 def test_flags_that_do_not_go_together(run):
