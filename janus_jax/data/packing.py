@@ -105,6 +105,13 @@ def assemble(rows: Sequence[Sequence[Item]], row_length: int, images: Sequence[s
     return block
 
 
+def block_bytes(rows: int, row_length: int, slots: Mapping[str, tuple[int, int]]) -> int:
+    """What `assemble` makes of `rows` rows at most; `slots`: image slots of a row and image size, per image feature."""
+    token = sum(np.dtype(dtype).itemsize for dtype in (*TOKEN_FEATURES.values(), np.int32, np.int32))
+    images = sum(count * size * size * 3 for count, size in slots.values())
+    return rows * (row_length * token + images) + 1024 * (1 + len(slots))  # and the counts, each array aligned
+
+
 def join_blocks(blocks: Sequence[Mapping[str, np.ndarray]], slots: Mapping[str, int]) -> dict[str, np.ndarray]:
     """One batch of the rows of some blocks: the fields of `PackedBatch`.
 

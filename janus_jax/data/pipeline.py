@@ -20,13 +20,16 @@ from janus_jax.batch import ImageBatch, PackedBatch
 from janus_jax.data.drops import DropReport
 from janus_jax.data.images import CENTRE, Crop
 from janus_jax.data.mixture import Schedule, ever_positive
-from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
+from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, block_bytes, join_blocks
 from janus_jax.data.record_source import RecordSource
+from janus_jax.data.ring import Ring
 from janus_jax.data.samples import SampleBuilder, square_image
 from janus_jax.data.shard import UNITS, Component, Shard
 from janus_jax.errors import UserError
 
 PREFETCH = 2  # blocks per shard prepared ahead
+# Blocks of a shard that may exist at a time: prepared by the worker, taken over by Grain, in the hands of both.
+RING_SLOTS = 2 * PREFETCH + 2
 
 
 class Stream:
@@ -36,6 +39,7 @@ class Stream:
         shards: of this process, in order.
         join: makes a batch of the blocks of all shards.
         settings: everything the rows depend on, by the name of its field; a state of other settings is refused.
+        block_bytes: how large the block of a shard may be.
         workers: processes that decode and pack; 0 does it in a thread of this one.
     """
 
@@ -44,6 +48,7 @@ class Stream:
         shards: Sequence[Shard],
         join: Callable[[Sequence[Mapping[str, np.ndarray]]], Any],
         settings: Mapping[str, Any],
+        block_bytes: int,
         workers: int = 0,
     ):
         if workers and len(shards) % workers:
@@ -53,7 +58,9 @@ class Stream:
         self._shards, self._join, self._workers = shards, join, workers
         self._settings = json.loads(json.dumps(settings))  # tuples as lists, as a restored state has them
         self._states = {str(shard.index): shard.get_state() for shard in shards}
+        self._block_bytes = block_bytes
         self._iterator: grain.DatasetIterator | None = None
+        self._rings: list[Ring | None] = []  # of each shard while there are workers
 
     def __iter__(self) -> "Stream":
         return self
@@ -65,13 +72,18 @@ class Stream:
         """The next batch, and the keys of the samples of each of its rows."""
         if self._iterator is None:
             self._iterator = self._start()
-        blocks = [next(self._iterator) for _ in self._shards]
-        keys: list[list[str]] = []
-        for shard, block in zip(self._shards, blocks, strict=True):
+        blocks, keys = [], []
+        for shard, ring in zip(self._shards, self._rings, strict=True):
+            block = next(self._iterator)
             info = json.loads(block.pop("info"))
+            blocks.append(ring.read(info["written"]) if ring and info["written"] else block)
             self._states[str(shard.index)] = info["state"]
             keys += info["keys"]
-        return self._join(blocks), keys
+        batch = self._join(blocks)
+        for ring in self._rings:
+            if ring:
+                ring.release()
+        return batch, keys
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable."""
@@ -98,9 +110,14 @@ class Stream:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+            for ring in self._rings:
+                if ring:
+                    ring.close()
 
     def _start(self) -> grain.DatasetIterator:
-        blocks = _Blocks([(shard, self._states[str(shard.index)]) for shard in self._shards])
+        self._rings = [Ring(RING_SLOTS, self._block_bytes) if self._workers else None for _ in self._shards]
+        states = [self._states[str(shard.index)] for shard in self._shards]
+        blocks = _Blocks(list(zip(self._shards, states, self._rings, strict=True)))
         if self._workers:
             ahead = PREFETCH * len(self._shards) // self._workers
             return iter(blocks.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=ahead)))
@@ -136,7 +153,7 @@ class _Blocks(grain.IterDataset):
     the number of workers.
     """
 
-    def __init__(self, shards: Sequence[tuple[Shard, Mapping[str, Any]]]):
+    def __init__(self, shards: Sequence[tuple[Shard, Mapping[str, Any], Ring | None]]):
         super().__init__()
         self._shards = shards
 
@@ -150,19 +167,21 @@ class _Blocks(grain.IterDataset):
 
 
 class _BlockIterator(grain.DatasetIterator):
-    def __init__(self, shards: Sequence[tuple[Shard, Mapping[str, Any]]]):
+    def __init__(self, shards: Sequence[tuple[Shard, Mapping[str, Any], Ring | None]]):
         super().__init__()
         self._shards = shards
         self._next = 0
 
     def __next__(self) -> dict[str, Any]:
         turn, place = divmod(self._next, len(self._shards))
-        shard, state = self._shards[place]
+        shard, state, ring = self._shards[place]
         if turn == 0:
             shard.set_state(state)
         self._next += 1
         block, keys = shard.next_block()
-        return block | {"info": json.dumps({"state": shard.get_state(), "keys": keys})}
+        written = ring.write(block) if ring else None
+        info = {"state": shard.get_state(), "keys": keys, "written": written}
+        return ({} if written else block) | {"info": json.dumps(info)}
 
     def get_state(self) -> dict[str, Any]:
         return {"next": self._next}
@@ -206,6 +225,7 @@ def packed_rows(
                 name = f"{task}/{i}"
                 dataset = _shuffled(source, name, seed, num_shards).random_map(builder)
                 components.append(Component(name, task, weight, dataset))
+    rows = _rows_per_shard(batch_size, num_shards)
     slots = dict(zip(IMAGE_FEATURES, (builder.understanding_slots, builder.generation_slots), strict=True))
     if builder.stored_codes:
         del slots["gen_pixels"]
@@ -219,11 +239,13 @@ def packed_rows(
         bins=packing_bins,
         lengths=_row_share,
         assemble=functools.partial(assemble, row_length=builder.row_length, images=tuple(slots)),
-        rows_per_step=_rows_per_shard(batch_size, num_shards),
+        rows_per_step=rows,
         max_drop_rate=max_drop_rate,
     )
+    sizes = dict(zip(IMAGE_FEATURES, (builder.understanding_size, builder.generation_size), strict=True))
+    largest = block_bytes(rows, builder.row_length, {name: (count, sizes[name]) for name, count in slots.items()})
     shards = [make(i) for i in _own_shards(num_shards, process_index, process_count)]
-    return Stream(shards, functools.partial(_packed_batch, slots=slots), settings or {}, workers)
+    return Stream(shards, functools.partial(_packed_batch, slots=slots), settings or {}, largest, workers)
 
 
 def square_images(
@@ -241,6 +263,7 @@ def square_images(
     process_count: int = 1,
 ) -> Stream:
     """Batches of training images for the VQ tokenizer, cropped to squares."""
+    rows = _rows_per_shard(batch_size, num_shards)
     make_sample = functools.partial(square_image, size=size, crop=crop)
     components = [
         Component(name, "generate", len(source), _shuffled(source, name, seed, num_shards).random_map(make_sample))
@@ -256,11 +279,11 @@ def square_images(
         bins=1,
         lengths=_one,
         assemble=_stacked,
-        rows_per_step=_rows_per_shard(batch_size, num_shards),
+        rows_per_step=rows,
         max_drop_rate=max_drop_rate,
     )
     shards = [make(i) for i in _own_shards(num_shards, process_index, process_count)]
-    return Stream(shards, _image_batch, settings or {}, workers)
+    return Stream(shards, _image_batch, settings or {}, rows * size * size * 3, workers)
 
 
 def _shuffled(source: RecordSource, name: str, seed: int, num_shards: int) -> grain.MapDataset:

@@ -28,7 +28,7 @@ from janus_jax.batch import Modality
 from janus_jax.convert.side_files import write_hf_files
 from janus_jax.data.inspection import summarize
 from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
-from janus_jax.data.pipeline import PREFETCH, Stream, packed_rows
+from janus_jax.data.pipeline import PREFETCH, RING_SLOTS, Stream, packed_rows
 from janus_jax.data.prompts import IMAGE_MARKER, IMAGE_PLACEHOLDER, STYLES, Message
 from janus_jax.data.record_source import RecordSource, Stored, open_records
 from janus_jax.data.records import Record, write_records
@@ -169,7 +169,7 @@ def _rate(read: Read) -> float:
 @contextlib.contextmanager
 def _our_reader(folder: Path, tokenizer: Tokenizer, ratio: dict[str, float]) -> Iterator[Read]:
     with contextlib.closing(_open_stream(folder, tokenizer, ratio, workers=CORES)) as stream:
-        for _ in range(2 * PREFETCH):
+        for _ in range(RING_SLOTS):  # its prefetched batches are used up, its memory is mapped
             next(stream)
 
         yield lambda: int((next(stream).modality > Modality.TEXT).sum()) // IMAGE_TOKENS

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tiny_data import (
 )
 
 from janus_jax.batch import ImageBatch, Modality, PackedBatch
+from janus_jax.data import pipeline
 from janus_jax.data.drops import Reason
 from janus_jax.data.images import generation_pixels
 from janus_jax.data.pipeline import drop_reports, format_reports, packed_rows, square_images
@@ -202,6 +204,17 @@ def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes,
         for i in range(processes)
     ]
     assert same(joined(shares), expected)
+
+
+@pytest.mark.parametrize("slots", [1, pipeline.RING_SLOTS])
+def test_memory_that_is_written_again_never_changes_rows(open_stream, monkeypatch, slots):
+    """The reader falls behind and catches up; with one slot most blocks find it in use."""
+    expected = take(open_stream(), 24)
+    monkeypatch.setattr(pipeline, "RING_SLOTS", slots)
+    stream = open_stream(workers=2)
+    batches = take(stream, 2)
+    time.sleep(0.5)
+    assert same(batches + take(stream, 22), expected)
 
 
 @pytest.mark.parametrize(("before", "after"), [((1, 2), (2, 0)), ((4, 0), (1, 0)), ((2, 0), (4, 0))])

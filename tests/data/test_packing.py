@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from janus_jax.data.packing import TOKEN_FEATURES, Item, Packer, assemble, join_blocks
+from janus_jax.data.packing import TOKEN_FEATURES, Item, Packer, assemble, block_bytes, join_blocks
 
 ROW_LENGTH, UND_SLOTS, GEN_SLOTS = 20, 2, 1
 SLOTS = {"und_pixels": UND_SLOTS, "gen_pixels": GEN_SLOTS}
@@ -76,6 +76,15 @@ def test_rows_have_the_fixed_shapes_and_dtypes_of_a_batch(rows):
             "und_pixels": ((UND_SLOTS, 2, 2, 3), np.uint8),
             "gen_pixels": ((GEN_SLOTS, 4, 4, 3), np.uint8),
         }
+
+
+def test_no_block_is_larger_than_told():
+    """Rows with all their slots in use."""
+    items = [[make_item(i, ROW_LENGTH, UND_SLOTS, GEN_SLOTS)] for i in range(7)]
+    sizes = {name: (number, {"und_pixels": 2, "gen_pixels": 4}[name]) for name, number in SLOTS.items()}
+    largest = block_bytes(7, ROW_LENGTH, sizes)
+    size = sum(array.nbytes for array in assemble(items, ROW_LENGTH, tuple(SLOTS)).values())
+    assert size + 64 * 16 <= largest < size + 4096
 
 
 def test_padding_is_at_the_end_and_zero_in_every_feature(rows):
