@@ -16,7 +16,6 @@ MAX_PIXELS = 64 * 1024 * 1024  # refuse decompression bombs before decoding
 # Pillow would try every format it knows; those left out here start other programs (EPS) or follow references.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MIN_SIZE = 14  # shortest side after resizing
-MAX_ASPECT = 8  # of images that are resized as a whole
 
 
 class Normalization(NamedTuple):
@@ -129,19 +128,19 @@ def generation_pixels(
     Args:
         crop: where it is cropped, and augmentation; all but the default needs `rng`.
     """
-    short_side = min(image.size)
-    if max(image.size) > MAX_ASPECT * short_side:  # cut first what the crop discards anyway, to bound the memory
-        keep_x, keep_y = (min(side, MAX_ASPECT * short_side) for side in image.size)
-        left, top = (image.width - keep_x) // 2, (image.height - keep_y) // 2
-        image = image.crop((left, top, left + keep_x, top + keep_y))
     zoom, x, y, mirror = rng.random(4) if rng else (0.0, 0.5, 0.5, 1.0)
     if not crop.random:
         x = y = 0.5
     target = round(size * (1 + zoom * (crop.max_zoom - 1)))
+    short_side = min(image.size)
     width, height = (max(round(side / short_side * target), target) for side in image.size)
-    resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
     left, top = int(x * (width - size)), int(y * (height - size))
-    pixels = np.asarray(resized.crop((left, top, left + size, top + size)))
+    # Only what the crop shows is resized, which bounds the memory of a panorama. Pillow keeps the box in float32: a
+    # pixel in some thousand may differ by one level of 255 from a crop of the whole resized image.
+    scale_x, scale_y = image.width / width, image.height / height
+    right, bottom = min((left + size) * scale_x, image.width), min((top + size) * scale_y, image.height)
+    box = (left * scale_x, top * scale_y, right, bottom)
+    pixels = np.asarray(image.resize((size, size), PIL.Image.Resampling.BICUBIC, box))
     return np.ascontiguousarray(pixels[:, ::-1]) if crop.flip and mirror < 0.5 else pixels
 
 

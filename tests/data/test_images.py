@@ -75,7 +75,8 @@ def test_generation_pixels_are_the_centre_of_the_image_with_its_short_side_resiz
     image = random_image(*size)
     whole = np.asarray(image.resize(resized, PIL.Image.Resampling.BICUBIC))
     left, top = (resized[0] - 64) // 2, (resized[1] - 64) // 2
-    np.testing.assert_array_equal(generation_pixels(image, 64), whole[top : top + 64, left : left + 64])
+    difference = generation_pixels(image, 64).astype(int) - whole[top : top + 64, left : left + 64]
+    assert np.abs(difference).max() <= 1 and np.count_nonzero(difference) <= 0.002 * difference.size
 
 
 def test_generation_pixels_keep_all_of_a_square_and_only_the_middle_of_a_panorama():
