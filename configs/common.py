@@ -63,6 +63,7 @@ def base_config(name: str, model: str) -> ConfigDict:
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "checkpoint": {"every_steps": 1000, "keep": 2},
             "log_every": 50,
+            "profile": {"first_step": 0, "steps": 0},  # steps to record into WORKDIR/profile; leave out the first
         },
         convert_dict=True,
     )

@@ -3,12 +3,17 @@
 `params` is an item of its own with the whole tree, so that inference reads a training workdir as it is.
 """
 
+import contextlib
 import json
+import logging as standard_logging
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -31,6 +36,7 @@ class Checkpoints:
                 raise UserError(
                     f"{workdir}: holds another architecture than the config's: {differences(saved, config)}"
                 )
+        self._blocked = 0.0
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
@@ -38,17 +44,59 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
-        """Starts an asynchronous save of this step; does nothing when the step is already saved."""
+        """Starts an asynchronous save of this step; does nothing when the step is already saved.
+
+        Raises:
+            UserError: this save could not begin, or the one before it could not be completed.
+        """
+        start = time.monotonic()
         step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        params = merge(state.trainable, state.frozen)
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params, save_args=chunked(params)),
-            opt_state=ocp.args.StandardSave(state.opt_state),
-            data=ocp.args.JsonSave(_of_all_processes(data_state)),
-        )
-        self._manager.save(step, args=items)
+        if step not in self._manager.all_steps():
+            params = merge(state.trainable, state.frozen)
+            items = ocp.args.Composite(
+                params=ocp.args.StandardSave(params, save_args=chunked(params)),
+                opt_state=ocp.args.StandardSave(state.opt_state),
+                data=ocp.args.JsonSave(_of_all_processes(data_state)),
+            )
+            with self._writing():
+                self._manager.save(step, args=items)
+        self._blocked += time.monotonic() - start
+
+    def take_blocked(self) -> float:
+        """Seconds that the loop has waited in `save` since this was last asked: for copies from the devices to the
+        host, and for an earlier save that is still being written."""
+        blocked, self._blocked = self._blocked, 0.0
+        return blocked
+
+    def restore_newest(
+        self, abstract_state: TrainState, mask: dict[str, bool]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """State and data state of the newest checkpoint that can be read; None when there is no checkpoint.
+
+        Damaged newer ones are put aside, into `damaged_checkpoints/`, with a warning.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings of the state.
+            mask: which parameters are trainable.
+
+        Raises:
+            UserError: there are checkpoints, but none can be restored: damaged, or of a run that trained other
+                parameters.
+        """
+        first_error: UserError | None = None
+        damaged: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                result = self.restore(step, abstract_state, mask)
+            except UserError as error:
+                result, first_error = None, first_error or error
+            if _in_all_processes(result is not None):
+                self._put_aside(damaged, first_error)
+                return result
+            damaged.append(step)
+        if damaged:
+            raise first_error or UserError(f"{self._workdir}: another process cannot read checkpoint {damaged[0]}")
+        return None
 
     def restore(
         self, step: int, abstract_state: TrainState, mask: dict[str, bool]
@@ -70,18 +118,43 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=target)
         except Exception as error:  # for damaged files Orbax raises bare ones
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{self._workdir}: checkpoint {step} cannot be restored into this config: {reason}"
+                f"{self._workdir}: checkpoint {step} cannot be restored into this config: {_reason(error)}"
             ) from error
         trainable, frozen = split(restored["params"], mask)
         number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
         return TrainState(number, trainable, frozen, restored["opt_state"]), restored["data"]
 
     def close(self) -> None:
-        """Waits for saves in progress."""
-        self._manager.wait_until_finished()
+        """Waits for saves in progress. Raises UserError when one of them fails."""
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tells what is left when a checkpoint cannot be written. Orbax raises errors of many types, also late."""
+        try:
+            yield
+        except Exception as error:
+            standard_logging.getLogger("asyncio").setLevel("CRITICAL")  # it would repeat this for each array
+            raise UserError(
+                f"{self._workdir}: a checkpoint could not be written, the last complete one is "
+                f"{self._manager.latest_step()}: {_reason(error)}"
+            ) from error
+
+    def _put_aside(self, damaged: list[int], error: UserError | None) -> None:
+        if not damaged:
+            return
+        logging.error("CHECKPOINT DAMAGED, GOING BACK TO AN EARLIER ONE: %s", error)
+        if jax.process_index() == 0:
+            folder = self._workdir / "damaged_checkpoints"
+            folder.mkdir(exist_ok=True)
+            for step in damaged:
+                (self._workdir / "checkpoints" / str(step)).rename(folder / f"{step}-{int(time.time())}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+        self._manager.reload()
 
 
 def read_data_state(workdir: epath.PathLike, step: int) -> dict[str, Any]:
@@ -92,6 +165,15 @@ def read_data_state(workdir: epath.PathLike, step: int) -> dict[str, Any]:
             return checkpointer.restore(folder)
     except (ValueError, OSError) as error:
         raise UserError(f"{folder}: not a readable data state ({error})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _in_all_processes(value: bool) -> bool:
+    """Whether it is true in every process."""
+    return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
 
 
 def _of_all_processes(data_state: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint.every_steps": (1, 2**31 - 1),
     "checkpoint.keep": (1, 2**20),
     "log_every": (1, 2**31 - 1),
+    "profile.first_step": (0, 2**31 - 1),
+    "profile.steps": (0, 1000),
 }
 
 
@@ -97,6 +99,7 @@ def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer |
             f"config.data.tokenizer={config.data.tokenizer!r}: {tokenizer.vocab_size} tokens, "
             f"but {config.model} embeds only {architecture.llama.vocab_size}"
         )
+    tokenizer.check_roles(STYLES[architecture.prompt_style])
     return tokenizer
 
 

@@ -1,15 +1,13 @@
 """The one training loop: mesh, state (restored or fresh), data, compiled step, steps, checkpoints."""
 
+import contextlib
+import functools
 import json
-import math
-import signal
-import types
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from janus_jax.checkpoints import prepare_folder, write_architecture
@@ -21,13 +19,16 @@ from janus_jax.models.parameters import Params, abstract_params
 from janus_jax.sharding import batch_sharding, make_mesh, own_rows
 from janus_jax.training.checkpoint import Checkpoints
 from janus_jax.training.experiment import check_config, execution, model_config, open_stream, open_tokenizer
+from janus_jax.training.finite import FiniteCheck
 from janus_jax.training.initial import format_origins, initial_params
 from janus_jax.training.metrics import MetricsLog
-from janus_jax.training.objectives import Metrics, make_loss
+from janus_jax.training.objectives import make_loss
 from janus_jax.training.optimizer import make_optimizer, make_schedule
 from janus_jax.training.prefetch import DevicePrefetch
+from janus_jax.training.profile import Profile
 from janus_jax.training.stages import format_table, module_table, trainable_mask
 from janus_jax.training.state import TrainState, create_state, make_step, state_shardings
+from janus_jax.training.stopping import StopRequest
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
@@ -40,8 +41,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         The last written metrics.
 
     Raises:
-        UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step.
-        FloatingPointError: the loss is not finite.
+        UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step. Later, a
+            checkpoint that cannot be written: earlier ones stay as they are.
+        FloatingPointError: a loss or gradient is not finite; the batch is kept in the workdir.
     """
     check_config(config)
     architecture = model_config(config)
@@ -64,32 +66,43 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
     abstract_state = jax.eval_shape(new_state, abstract_params(architecture))
     shardings = state_shardings(architecture, mask, optimizer, abstract_state, mesh)
-    first_step = checkpoints.latest_step()
-    if first_step is None:
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_state,
+        shardings,
+    )
+    restored = checkpoints.restore_newest(target, mask)
+    if restored is None:
         params, origins = initial_params(config, architecture, mesh, tokenizer)
         _say(format_origins(origins))
         state = jax.jit(new_state, out_shardings=shardings)(params)
     else:
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract_state,
-            shardings,
-        )
-        state, data_state = checkpoints.restore(first_step, target, mask)
+        state, data_state = restored
         stream.set_state(data_state)
-        _say(f"resumed from checkpoint {first_step} in {workdir}")
+        _say(f"resumed from checkpoint {int(state.step)} in {workdir}")
     if _primary():
         _write_run(workdir, config, architecture, tokenizer)
     step_fn = make_step(loss_fn, optimizer, shardings, mesh)
-    log = MetricsLog(workdir if _primary() else None, config.name, config.train.num_steps, first_step or 0)
+    log = MetricsLog(workdir if _primary() else None, config.name, config.train.num_steps, int(state.step))
+    finite = FiniteCheck(workdir / "not_finite")
+    profile = Profile(workdir / "profile", **config.profile)
     batches = DevicePrefetch(stream, rows)
+    with contextlib.ExitStack() as ending:
+        ending.callback(lambda: _say(format_reports(batches.state)))
+        for part in (log, checkpoints, profile, batches):  # closed from the last one on
+            ending.push(functools.partial(_close, part))
+        return _run(config, state, step_fn, batches, checkpoints, log, finite, profile)
+
+
+def _close(part: Any, kind: Any, error: BaseException | None, trace: Any) -> None:
+    """Of several errors the first one is told: the others may follow from it."""
+    del kind, trace
     try:
-        return _run(config, state, step_fn, batches, checkpoints, log)
-    finally:
-        batches.close()
-        checkpoints.close()
-        log.close()
-        _say(format_reports(batches.state))
+        part.close()
+    except Exception as another:
+        if error is None:
+            raise
+        logging.error("%s", another)
 
 
 def _run(
@@ -99,6 +112,8 @@ def _run(
     batches: DevicePrefetch,
     checkpoints: Checkpoints,
     log: MetricsLog,
+    finite: FiniteCheck,
+    profile: Profile,
 ) -> dict[str, float]:
     schedule = make_schedule(config.train)
     # Queued steps take a CPU's cores from each other: five times slower (measured), deadlocks with several devices.
@@ -107,19 +122,24 @@ def _run(
     start = int(state.step)
     with StopRequest() as stop:
         for step in range(start + 1, config.train.num_steps + 1):
-            state, metrics = step_fn(state, next(batches))
+            profile.before(step)
+            batch = next(batches)
+            state, metrics = step_fn(state, batch)
             if on_cpu:
                 jax.block_until_ready(metrics)
+            finite.add(step, metrics, batch)
             log.add(metrics)
             stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
             last = step == config.train.num_steps or stopping
-            if last or step % config.log_every == 0:
+            writing = last or step % config.log_every == 0
+            saving = last or step % config.checkpoint.every_steps == 0
+            if writing or saving:
+                finite.check()  # what is written or saved is finite
+            if writing:
                 dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(batches.state).items()}
                 extra = {"learning_rate": float(schedule(step - 1)), **dropped}
-                means = log.write(step, batches.take_waited(), extra)
-                _require_finite(step, metrics)
-            if last or step % config.checkpoint.every_steps == 0:
-                _require_finite(step, metrics)
+                means = log.write(step, batches.take_waited(), checkpoints.take_blocked(), extra)
+            if saving:
                 checkpoints.save(state, batches.state)
             if stopping:
                 raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
@@ -147,42 +167,6 @@ def _require_same_tokenizer(path: epath.Path, tokenizer: Tokenizer) -> None:
     """Raises UserError when the workdir's model was trained with other ids; to overwrite its file would ruin it."""
     if path.exists() and Tokenizer.from_file(path).backend.get_vocab() != tokenizer.backend.get_vocab():
         raise UserError(f"{path}: another vocabulary than that of config.data.tokenizer")
-
-
-def _require_finite(step: int, metrics: Metrics) -> None:
-    """Raises FloatingPointError when the loss, or its gradient, is not finite: from then on no step ever is."""
-    for name in ("loss", "grad_norm"):
-        if name in metrics and not math.isfinite(value := float(metrics[name][0])):
-            raise FloatingPointError(f"{name} is {value} at or before step {step}; the last checkpoint is kept")
-
-
-class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second Ctrl-C interrupts at once.
-
-    With several processes, JAX's coordination service watches for SIGTERM and lets all of them agree on a step.
-    """
-
-    def __enter__(self) -> "StopRequest":
-        self._requested = False
-        numbers = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-        self._previous = {number: signal.signal(number, self._request) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def requested(self, step: int) -> bool:
-        """Whether the run shall end after this step; to be asked once per step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested
-
-    def _request(self, number: int, frame: types.FrameType | None) -> None:
-        del frame
-        self._requested = True
-        signal.signal(number, signal.default_int_handler)
-        logging.warning("signal %d: saving a checkpoint after this step", number)
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:

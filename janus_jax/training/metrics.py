@@ -2,29 +2,44 @@
 
 import json
 import math
+import resource
 import sys
 import time
 
 import jax
+import numpy as np
 import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from janus_jax.errors import UserError
 from janus_jax.training.objectives import Metrics
 
 
 class MetricsLog:
     """Collects metrics per step without waiting for the device; writes means every `log_every` steps.
 
-    A line of `metrics.jsonl` holds the step, the means since the last line, `images_per_second`, `steps_per_second`
-    and `data_wait_share`, the part of the time in which the loop waited for data. On a terminal a progress bar shows
-    loss, images/s and the remaining time; elsewhere each write is one plain line.
+    A line of `metrics.jsonl` holds the step, the means since the last line, and of the same time:
+        images_per_second, tokens_per_second, steps_per_second: of the whole run, all processes.
+        step_seconds/median, /p90, /max: from the end of a step to the end of the next; not the first one's.
+        data_wait_share, save_wait_share: the part in which the loop waited for data, and for checkpoints.
+        goodput: since the run was first started, the part of the wall time in which steps were done that count; not
+            starts, compilation, waiting, and what a crash lost. With `time` (Unix) and `wall_seconds` it goes on
+            through restarts.
+        memory/host_gib, memory/device_gib: the peaks of this process and of its fullest device.
+    On a terminal a progress bar shows loss, images/s and the remaining time; elsewhere each write is one plain line.
     """
 
     def __init__(self, workdir: epath.Path | None, name: str, num_steps: int, first_step: int):
         """Without a workdir nothing is written or shown: the other processes of a run."""
         self._file = workdir / "metrics.jsonl" if workdir else None
-        self._discard_after(first_step)
+        last_line = self._discard_after(first_step)
+        now = time.time()
+        wall_seconds = last_line.get("wall_seconds", 0.0)
+        self._first_start = last_line.get("time", now) - wall_seconds
+        self._productive = last_line.get("goodput", 0.0) * wall_seconds
+        self._step_ended: float | None = None  # None before the first step of this process, which compiles
+        self._step_seconds: list[float] = []
         self._writer = SummaryWriter(str(workdir / "tensorboard")) if workdir else None
         self._pending: list[Metrics] = []
         self._started = time.monotonic()
@@ -41,14 +56,22 @@ class MetricsLog:
 
     def add(self, metrics: Metrics) -> None:
         """Remembers one step's metrics."""
+        now = time.monotonic()
+        if self._step_ended is not None:
+            self._step_seconds.append(now - self._step_ended)
+        self._step_ended = now
         self._pending.append(metrics)
         self._bar.update()
 
-    def write(self, step: int, waited: float, extra: dict[str, float]) -> dict[str, float]:
+    def write(self, step: int, waited: float, saving: float, extra: dict[str, float]) -> dict[str, float]:
         """Means since the last write, to all sinks; this waits for the device.
 
         Args:
             waited: seconds since the last write in which the loop waited for data.
+            saving: those in which it waited for checkpoints.
+
+        Raises:
+            UserError: the file cannot be written, e.g. on a full disk.
         """
         pending = jax.device_get(self._pending)
         elapsed = time.monotonic() - self._started
@@ -56,28 +79,50 @@ class MetricsLog:
         for key in pending[0]:
             total, weight = (sum(float(metrics[key][i]) for metrics in pending) for i in (0, 1))
             means[key] = total / weight if weight else float("nan")
-        images = sum(float(metrics["images"][0]) for metrics in pending)
+        rates = {
+            f"{name}_per_second": sum(float(metrics[name][0]) for metrics in pending) / elapsed
+            for name in ("images", "tokens")
+            if name in pending[0]
+        }
         means |= {
-            "images_per_second": images / elapsed,
+            **rates,
             "steps_per_second": len(pending) / elapsed,
             "data_wait_share": waited / elapsed,
+            "save_wait_share": saving / elapsed,
+            **self._step_times(waited + saving),
+            **_peak_memory(),
             **extra,
         }
         # A task absent from the batch has no mean: leave it out, since NaN (and infinity) is not JSON.
         known = {key: value for key, value in means.items() if math.isfinite(value)}
         if self._file and self._writer:
-            with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, **known}) + "\n")
-            for key, value in known.items():
-                self._writer.add_scalar(key, value, step)
+            try:
+                with self._file.open("a") as file:
+                    file.write(json.dumps({"step": step, **known}) + "\n")
+            except OSError as error:
+                raise UserError(f"{self._file}: cannot be written ({error.strerror})") from error
+            for key in known.keys() - {"time"}:
+                self._writer.add_scalar(key, known[key], step)
             self._show(step, means)
-        self._pending, self._started = [], time.monotonic()
+        self._pending, self._step_seconds, self._started = [], [], time.monotonic()
         return means
 
     def close(self) -> None:
         self._bar.close()
         if self._writer:
             self._writer.close()
+
+    def _step_times(self, waited: float) -> dict[str, float]:
+        """Percentiles of the steps since the last write, and goodput."""
+        seconds = self._step_seconds
+        self._productive += max(sum(seconds) - waited, 0.0)
+        now = time.time()
+        wall_seconds = max(now - self._first_start, 1e-9)
+        times = {"time": now, "wall_seconds": wall_seconds, "goodput": self._productive / wall_seconds}
+        if seconds:
+            median, p90 = np.percentile(seconds, (50, 90))
+            times |= {"step_seconds/median": median, "step_seconds/p90": p90, "step_seconds/max": max(seconds)}
+        return {name: float(value) for name, value in times.items()}
 
     def _show(self, step: int, means: dict[str, float]) -> None:
         self._bar.set_postfix_str(f"loss {means['loss']:.3f}, {means['images_per_second']:.0f} images/s")
@@ -89,10 +134,23 @@ class MetricsLog:
                 flush=True,
             )
 
-    def _discard_after(self, step: int) -> None:
-        """Drops lines of steps that a crash lost and this run will repeat, and a last line that it cut short."""
-        if self._file and self._file.exists():
-            text = self._file.read_text()
-            whole = text[: text.rfind("\n") + 1].splitlines()
-            lines = [line for line in whole if json.loads(line)["step"] <= step]
-            self._file.write_text("".join(line + "\n" for line in lines))
+    def _discard_after(self, step: int) -> dict[str, float]:
+        """Drops lines of steps that a crash lost and this run will repeat, and a last line that it cut short.
+
+        Returns the last line that is kept; without one, an empty dictionary.
+        """
+        if not (self._file and self._file.exists()):
+            return {}
+        text = self._file.read_text()
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        kept = [line for line in lines if line["step"] <= step]
+        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        return kept[-1] if kept else {}
+
+
+def _peak_memory() -> dict[str, float]:
+    """Peaks so far in GiB; a CPU has no device memory of its own."""
+    peaks = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    statistics = [device.memory_stats() for device in jax.local_devices()]
+    in_use = [entry["peak_bytes_in_use"] for entry in statistics if entry and "peak_bytes_in_use" in entry]
+    return peaks | ({"memory/device_gib": max(in_use) / 2**30} if in_use else {})

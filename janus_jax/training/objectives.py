@@ -83,6 +83,7 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict) -> L
             "accuracy/understand": (text.correct[0], text.weight[0]),
             "accuracy/generate": (image.correct[0], image.weight[0]),
             "images": (images, one),
+            "tokens": (jnp.sum(batch.modality != Modality.PADDING), one),
             "fill": (jnp.mean(batch.modality != Modality.PADDING), one),
         }
         return total, metrics

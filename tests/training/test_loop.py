@@ -1,5 +1,7 @@
 """When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts."""
 
+import resource
+import shutil
 import signal
 
 import jax
@@ -9,8 +11,10 @@ import pytest
 from tiny_runs import MICRO_VQ, vq_experiment
 
 from janus_jax.checkpoints import save_params
+from janus_jax.errors import UserError
 from janus_jax.models.parameters import init_params
 from janus_jax.training import loop
+from janus_jax.training.experiment import open_stream
 
 
 class CountingStep:
@@ -32,11 +36,12 @@ class CountingStep:
 def run(data_folder, tmp_path, monkeypatch):
     """Trains with a CountingStep; returns what `train` returns."""
 
-    def train(losses, log_every=1, every_steps=2, keep=10, before_step=None):
+    def train(losses, log_every=1, every_steps=2, keep=10, before_step=None, profile=(0, 0)):
         config = vq_experiment(data_folder, num_steps=len(losses))
         config.trainable = (("codebook", True), (".*", False))  # two moments instead of two hundred to save
         config.train.update(schedule="cosine", warmup_steps=0)
         config.log_every = log_every
+        config.profile.update(first_step=profile[0], steps=profile[1])
         config.checkpoint.update(every_steps=every_steps, keep=keep)
         monkeypatch.setattr(loop, "make_step", lambda *_: CountingStep(losses, before_step))
         return loop.train(config, tmp_path)
@@ -45,7 +50,7 @@ def run(data_folder, tmp_path, monkeypatch):
 
 
 def saved_steps(folder):
-    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
 
 
 def logged(folder):
@@ -73,7 +78,7 @@ def test_only_the_newest_checkpoints_are_kept(run, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"loss is nan at or before step 3"):
+    with pytest.raises(FloatingPointError, match=r"^step 3: loss is nan, loss/text is nan\. "):
         run([1.0, 1.0, float("nan"), 1.0])
     assert saved_steps(tmp_path) == [2]
 
@@ -90,9 +95,60 @@ def test_a_real_step_on_broken_parameters_stops_at_once(data_folder, tmp_path):
     save_params(tmp_path / "broken", MICRO_VQ, broken)
     config = vq_experiment(data_folder)
     config.init.checkpoint = str(tmp_path / "broken")
-    with pytest.raises(FloatingPointError, match=r"loss is nan at or before step 1"):
+    with pytest.raises(FloatingPointError, match=r"^step 1: grad_norm is nan, loss is nan, loss/codebook is nan, "):
         loop.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == []
+    (file,) = (tmp_path / "run" / "not_finite").iterdir()
+    config.data.workers = 0
+    stream = open_stream(config, MICRO_VQ, None)
+    with np.load(file, allow_pickle=False) as kept:
+        np.testing.assert_array_equal(kept["pixels"], next(stream).pixels)
+    stream.close()
+
+
+def test_damaged_checkpoints_are_put_aside_loudly_for_the_newest_whole_one(run, tmp_path, caplog):
+    run([1.0] * 6, keep=3)
+    for step, item in ((6, "data"), (4, "params")):
+        files = [path for path in (tmp_path / "checkpoints" / str(step) / item).rglob("*") if path.is_file()]
+        for file in files:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    run([1.0] * 8, keep=3)
+    assert "CHECKPOINT DAMAGED" in caplog.text and "checkpoint 6 cannot be restored" in caplog.text
+    assert saved_steps(tmp_path) == [4, 6, 8]  # made anew
+    assert {path.name.partition("-")[0] for path in (tmp_path / "damaged_checkpoints").iterdir()} == {"4", "6"}
+    assert list(logged(tmp_path)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
+    run([1.0] * 4)
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step) / "params")
+    with pytest.raises(UserError, match=r"checkpoint 4 cannot be restored"):
+        run([1.0] * 6)
+    assert saved_steps(tmp_path) == [2, 4] and not (tmp_path / "damaged_checkpoints").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_spares_the_earlier_ones(run, tmp_path, capsys):
+    """As on a full disk: no file may grow beyond 1 KiB. The save of step 4 may be under way by then."""
+    del capsys  # prints go to memory
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(UserError, match=r"a checkpoint could not be written, the last complete one is [24]: "):
+            run(
+                [1.0] * 6,
+                log_every=6,
+                before_step={5: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))},
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved_steps(tmp_path) in ([2], [2, 4])
+    run([1.0] * 6)
+    assert saved_steps(tmp_path) == [2, 4, 6]
+
+
+def test_chosen_steps_are_profiled(run, tmp_path):
+    run([1.0] * 4, profile=(2, 2))
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

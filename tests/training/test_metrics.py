@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
+from janus_jax.training import metrics
 from janus_jax.training.metrics import MetricsLog
 
 
@@ -29,9 +30,9 @@ def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_pa
     log = log_in(tmp_path)
     log.add(step_metrics(loss=1.0, text=2.0, text_tokens=30))
     log.add(step_metrics(loss=4.0, text=6.0, text_tokens=10))
-    first = log.write(2, 0.0, {"learning_rate": 0.5})
+    first = log.write(2, 0.0, 0.0, {"learning_rate": 0.5})
     log.add(step_metrics(loss=8.0, text=1.0, text_tokens=5))
-    log.write(3, 0.0, {"learning_rate": 0.25})
+    log.write(3, 0.0, 0.0, {"learning_rate": 0.25})
     log.close()
     written = lines(tmp_path)
     assert [line["step"] for line in written] == [2, 3]
@@ -45,10 +46,10 @@ def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_pa
 def test_a_task_without_tokens_has_no_mean_and_does_not_dilute_the_others(tmp_path):
     log = log_in(tmp_path)
     log.add(step_metrics(loss=1.0, text=0.0, text_tokens=0))
-    log.write(1, 0.0, {})
+    log.write(1, 0.0, 0.0, {})
     log.add(step_metrics(loss=1.0, text=0.0, text_tokens=0))
     log.add(step_metrics(loss=1.0, text=3.0, text_tokens=7))
-    log.write(3, 0.0, {})
+    log.write(3, 0.0, 0.0, {})
     log.close()
     without, with_text = lines(tmp_path)
     assert "loss/text" not in without
@@ -58,7 +59,7 @@ def test_a_task_without_tokens_has_no_mean_and_does_not_dilute_the_others(tmp_pa
 def test_every_line_is_json_even_when_a_metric_overflows(tmp_path):
     log = log_in(tmp_path)
     log.add(step_metrics(loss=1.0, text=float("inf"), text_tokens=1))
-    log.write(1, 0.0, {})
+    log.write(1, 0.0, 0.0, {})
     log.close()
     assert lines(tmp_path)[0]["loss"] == 1.0
 
@@ -68,11 +69,56 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path, resumed_at, kept):
     log = log_in(tmp_path)
     for step in range(1, 5):
         log.add(step_metrics(loss=float(step), text=1.0, text_tokens=1))
-        log.write(step, 0.0, {})
+        log.write(step, 0.0, 0.0, {})
     log.close()
     before = lines(tmp_path)
     log_in(tmp_path, first_step=resumed_at).close()
     assert lines(tmp_path) == [line for line in before if line["step"] in kept]
+
+
+class Clock:
+    """Replaces `time`: both clocks stand still until they are moved."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def time(self):
+        return self.now
+
+    monotonic = time
+
+
+def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_lost(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(metrics, "time", clock)
+
+    def steps(log, seconds):
+        for duration in seconds:
+            clock.now += duration
+            log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1) | {"tokens": (jnp.float32(50), jnp.ones(()))})
+
+    log = log_in(tmp_path)
+    steps(log, [30.0, 1.0, 2.0, 3.0])  # the first compiles
+    log.write(4, waited=1.5, saving=0.5, extra={})  # 36 s, of which 4 were productive
+    steps(log, [2.0, 2.0])
+    log.write(6, waited=0.0, saving=0.0, extra={})  # 40 s and 8
+    steps(log, [10.0])
+    log.write(7, waited=0.0, saving=0.0, extra={})  # lost
+    log.close()
+    first, second, third = lines(tmp_path)
+    assert (first["wall_seconds"], first["goodput"]) == (36.0, pytest.approx(4 / 36))
+    assert (second["wall_seconds"], second["goodput"]) == (40.0, pytest.approx(8 / 40))
+    assert [first["step_seconds/median"], first["step_seconds/max"]] == [2.0, 3.0]
+    assert first["step_seconds/p90"] == pytest.approx(2.8)
+    assert (first["data_wait_share"], first["save_wait_share"]) == (pytest.approx(1.5 / 36), pytest.approx(0.5 / 36))
+    assert second["tokens_per_second"] == pytest.approx(100 / 4)
+    clock.now += 50.0  # a crash, and a while until somebody saw it
+    log = log_in(tmp_path, first_step=6)
+    steps(log, [5.0, 5.0])
+    log.write(8, waited=0.0, saving=0.0, extra={})
+    log.close()
+    assert (third["wall_seconds"], lines(tmp_path)[-1]["wall_seconds"]) == (50.0, 110.0)
+    assert lines(tmp_path)[-1]["goodput"] == pytest.approx((8 + 5) / 110)
 
 
 def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path):
