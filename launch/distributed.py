@@ -1,5 +1,7 @@
 """Joins the processes of a run: one per host of a TPU slice or cluster, or several on one machine."""
 
+from typing import Any
+
 import jax
 from absl import flags
 
@@ -9,17 +11,27 @@ MULTIHOST = flags.DEFINE_bool("multihost", False, "join the other hosts, as TPU 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where nothing names the hosts")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "with --coordinator: of the run", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "with --coordinator: of this process", lower_bound=0)
+PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout", 100, "seconds without a sign of life of another host after which this one stops", lower_bound=1
+)
 
 
 def join() -> None:
-    """To be called before anything touches JAX's devices. Raises UserError for flags that do not go together."""
+    """To be called before anything touches JAX's devices. Raises UserError for flags that do not go together.
+
+    From then on a host that dies or hangs ends the others: JAX's coordination service asks each for heartbeats.
+    """
+    limits: dict[str, Any] = {
+        "heartbeat_timeout_seconds": PEER_TIMEOUT.value,
+        "shutdown_timeout_seconds": PEER_TIMEOUT.value,
+    }
     coordinator, count, process = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     if coordinator is None and count is None and process is None:
         if MULTIHOST.value:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**limits)
         return
     if coordinator is None or count is None or process is None or MULTIHOST.value:
         raise UserError("expected --coordinator, --num_processes and --process_id together, without --multihost")
     if process >= count:
         raise UserError(f"--process_id={process}, expected less than --num_processes={count}")
-    jax.distributed.initialize(coordinator, count, process)
+    jax.distributed.initialize(coordinator, count, process, **limits)

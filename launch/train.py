@@ -7,9 +7,11 @@
 On several hosts the same command runs on each, with --multihost.
 """
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
+from janus_jax.errors import UserError
 from janus_jax.training.loop import train
 from launch import command_line, distributed
 
@@ -20,7 +22,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics a
 def main() -> None:
     command_line.require("config", "workdir")
     distributed.join()
-    train(CONFIG.value, WORKDIR.value)
+    try:
+        train(CONFIG.value, WORKDIR.value)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"process {jax.process_index()}: a step failed, as it does when another host of the run is gone: {reason}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -55,8 +55,7 @@ def make_step(
         grads, metrics = jax.grad(loss_of_trainable, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics["grad_norm"] = (optax.tree_utils.tree_norm(grads), jnp.ones(()))
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics | gradient_norms(grads)
 
     return jax.jit(
         step,
@@ -64,3 +63,11 @@ def make_step(
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
     )
+
+
+def gradient_norms(grads: Params) -> Metrics:
+    """Of the whole gradient before clipping, `grad_norm`, and of each module, `grad_norm/siglip`."""
+    one = jnp.ones(())
+    squares = {name: optax.tree_utils.tree_norm(module, squared=True) for name, module in grads.items()}
+    norms = {f"grad_norm/{name}": (jnp.sqrt(square), one) for name, square in squares.items()}
+    return {"grad_norm": (jnp.sqrt(sum(squares.values())), one), **norms}

@@ -1,6 +1,8 @@
 """Several local processes train as one: same losses, and a checkpoint that any number of processes continues."""
 
+import signal
 import socket
+import time
 
 import pytest
 from tiny_runs import cache_folder, start_command, write_digit_files
@@ -15,12 +17,12 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
-    """Trains `steps` steps in `count` processes of one device each; returns the losses by step."""
+def start(tmp_path_factory):
+    """Starts `count` processes of one device each that train `steps` steps."""
     cache = cache_folder(tmp_path_factory)
     data = write_digit_files(tmp_path_factory.mktemp("data"))
 
-    def run(workdir, count, steps):
+    def start_all(workdir, count, steps, *flags):
         command = [
             "launch.train",
             f"--config=tests/launch/micro_experiment.py:{data}",
@@ -28,9 +30,10 @@ def train(tmp_path_factory):
             f"--config.train.num_steps={steps}",
             "--config.data.num_shards=4",
             "--config.mesh.fsdp=-1",
+            *flags,
         ]
         port = free_port()
-        processes = [
+        return [
             start_command(
                 *command,
                 *(
@@ -42,6 +45,16 @@ def train(tmp_path_factory):
             )
             for i in range(count)
         ]
+
+    return start_all
+
+
+@pytest.fixture(scope="module")
+def train(start):
+    """Trains to the end; returns the losses by step."""
+
+    def run(workdir, count, steps):
+        processes = start(workdir, count, steps)
         outputs = [process.communicate(timeout=300) for process in processes]
         assert [process.returncode for process in processes] == [0] * count, outputs
         assert all("loss" not in out for out, _ in outputs[1:])  # the first alone reports
@@ -61,3 +74,21 @@ def test_several_processes_train_as_one_and_any_number_goes_on(train, tmp_path, 
     assert half == pytest.approx({step: alone[step] for step in half}, rel=1e-6)
     joined = train(tmp_path / "joined", {2: 1, 4: 2}[count], steps)
     assert joined == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("blow", "message"), [(signal.SIGKILL, "another host"), (signal.SIGSTOP, "heartbeat")])
+def test_when_a_process_dies_or_hangs_the_others_stop_with_a_message_in_bounded_time(start, tmp_path, blow, message):
+    """Well before the steps of the run could be done."""
+    processes = start(tmp_path, 2, 10**6, "--peer_timeout=10", "--config.checkpoint.every_steps=1000000")
+    metrics = tmp_path / "metrics.jsonl"
+    try:
+        while not metrics.exists() or len(read_metrics(tmp_path)) < 3:
+            assert processes[0].poll() is None
+            time.sleep(0.5)
+        processes[1].send_signal(blow)
+        _, errors = processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode != 0 and message in errors

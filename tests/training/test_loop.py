@@ -3,6 +3,7 @@
 import resource
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def test_a_real_step_on_broken_parameters_stops_at_once(data_folder, tmp_path):
     save_params(tmp_path / "broken", MICRO_VQ, broken)
     config = vq_experiment(data_folder)
     config.init.checkpoint = str(tmp_path / "broken")
-    with pytest.raises(FloatingPointError, match=r"^step 1: grad_norm is nan, loss is nan, loss/codebook is nan, "):
+    with pytest.raises(FloatingPointError, match=r"^step 1: grad_norm is nan, .*, loss is nan, loss/codebook is nan, "):
         loop.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == []
     (file,) = (tmp_path / "run" / "not_finite").iterdir()
@@ -128,20 +129,23 @@ def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
     assert saved_steps(tmp_path) == [2, 4] and not (tmp_path / "damaged_checkpoints").exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks that failed
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_spares_the_earlier_ones(run, tmp_path, capsys):
-    """As on a full disk: no file may grow beyond 1 KiB. The save of step 4 may be under way by then."""
+    """As on a full disk: from step 5 on no file may grow beyond 1 KiB."""
     del capsys  # prints go to memory
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk():
+        while 4 not in saved_steps(tmp_path):
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+
     try:
-        with pytest.raises(UserError, match=r"a checkpoint could not be written, the last complete one is [24]: "):
-            run(
-                [1.0] * 6,
-                log_every=6,
-                before_step={5: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))},
-            )
+        with pytest.raises(UserError, match=r"a checkpoint could not be written, the last complete one is 4: "):
+            run([1.0] * 6, log_every=7, before_step={5: fill_disk})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert saved_steps(tmp_path) in ([2], [2, 4])
+    assert saved_steps(tmp_path) == [2, 4]
     run([1.0] * 6)
     assert saved_steps(tmp_path) == [2, 4, 6]
 

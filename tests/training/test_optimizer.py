@@ -10,6 +10,7 @@ import torch
 from configs.common import base_config
 from janus_jax import UserError
 from janus_jax.training.optimizer import make_optimizer, make_schedule
+from janus_jax.training.state import gradient_norms
 
 SHAPES = {"dense": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (5,)}, "embed": (6, 2)}
 
@@ -90,3 +91,9 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
 def test_unknown_schedule_is_refused():
     with pytest.raises(UserError, match=r"train\.schedule='linear'"):
         make_optimizer(train_fields(schedule="linear"))
+
+
+def test_gradient_norms_of_the_whole_and_of_each_module():
+    grads = {"siglip": {"a": jnp.array([3.0]), "b": {"c": jnp.array([[0.0, 4.0]])}}, "llm": {"a": jnp.full(4, 6.0)}}
+    norms = {name: float(value) for name, (value, weight) in gradient_norms(grads).items() if weight == 1}
+    assert norms == {"grad_norm": 13.0, "grad_norm/siglip": 5.0, "grad_norm/llm": 12.0}

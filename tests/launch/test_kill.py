@@ -1,0 +1,56 @@
+"""kill -9 at any moment, also while a checkpoint is being written: the next start goes on as if nothing had been."""
+
+import random
+import time
+
+import pytest
+from tiny_runs import cache_folder, differing_leaves, saved_state, start_command, write_digit_files
+
+from janus_jax.training.loop import read_metrics
+
+STEPS, KILLS = 60, 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_at_the_bits_of_one_that_was_not(tmp_path, tmp_path_factory):
+    data = write_digit_files(tmp_path / "data")
+
+    def start(workdir):
+        return start_command(
+            "launch.train",
+            f"--config=tests/launch/micro_experiment.py:{data}",
+            f"--workdir={tmp_path / workdir}",
+            f"--config.train.num_steps={STEPS}",
+            "--config.checkpoint.every_steps=1",  # saves are nearly always under way
+            cache=cache_folder(tmp_path_factory),
+        )
+
+    def finish(process):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+
+    finish(start("straight"))
+    rng = random.Random(0)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    reached = 0
+    for _ in range(KILLS):
+        process = start("killed")
+        while process.poll() is None and (not metrics.exists() or last_step(metrics) <= reached):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        reached = min(last_step(metrics), STEPS - 1)
+    finish(start("killed"))
+    assert differing_leaves(saved_state(tmp_path / "straight", STEPS), saved_state(tmp_path / "killed", STEPS)) == []
+    losses = [
+        [(line["step"], line["loss"]) for line in read_metrics(tmp_path / name)] for name in ("straight", "killed")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+
+
+def last_step(metrics):
+    """Of the whole lines of a file that may be written at this moment."""
+    lines = metrics.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return len(whole)
