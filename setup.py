@@ -35,6 +35,7 @@ TEST = [
     *QUICKSTART,
     *DATA,
     "beartype>=0.21",
+    "diffusers>=0.37,<1",
     "mypy>=1.15",
     "pytest>=8.3",
     "ruff>=0.11",

@@ -1,7 +1,7 @@
 """Model folders: what training writes and `from_pretrained` reads.
 
 DIR/model.json        architecture (exact; another one is refused)
-DIR/tokenizer.json    text tokenizer, absent for image tokenizers
+DIR/tokenizer.json    text tokenizer, absent for image tokenizers and VAEs
 DIR/params/           Orbax, layers stacked                     (exported model), or
 DIR/checkpoints/N/    Orbax, one folder per saved step with `params` in it (training workdir)
 """
@@ -21,18 +21,18 @@ from jax.typing import DTypeLike
 
 from janus_jax.data.prompts import STYLES
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten, unflatten
 
 FORMAT_VERSION = 1
-KINDS: dict[str, type] = {"janus": JanusConfig, "vq": VQConfig}
+KINDS: dict[str, type] = {"janus": JanusConfig, "janusflow": JanusFlowConfig, "vq": VQConfig, "vae": VAEConfig}
 # A damaged number is an error, not a day of waiting.
 _MAX_BYTES = 1 << 20
 _MAX_SIZE = 1 << 24
 _MAX_COUNT = 1024  # of what is repeated
 _MAX_NUMBER = 1e18
 _MAX_LIST = 16
-_COUNTS = ("depth", "num_res_blocks", "aligner_depth", "gen_aligner_depth")
+_COUNTS = ("depth", "encoder_depth", "decoder_depth", "num_res_blocks", "aligner_depth", "gen_aligner_depth")
 CHUNK_BYTES = 64 * 2**20  # most bytes that have to be read at once
 
 

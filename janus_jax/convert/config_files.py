@@ -5,7 +5,6 @@ by name and value rather than computed differently. The original file does not t
 behind their names does), so they are read off the tensors.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +14,11 @@ from etils import epath
 from janus_jax.convert.json_fields import Fields, read_fields
 from janus_jax.convert.llama_config import LLAMA_DEFAULTS, llama_fields, read_llama
 from janus_jax.convert.original_sizes import (
-    SIGLIP_LARGE,
     SIGLIP_NORM_EPS,
     TOWER_DEFAULTS,
     measure_siglip,
     measure_vq,
+    tower_fields,
 )
 from janus_jax.convert.tables import Shape, their_shapes
 from janus_jax.errors import UserError
@@ -165,15 +164,11 @@ def hf_config(config: JanusConfig, dtype_name: str, tokenizer_ids: Mapping[str, 
 def deepseek_config(config: JanusConfig, dtype_name: str) -> dict[str, Any]:
     """config.json for the original code, which itself builds only the released SigLIP and VQ.
 
-    Any other SigLIP is called by a name that the original refuses, and its `heads`, which no shape tells, are added.
-
     Raises:
         UserError: the layout cannot express the architecture.
     """
     siglip, vq, width = config.siglip, config.vq, config.llama.width
     _check_writable(config, "deepseek", {"siglip.norm_eps": (siglip.norm_eps, SIGLIP_NORM_EPS)})
-    is_large = dataclasses.replace(siglip, image_size=JANUS_PRO_1B.siglip.image_size) == JANUS_PRO_1B.siglip
-    tower = {"model_name": SIGLIP_LARGE} if is_large else {"model_name": "siglip", "heads": siglip.num_heads}
 
     def part(kind: str, cls: str, **params: Any) -> dict[str, Any]:
         return {"model_type": kind, "cls": cls, "params": params}
@@ -181,13 +176,12 @@ def deepseek_config(config: JanusConfig, dtype_name: str) -> dict[str, Any]:
     def projector(kind: str, depth: int, input_dim: int) -> dict[str, Any]:
         return part(kind, "MlpProjector", depth=depth, input_dim=input_dim, n_embed=width, projector_type="mlp_gelu")
 
-    tower |= {"image_size": siglip.image_size, "select_feature": "same", "select_layer": -1}
     head = {"image_token_embed": config.image_head_width, "image_token_size": vq.num_codes, "n_embed": width}
     return {
         "architectures": ["MultiModalityCausalLM"],
         "model_type": "multi_modality",
         "torch_dtype": dtype_name,
-        "vision_config": part("vision", "CLIPVisionTower", **tower),
+        "vision_config": part("vision", "CLIPVisionTower", **tower_fields(siglip)),
         "aligner_config": projector("aligner", config.aligner_depth, siglip.width),
         "gen_vision_config": part("gen_vision", "VQ-16", image_token_size=vq.num_codes, n_embed=vq.code_dim),
         "gen_aligner_config": projector("gen_aligner", config.gen_aligner_depth, vq.code_dim),

@@ -4,6 +4,7 @@ The original config.json only names both; their sizes stand in the code behind t
 how many heads SigLIP has.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ _TOWER = "vision_model.vision_tower."
 _VQ = "gen_vision_model."
 
 
-def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
+def measure_siglip(params: Fields, shapes: Mapping[str, Shape], tower: str = _TOWER) -> SiglipConfig:
     """The understanding encoder.
 
     Heads are `heads` of the params (which we write, and timm calls `num_heads`), or those that the original code has
@@ -31,6 +32,7 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
     Args:
         params: `vision_config.params` with `TOWER_DEFAULTS`.
         shapes: name -> shape of all tensors.
+        tower: prefix of the encoder's tensors.
 
     Raises:
         UserError: a tensor is missing, it disagrees with image_size, or the tower is not SigLIP.
@@ -40,8 +42,8 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
         raise params.wrong("model_name", f"a SigLIP tower such as {SIGLIP_LARGE!r}")
     # `select_feature` has no effect on a SigLIP tower; mean and std would normalise pixels inside the model.
     params.only(select_layers=None, pixel_mean=None, pixel_std=None)
-    width, patch_size = (_size(params, shapes, f"{_TOWER}patch_embed.proj.weight", axis) for axis in (0, 2))
-    depth = _count(shapes, f"{_TOWER}blocks.")
+    width, patch_size = (_size(params, shapes, f"{tower}patch_embed.proj.weight", axis) for axis in (0, 2))
+    depth = _count(shapes, f"{tower}blocks.")
     if name == SIGLIP_LARGE:
         depth = min(depth, _selected_depth(params, large.depth))
     given = [field for field in _HEAD_FIELDS if field in params.values]
@@ -58,15 +60,27 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape]) -> SiglipConfig:
         width=width,
         depth=depth,
         num_heads=params.integer(given[0]),
-        mlp_dim=_size(params, shapes, f"{_TOWER}blocks.0.mlp.fc1.weight", 0),
+        mlp_dim=_size(params, shapes, f"{tower}blocks.0.mlp.fc1.weight", 0),
         norm_eps=SIGLIP_NORM_EPS,
     )
-    tokens = _size(params, shapes, f"{_TOWER}pos_embed", 1)
+    tokens = _size(params, shapes, f"{tower}pos_embed", 1)
     if tokens != siglip.num_tokens:
         raise params.wrong(
             "image_size", f"the size of {tokens} patches of {patch_size} x {patch_size}, as pos_embed has"
         )
     return siglip
+
+
+def tower_fields(siglip: SiglipConfig) -> dict[str, Any]:
+    """`params` that `measure_siglip` reads.
+
+    Any other SigLIP than the released one has a name that the original refuses, and its `heads`, which no shape
+    tells, are added.
+    """
+    large = JANUS_PRO_1B.siglip
+    is_large = dataclasses.replace(siglip, image_size=large.image_size) == large
+    named = {"model_name": SIGLIP_LARGE} if is_large else {"model_name": "siglip", "heads": siglip.num_heads}
+    return named | {"image_size": siglip.image_size, "select_feature": "same", "select_layer": -1}
 
 
 def measure_vq(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, Any]:

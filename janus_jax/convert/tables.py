@@ -2,11 +2,13 @@
 
 A row is (ours, transformers', DeepSeek's), each below the prefix of its table. It names a module, whose weight and bias
 follow by themselves, or an embedding table by its full name. `{l}` is the layer, other braces match one word, and
-`{k-1}`, `{2k}` are computed from `{k}`; the first row that fits counts. Two notes occur in DeepSeek's names:
-`qkv[1/3]` is block 1 of the 3 that are fused along the first axis, `pos_embed[0]` the only entry of a leading axis.
+`{k-1}`, `{2k}` are computed from `{k}`; the first row that fits counts. Notes in brackets tell how DeepSeek's (or
+diffusers') tensor differs: `qkv[1/3]` is block 1 of the 3 that are fused along the first axis, `[0]` the only entry of
+a leading axis, `[channels]` has three leading axes of one entry, `[linear]` is a matrix, ours a 1x1 convolution.
 
-A *layout* is a whole checkpoint ("hf", "deepseek") or a pretrained part to start training from: "siglip"
-(transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's vq_ds16).
+A *layout* is a whole checkpoint ("hf", "deepseek", "janusflow", the latter's "vae") or a pretrained part to start
+training from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's
+vq_ds16).
 """
 
 import functools
@@ -16,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from janus_jax.convert.flow_tables import FLOW_TABLES
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import ModelConfig
 from janus_jax.models.parameters import abstract_params, flatten
 
 Shape = tuple[int, ...]
@@ -45,7 +48,11 @@ class Link(NamedTuple):
 _AS_IS = Transform("as is", lambda x: x, lambda x: x)
 _LINEAR = Transform("transpose", lambda x: x.T, lambda x: x.T)  # [out, in] -> [in, out]
 _CONV = Transform("OIHW to HWIO", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-_ONLY_ENTRY = Transform("drop leading axis", lambda x: x[0], lambda x: x[None])
+_NOTED = {  # by the note in the table; the last one for the kernel only
+    "0": Transform("drop leading axis", lambda x: x[0], lambda x: x[None]),
+    "channels": Transform("drop leading axes", lambda x: x[0, 0, 0], lambda x: x[None, None, None]),
+    "linear": Transform("transpose to 1x1 convolution", lambda x: x.T[None, None], lambda x: x[0, 0].T),
+}
 
 
 class _Table(NamedTuple):
@@ -123,7 +130,10 @@ _LLM = _Table(
     ),
 )
 _LLM_HEAD = _Table("llm/", "", "language_model.", (("lm_head", "lm_head", "lm_head"),))
-_TABLES = (_SIGLIP, _ALIGNER, _GEN_ALIGNER, _GEN_EMBED, _GEN_HEAD, _VQ_DOWN, _VQ_UP, _VQ, _LLM, _LLM_HEAD)
+_TABLES = (
+    *(_SIGLIP, _ALIGNER, _GEN_ALIGNER, _GEN_EMBED, _GEN_HEAD, _VQ_DOWN, _VQ_UP, _VQ, _LLM, _LLM_HEAD),
+    *(_Table(ours, "", theirs, tuple((a, "", b) for a, b in rows)) for ours, theirs, rows in FLOW_TABLES),
+)
 
 
 class _Layout(NamedTuple):
@@ -140,6 +150,8 @@ LAYOUTS = {
     "siglip": _Layout("hf", "siglip/", "model.", "vision_model.", (".projection_layer.", ".out_proj.")),
     "llm": _Layout("deepseek", "llm/", "language_model.", "model."),
     "vq": _Layout("deepseek", "vq/", "gen_vision_model."),
+    "janusflow": _Layout("deepseek", renamed=("vision_model.vision_tower.", "vision_und_enc_model.vision_tower.")),
+    "vae": _Layout("deepseek"),
 }
 
 # Tensors without a place in our models, by name: buffers, pooling heads, SigLIP's text tower.
@@ -150,17 +162,19 @@ DROPPED = {
     "siglip": rf"{_BUFFERS}|(vision_model\.)?head\..+|text_model\..+|logit_scale|logit_bias",
     "llm": _BUFFERS,
     "vq": _BUFFERS,
+    "janusflow": rf"{_BUFFERS}|vision_und_enc_model\.vision_tower\.attn_pool\..+",
+    "vae": _BUFFERS,
 }
 
 
-def links(config: JanusConfig, layout: str) -> list[Link]:
+def links(config: ModelConfig, layout: str) -> list[Link]:
     """Every parameter of ours that the layout holds, stacked ones once per layer, and where it is."""
     rules = LAYOUTS[layout]
     shapes = _our_shapes(config)
     return [link for path in shapes if path.startswith(rules.ours) for link in _links_of(path, shapes[path], rules)]
 
 
-def their_shapes(config: JanusConfig, layout: str) -> dict[str, Shape]:
+def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:
     """Name -> shape of all tensors of a layout, fused ones whole. Needs no memory."""
     shapes = {}
     for link in links(config, layout):
@@ -172,7 +186,7 @@ def their_shapes(config: JanusConfig, layout: str) -> dict[str, Shape]:
 
 
 def match_names(
-    found: Mapping[str, Shape], config: JanusConfig, layout: str, origin: str, *, any_vocabulary: bool = False
+    found: Mapping[str, Shape], config: ModelConfig, layout: str, origin: str, *, any_vocabulary: bool = False
 ) -> dict[str, str]:
     """Pairs the tensors that a layout needs with those of a checkpoint.
 
@@ -224,8 +238,8 @@ def _links_of(path: str, shape: Shape, rules: _Layout) -> list[Link]:
     name, _, note = pattern.rstrip("]").partition("[")
     stacked = "/layers/" in path
     transform = _AS_IS
-    if note == "0":
-        transform = _ONLY_ENTRY
+    if note in _NOTED and not (note == "linear" and leaf == "bias"):
+        transform = _NOTED[note]
     elif leaf == "kernel":
         transform = _LINEAR if len(shape) - stacked == 2 else _CONV
     block, _, blocks = note.partition("/")
@@ -252,7 +266,7 @@ def _find_row(module: str, names: str) -> tuple[str, dict[str, str | int]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _our_shapes(config: JanusConfig) -> Mapping[str, Shape]:
+def _our_shapes(config: ModelConfig) -> Mapping[str, Shape]:
     return {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
 
 

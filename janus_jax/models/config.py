@@ -2,7 +2,7 @@
 
 A constant of a checkpoint (theta, eps, vocabulary) has no default on purpose: a missing one is an error, not a
 silent wrong guess. How a model is *run* (dtype, remat, scan) is `Execution`, which never changes its function.
-Sources: Janus, Table 1; Janus-Pro, Table 1; the released config.json files.
+Sources: Janus, Table 1; Janus-Pro, Table 1; JanusFlow, sections 3.2 and 4.1; the released config.json files.
 """
 
 import dataclasses
@@ -104,7 +104,77 @@ class JanusConfig:
         return self.vq.num_tokens
 
 
-ModelConfig = JanusConfig | VQConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """A variational autoencoder of latent diffusion: the SDXL VAE, or a smaller one."""
+
+    base_channels: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int  # per level of the encoder; the decoder has one more
+    latent_channels: int
+    norm_groups: int
+    norm_eps: float
+    scaling_factor: float  # latents times this have about unit variance
+
+    def __post_init__(self):
+        _require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
+
+    @property
+    def z_channels(self) -> int:
+        """What the encoder ends with: mean and log-variance."""
+        return 2 * self.latent_channels
+
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UViTConfig:
+    """The generation encoder and decoder of JanusFlow."""
+
+    latent_size: int  # rows and columns of the latents; the networks themselves are fully convolutional
+    latent_channels: int
+    patch_size: int  # latents per token, in each direction
+    width: int  # of a token; the decoder's blocks have twice as many channels, because of the long skip
+    time_width: int  # of the time embedding, which is also a token of the LLM
+    encoder_depth: int  # ConvNeXt blocks
+    decoder_depth: int
+    norm_eps: float
+
+    def __post_init__(self):
+        _require_multiple("latent_size", self.latent_size, "patch_size", self.patch_size)
+        _require_multiple("width", self.width, "2 (cosines and sines)", 2)
+
+    @property
+    def grid(self) -> int:
+        return self.latent_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid**2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JanusFlowConfig:
+    """The VAE is not part of it: it is trained apart and never changes."""
+
+    llama: LlamaConfig
+    siglip: SiglipConfig
+    uvit: UViTConfig
+    prompt_style: str  # a key of `data.prompts.STYLES`
+
+    def __post_init__(self):
+        if self.uvit.time_width != self.llama.width:
+            raise ValueError(f"uvit.time_width={self.uvit.time_width} must be llama.width={self.llama.width}")
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions of a generated image: the time, then its latents."""
+        return 1 + self.uvit.num_tokens
+
+
+ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
 
 
 def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:
@@ -161,6 +231,32 @@ JANUS_PRO_7B = dataclasses.replace(
     image_head_width=4096,
 )
 
+SDXL_VAE = VAEConfig(
+    base_channels=128,
+    channel_multipliers=(1, 2, 4, 4),
+    num_res_blocks=2,
+    latent_channels=4,
+    norm_groups=32,
+    norm_eps=1e-6,
+    scaling_factor=0.13025,
+)
+
+JANUSFLOW_1P3B = JanusFlowConfig(
+    llama=_DEEPSEEK_LLM_1P3B,
+    siglip=_SIGLIP_LARGE_16_384,
+    uvit=UViTConfig(
+        latent_size=48,
+        latent_channels=4,
+        patch_size=2,
+        width=768,
+        time_width=2048,
+        encoder_depth=2,
+        decoder_depth=2,
+        norm_eps=1e-6,
+    ),
+    prompt_style="janus",
+)
+
 # Small enough for a laptop CPU, the same code: 32 px images, 4 x 4 tokens each.
 VQ_TINY = VQConfig(
     image_size=32,
@@ -197,11 +293,41 @@ JANUS_PRO_TINY = JanusConfig(
     prompt_style="janus_pro_tiny",
 )
 
+VAE_TINY = VAEConfig(  # 32 px images, 8 x 8 latents
+    base_channels=16,
+    channel_multipliers=(1, 2, 2),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=8,
+    norm_eps=1e-6,
+    scaling_factor=1.0,
+)
+
+JANUSFLOW_TINY = JanusFlowConfig(
+    llama=JANUS_PRO_TINY.llama,
+    siglip=JANUS_PRO_TINY.siglip,
+    uvit=UViTConfig(
+        latent_size=8,
+        latent_channels=4,
+        patch_size=2,
+        width=64,
+        time_width=96,
+        encoder_depth=2,
+        decoder_depth=2,
+        norm_eps=1e-6,
+    ),
+    prompt_style="janus_pro_tiny",
+)
+
 PRESETS: dict[str, ModelConfig] = {
     "janus_1p3b": JANUS_1P3B,
     "janus_pro_1b": JANUS_PRO_1B,
     "janus_pro_7b": JANUS_PRO_7B,
     "janus_pro_tiny": JANUS_PRO_TINY,
+    "janusflow_1p3b": JANUSFLOW_1P3B,
+    "janusflow_tiny": JANUSFLOW_TINY,
+    "sdxl_vae": SDXL_VAE,
+    "vae_tiny": VAE_TINY,
     "vq16": VQ_16,
     "vq_tiny": VQ_TINY,
 }

@@ -13,13 +13,20 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from janus_jax.models.config import Execution, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import Execution, JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
+from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.sdxl_vae import VAE
 from janus_jax.models.vq import VQModel
 
 Params = dict[str, Any]
-MODULES: dict[type, type[nn.Module]] = {JanusConfig: Janus, VQConfig: VQModel}
+MODULES: dict[type, type[nn.Module]] = {
+    JanusConfig: Janus,
+    JanusFlowConfig: JanusFlow,
+    VQConfig: VQModel,
+    VAEConfig: VAE,
+}
 
 
 def build(config: ModelConfig, execution: Execution | None = None) -> nn.Module:

@@ -16,7 +16,7 @@ from janus_jax.data.record_source import RecordSource, open_records
 from janus_jax.data.samples import SampleBuilder, check_supervision
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import PRESETS, Execution, JanusConfig, ModelConfig
+from janus_jax.models.config import PRESETS, Execution, JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.stack import REMAT_POLICIES
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -71,11 +71,12 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
-def model_config(config: ConfigDict) -> ModelConfig:
+def model_config(config: ConfigDict) -> JanusConfig | VQConfig:
     """The architecture that `config.model` names."""
-    if config.model not in PRESETS:
-        raise UserError(f"config.model={config.model!r} is not one of {sorted(PRESETS)}")
-    return PRESETS[config.model]
+    trained = {name: preset for name, preset in PRESETS.items() if isinstance(preset, JanusConfig | VQConfig)}
+    if config.model not in trained:
+        raise UserError(f"config.model={config.model!r} is not one of {sorted(trained)}, which can be trained")
+    return trained[config.model]
 
 
 def execution(config: ConfigDict) -> Execution:
@@ -136,12 +137,12 @@ def open_stream(
         process_index=process_index,
         process_count=process_count,
     )
-    if not isinstance(architecture, JanusConfig):
+    if isinstance(architecture, VQConfig):
         size = data.image_size or architecture.image_size
         if size % architecture.downsampling:
             raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
         return square_images(sources["generate"], size=size, crop=crop, **common)
-    assert tokenizer is not None
+    assert isinstance(architecture, JanusConfig) and tokenizer is not None
     slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
     for task in sources:
         if not slots[task]:

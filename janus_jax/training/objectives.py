@@ -26,6 +26,7 @@ def make_loss(model_config: ModelConfig, execution: Execution, loss: ConfigDict)
     """The objective of an architecture."""
     if isinstance(model_config, JanusConfig):
         return janus_loss(model_config, execution, loss)
+    assert isinstance(model_config, VQConfig)
     return tokenizer_loss(model_config, execution, loss)
 
 

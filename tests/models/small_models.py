@@ -6,7 +6,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.parameters import abstract_params, flatten, unflatten
 
 SMALL_VQ = VQConfig(
@@ -41,6 +41,21 @@ SMALL = JanusConfig(
     gen_aligner_depth=2,
     image_head_width=24,
     prompt_style="janus_pro",
+)
+SMALL_FLOW = JanusFlowConfig(
+    llama=SMALL.llama,
+    siglip=SMALL.siglip,  # four tokens an image
+    uvit=UViTConfig(
+        latent_size=4,
+        latent_channels=3,
+        patch_size=2,
+        width=8,
+        time_width=24,
+        encoder_depth=1,
+        decoder_depth=1,
+        norm_eps=1e-6,
+    ),
+    prompt_style="janus",
 )
 
 

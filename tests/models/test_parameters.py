@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from small_models import SMALL
 
-from janus_jax.models.config import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_PRO_TINY
+from janus_jax.models.config import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_PRO_TINY, PRESETS
 from janus_jax.models.parameters import abstract_params, count, flatten, init_params, logical_axes, unflatten
 
-GOLDEN = Path(__file__).with_name("janus_pro_tiny_parameters.txt")
+GOLDEN = Path(__file__).parent
 COMMON = {
     "siglip": 303_688_704,
     "vq": 71_883_403,
@@ -70,9 +70,10 @@ def table(config):
     return [f"{path} {list(shape)} {[axis or '-' for axis in axes[path]]}" for path, shape in sorted(shapes.items())]
 
 
-def test_names_shapes_and_axes_equal_the_golden_file():
+@pytest.mark.parametrize("name", ["janus_pro_tiny", "janusflow_tiny", "vae_tiny"])
+def test_names_shapes_and_axes_equal_the_golden_file(name):
     """Paths are a contract with checkpoints, sharding and freezing: a change here is a migration."""
-    assert table(JANUS_PRO_TINY) == GOLDEN.read_text().splitlines()
+    assert table(PRESETS[name]) == (GOLDEN / f"{name}_parameters.txt").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -108,10 +108,15 @@ def from_original_vq(state, config):
 def rule_weights(keys, shapes):
     """The weight rule of reference/README.md: values follow from the name, so that they need not be stored."""
     for key, shape in zip(keys, shapes, strict=True):
-        if len(shape) == 1:
-            a, b = (1, 0.1) if key.endswith("weight") else (0, 0.1)
-        else:
-            a, b = 0, 1 if key.endswith("quantize.embedding.weight") else 1 / np.sqrt(np.prod(shape[1:]))
+        a, b = 0.0, 1 / np.sqrt(np.prod(shape[1:]))
+        if "channelwise_norm" in key:
+            b = 0.5 if key.endswith("weight") else 0.1
+        elif key.endswith("quantize.embedding.weight"):
+            b = 1.0
+        elif key.endswith(("embed_tokens.weight", "pos_embed", "beg_of_und_embed", "attn_pool.latent")):
+            b = 0.5
+        elif len(shape) == 1:
+            a, b = float(key.endswith("weight")), 0.1
         yield key, np.float32(a + b * noise(key, shape))
 
 

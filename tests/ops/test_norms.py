@@ -43,3 +43,30 @@ def test_bfloat16_is_rounded_before_the_scale_is_applied():
     other_order = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6) * args[1].astype(jnp.float32)
     wrong = np.asarray(other_order.astype(jnp.bfloat16), np.float32)
     assert (wrong != expected).mean() > 0.05  # this test sees the order of the cast
+
+
+def test_global_response_norm_and_its_gradients_equal_pytorch():
+    rng = np.random.default_rng(3)
+    x, scale, bias, weights = (rng.standard_normal(shape) for shape in ((2, 3, 4, 6), 6, 6, (2, 3, 4, 6)))
+
+    def loss(*inputs):
+        y = norms.global_response_norm(*inputs, 1e-6)
+        return jnp.sum(y * jnp.float32(weights)), y
+
+    ours = (jnp.float32(x), jnp.float32(scale), jnp.float32(bias))
+    gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*ours)
+    theirs = [torch.tensor(value, requires_grad=True) for value in (x, scale, bias)]
+    response = torch.linalg.vector_norm(theirs[0], dim=(1, 2), keepdim=True)
+    relative = response / (response.mean(-1, keepdim=True) + 1e-6)
+    expected = theirs[2] + (theirs[1] * relative + 1) * theirs[0]
+    (expected * torch.tensor(weights)).sum().backward()
+    np.testing.assert_allclose(y, expected.detach().numpy(), rtol=0, atol=1e-5)
+    for gradient, tensor in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=0, atol=1e-5)
+
+
+def test_global_response_norm_of_an_empty_channel_has_a_finite_gradient():
+    x = jnp.ones((1, 2, 2, 3)).at[..., 1].set(0)
+    ones = jnp.ones(3)
+    gradient = jax.jit(jax.grad(lambda x: norms.global_response_norm(x, ones, ones, 1e-6).sum()))(x)
+    assert np.isfinite(np.asarray(gradient)).all()

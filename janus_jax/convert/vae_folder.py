@@ -1,0 +1,46 @@
+"""The VAE of JanusFlow, from a diffusers AutoencoderKL folder or one of ours."""
+
+import jax.numpy as jnp
+from etils import epath
+from jax.typing import DTypeLike
+
+from janus_jax.checkpoints import load_params, read_architecture
+from janus_jax.convert.flow_config import FILE_NAME, read_vae_config
+from janus_jax.convert.flow_tables import with_present_names
+from janus_jax.convert.folders import block_of
+from janus_jax.convert.tables import links, match_names
+from janus_jax.convert.tensor_files import open_tensors
+from janus_jax.errors import UserError
+from janus_jax.models.config import VAEConfig
+from janus_jax.models.parameters import Params, unflatten
+
+_TENSOR_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def load_vae(folder: epath.PathLike, dtype: DTypeLike | None = None) -> tuple[VAEConfig, Params]:
+    """Architecture and parameters; `dtype` None keeps what was saved.
+
+    Raises:
+        UserError: neither kind of folder, not a VAE, damaged, or tensors that are not those of its config.
+    """
+    folder = epath.Path(folder)
+    if (folder / "model.json").exists():
+        config = read_architecture(folder)
+        if not isinstance(config, VAEConfig):
+            raise UserError(f"{folder}: holds a {type(config).__name__}, expected a VAE")
+        return config, load_params(folder, config, dtype)
+    if not (folder / FILE_NAME).exists():
+        raise UserError(f"{folder}: not a VAE folder (neither model.json nor {FILE_NAME} is there)")
+    config = read_vae_config(folder)
+    path = next((folder / name for name in _TENSOR_FILES if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder}: no weights found (expected {' or '.join(_TENSOR_FILES)})")
+    with open_tensors(path) as tensors:
+        in_file = with_present_names(tensors.shapes)
+        shapes = {present: tensors.shapes[name].shape for present, name in in_file.items()}
+        names = match_names(shapes, config, "vae", str(path))
+        flat = {
+            link.path: jnp.asarray(block_of(tensors.read(in_file[names[link.name]]), link), dtype)
+            for link in links(config, "vae")
+        }
+    return config, unflatten(flat)

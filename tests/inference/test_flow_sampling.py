@@ -1,0 +1,171 @@
+"""JanusFlow's sampler against full recomputation without a cache, and the pipeline's promises and errors."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from small_models import SMALL, random_params
+
+from janus_jax.data import digits
+from janus_jax.data.prompts import STYLES, generation_prompt
+from janus_jax.errors import UserError
+from janus_jax.inference.flow_pipeline import VAE_CHUNK, JanusFlowPipeline
+from janus_jax.models.config import JanusFlowConfig, SiglipConfig, UViTConfig, VAEConfig
+from janus_jax.models.parameters import bind, build
+
+VAE = VAEConfig(
+    base_channels=4,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    latent_channels=3,
+    norm_groups=2,
+    norm_eps=1e-6,
+    scaling_factor=0.5,
+)
+CONFIG = JanusFlowConfig(
+    llama=dataclasses.replace(SMALL.llama, vocab_size=384, max_length=60),
+    siglip=SiglipConfig(image_size=16, patch_size=4, width=16, depth=1, num_heads=2, mlp_dim=16, norm_eps=1e-6),
+    uvit=UViTConfig(
+        latent_size=8,
+        latent_channels=3,
+        patch_size=2,
+        width=12,
+        time_width=24,
+        encoder_depth=1,
+        decoder_depth=1,
+        norm_eps=1e-6,
+    ),
+    prompt_style="janus_pro_tiny",
+)
+SHORT, LONG = "a one", "a handwritten three, seven and nine"
+OPTIONS = dict(cfg_weight=3.0, num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    tokenizer = digits.build_tokenizer(digits.text_records(), CONFIG.llama.vocab_size, CONFIG.prompt_style)
+    return JanusFlowPipeline(CONFIG, random_params(CONFIG), tokenizer, VAE, random_params(VAE))
+
+
+@pytest.fixture(scope="module")
+def noise(pipeline):
+    return np.random.default_rng(5).standard_normal((2, *pipeline.latent_shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def recompute(pipeline):
+    """Velocity of one prompt as the specification words it (5.4): the whole sequence, no cache, no padding.
+
+    Pads stand in the unconditional prompt and are masked; the stacked layout of the layers.
+    """
+    apply = bind(build(CONFIG), random_params(CONFIG))
+    tokenizer = pipeline.tokenizer
+
+    @jax.jit
+    def velocity(ids, visible, latents, time):
+        encoded = apply(latents[None], time[None], method="encode_latents")
+        x = jnp.concatenate([apply(ids[None], method="embed_text"), apply(encoded, method="embed_latents")], axis=1)
+        segment_ids = jnp.concatenate([visible, jnp.ones(1 + CONFIG.uvit.num_tokens, jnp.int32)])[None]
+        hidden, _ = apply(x, jnp.arange(x.shape[1])[None], segment_ids)
+        return apply(hidden[:, -CONFIG.uvit.num_tokens :], encoded, method="velocity")[0]
+
+    def run(prompt, latents, num_steps, cfg_weight, solver):
+        ids = np.array(tokenizer.encode(generation_prompt(prompt, STYLES[CONFIG.prompt_style]))[:-1])
+        everything, only_bos = np.ones_like(ids), np.eye(1, len(ids), dtype=ids.dtype)[0]
+        pads = np.where(only_bos, ids, tokenizer.pad_id)
+
+        def guided(latents, step):
+            time = jnp.float32(1000 * step / num_steps)
+            conditional = velocity(ids, everything, latents, time)
+            unconditional = velocity(pads, only_bos, latents, time)
+            return cfg_weight * conditional + (1 - cfg_weight) * unconditional
+
+        for step in range(num_steps):
+            v = guided(latents, step)
+            if solver == "heun":
+                v = (v + guided(latents + v / num_steps, step + 1)) / 2
+            latents = latents + v / num_steps
+        return np.asarray(latents)
+
+    return run
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_reused_prefix_equals_full_recomputation(pipeline, noise, recompute, solver):
+    """Two prompts of different lengths in one batch: each is also as if alone."""
+    latents = pipeline.generate_latents([SHORT, LONG], 1, initial_noise=noise, solver=solver, **OPTIONS)
+    for prompt, start, ours in zip([SHORT, LONG], noise, latents, strict=True):
+        expected = recompute(prompt, start, OPTIONS["num_steps"], OPTIONS["cfg_weight"], solver)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_prompt_and_its_guidance_matter(pipeline, noise, recompute):
+    """Weight 1 is conditional, 0 does not see the prompt, only how long it is."""
+    start = noise[:1]
+
+    def draw(prompt, cfg_weight):
+        return pipeline.generate_latents([prompt], 1, initial_noise=start, cfg_weight=cfg_weight, num_steps=2)[0]
+
+    np.testing.assert_allclose(draw(SHORT, 1.0), recompute(SHORT, start[0], 2, 1.0, "euler"), rtol=0, atol=1e-4)
+    assert len(pipeline.tokenizer.encode("a six")) == len(pipeline.tokenizer.encode(SHORT))
+    np.testing.assert_array_equal(draw("a six", 0.0), draw(SHORT, 0.0))
+    assert np.abs(draw("a six", 1.0) - draw(SHORT, 1.0)).max() > 1e-3
+    assert np.abs(draw(LONG, 0.0) - draw(SHORT, 0.0)).max() > 1e-4
+
+
+def test_an_image_depends_on_seed_number_and_prompt_alone(pipeline):
+    many = pipeline.generate_latents([SHORT, LONG], 2, seed=3, **OPTIONS)
+    alone = pipeline.generate_latents([LONG], 2, seed=3, **OPTIONS)
+    np.testing.assert_allclose(many[2:], alone, rtol=0, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+    other = pipeline.generate_latents([LONG], 2, seed=4, **OPTIONS)
+    assert np.abs(other - alone).min(axis=0).max() > 0.1
+
+
+def test_images_are_the_vae_s_decoding_of_the_latents(pipeline):
+    latents = np.random.default_rng(6).standard_normal((VAE_CHUNK + 1, *pipeline.latent_shape)).astype(np.float32)
+    images = pipeline.draw(latents)
+    apply = bind(build(VAE), random_params(VAE))
+    pixels = jax.jit(lambda z: apply(z, method="decode"))(latents)
+    expected = np.clip((np.asarray(pixels) + 1) / 2 * 255, 0, 255)
+    assert [image.size for image in images] == [(16, 16)] * len(latents)
+    for image, values in zip(images, expected, strict=True):
+        assert np.abs(np.asarray(image) - values).max() <= 1  # truncated, and rounding at the edges
+
+
+BAD = {
+    "empty prompt": (dict(prompts=[" "]), "the prompt is empty"),
+    "placeholder": (dict(prompts=["<image_placeholder>"]), "contains <image_placeholder>"),
+    "too long": (dict(prompts=["a nine " * 40]), "exceed the context of 60 tokens"),
+    "no images": (dict(num_images=0), "num_images=0"),
+    "no steps": (dict(num_steps=0), "num_steps=0"),
+    "solver": (dict(solver="dopri"), r"solver='dopri' is not one of \['euler', 'heun'\]"),
+    "noise": (dict(initial_noise=np.zeros((1, 8, 8, 4), np.float32)), r"expected floats of shape \(1, 8, 8, 3\)"),
+    "integers": (dict(initial_noise=np.zeros((1, 8, 8, 3), np.int32)), "type int32"),
+    "nan": (dict(initial_noise=np.full((1, 8, 8, 3), np.nan)), "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_one_line(pipeline, case):
+    change, message = BAD[case]
+    with pytest.raises(UserError, match=message):
+        pipeline.generate_latents(**(dict(prompts=[SHORT], num_images=1) | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(latent_channels=4), "the VAE has 4 latent channels, expected 3"),
+        (dict(channel_multipliers=(1, 2, 2)), "the VAE enlarges 8 latents to 32 pixels, expected 16"),
+    ],
+)
+def test_another_vae_is_refused(pipeline, change, message):
+    with pytest.raises(UserError, match=message):
+        JanusFlowPipeline(CONFIG, {}, pipeline.tokenizer, dataclasses.replace(VAE, **change), {})
