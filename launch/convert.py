@@ -1,6 +1,7 @@
 """Converts a model folder: DeepSeek's, Hugging Face's or ours, told apart by its files, to any of the three.
 
     python -m launch.convert --input=deepseek-ai/Janus-Pro-1B --output=models/janus-pro-1b --to=orbax --verify
+    python -m launch.convert --input=JanusFlow-1.3B --vae=sdxl-vae --output=models/janusflow --to=orbax --verify
     python -m launch.convert --input=runs/stage3 --output=export --to=hf --dtype=bfloat16
 
 The output appears under its name only when it is complete and, with --verify, verified.
@@ -14,13 +15,16 @@ from absl import flags
 from etils import epath
 
 from janus_jax.convert import folders, verify
+from janus_jax.convert.vae_folder import load_vae
 from janus_jax.errors import UserError
+from janus_jax.models.config import JanusConfig
 from launch import command_line
 from launch.progress import Progress
 
 INPUT = flags.DEFINE_string("input", None, "model folder or training workdir")
 OUTPUT = flags.DEFINE_string("output", None, "folder to write; new or empty")
 TO = flags.DEFINE_enum("to", None, folders.LAYOUTS, "layout of the output")
+VAE = flags.DEFINE_string("vae", None, "JanusFlow: diffusers' AutoencoderKL folder, to go with it into --to=orbax")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "of the parameters; default: as they are")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print every tensor of the output and where it comes from; write nothing")
 VERIFY = flags.DEFINE_bool(
@@ -39,11 +43,12 @@ def main() -> None:
     if DRY_RUN.value:
         print("\n".join(folders.describe(source, layout)))
         return
+    vae = load_vae(VAE.value) if VAE.value else None
     size = folders.total_bytes(source, dtype)
     print(f"{INPUT.value} ({source.layout}) -> {output} ({layout}), {size / 1e9:.2f} GB", flush=True)
     check = functools.partial(_verify, source, dtype) if VERIFY.value else _accept
     with Progress(size) as progress:
-        folders.write_folder(source, output, layout, dtype, progress.add, check)
+        folders.write_folder(source, output, layout, dtype, progress.add, check, vae)
     print(f"wrote {progress.tensors} tensors")
 
 
@@ -62,7 +67,7 @@ def _verify(source: folders.Source, dtype: np.dtype | None, folder: epath.Path) 
     theirs, ours = (folder, written) if written.layout == "hf" else (INPUT.value or "", source)
     if ours.layout != "hf":
         reason = "neither side is a Hugging Face folder"
-    if reason:
+    if reason or not isinstance(source.config, JanusConfig):
         print(f"the models were not run against each other: {reason}")
         return
     params = folders.load_params(ours, jnp.float32)

@@ -1,4 +1,5 @@
-"""config.json of transformers' ("hf") and DeepSeek's original layout ("deepseek") <-> `JanusConfig`.
+"""config.json of transformers' ("hf") and DeepSeek's original layout ("deepseek") <-> `JanusConfig`; `flow_config` has
+JanusFlow's.
 
 A missing field has the default of the class that would read the file there. What our code does not compute is refused
 by name and value rather than computed differently. The original file does not tell the sizes of SigLIP and VQ (code
@@ -11,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from janus_jax.convert.flow_config import is_flow, read_flow_config
 from janus_jax.convert.json_fields import Fields, read_fields
 from janus_jax.convert.llama_config import LLAMA_DEFAULTS, llama_fields, read_llama
 from janus_jax.convert.original_sizes import (
@@ -22,7 +24,14 @@ from janus_jax.convert.original_sizes import (
 )
 from janus_jax.convert.tables import Shape, their_shapes
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_1B, JanusConfig, SiglipConfig, VQConfig
+from janus_jax.models.config import (
+    JANUS_PRO_1B,
+    JANUSFLOW_1P3B,
+    FamilyConfig,
+    JanusConfig,
+    SiglipConfig,
+    VQConfig,
+)
 
 FILE_NAME = "config.json"
 _VQ_FIXED: dict[str, Any] = {"norm_groups": 32, "norm_eps": 1e-6, "commitment": 0.25}  # in the code of both layouts
@@ -86,7 +95,7 @@ _PROJECTOR_DEFAULTS = {"depth": 1}
 
 def read_config(
     folder: epath.PathLike, shapes: Mapping[str, Shape] | None = None, *, prompt_style: str = "janus_pro"
-) -> tuple[str, JanusConfig]:
+) -> tuple[str, FamilyConfig]:
     """Layout ("hf" or "deepseek") and architecture of a folder, from its config.json.
 
     Args:
@@ -101,8 +110,9 @@ def read_config(
     kind = top.values.get("model_type")
     if kind not in ("janus", "multi_modality"):
         raise top.wrong("model_type", '"janus" (transformers) or "multi_modality" (DeepSeek)')
-    if "vision_gen_enc_config" in top.values:
-        raise UserError(f"{top.path}: JanusFlow is not supported yet")
+    if is_flow(top):
+        shapes = their_shapes(JANUSFLOW_1P3B, "janusflow") if shapes is None else shapes
+        return "deepseek", read_flow_config(top, shapes, prompt_style)
     try:
         if kind == "janus":
             return "hf", _read_hf(top, prompt_style)

@@ -1,7 +1,7 @@
 """Whole model folders of any layout: open, load, write. A conversion holds one tensor in memory at a time.
 
     orbax       ours (`janus_jax.checkpoints`)
-    hf          transformers' JanusForConditionalGeneration, 4.5x and 5.x
+    hf          transformers' JanusForConditionalGeneration, 4.5x and 5.x; it has no JanusFlow
     deepseek    the original `multi_modality` folder
 
 A *piece* is one of our parameters, or one layer of a stacked one. Every layout is read in pieces and written from
@@ -21,18 +21,19 @@ import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
 
-from janus_jax.checkpoints import params_path, read_architecture, write_architecture
-from janus_jax.convert import config_files, preprocessor, side_files, token_ids
+from janus_jax.checkpoints import params_path, read_architecture, save_params, write_architecture
+from janus_jax.convert import config_files, flow_config, preprocessor, side_files, token_ids
 from janus_jax.convert.orbax_files import OrbaxReader, OrbaxWriter
-from janus_jax.convert.tables import Link, Shape, links, match_names, their_shapes
+from janus_jax.convert.tables import Link, Shape, links, match_names, table_of, their_shapes
 from janus_jax.convert.tensor_files import MAX_SHARD_BYTES, SafetensorsWriter, open_tensors
 from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten, unflatten
 
 LAYOUTS = ("orbax", "hf", "deepseek")
+VAE_FOLDER = "vae"  # in a folder of ours with a JanusFlow model
 
 
 class Piece(NamedTuple):
@@ -44,7 +45,7 @@ class Source(Protocol):
     """An opened model: its architecture, tokenizer and preprocessing, its parameters in pieces."""
 
     layout: str
-    config: JanusConfig
+    config: FamilyConfig
     tokenizer: Tokenizer
     normalization: Normalization
 
@@ -72,7 +73,7 @@ class OrbaxSource:
 
     def __init__(self, folder: epath.Path):
         config = read_architecture(folder)
-        if not isinstance(config, JanusConfig):
+        if not isinstance(config, FamilyConfig):
             raise UserError(f"{folder}: holds a {type(config).__name__}, expected a Janus model")
         self.config = config
         self.tokenizer = Tokenizer.from_file(folder / FILE_NAME)
@@ -109,8 +110,9 @@ class ForeignSource:
         self.normalization = preprocessor.read_preprocessor(folder, self.config)
         _check_vocabulary(folder, self.tokenizer, self.config)
         token_ids.check_tokens(folder, self.layout, self.config, self.tokenizer)
-        self._names = match_names(found, self.config, self.layout, str(folder))
-        self._links = {Piece(link.path, link.layer): link for link in links(self.config, self.layout)}
+        table = table_of(self.config, self.layout)
+        self._names = match_names(found, self.config, table, str(folder))
+        self._links = {Piece(link.path, link.layer): link for link in links(self.config, table)}
         self._dtypes = self._common_dtypes(folder)
 
     def dtype(self, path: str) -> np.dtype:
@@ -143,7 +145,7 @@ class MemorySource:
 
     def __init__(
         self,
-        config: JanusConfig,
+        config: FamilyConfig,
         params: Params,
         tokenizer: Tokenizer,
         normalization: Normalization = JANUS_NORMALIZATION,
@@ -201,6 +203,7 @@ def write_folder(
     dtype: DTypeLike | None = None,
     report: Callable[[int], None] = lambda nbytes: None,
     check: Callable[[epath.Path], None] = lambda folder: None,
+    vae: tuple[VAEConfig, Params] | None = None,
 ) -> None:
     """Writes a complete model folder: under a temporary name beside it, renamed when all is there and checked.
 
@@ -209,18 +212,37 @@ def write_folder(
         dtype: of the written parameters; None keeps each as it is.
         report: called after each tensor with its number of bytes.
         check: called with the complete folder while it still has its temporary name; an error of it removes the folder.
+        vae: of a JanusFlow model, to go with it into a folder of ours.
 
     Raises:
         UserError: `output` exists and is not empty, the layout cannot hold this model, or the disk is full.
     """
     if layout not in LAYOUTS:
         raise UserError(f"format {layout!r} is not one of {LAYOUTS}")
+    if vae is not None:
+        if layout != "orbax" or not isinstance(source.config, JanusFlowConfig):
+            raise UserError(f"a VAE goes with a JanusFlow model in the orbax layout only, not with {layout}")
+        require_vae(source.config, vae[0])
     with _new_folder(epath.Path(output)) as folder:
         if layout == "orbax":
             _write_orbax(source, folder, dtype, report)
+            if vae is not None:
+                save_params(folder / VAE_FOLDER, *vae)
         else:
             _write_foreign(source, folder, layout, dtype, report)
         check(folder)
+
+
+def require_vae(config: JanusFlowConfig, vae: VAEConfig) -> None:
+    """Raises UserError when a VAE is of another kind than a JanusFlow model was trained with."""
+    uvit = config.uvit
+    if vae.latent_channels != uvit.latent_channels:
+        raise UserError(f"the VAE has {vae.latent_channels} latent channels, expected {uvit.latent_channels}")
+    size = uvit.latent_size * vae.downsampling
+    if size != config.siglip.image_size:  # the model draws what it understands
+        raise UserError(
+            f"the VAE enlarges {uvit.latent_size} latents to {size} pixels, expected {config.siglip.image_size}"
+        )
 
 
 def compare(source: Source, written: Source, dtype: DTypeLike | None = None) -> int:
@@ -246,7 +268,7 @@ def describe(source: Source, layout: str) -> Iterator[str]:
         for piece, shape in pieces(source.config):
             yield f"{_ours(piece)} {list(shape)} <- {source.origin(piece)}"
         return
-    shapes = their_shapes(source.config, layout)
+    shapes = their_shapes(source.config, table_of(source.config, layout))
     for name, group in _grouped(source.config, layout).items():
         origins = ", ".join(source.origin(Piece(link.path, link.layer)) for link in group)
         yield f"{name} {list(shapes[name])} ({group[0].transform.name}) <- {origins}"
@@ -279,6 +301,8 @@ def _write_orbax(source: Source, folder: epath.Path, dtype: DTypeLike | None, re
 def _write_foreign(
     source: Source, folder: epath.Path, layout: str, dtype: DTypeLike | None, report: Callable[[int], None]
 ) -> None:
+    if layout == "hf" and isinstance(source.config, JanusFlowConfig):
+        raise UserError("JanusFlow cannot be written in the hf layout: transformers does not have it")
     side_files.check_style(layout, source.config, source.tokenizer)
     groups = _grouped(source.config, layout)
     dtypes = {
@@ -288,13 +312,17 @@ def _write_foreign(
     dtype_name = max(set(dtypes.values()), key=list(dtypes.values()).count).name
     if layout == "hf":
         ids = side_files.tokenizer_ids(source.tokenizer)
+        assert isinstance(source.config, JanusConfig)
         content = config_files.hf_config(source.config, dtype_name, ids)
         side_files.write_hf_files(folder, source.config, source.tokenizer, source.normalization)
     else:
-        content = config_files.deepseek_config(source.config, dtype_name)
+        if isinstance(source.config, JanusFlowConfig):
+            content = flow_config.flow_config(source.config, dtype_name)
+        else:
+            content = config_files.deepseek_config(source.config, dtype_name)
         side_files.write_deepseek_files(folder, source.config, source.tokenizer, source.normalization)
     (folder / config_files.FILE_NAME).write_text(json.dumps(content, indent=2) + "\n")
-    shapes = their_shapes(source.config, layout)
+    shapes = their_shapes(source.config, table_of(source.config, layout))
     plan = {name: (shapes[name], dtypes[name]) for name in groups}
     with SafetensorsWriter(folder, plan, MAX_SHARD_BYTES) as writer:
         for name, group in groups.items():
@@ -304,10 +332,10 @@ def _write_foreign(
             report(values.nbytes)
 
 
-def _grouped(config: JanusConfig, layout: str) -> dict[str, list[Link]]:
+def _grouped(config: FamilyConfig, layout: str) -> dict[str, list[Link]]:
     """Foreign name -> its links, the blocks of a fused tensor in order."""
     groups: dict[str, list[Link]] = {}
-    for link in links(config, layout):
+    for link in links(config, table_of(config, layout)):
         groups.setdefault(link.name, []).append(link)
     return {name: sorted(group, key=lambda link: link.part or (0, 1)) for name, group in groups.items()}
 
@@ -320,7 +348,7 @@ def block_of(tensor: np.ndarray, link: Link) -> np.ndarray:
     return link.transform.to_ours(tensor)
 
 
-def _check_vocabulary(folder: epath.Path, tokenizer: Tokenizer, config: JanusConfig) -> None:
+def _check_vocabulary(folder: epath.Path, tokenizer: Tokenizer, config: FamilyConfig) -> None:
     """An id beyond the rows would be embedded as NaN."""
     if tokenizer.vocab_size > config.llama.vocab_size:
         raise UserError(

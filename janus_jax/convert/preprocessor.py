@@ -14,7 +14,7 @@ from etils import epath
 
 from janus_jax.convert.json_fields import Fields, read_fields
 from janus_jax.data.images import JANUS_NORMALIZATION, MIN_SIZE, Normalization
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import FamilyConfig
 
 FILE_NAME = "preprocessor_config.json"
 _BICUBIC = 3  # of Pillow
@@ -22,7 +22,7 @@ _RESCALE = 1 / 255
 _RESCALE_TOLERANCE = 1e-6  # relative: a factor that was written with fewer digits
 
 
-def read_preprocessor(folder: epath.PathLike, config: JanusConfig) -> Normalization:
+def read_preprocessor(folder: epath.PathLike, config: FamilyConfig) -> Normalization:
     """How a folder of any layout wants its understanding images normalised.
 
     Without mean and standard deviation both references fall back to CLIP's, which are wrong for Janus; we use 0.5 and

@@ -18,7 +18,7 @@ from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
 from janus_jax.data.prompts import STYLES, PromptStyle
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import FamilyConfig, JanusFlowConfig
 
 PROCESSOR_FILE = "processor_config.json"
 _SYSTEM_PROMPT_FIELD = "use_default_system_prompt"
@@ -83,7 +83,7 @@ def read_tokenizer(folder: epath.PathLike) -> tuple[Tokenizer, str]:
     return tokenizer, _style_name(tokenizer, has_system_prompt)
 
 
-def check_style(layout: str, config: JanusConfig, tokenizer: Tokenizer) -> None:
+def check_style(layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None:
     """Raises UserError when a folder of the layout would be read with another prompt style than the model's."""
     wanted = STYLES[config.prompt_style]
     if layout == "deepseek" and not wanted.system_prompt:
@@ -112,7 +112,7 @@ def tokenizer_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 def write_hf_files(
     folder: epath.PathLike,
-    config: JanusConfig,
+    config: FamilyConfig,
     tokenizer: Tokenizer,
     normalization: Normalization = JANUS_NORMALIZATION,
 ) -> None:
@@ -139,7 +139,7 @@ def write_hf_files(
 
 def write_deepseek_files(
     folder: epath.PathLike,
-    config: JanusConfig,
+    config: FamilyConfig,
     tokenizer: Tokenizer,
     normalization: Normalization = JANUS_NORMALIZATION,
 ) -> None:
@@ -162,6 +162,8 @@ def write_deepseek_files(
         "mask_prompt": True,
         "ignore_id": -100,
     }
+    if isinstance(config, JanusFlowConfig):
+        processor["image_gen_tag"] = prompts.BEGIN_OF_IMAGE  # the token's place is taken by the time
     _write_json(path / PROCESSOR_FILE, processor)
 
 
@@ -175,7 +177,7 @@ def _style_name(tokenizer: Tokenizer, has_system_prompt: bool) -> str:
 
 def _write_tokenizer(
     folder: epath.Path,
-    config: JanusConfig,
+    config: FamilyConfig,
     tokenizer: Tokenizer,
     tokenizer_class: str,
     processor_class: str,

@@ -20,7 +20,7 @@ import numpy as np
 
 from janus_jax.convert.flow_tables import FLOW_TABLES
 from janus_jax.errors import UserError
-from janus_jax.models.config import ModelConfig
+from janus_jax.models.config import JanusFlowConfig, ModelConfig
 from janus_jax.models.parameters import abstract_params, flatten
 
 Shape = tuple[int, ...]
@@ -165,6 +165,11 @@ DROPPED = {
     "janusflow": rf"{_BUFFERS}|vision_und_enc_model\.vision_tower\.attn_pool\..+",
     "vae": _BUFFERS,
 }
+
+
+def table_of(config: ModelConfig, layout: str) -> str:
+    """The table of a whole folder's layout: DeepSeek's has other names for JanusFlow."""
+    return "janusflow" if layout == "deepseek" and isinstance(config, JanusFlowConfig) else layout
 
 
 def links(config: ModelConfig, layout: str) -> list[Link]:

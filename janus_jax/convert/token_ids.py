@@ -15,7 +15,7 @@ from etils import epath
 from janus_jax.convert.json_fields import Fields, read_fields
 from janus_jax.convert.side_files import IMAGE_TOKENS, PROCESSOR_FILE, SPECIAL_TOKENS, tokenizer_ids
 from janus_jax.data.tokenizer import Tokenizer
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import FamilyConfig
 
 _CLASS_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2}  # of LlamaConfig; files repeat them
 # Of DeepSeek's VLChatProcessor: the tokens under the names of its arguments, and what it does with them.
@@ -27,7 +27,7 @@ _PROCESSOR_TOKENS = {
 }
 
 
-def check_tokens(folder: epath.PathLike, layout: str, config: JanusConfig, tokenizer: Tokenizer) -> None:
+def check_tokens(folder: epath.PathLike, layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None:
     """Raises UserError, naming file, field and both values, where the folder would generate with other tokens."""
     folder = epath.Path(folder)
     _check_ids(folder, layout, tokenizer)

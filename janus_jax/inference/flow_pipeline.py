@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 from jax.typing import DTypeLike
 
+from janus_jax.convert.folders import require_vae
 from janus_jax.data.images import to_images
 from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, generation_prompt
 from janus_jax.data.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ class JanusFlowPipeline:
 
         Raises UserError when the VAE is of another kind than the model was trained with.
         """
-        _check_vae(config, vae_config)
+        require_vae(config, vae_config)
         self.config = config
         self.tokenizer = tokenizer
         self._style = STYLES[config.prompt_style]
@@ -135,17 +136,6 @@ class JanusFlowPipeline:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(num_images))
         noise = jax.vmap(lambda key: jax.random.normal(key, self.latent_shape))(keys)
         return jnp.tile(noise, (num_prompts, 1, 1, 1))
-
-
-def _check_vae(config: JanusFlowConfig, vae: VAEConfig) -> None:
-    uvit = config.uvit
-    if vae.latent_channels != uvit.latent_channels:
-        raise UserError(f"the VAE has {vae.latent_channels} latent channels, expected {uvit.latent_channels}")
-    size = uvit.latent_size * vae.downsampling
-    if size != config.siglip.image_size:  # the model draws what it understands
-        raise UserError(
-            f"the VAE enlarges {uvit.latent_size} latents to {size} pixels, expected {config.siglip.image_size}"
-        )
 
 
 def _check_noise(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -174,6 +174,7 @@ class JanusFlowConfig:
         return 1 + self.uvit.num_tokens
 
 
+FamilyConfig = JanusConfig | JanusFlowConfig  # whole models: they answer and draw
 ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
 
 

@@ -1,0 +1,91 @@
+"""Whole JanusFlow folders: the original's layout and ours, with the VAE beside it."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_folders import read_tensors
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from small_models import SMALL_FLOW, random_params
+
+from janus_jax.convert import folders
+from janus_jax.convert.tables import their_shapes
+from janus_jax.convert.vae_folder import load_vae
+from janus_jax.data import digits
+from janus_jax.errors import UserError
+from janus_jax.models.config import VAE_TINY
+from janus_jax.models.parameters import flatten
+
+CONFIG = dataclasses.replace(SMALL_FLOW, llama=dataclasses.replace(SMALL_FLOW.llama, vocab_size=384))
+VAE = dataclasses.replace(VAE_TINY, latent_channels=CONFIG.uvit.latent_channels)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """Our folder with its VAE."""
+    assert CONFIG.uvit.latent_size * VAE.downsampling == CONFIG.siglip.image_size
+    tokenizer = digits.build_tokenizer(digits.text_records(), CONFIG.llama.vocab_size, CONFIG.prompt_style)
+    source = folders.MemorySource(CONFIG, random_params(CONFIG), tokenizer)
+    output = tmp_path_factory.mktemp("flow") / "ours"
+    folders.write_folder(source, output, "orbax", vae=(VAE, random_params(VAE)))
+    return output
+
+
+@pytest.fixture(scope="module")
+def deepseek(ours, tmp_path_factory):
+    output = tmp_path_factory.mktemp("flow") / "deepseek"
+    folders.write_folder(folders.open_folder(ours), output, "deepseek")
+    return output
+
+
+def test_the_original_layout_has_the_original_tensors_and_reads_back_bit_for_bit(ours, deepseek, tmp_path):
+    tensors = read_tensors(deepseek)
+    assert {name: shape for name, (_, shape, _) in tensors.items()} == their_shapes(CONFIG, "janusflow")
+    source = folders.open_folder(deepseek)
+    assert (source.layout, source.config) == ("deepseek", CONFIG)
+    loaded, expected = flatten(folders.load_params(source)), flatten(random_params(CONFIG))
+    assert loaded.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+    assert folders.compare(folders.open_folder(ours), source) == len(list(folders.pieces(CONFIG)))
+    folders.write_folder(source, tmp_path / "back", "orbax")
+    folders.write_folder(folders.open_folder(tmp_path / "back"), tmp_path / "again", "deepseek")
+    assert read_tensors(tmp_path / "again") == tensors
+    assert json.loads((deepseek / "processor_config.json").read_text())["image_gen_tag"] == "<begin_of_image>"
+
+
+def test_the_vae_travels_in_our_folder(ours):
+    config, params = load_vae(ours / folders.VAE_FOLDER)
+    assert config == VAE
+    for path, leaf in flatten(random_params(VAE)).items():
+        np.testing.assert_array_equal(flatten(params)[path], leaf, err_msg=path)
+
+
+def test_what_cannot_be_is_refused_before_the_work(ours, tmp_path):
+    source = folders.open_folder(ours)
+    with pytest.raises(UserError, match="transformers does not have it"):
+        folders.write_folder(source, tmp_path / "hf", "hf")
+    with pytest.raises(UserError, match="in the orbax layout only"):
+        folders.write_folder(source, tmp_path / "x", "deepseek", vae=(VAE, random_params(VAE)))
+    with pytest.raises(UserError, match="the VAE has 4 latent channels, expected 3"):
+        folders.write_folder(source, tmp_path / "x", "orbax", vae=(dataclasses.replace(VAE, latent_channels=4), {}))
+    larger = dataclasses.replace(VAE, channel_multipliers=(*VAE.channel_multipliers, 1))
+    with pytest.raises(UserError, match="the VAE enlarges 4 latents to 32 pixels, expected 16"):
+        folders.write_folder(source, tmp_path / "x", "orbax", vae=(larger, {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_tensors_are_listed(deepseek, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    state = load_file(deepseek / "model.safetensors")
+    del state["beg_of_und_embed"]
+    for path in deepseek.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing \(1\): beg_of_und_embed"):
+        folders.open_folder(tmp_path)
