@@ -1,7 +1,7 @@
 """The object behind the public API: a model with its tokenizer that answers questions and draws."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import jax
@@ -24,7 +24,8 @@ from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
-from janus_jax.inference.prompt import pad_prompts
+from janus_jax.inference.memory import cache_bytes, check_fits
+from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
 from janus_jax.models.config import Execution, JanusConfig
 from janus_jax.models.parameters import Params, build, unflatten
@@ -54,12 +55,14 @@ class JanusPipeline:
         tokenizer: Tokenizer,
         dtype: DTypeLike = jnp.float32,
         normalization: Normalization = JANUS_NORMALIZATION,
+        buckets: Buckets = BUCKETS,
     ):
         """Takes parameters with layers stacked, as checkpoints hold them, or apart."""
         self.config = config
         self.params = unstack_layers(params)
         self.tokenizer = tokenizer
         self._normalization = normalization
+        self._buckets = buckets
         self._requests = RequestReader(config, tokenizer)
         self._model = build(config, Execution(dtype=dtype, scan_layers=False))
 
@@ -114,7 +117,8 @@ class JanusPipeline:
             top_p, top_k: sample among the most probable tokens only; 1.0 and 0 keep all.
 
         Raises:
-            UserError: bad option, unreadable image, or a prompt that does not fit the context.
+            UserError: bad option, unreadable image, a prompt that does not fit the context, or a batch that does not
+                fit the memory.
         """
         request = self._requests.text(
             conversations,
@@ -128,21 +132,25 @@ class JanusPipeline:
         prompts = request.prompts
         if not prompts:
             return []
+        padded = pad_prompts(prompts, self.tokenizer.image_id, self._buckets.prompt)
+        slots = round_up(max(request.max_new_tokens), self._buckets.answer)
+        self._check_memory({f"{len(prompts)} prompts": (len(prompts), padded.tokens.shape[1] + slots)})
         pixels = self._pixels(images)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
         tokens = decode_text(
             self._model,
             self.params,
-            pad_prompts(prompts, self.tokenizer.image_id),
+            padded,
             pixels,
             keys,
-            max_new_tokens=max(request.max_new_tokens),
+            jnp.asarray(request.max_new_tokens, jnp.int32),
+            slots=slots,
             sampling=request.sampling,
             eos_id=self.tokenizer.eos_id,
         )
         answers = []
         for prompt, limit, row in zip(prompts, request.max_new_tokens, np.asarray(tokens).tolist(), strict=True):
-            ids = row[:limit]  # a shorter prompt of the batch may have more room
+            ids = row[:limit]
             ids = ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
             answers.append(Answer(self.tokenizer.decode(ids).strip(), ids, prompt))
         return answers
@@ -169,7 +177,8 @@ class JanusPipeline:
         Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in.
 
         Raises:
-            UserError: empty prompt, bad option, or a prompt that does not fit the context.
+            UserError: empty prompt, bad option, a prompt that does not fit the context, or images that do not fit the
+                memory.
         """
         request = self._requests.images(
             prompts,
@@ -182,21 +191,25 @@ class JanusPipeline:
         )
         if not request.prompts:
             return np.zeros((0, self.config.image_tokens), np.int32)
-        ids = [prompt for prompt in request.prompts for _ in range(num_images)]
-        conditional = pad_prompts(ids, self.tokenizer.image_id)
-        unconditional = pad_prompts([self.tokenizer.unconditional(prompt) for prompt in ids], self.tokenizer.image_id)
-        image_index = jnp.tile(jnp.arange(num_images), len(prompts))
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), image_index)
+        conditional, unconditional, unconditional_of = self._guided(request.prompts)
+        self._check_memory(
+            {
+                f"{len(prompts)} prompts": (2 * len(prompts), conditional.tokens.shape[1]),
+                f"{len(prompts) * num_images} images": (2 * len(prompts) * num_images, self.config.image_tokens - 1),
+            }
+        )
+        per_image = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(num_images))
         codes = decode_image_codes(
             self._model,
             self.params,
             conditional,
-            unconditional.tokens,
-            keys,
+            unconditional,
+            unconditional_of,
+            jnp.tile(per_image, (len(prompts), 1)),
             jnp.float32(cfg_weight),
             sampling=request.sampling,
         )
-        return np.asarray(codes)
+        return np.asarray(codes).reshape(-1, self.config.image_tokens)
 
     def draw(self, codes: np.ndarray) -> list[PIL.Image.Image]:
         """Image codes [B, N] -> images.
@@ -225,6 +238,25 @@ class JanusPipeline:
         params = stack_layers(self.params, join=_Layers)  # still a layer at a time in memory
         source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
         folders.write_folder(source, folder, format, dtype)
+
+    def _guided(self, prompts: Sequence[Sequence[int]]) -> tuple[Prompts, Prompts, np.ndarray]:
+        """Prompts, their unconditional ones, and the index of each prompt's among these.
+
+        An unconditional prompt depends on the length alone, so there is one per length; repeated up to a power of two,
+        so that other lengths rarely compile another program.
+        """
+        image_id, bucket = self.tokenizer.image_id, self._buckets.prompt
+        conditional = pad_prompts(prompts, image_id, bucket)
+        lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
+        by_length = {len(prompt): self.tokenizer.unconditional(prompt) for prompt in prompts}
+        repeated = lengths + lengths[-1:] * ((1 << (len(lengths) - 1).bit_length()) - len(lengths))
+        unconditional = pad_prompts([by_length[length] for length in repeated], image_id, bucket)
+        return conditional, unconditional, np.array([lengths.index(len(prompt)) for prompt in prompts], np.int32)
+
+    def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
+        """Of a request whose caches have these (rows, slots)."""
+        dtype = self._model.execution.dtype
+        check_fits({what: cache_bytes(self.config.llama, dtype, *shape) for what, shape in caches.items()})
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
         """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""

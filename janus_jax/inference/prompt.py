@@ -10,8 +10,23 @@ import numpy as np
 
 from janus_jax.batch import Modality
 
-# Prompt lengths are rounded up to a multiple of this, so that a new length rarely compiles a new program.
-LENGTH_BUCKET = 32
+
+class Buckets(NamedTuple):
+    """Lengths are rounded up to multiples of these, so that a new one rarely compiles a new program.
+
+    Small ones waste little memory and compute, large ones compile less.
+    """
+
+    prompt: int = 32
+    answer: int = 64
+
+
+BUCKETS = Buckets()
+
+
+def round_up(length: int, bucket: int) -> int:
+    """The smallest multiple of `bucket` that holds `length`."""
+    return -(-length // bucket) * bucket
 
 
 class Prompts(NamedTuple):
@@ -23,10 +38,9 @@ class Prompts(NamedTuple):
     positions: np.ndarray  # [B, P] int32, 0 at each prompt's first token
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], image_id: int) -> Prompts:
+def pad_prompts(prompts: Sequence[Sequence[int]], image_id: int, bucket: int) -> Prompts:
     """Token ids per prompt -> one batch. Placeholders (`image_id`) become understanding-image positions."""
-    longest = max(len(prompt) for prompt in prompts)
-    padded_length = -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET
+    padded_length = round_up(max(len(prompt) for prompt in prompts), bucket)
     tokens = np.zeros((len(prompts), padded_length), np.int32)
     segment_ids = np.zeros_like(tokens)
     for row, prompt in enumerate(prompts):

@@ -67,10 +67,15 @@ class Janus(nn.Module):
         return place_in_order(x, modality == Modality.UNDERSTANDING_IMAGE, features)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: KVCache | None = None,
+        prefix: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """LLM inputs [B, L, D] -> hidden states after the final norm, which both heads read; see `Llama`."""
-        return self.llm(x, positions, segment_ids, cache)
+        return self.llm(x, positions, segment_ids, cache, prefix)
 
     def text_logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V]."""

@@ -15,6 +15,7 @@ from janus_jax.models.initializers import Axes, Normal, declare
 from janus_jax.models.layers import Linear, RMSNorm
 from janus_jax.models.stack import run_layers
 from janus_jax.ops.attention import attend, attention_mask
+from janus_jax.ops.prefix_attention import attend_with_prefix
 from janus_jax.ops.rope import apply_rope, rope_angles
 
 
@@ -49,6 +50,7 @@ class _Shared(NamedTuple):
     angles: jax.Array  # [B, T, H/2]
     mask: jax.Array  # [B, T, S]
     offset: jax.Array | int  # where the new keys go in the cache
+    prefix_mask: jax.Array | None = None  # [R, P]
 
 
 class Attention(nn.Module):
@@ -67,13 +69,18 @@ class Attention(nn.Module):
         q = apply_rope(project("q_proj", c.num_heads, "heads"), shared.angles)
         k = apply_rope(project("k_proj", c.num_kv_heads, "kv_heads"), shared.angles)
         v = project("v_proj", c.num_kv_heads, "kv_heads")
+        prefix = None
         if cache is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), shared.offset, axis=1)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
+            old_k, old_v, prefix = cache
+            k = jax.lax.dynamic_update_slice_in_dim(old_k, k.astype(old_k.dtype), shared.offset, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(old_v, v.astype(old_v.dtype), shared.offset, axis=1)
             cache = (k, v)
-        context = attend(q, k, v, shared.mask).reshape(batch, length, c.num_heads * c.head_dim)
+        if shared.prefix_mask is not None:
+            prefix_k, prefix_v = prefix
+            context = attend_with_prefix(q, k, v, shared.mask, prefix_k, prefix_v, shared.prefix_mask)
+        else:
+            context = attend(q, k, v, shared.mask)
+        context = context.reshape(batch, length, c.num_heads * c.head_dim)
         return _linear(c, self.dtype, c.width, ("heads", "embed"), "o_proj")(context), cache
 
 
@@ -135,7 +142,12 @@ class Llama(nn.Module):
         return jnp.take(self.embed_tokens, tokens, axis=0).astype(self.execution.dtype)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: KVCache | None = None,
+        prefix: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Embeddings to hidden states after the final norm.
 
@@ -144,6 +156,7 @@ class Llama(nn.Module):
             positions: [B, T] place of each token inside its segment.
             segment_ids: [B, T]; 0 is padding, tokens see only their own segment.
             cache: if given, the T tokens are written at `cache.length` and see what was cached before them.
+            prefix: with a cache, the tokens of all rows before it: of R rows, each shared by B / R rows in a sequence.
 
         Returns:
             hidden [B, T, D], and the cache grown by T tokens (None without one).
@@ -157,8 +170,13 @@ class Llama(nn.Module):
         kv_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
         mask = attention_mask(segment_ids, kv_segment_ids, positions, kv_positions, causal=True)
         scanned = self.execution.scan_layers
-        old = (cache.k, cache.v) if scanned else tuple(zip(cache.k, cache.v, strict=True))
-        hidden, new = self.decoder(x, old, _Shared(angles, mask, cache.length))
+        prefix_mask = None if prefix is None else prefix.segment_ids > 0
+        before = None if prefix is None else (prefix.k, prefix.v)
+        per_layer: Any = (cache.k, cache.v, before)
+        if not scanned:
+            befores = [None] * len(cache.k) if prefix is None else zip(prefix.k, prefix.v, strict=True)
+            per_layer = tuple(zip(cache.k, cache.v, befores, strict=True))
+        hidden, new = self.decoder(x, per_layer, _Shared(angles, mask, cache.length, prefix_mask))
         k, v = new if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])
 

@@ -1,14 +1,19 @@
 """Image codes equal the guided loop of the specification and transformers, alone or in a batch, for any seed."""
 
+import jax
 import numpy as np
 import pytest
 import torch
 from reference_decoding import Reference
 
 from janus_jax.data.prompts import STYLES, generation_prompt
+from janus_jax.inference.decoding import Sampling, decode_image_codes, programs
+from janus_jax.inference.memory import cache_bytes
+from janus_jax.inference.prompt import Prompts
 
 # Different lengths; the last is in another length bucket than the others.
 PROMPTS = ["seven", "the digit one", "the larger of the digits two and nine, drawn in chalk above a smaller one"]
+PREFIX = 2048  # tokens, many more than an image has
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,49 @@ def test_without_the_condition_only_the_length_of_the_prompt_matters(pipeline):
 def test_each_prompt_alone_has_the_greedy_codes_it_has_in_the_batch(pipeline, greedy, index):
     alone = pipeline.generate_codes(PROMPTS[index : index + 1], 1, cfg_weight=5.0, temperature=0.0)
     np.testing.assert_array_equal(alone, greedy[index : index + 1])
+
+
+def test_other_lengths_within_a_bucket_compile_no_program(pipeline, greedy):
+    before = programs["image"]
+    longer = [prompt + " one" for prompt in PROMPTS]
+    codes = pipeline.generate_codes(longer, 1, cfg_weight=3.0, temperature=0.0)
+    assert programs["image"] == before
+    assert np.any(codes != greedy)
+    pipeline.generate_codes(longer, 1, cfg_weight=3.0, temperature=0.0, top_k=2)
+    assert programs["image"] == before + 1
+
+
+def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
+    """The program of 16 images has little more memory than 16 times what an image needs of its own."""
+
+    def temporary_bytes(images):
+        row = np.zeros((1, PREFIX), np.int32)
+        prompt = Prompts(row, row.astype(np.int8), row + 1, row)
+        keys = jax.random.split(jax.random.key(0), (1, images))
+        lowered = decode_image_codes.lower(
+            pipeline._model, pipeline.params, prompt, prompt, np.zeros(1, np.int32), keys, 5.0, sampling=Sampling(1.0)
+        )
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    prefix = cache_bytes(pipeline.config.llama, np.float32, rows=2, slots=PREFIX)
+    one, sixteen = temporary_bytes(1), temporary_bytes(16)
+    assert one > prefix
+    assert sixteen - one < 4 * prefix  # 15 more would be the prefix of each image
+
+
+def test_the_unconditional_prefix_is_computed_once_per_length(pipeline, monkeypatch):
+    rows = []
+
+    def decode(model, params, prompts, unconditional, unconditional_of, keys, cfg_weight, *, sampling):
+        lengths = unconditional.segment_ids.sum(axis=1)
+        np.testing.assert_array_equal(lengths[unconditional_of], prompts.segment_ids.sum(axis=1))
+        rows.append(len(lengths))
+        return np.zeros((*keys.shape, 16), np.int32)
+
+    monkeypatch.setattr("janus_jax.inference.pipeline.decode_image_codes", decode)
+    for prompts in (["one"], ["one", "two", "six"], ["one", "the digit two"], PROMPTS, [*PROMPTS, PROMPTS[0]]):
+        assert len(pipeline.generate_codes(prompts, 5)) == 5 * len(prompts)
+    assert rows == [1, 1, 2, 4, 4]  # powers of two
 
 
 def test_one_candidate_is_greedy(pipeline, greedy):

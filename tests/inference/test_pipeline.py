@@ -16,6 +16,7 @@ from janus_jax.checkpoints import save_params
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
 from janus_jax.inference.request import user_message
 from janus_jax.models.config import Execution
@@ -241,8 +242,8 @@ def test_an_empty_list_of_prompts_is_an_empty_result(pipeline):
 def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
     """Padding to a length bucket does not count against the context."""
 
-    def decode_text(model, params, prompts, pixels, keys, *, max_new_tokens, sampling, eos_id):
-        return np.full((len(prompts.tokens), max_new_tokens), 7)
+    def decode_text(model, params, prompts, pixels, keys, max_new_tokens, *, slots, sampling, eos_id):
+        return np.full((len(prompts.tokens), slots), 7)
 
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", decode_text)
     question = [[user_message("one " * 30, 0)]]
@@ -255,6 +256,18 @@ def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
     assert len(short[1].token_ids) == room
     with pytest.raises(UserError, match=rf"prompt of {128 - room} tokens and {room + 1} "):
         pipeline.answer(question, [[]], max_new_tokens=room + 1)
+
+
+def test_a_request_larger_than_the_free_memory_is_refused_with_its_sizes(pipeline, monkeypatch):
+    """2 layers, keys and values of 2 heads of 8, float32: 256 bytes per token and row."""
+    monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda: 20_000)
+    monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", None)
+    monkeypatch.setattr("janus_jax.inference.pipeline.decode_image_codes", None)
+    with pytest.raises(UserError, match=r"needs 0\.00 GiB \(0\.00 GiB for 1 prompts\), but 0\.00 GiB are free"):
+        pipeline.chat([], "one?", max_new_tokens=1)
+    assert cache_bytes(pipeline.config.llama, jnp.float32, 1, 96) == 256 * 96 > 20_000
+    with pytest.raises(UserError, match=r"for 1 prompts \+ 0\.00 GiB for 4 images\), but"):
+        pipeline.generate_codes(["one"], 4)
 
 
 def test_what_is_no_model_folder_is_refused(pipeline, tmp_path):

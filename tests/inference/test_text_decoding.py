@@ -6,6 +6,7 @@ import pytest
 from reference_decoding import Reference
 
 from janus_jax.data.images import understanding_pixels
+from janus_jax.inference.decoding import programs
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.request import user_message
 
@@ -61,6 +62,19 @@ def test_greedy_answers_equal_the_uncached_loop(answers, expected):
     assert [answer.token_ids for answer in answers] == expected
     assert len({tuple(ids) for ids in expected}) == 3
     assert min(len(set(ids)) for ids in expected) > 2  # no answer that only repeats itself
+
+
+def test_other_lengths_and_limits_within_a_bucket_compile_no_program(pipeline):
+    def answer(text, limit):
+        return pipeline.answer([[user_message(text, 0)]], [[]], max_new_tokens=limit)[0].token_ids
+
+    ten = answer("Is one odd?", NEW_TOKENS)
+    before = programs["text"]
+    assert answer("Is one odd?", 4) == ten[:4]
+    assert answer("Is two odd or even?", NEW_TOKENS) != ten
+    assert programs["text"] == before
+    answer("Is one odd?", 65)  # more than `Buckets.answer`
+    assert programs["text"] == before + 1
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
