@@ -15,7 +15,8 @@ from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import load_image
 from janus_jax.data.prompts import Message
 from janus_jax.errors import UserError
-from janus_jax.inference.pipeline import Answer, JanusPipeline, load
+from janus_jax.inference.loading import load
+from janus_jax.inference.pipeline import Answer, Pipeline
 from janus_jax.inference.request import RequestReader, user_message
 from launch import command_line
 
@@ -52,7 +53,7 @@ def main() -> None:
     print(json.dumps(answer._asdict(), ensure_ascii=False) if JSON.value else answer.text)
 
 
-def converse(model: JanusPipeline, images: Sequence[PIL.Image.Image]) -> None:
+def converse(model: Pipeline, images: Sequence[PIL.Image.Image]) -> None:
     """Reads questions until the end of input; images belong to the first one."""
     messages: list[Message] = []
     print("Ask; an empty line or Ctrl-D ends the conversation.")
@@ -68,7 +69,7 @@ def converse(model: JanusPipeline, images: Sequence[PIL.Image.Image]) -> None:
         print(messages[-1].text)
 
 
-def _answer(model: JanusPipeline, images: Sequence[PIL.Image.Image], messages: list[Message]) -> Answer:
+def _answer(model: Pipeline, images: Sequence[PIL.Image.Image], messages: list[Message]) -> Answer:
     return model.answer([messages], [images], **_options())[0]
 
 

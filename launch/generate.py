@@ -1,6 +1,9 @@
 """Draws images of one prompt, or of every line of a file: PNGs and a grid.
 
-python -m launch.generate --checkpoint=quickstart/checkpoint --prompt="a handwritten seven" --output=drawings
+    python -m launch.generate --checkpoint=quickstart/checkpoint --prompt="a handwritten seven" --output=drawings
+    python -m launch.generate --checkpoint=JanusFlow-1.3B --vae=sdxl-vae --prompt="a red fox" --output=foxes
+
+The checkpoint tells whether codes are sampled or latents flow.
 """
 
 import math
@@ -17,52 +20,104 @@ from janus_jax.checkpoints import prepare_folder
 from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import grid
 from janus_jax.errors import UserError
-from janus_jax.inference.pipeline import load
+from janus_jax.inference.flow_pipeline import JanusFlowPipeline, check_noise, latent_shape
+from janus_jax.inference.loading import find_vae, load
 from janus_jax.inference.request import RequestReader
+from janus_jax.models.config import JanusFlowConfig
+from janus_jax.ops.flow import SOLVERS
 from launch import command_line
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
 PROMPT = flags.DEFINE_string("prompt", None, "what to draw")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "text file with a prompt per line, instead of --prompt")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 16, "images per prompt", lower_bound=1)
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 5.0, "guidance; 1 is none")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is argmax", lower_bound=0)
-TOP_P = flags.DEFINE_float("top_p", 1.0, "probability mass sampled from")
-TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k most probable codes; 0: all")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "guidance; 1 is none; default: 5 for codes, 2 for JanusFlow")
 SEED = flags.DEFINE_integer("seed", 0, "0 to 2**32 - 1; an image depends on it, its number and the prompt alone")
 OUTPUT = flags.DEFINE_string("output", None, "folder for the images; one that holds drawings is refused")
-SAVE_TOKEN_IDS = flags.DEFINE_bool("save_token_ids", False, "also write codes.npy [images, tokens]")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
+# Of models that draw codes.
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "codes: 0 is argmax", lower_bound=0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "codes: probability mass sampled from")
+TOP_K = flags.DEFINE_integer("top_k", 0, "codes: sample among the k most probable; 0: all")
+SAVE_TOKEN_IDS = flags.DEFINE_bool("save_token_ids", False, "codes: also write codes.npy [images, tokens]")
+# Of JanusFlow.
+VAE = flags.DEFINE_string("vae", None, "JanusFlow: folder of its VAE, ours or diffusers'; default: CHECKPOINT/vae")
+NUM_STEPS = flags.DEFINE_integer("num_steps", 30, "JanusFlow: steps of the solver")
+SOLVER = flags.DEFINE_enum("solver", "euler", sorted(SOLVERS), "JanusFlow: heun takes two passes per step")
+INITIAL_NOISE = flags.DEFINE_string("initial_noise", None, "JanusFlow: .npy file [images, H, W, channels], not --seed")
+SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "JanusFlow: also write latents.npy, what the VAE decodes")
+CODE_FLAGS = (TEMPERATURE, TOP_P, TOP_K, SAVE_TOKEN_IDS)
+FLOW_FLAGS = (VAE, NUM_STEPS, SOLVER, INITIAL_NOISE, SAVE_LATENTS)
 
 
 def main() -> None:
     command_line.require("checkpoint", "output")
-    prompts = _prompts()
+    prompts, number = _prompts(), NUM_IMAGES.value
     source = open_folder(CHECKPOINT.value)  # all mistakes are told before the weights, which take long
-    RequestReader(source.config, source.tokenizer).images(prompts, NUM_IMAGES.value, **_options())
+    reader = RequestReader(source.config, source.tokenizer)
+    options: dict[str, Any] = {"seed": SEED.value}
+    noise = None
+    if isinstance(source.config, JanusFlowConfig):
+        _refuse(CODE_FLAGS, "JanusFlow")
+        options |= {"cfg_weight": _or(CFG_WEIGHT.value, 2.0), "num_steps": NUM_STEPS.value, "solver": SOLVER.value}
+        reader.latents(prompts, number, **options)
+        noise = _read_noise((len(prompts) * number, *latent_shape(source.config)))
+        vae = find_vae(source, CHECKPOINT.value, VAE.value)
+    else:
+        _refuse(FLOW_FLAGS, "a model that draws codes")
+        options |= {"cfg_weight": _or(CFG_WEIGHT.value, 5.0)}
+        options |= {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K)}
+        reader.images(prompts, number, **options)
+        vae = None
     output = prepare_folder("output", OUTPUT.value)
     for old in output.iterdir():
-        if old.suffix == ".png" or old.name == "codes.npy":
+        if old.suffix in (".png", ".npy"):
             raise UserError(f"--output={output}: holds {old.name}, expected a folder without drawings of another run")
-    model = load(source, jnp.dtype(DTYPE.value) if DTYPE.value else None)
-    codes: list[np.ndarray] = []
+    model = load(source, jnp.dtype(DTYPE.value) if DTYPE.value else None, vae)
+    drawn: list[np.ndarray] = []  # codes or latents
     images: list[PIL.Image.Image] = []
-    for prompt in tqdm.tqdm(prompts, unit="prompt", disable=len(prompts) == 1):
-        codes.append(model.generate_codes([prompt], NUM_IMAGES.value, **_options()))
-        for image in model.draw(codes[-1]):
+    for i, prompt in enumerate(tqdm.tqdm(prompts, unit="prompt", disable=len(prompts) == 1)):
+        if isinstance(model, JanusFlowPipeline):
+            own = None if noise is None else noise[i * number : (i + 1) * number]
+            drawn.append(model.generate_latents([prompt], number, initial_noise=own, **options))
+        else:
+            drawn.append(model.generate_codes([prompt], number, **options))
+        for image in model.draw(drawn[-1]):
             with (output / f"{len(images):05d}.png").open("wb") as file:
                 image.save(file, "PNG")
             images.append(image)
     with (output / "grid.png").open("wb") as file:
-        grid(images, columns=math.ceil(math.sqrt(NUM_IMAGES.value))).save(file, "PNG")
-    if SAVE_TOKEN_IDS.value:
-        with (output / "codes.npy").open("wb") as file:
-            np.save(file, np.concatenate(codes))
+        grid(images, columns=math.ceil(math.sqrt(number))).save(file, "PNG")
+    for wanted, name in ((SAVE_TOKEN_IDS.value, "codes.npy"), (SAVE_LATENTS.value, "latents.npy")):
+        if wanted:
+            with (output / name).open("wb") as file:
+                np.save(file, np.concatenate(drawn))
     print(f"{len(images)} images in {output}")
 
 
-def _options() -> dict[str, Any]:
-    return {flag.name: flag.value for flag in (CFG_WEIGHT, TEMPERATURE, TOP_P, TOP_K, SEED)}
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _refuse(others: tuple[flags.FlagHolder, ...], kind: str) -> None:
+    """Raises UserError for a flag that was given although it means nothing for this kind of model."""
+    for flag in others:
+        if flags.FLAGS[flag.name].present:
+            raise UserError(f"--{flag.name}={flag.value} means nothing for {kind}, which --checkpoint is")
+
+
+def _read_noise(shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array of --initial_noise. Raises UserError for another shape, told by the file's head, or type."""
+    if INITIAL_NOISE.value is None:
+        return None
+    try:
+        noise = np.load(INITIAL_NOISE.value, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--initial_noise={INITIAL_NOISE.value}: not a readable .npy file ({error})") from error
+    try:
+        return check_noise(noise, shape)
+    except UserError as error:
+        raise UserError(f"--initial_noise={INITIAL_NOISE.value}: {error}") from error
 
 
 def _prompts() -> list[str]:

@@ -40,7 +40,8 @@ from janus_jax.evaluation.digits import (
     evaluate_understanding,
     reconstruction_psnr,
 )
-from janus_jax.inference.pipeline import JanusPipeline, from_pretrained
+from janus_jax.inference.loading import from_pretrained
+from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.models.parameters import abstract_params, build
 from janus_jax.training.loop import read_metrics, train
@@ -95,6 +96,7 @@ def main() -> None:
         model = from_pretrained(output / "runs" / experiment.PHASES[-1])
         if not (output / "checkpoint").exists():
             model.save_pretrained(output / "checkpoint")
+        assert isinstance(model, JanusPipeline)
         results = _evaluate(model, output, training, held_out)
     report = results.pop("report") | {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},

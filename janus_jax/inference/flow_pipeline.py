@@ -1,4 +1,4 @@
-"""The drawing side of a JanusFlow model with its tokenizer and its VAE."""
+"""A JanusFlow model with its tokenizer and its VAE."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,52 +7,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from etils import epath
 from jax.typing import DTypeLike
 
 from janus_jax.convert.folders import require_vae
 from janus_jax.data.images import to_images
-from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, generation_prompt
-from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.flow_sampling import decode_latents, sample_latents
-from janus_jax.inference.prompt import pad_prompts
+from janus_jax.inference.pipeline import Pipeline
 from janus_jax.models.config import Execution, JanusFlowConfig, VAEConfig
 from janus_jax.models.parameters import Params, build
-from janus_jax.models.stack import unstack_layers
-from janus_jax.ops.flow import SOLVERS
 
 VAE_CHUNK = 4  # most images per VAE decoding call: bounds its memory
 
 
-class JanusFlowPipeline:
-    """A JanusFlow model ready to draw."""
+class JanusFlowPipeline(Pipeline):
+    """A JanusFlow model ready to be asked and to draw. Make one with `janus_jax.from_pretrained`."""
+
+    config: JanusFlowConfig
 
     def __init__(
         self,
         config: JanusFlowConfig,
         params: Params,
-        tokenizer: Tokenizer,
-        vae_config: VAEConfig,
-        vae_params: Params,
-        dtype: DTypeLike = jnp.float32,
+        *args: Any,
+        vae: tuple[VAEConfig, Params] | None = None,
+        **options: Any,
     ):
-        """Takes parameters with stacked layers, as checkpoints hold them.
+        """Arguments of `Pipeline`, and the VAE; without one the model answers and makes latents.
 
         Raises UserError when the VAE is of another kind than the model was trained with.
         """
-        require_vae(config, vae_config)
-        self.config = config
-        self.tokenizer = tokenizer
-        self._style = STYLES[config.prompt_style]
-        self._model = build(config, Execution(dtype=dtype, scan_layers=False))
-        self._params = unstack_layers(params)
-        self._vae, self._vae_params = build(vae_config, Execution(dtype=dtype)), vae_params
+        if vae is not None:
+            require_vae(config, vae[0])
+        super().__init__(config, params, *args, **options)
+        self._vae = vae
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Of one image."""
-        uvit = self.config.uvit
-        return uvit.latent_size, uvit.latent_size, uvit.latent_channels
+        return latent_shape(self.config)
 
     def generate_images(
         self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
@@ -83,23 +77,22 @@ class JanusFlowPipeline:
         Raises:
             UserError: empty prompt, bad option, noise of another shape, or a prompt that does not fit the context.
         """
-        if num_images < 1:
-            raise UserError(f"num_images={num_images}, expected at least 1")
-        if num_steps < 1:
-            raise UserError(f"num_steps={num_steps}, expected at least 1")
-        if solver not in SOLVERS:
-            raise UserError(f"solver={solver!r} is not one of {sorted(SOLVERS)}")
+        ids = self._requests.latents(
+            prompts, num_images, cfg_weight=cfg_weight, num_steps=num_steps, solver=solver, seed=seed
+        )
         shape = (len(prompts) * num_images, *self.latent_shape)
         if initial_noise is not None:
-            initial_noise = _check_noise(initial_noise, shape)
+            initial_noise = check_noise(initial_noise, shape)
         if not prompts:
             return np.zeros(shape, np.float32)
-        ids = [self._prefix(prompt) for prompt in prompts for _ in range(num_images)]
+        # The time token takes the place of `<begin_of_image>`.
+        padded = self._pad([prompt[:-1] for prompt in ids for _ in range(num_images)])
+        self._check_memory({f"{shape[0]} images": (2 * shape[0], padded.tokens.shape[1] + self.config.image_tokens)})
         noise = self._noise(len(prompts), num_images, seed) if initial_noise is None else initial_noise
         latents = sample_latents(
             self._model,
-            self._params,
-            pad_prompts(ids, self.tokenizer.image_id),
+            self.params,
+            padded,
             jnp.asarray(noise),
             jnp.float32(cfg_weight),
             num_steps=num_steps,
@@ -108,29 +101,36 @@ class JanusFlowPipeline:
         return np.asarray(latents)
 
     def draw(self, latents: np.ndarray) -> list[PIL.Image.Image]:
-        """Latents [B, H, W, Z] -> images."""
+        """Latents [B, H, W, Z] -> images.
+
+        Raises UserError without a VAE, unless the model draws pixels: latents of an image's size and channels.
+        """
+        size = self.config.siglip.image_size
+        if self._vae is None and self.latent_shape == (size, size, 3):
+            return to_images(latents)
+        if self._vae is None:
+            raise UserError(
+                "this JanusFlow model has no VAE to draw with: give one to from_pretrained, or --vae, or convert the "
+                "model together with it"
+            )
+        config, params = self._vae
+        vae = build(config, Execution(dtype=self._model.execution.dtype))
         images = []
-        size = min(len(latents), VAE_CHUNK)
+        chunk_size = min(len(latents), VAE_CHUNK)
         for start in range(0, len(latents), VAE_CHUNK):
             chunk = latents[start : start + VAE_CHUNK]
-            padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
-            images += to_images(decode_latents(self._vae, self._vae_params, padded))[: len(chunk)]
+            padded = np.pad(chunk, ((0, chunk_size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
+            images += to_images(decode_latents(vae, params, padded))[: len(chunk)]
         return images
 
-    def _prefix(self, prompt: str) -> list[int]:
-        """The ids that the LLM sees before the time token, which takes the place of `<begin_of_image>`."""
-        if not prompt.strip():
-            raise UserError("the prompt is empty, expected a description of the image")
-        ids = self.tokenizer.encode(generation_prompt(prompt, self._style))[:-1]
-        if self.tokenizer.image_id in ids:
-            raise UserError(f"the prompt of a drawing contains {IMAGE_PLACEHOLDER}, which is for questions")
-        limit = self.config.llama.max_length
-        if len(ids) + self.config.image_tokens > limit:
-            raise UserError(
-                f"prompt of {len(ids)} tokens and {self.config.image_tokens} of an image exceed the context of "
-                f"{limit} tokens"
-            )
-        return ids
+    def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
+        """As `Pipeline.save_pretrained`; a folder of ours has the VAE in it."""
+        self._write(folder, format, dtype, self._vae if format == "orbax" else None)
+
+    @property
+    def _image_ids(self) -> tuple[int, ...]:
+        """A learned vector takes the place of `<begin_of_image>`."""
+        return self.tokenizer.begin_of_image_id, self.tokenizer.image_id
 
     def _noise(self, num_prompts: int, num_images: int, seed: int) -> jax.Array:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(num_images))
@@ -138,7 +138,13 @@ class JanusFlowPipeline:
         return jnp.tile(noise, (num_prompts, 1, 1, 1))
 
 
-def _check_noise(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def latent_shape(config: JanusFlowConfig) -> tuple[int, int, int]:
+    """(H, W, Z) of one image."""
+    return config.uvit.latent_size, config.uvit.latent_size, config.uvit.latent_channels
+
+
+def check_noise(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The noise in float32. Raises UserError for another shape, integers, or values that are not finite."""
     if noise.shape != shape or noise.dtype.kind != "f":
         raise UserError(
             f"initial_noise of shape {noise.shape} and type {noise.dtype}, expected floats of shape {shape}"

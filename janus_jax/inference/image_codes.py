@@ -12,7 +12,8 @@ from etils import epath
 
 from janus_jax import checkpoints
 from janus_jax.convert import folders
-from janus_jax.models.config import JanusConfig, VQConfig
+from janus_jax.errors import UserError
+from janus_jax.models.config import FamilyConfig, JanusConfig, VQConfig
 from janus_jax.models.parameters import Params, abstract_params, bind, build, flatten, unflatten
 
 
@@ -51,6 +52,8 @@ def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:
         if isinstance(config, VQConfig):
             return ImageTokenizer(config, checkpoints.load_params(folder, config, jnp.float32))
     source = folders.open_folder(folder)
+    if not isinstance(source.config, JanusConfig):
+        raise UserError(f"{folder}: holds a JanusFlow model, which has no image tokenizer")
     paths = flatten(abstract_params(source.config.vq))
     params = {path: jnp.asarray(source.read(folders.Piece(f"vq/{path}", None)), jnp.float32) for path in paths}
     return ImageTokenizer(source.config.vq, unflatten(params))
@@ -59,7 +62,7 @@ def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:
 def image_lengths(folder: epath.PathLike) -> tuple[int, int] | None:
     """(understanding, generation) tokens per image of a Janus model; None for an image tokenizer, which has no LLM."""
     folder = epath.Path(folder)
-    if (folder / "model.json").exists() and not isinstance(checkpoints.read_architecture(folder), JanusConfig):
+    if (folder / "model.json").exists() and not isinstance(checkpoints.read_architecture(folder), FamilyConfig):
         return None
     config = folders.open_folder(folder).config
     return config.siglip.num_tokens, config.image_tokens

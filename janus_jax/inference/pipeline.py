@@ -1,4 +1,4 @@
-"""The object behind the public API: a model with its tokenizer that answers questions and draws."""
+"""The objects behind the public API: a model with its tokenizer that answers questions and draws."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ from janus_jax.inference.decoding import decode_image_codes, decode_pixels, deco
 from janus_jax.inference.memory import cache_bytes, check_fits
 from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
-from janus_jax.models.config import Execution, JanusConfig
-from janus_jax.models.parameters import Params, build, unflatten
-from janus_jax.models.stack import stack_layers, unstack_layers, unstacked_path
+from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
+from janus_jax.models.parameters import Params, build
+from janus_jax.models.stack import stack_layers, unstack_layers
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
 PIXEL_CHUNK = 16  # most images per VQ decoding call, a power of two: bounds its memory
@@ -41,8 +41,8 @@ class Answer(NamedTuple):
     prompt_token_ids: list[int]
 
 
-class JanusPipeline:
-    """A Janus model ready to be asked and to draw. Make one with `janus_jax.from_pretrained`.
+class Pipeline:
+    """What all models of the family do alike: answer, and be saved.
 
     Attributes:
         params: layers apart (`models.stack.unstack_layers`), as decoding is fastest.
@@ -50,7 +50,7 @@ class JanusPipeline:
 
     def __init__(
         self,
-        config: JanusConfig,
+        config: FamilyConfig,
         params: Params,
         tokenizer: Tokenizer,
         dtype: DTypeLike = jnp.float32,
@@ -132,7 +132,7 @@ class JanusPipeline:
         prompts = request.prompts
         if not prompts:
             return []
-        padded = pad_prompts(prompts, self.tokenizer.image_id, self._buckets.prompt)
+        padded = self._pad(prompts)
         slots = round_up(max(request.max_new_tokens), self._buckets.answer)
         self._check_memory({f"{len(prompts)} prompts": (len(prompts), padded.tokens.shape[1] + slots)})
         pixels = self._pixels(images)
@@ -154,6 +154,58 @@ class JanusPipeline:
             ids = ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
             answers.append(Answer(self.tokenizer.decode(ids).strip(), ids, prompt))
         return answers
+
+    def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
+        """Writes a complete model folder, which `janus_jax.from_pretrained` reads.
+
+        Args:
+            folder: new or empty.
+            format: "orbax" (ours), "hf" (transformers' JanusForConditionalGeneration) or "deepseek" (the original).
+            dtype: of the parameters; None keeps that of `self.params`.
+
+        Raises:
+            UserError: unknown format, one that cannot hold this model, a folder that is not empty, or a full disk.
+        """
+        self._write(folder, format, dtype)
+
+    def _write(self, folder: epath.PathLike, format: str, dtype: DTypeLike | None, vae: Any = None) -> None:
+        params = stack_layers(self.params, join=_Layers)  # still a layer at a time in memory
+        source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
+        folders.write_folder(source, folder, format, dtype, vae=vae)
+
+    @property
+    def _image_ids(self) -> tuple[int, ...]:
+        """The ids of prompts whose places an understanding image takes."""
+        return (self.tokenizer.image_id,)
+
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> Prompts:
+        return pad_prompts(prompts, self._image_ids, self._buckets.prompt)
+
+    def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
+        """Of a request whose caches have these (rows, slots)."""
+        dtype = self._model.execution.dtype
+        check_fits({what: cache_bytes(self.config.llama, dtype, *shape) for what, shape in caches.items()})
+
+    def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
+        """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""
+        slots = max(len(own) for own in images)
+        if slots == 0:
+            return None
+        size = self.config.siglip.image_size
+        pixels = np.zeros((len(images), slots, size, size, 3), np.uint8)
+        for row, own in enumerate(images):
+            for slot, image in enumerate(own):
+                if not _is_image(image):
+                    raise UserError(f"image of type {type(image).__name__}, expected a PIL image or the path of a file")
+                rgb = to_rgb(image, "image") if isinstance(image, PIL.Image.Image) else load_image(image)
+                pixels[row, slot] = understanding_pixels(rgb, size, self._normalization.pad_colour)
+        return jnp.asarray(self._normalization(pixels))
+
+
+class JanusPipeline(Pipeline):
+    """A Janus model ready to be asked and to draw. Make one with `janus_jax.from_pretrained`."""
+
+    config: JanusConfig
 
     def generate_images(
         self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
@@ -224,79 +276,18 @@ class JanusPipeline:
             images += to_images(pixels)[: len(chunk)]
         return images
 
-    def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
-        """Writes a complete model folder, which `janus_jax.from_pretrained` reads.
-
-        Args:
-            folder: new or empty.
-            format: "orbax" (ours), "hf" (transformers' JanusForConditionalGeneration) or "deepseek" (the original).
-            dtype: of the parameters; None keeps that of `self.params`.
-
-        Raises:
-            UserError: unknown format, one that cannot hold this model, a folder that is not empty, or a full disk.
-        """
-        params = stack_layers(self.params, join=_Layers)  # still a layer at a time in memory
-        source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
-        folders.write_folder(source, folder, format, dtype)
-
     def _guided(self, prompts: Sequence[Sequence[int]]) -> tuple[Prompts, Prompts, np.ndarray]:
         """Prompts, their unconditional ones, and the index of each prompt's among these.
 
         An unconditional prompt depends on the length alone, so there is one per length; repeated up to a power of two,
         so that other lengths rarely compile another program.
         """
-        image_id, bucket = self.tokenizer.image_id, self._buckets.prompt
-        conditional = pad_prompts(prompts, image_id, bucket)
+        conditional = self._pad(prompts)
         lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
         by_length = {len(prompt): self.tokenizer.unconditional(prompt) for prompt in prompts}
         repeated = lengths + lengths[-1:] * ((1 << (len(lengths) - 1).bit_length()) - len(lengths))
-        unconditional = pad_prompts([by_length[length] for length in repeated], image_id, bucket)
+        unconditional = self._pad([by_length[length] for length in repeated])
         return conditional, unconditional, np.array([lengths.index(len(prompt)) for prompt in prompts], np.int32)
-
-    def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
-        """Of a request whose caches have these (rows, slots)."""
-        dtype = self._model.execution.dtype
-        check_fits({what: cache_bytes(self.config.llama, dtype, *shape) for what, shape in caches.items()})
-
-    def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
-        """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""
-        slots = max(len(own) for own in images)
-        if slots == 0:
-            return None
-        size = self.config.siglip.image_size
-        pixels = np.zeros((len(images), slots, size, size, 3), np.uint8)
-        for row, own in enumerate(images):
-            for slot, image in enumerate(own):
-                if not _is_image(image):
-                    raise UserError(f"image of type {type(image).__name__}, expected a PIL image or the path of a file")
-                rgb = to_rgb(image, "image") if isinstance(image, PIL.Image.Image) else load_image(image)
-                pixels[row, slot] = understanding_pixels(rgb, size, self._normalization.pad_colour)
-        return jnp.asarray(self._normalization(pixels))
-
-
-def from_pretrained(path: epath.PathLike, dtype: DTypeLike | None = None) -> JanusPipeline:
-    """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
-
-    Args:
-        dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators.
-
-    Raises:
-        UserError: not a model folder, not a Janus model, or damaged.
-    """
-    return load(folders.open_folder(path), dtype)
-
-
-def load(source: folders.Source, dtype: DTypeLike | None = None) -> JanusPipeline:
-    """`from_pretrained` of a folder that is open already. Each tensor is in memory once."""
-    RequestReader(source.config, source.tokenizer)  # refuses a model that could not be asked
-    if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    loaded: dict[str, jax.Array] = {}
-    for piece, _ in folders.pieces(source.config):
-        path = piece.path if piece.layer is None else unstacked_path(piece.path, piece.layer)
-        values = folders.cast(source.read(piece), jax.dtypes.canonicalize_dtype(dtype), piece.path)
-        loaded[path] = jnp.array(values)  # a copy: the values may be a part of a larger buffer of the reader
-    return JanusPipeline(source.config, unflatten(loaded), source.tokenizer, dtype, source.normalization)
 
 
 class _Layers(tuple):

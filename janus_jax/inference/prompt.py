@@ -38,15 +38,15 @@ class Prompts(NamedTuple):
     positions: np.ndarray  # [B, P] int32, 0 at each prompt's first token
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], image_id: int, bucket: int) -> Prompts:
-    """Token ids per prompt -> one batch. Placeholders (`image_id`) become understanding-image positions."""
+def pad_prompts(prompts: Sequence[Sequence[int]], image_ids: Sequence[int], bucket: int) -> Prompts:
+    """Token ids per prompt -> one batch. The places of `image_ids` become understanding-image positions."""
     padded_length = round_up(max(len(prompt) for prompt in prompts), bucket)
     tokens = np.zeros((len(prompts), padded_length), np.int32)
     segment_ids = np.zeros_like(tokens)
     for row, prompt in enumerate(prompts):
         tokens[row, padded_length - len(prompt) :] = prompt
         segment_ids[row, padded_length - len(prompt) :] = 1
-    is_image = tokens == image_id
+    is_image = np.isin(tokens, image_ids)
     modality = np.where(is_image, Modality.UNDERSTANDING_IMAGE, Modality.TEXT) * segment_ids
     positions = np.maximum(np.cumsum(segment_ids, axis=1) - 1, 0)
     return Prompts(tokens, modality.astype(np.int8), segment_ids, positions.astype(np.int32))

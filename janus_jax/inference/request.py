@@ -10,11 +10,13 @@ from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_co
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.decoding import Sampling
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import FamilyConfig
+from janus_jax.ops.flow import SOLVERS
 
 DEFAULT_NEW_TOKENS = 512  # of an answer, where the context has room for them
 # Beyond these the float32 logits overflow, or a seed has the random numbers of another.
 MIN_TEMPERATURE, MAX_TEMPERATURE, MAX_CFG_WEIGHT, MAX_SEED = 1e-6, 1e6, 1e6, 2**32 - 1
+MAX_FLOW_STEPS = 10_000
 
 
 class TextRequest(NamedTuple):
@@ -31,7 +33,7 @@ class ImageRequest(NamedTuple):
 class RequestReader:
     """Reads requests for one model."""
 
-    def __init__(self, config: JanusConfig, tokenizer: Tokenizer):
+    def __init__(self, config: FamilyConfig, tokenizer: Tokenizer):
         """Raises UserError for an unknown prompt style, or a tokenizer without its role tokens."""
         if config.prompt_style not in STYLES:
             raise UserError(f"prompt_style={config.prompt_style!r} of the model is not one of {sorted(STYLES)}")
@@ -73,12 +75,19 @@ class RequestReader:
     ) -> ImageRequest:
         """Arguments and errors of `JanusPipeline.generate_codes`."""
         sampling = _sampling(temperature, top_p, top_k, seed)
-        _check_range("cfg_weight", cfg_weight, -MAX_CFG_WEIGHT, MAX_CFG_WEIGHT)
-        if num_images < 1:
-            raise UserError(f"num_images={num_images}, expected at least 1")
-        if isinstance(prompts, str):
-            raise UserError(f"prompts={prompts!r}, expected a list of prompts")
+        _check_drawing(prompts, num_images, cfg_weight)
         return ImageRequest([self._drawing(prompt) for prompt in prompts], sampling)
+
+    def latents(
+        self, prompts: Sequence[str], num_images: int, *, cfg_weight: float, num_steps: int, solver: str, seed: int
+    ) -> list[list[int]]:
+        """Arguments and errors of `JanusFlowPipeline.generate_latents`, except its noise; returns the prompts' ids."""
+        _check_drawing(prompts, num_images, cfg_weight)
+        _check_range("seed", seed, 0, MAX_SEED)
+        _check_range("num_steps", num_steps, 1, MAX_FLOW_STEPS)
+        if solver not in SOLVERS:
+            raise UserError(f"solver={solver!r} is not one of {sorted(SOLVERS)}")
+        return [self._drawing(prompt) for prompt in prompts]
 
     def _question(self, messages: Sequence[Message], num_images: int) -> list[int]:
         if not all(isinstance(message, Message) for message in messages):
@@ -129,6 +138,14 @@ def _sampling(temperature: float, top_p: float, top_k: int, seed: int) -> Sampli
         raise UserError(f"top_k={top_k}, expected 0 (off) or more")
     _check_range("seed", seed, 0, MAX_SEED)
     return Sampling(temperature, top_p, top_k)
+
+
+def _check_drawing(prompts: Sequence[str], num_images: int, cfg_weight: float) -> None:
+    _check_range("cfg_weight", cfg_weight, -MAX_CFG_WEIGHT, MAX_CFG_WEIGHT)
+    if num_images < 1:
+        raise UserError(f"num_images={num_images}, expected at least 1")
+    if isinstance(prompts, str):
+        raise UserError(f"prompts={prompts!r}, expected a list of prompts")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

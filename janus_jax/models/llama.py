@@ -76,6 +76,7 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(old_v, v.astype(old_v.dtype), shared.offset, axis=1)
             cache = (k, v)
         if shared.prefix_mask is not None:
+            assert prefix is not None
             prefix_k, prefix_v = prefix
             context = attend_with_prefix(q, k, v, shared.mask, prefix_k, prefix_v, shared.prefix_mask)
         else:

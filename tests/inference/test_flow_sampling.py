@@ -50,7 +50,7 @@ OPTIONS = dict(cfg_weight=3.0, num_steps=2)
 @pytest.fixture(scope="module")
 def pipeline():
     tokenizer = digits.build_tokenizer(digits.text_records(), CONFIG.llama.vocab_size, CONFIG.prompt_style)
-    return JanusFlowPipeline(CONFIG, random_params(CONFIG), tokenizer, VAE, random_params(VAE))
+    return JanusFlowPipeline(CONFIG, random_params(CONFIG), tokenizer, vae=(VAE, random_params(VAE)))
 
 
 @pytest.fixture(scope="module")
@@ -168,4 +168,4 @@ def test_bad_requests_are_one_line(pipeline, case):
 )
 def test_another_vae_is_refused(pipeline, change, message):
     with pytest.raises(UserError, match=message):
-        JanusFlowPipeline(CONFIG, {}, pipeline.tokenizer, dataclasses.replace(VAE, **change), {})
+        JanusFlowPipeline(CONFIG, {}, pipeline.tokenizer, vae=(dataclasses.replace(VAE, **change), {}))
