@@ -11,7 +11,8 @@ def base_config(name: str, model: str) -> ConfigDict:
             "model": model,  # a key of janus_jax.models.config.PRESETS
             "seed": 0,
             "dtype": "bfloat16",  # compute; parameters, norms, softmax and losses stay float32 (papers: not stated)
-            "remat": "full",
+            "remat": "full",  # what the backward pass finds: a key of janus_jax.models.stack.REMAT_POLICIES
+            "attention": "auto",  # or a key of janus_jax.ops.attention.BACKENDS
             "init": {
                 # Folders to start from; what none of them holds is fresh. A part replaces that of the checkpoint.
                 "checkpoint": "",  # a whole model: ours (or a workdir), Hugging Face's or DeepSeek's
@@ -22,6 +23,7 @@ def base_config(name: str, model: str) -> ConfigDict:
             "trainable": ((".*", True),),  # ordered (path regex, trainable); every parameter must match
             "train": {
                 "batch_size": 256,  # rows per step (packed rows for Janus; papers: rows or samples not stated)
+                "micro_batches": 1,  # the rows of a device are done in so many parts: less memory, the same step
                 "num_steps": 20_000,
                 "learning_rate": 1e-4,
                 "schedule": "constant",  # or "cosine"
@@ -36,7 +38,8 @@ def base_config(name: str, model: str) -> ConfigDict:
             },
             "loss": {
                 "normalization": "tokens",  # or "tasks"; papers: not stated
-                "chunk_size": 1024,  # tokens whose logits exist at a time
+                "chunk_size": 1024,  # tokens of a device whose logits exist at a time
+                "z_loss": 0.0,  # weight of log_partition^2 of both heads (papers: not stated)
             },
             "data": {
                 "tokenizer": "",  # path of a tokenizer.json

@@ -5,19 +5,22 @@ vocabulary sharded). Indivisible or colliding axes are errors that name the para
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.models.parameters import abstract_params, flatten, logical_axes, unflatten
+from janus_jax.models.stack import STACKED
 
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+ROW_AXES = ("data", "fsdp")  # rows of a batch are divided over these
+BATCH_SPEC = PartitionSpec(ROW_AXES)
 LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "layers": None,
     "embed": "fsdp",
@@ -30,13 +33,13 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Devices of all processes as a (data, fsdp, tensor) mesh; one size may be -1, "the rest".
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices of all processes (or those given) as a (data, fsdp, tensor) mesh; one size may be -1, "the rest".
 
     Raises UserError when the sizes do not multiply to the number of devices.
     """
     shape = [int(sizes[axis]) for axis in MESH_AXES]
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     known = math.prod(size for size in shape if size != -1)
     sizes_exist = shape.count(-1) <= 1 and all(size == -1 or size >= 1 for size in shape)
     if not sizes_exist or len(devices) % known or (-1 not in shape and known != len(devices)):
@@ -75,6 +78,37 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     axes = logical_axes(config)
     specs = {path: _partition_spec(path, shapes[path].shape, axes[path], mesh) for path in shapes}
     return unflatten({path: NamedSharding(mesh, spec) for path, spec in specs.items()})
+
+
+class GatheredWeights:
+    """Whole weights from the shards of one device, inside `jax.shard_map` over `ROW_AXES`.
+
+    A weight is cast to the compute dtype before it travels. The transpose of gathering is a reduce-scatter: the
+    gradient of a shard is the sum over the devices of `fsdp`, and only of them.
+    """
+
+    def __init__(self, dtype: DTypeLike, specs: Mapping[str, PartitionSpec]):
+        self._dtype = dtype
+        self._dimensions = {path: spec.index("fsdp") for path, spec in specs.items() if "fsdp" in spec}
+
+    def __call__(self, path: tuple[str, ...], shards: dict[str, Any]) -> dict[str, Any]:
+        """The subtree at `path`, of one layer if it is inside a stack of them."""
+        sliced = int(STACKED in path)
+
+        def whole(name: str, shard: jax.Array) -> jax.Array:
+            dimension = self._dimensions.get("/".join((*path, name)))
+            if dimension is None:
+                return shard
+            return jax.lax.all_gather(shard.astype(self._dtype), "fsdp", axis=dimension - sliced, tiled=True)
+
+        return unflatten({name: whole(name, shard) for name, shard in flatten(shards).items()})
+
+    def outside_stacks(self, shards: dict[str, Any]) -> dict[str, Any]:
+        """All of the model but the stacked layers, which gather one layer at a time (`models.stack`)."""
+        flat = flatten(shards)
+        stacked = {path: leaf for path, leaf in flat.items() if STACKED in path.split("/")}
+        others = {path: leaf for path, leaf in flat.items() if path not in stacked}
+        return unflatten(flatten(self((), unflatten(others))) | stacked)
 
 
 def _partition_spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:

@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
@@ -50,6 +50,15 @@ def require(*names: str) -> None:
     for name in names:
         if not flags.FLAGS[name].value:
             raise UserError(f"--{name} is required; see --helpfull")
+
+
+def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
+    """The name=value arguments of a repeated flag."""
+    split = [value.partition("=") for value in values]
+    for name, equals, _ in split:
+        if not name or not equals:
+            raise UserError(f"--{flag}={name}: expected name=value")
+    return {name: value for name, _, value in split}
 
 
 def _fail(error: object) -> int:

@@ -1,14 +1,15 @@
-"""Runs as a process of its own: two steps of a tiny Janus on one CPU device and on four; prints both as JSON."""
+"""Runs as a process of its own: two steps of a tiny Janus on one CPU device and on eight, as JSON."""
 
 import functools
 import json
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all of the time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
@@ -16,8 +17,10 @@ from ml_collections import ConfigDict
 from janus_jax.batch import Modality, PackedBatch
 from janus_jax.models.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.models.parameters import flatten, init_params
-from janus_jax.sharding import BATCH_SPEC, make_mesh, param_shardings
+from janus_jax.sharding import BATCH_SPEC, GatheredWeights, make_mesh, param_shardings
+from janus_jax.training.gradient import sharded_gradient
 from janus_jax.training.objectives import make_loss
+from janus_jax.training.state import TrainState
 
 CONFIG = JanusConfig(
     llama=LlamaConfig(
@@ -53,7 +56,7 @@ CONFIG = JanusConfig(
 )
 
 
-def make_batch(rows=4):
+def make_batch(rows=8):
     """Each row: text with an understanding image of four tokens, then a caption with a drawing of four codes."""
     rng = np.random.default_rng(0)
     text, seen, drawn = Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE
@@ -79,38 +82,45 @@ def make_batch(rows=4):
     )
 
 
-def two_steps(params, batch, shardings=None):
+def two_steps(params, batch, mesh, micro_batches=1):
     """Losses of two steps of plain gradient descent, and the gradients of the second."""
-    loss = make_loss(CONFIG, Execution(), ConfigDict({"normalization": "tokens", "chunk_size": 16}))
+    shardings = param_shardings(CONFIG, mesh)
+    specs = {path: sharding.spec for path, sharding in flatten(shardings).items()}
+    weights = GatheredWeights(jnp.float32, specs) if mesh.shape["fsdp"] > 1 else None
+    objective = make_loss(
+        CONFIG,
+        Execution(remat="full", weights=weights),
+        ConfigDict({"normalization": "tokens", "chunk_size": 16, "z_loss": 0.01}),
+    )
+    state = TrainState(None, shardings, {}, None)
+    gradient = sharded_gradient(objective, state, mesh, weights, micro_batches)
 
     @functools.partial(jax.jit, out_shardings=(None, shardings, shardings))
     def step(params, batch):
-        (value, _), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        return value, gradients, jax.tree.map(lambda leaf, gradient: leaf - 0.1 * gradient, params, gradients)
+        gradients, metrics = gradient(params, {}, batch)
+        return metrics, gradients, jax.tree.map(lambda leaf, gradient: leaf - 0.1 * gradient, params, gradients)
 
     losses = []
-    params, batch = jax.block_until_ready((params, batch))
+    params = jax.device_put(params, shardings)
+    params, batch = jax.block_until_ready((params, jax.device_put(batch, NamedSharding(mesh, BATCH_SPEC))))
     for _ in range(2):
-        value, gradients, params = jax.block_until_ready(step(params, batch))
-        losses.append(float(value))
-    return losses, {path: np.asarray(gradient) for path, gradient in flatten(gradients).items()}
+        metrics, gradients, params = jax.block_until_ready(step(params, batch))
+        losses.append({name: [float(part) for part in pair] for name, pair in metrics.items()})
+    sharded = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
+    return losses, {path: np.asarray(gradient) for path, gradient in flatten(gradients).items()}, sharded
 
 
 def main():
-    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
-    shardings = param_shardings(CONFIG, mesh)
-    batch = make_batch()
-    loss_alone, alone = two_steps(init_params(CONFIG, seed=0), batch)
-    sharded_params = init_params(CONFIG, seed=0, shardings=shardings)
-    sharded_batch = jax.device_put(batch, NamedSharding(mesh, BATCH_SPEC))
-    loss_sharded, sharded = two_steps(sharded_params, sharded_batch, shardings)
-    result = {
-        "devices": len(jax.devices()),
-        "sharded_leaves": sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(sharded_params)),
-        "loss_alone": loss_alone,
-        "loss_sharded": loss_sharded,
-        "gradient_difference": {path: float(np.abs(sharded[path] - value).max()) for path, value in alone.items()},
-        "gradient_scale": max(float(np.abs(value).max()) for value in alone.values()),
+    params, batch = init_params(CONFIG, seed=0), make_batch()
+    losses, alone, _ = two_steps(params, batch, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    result = {"alone": losses, "gradient_scale": max(float(np.abs(value).max()) for value in alone.values())}
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    losses, gradients, sharded = two_steps(params, batch, mesh, micro_batches=2)
+    result |= {
+        "devices": mesh.devices.size,
+        "sharded_leaves": sharded,
+        "sharded": losses,
+        "gradient_difference": {path: float(np.abs(gradients[path] - x).max()) for path, x in alone.items()},
     }
     print(json.dumps(result))
 

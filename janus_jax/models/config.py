@@ -6,6 +6,7 @@ Sources: Janus, Table 1; Janus-Pro, Table 1; JanusFlow, sections 3.2 and 4.1; th
 """
 
 import dataclasses
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -18,6 +19,17 @@ class Execution:
     dtype: DTypeLike = jnp.float32  # compute dtype; norms, softmax, RoPE angles and losses stay float32
     scan_layers: bool = True  # False: layers unrolled over unstacked parameters (`models.stack.unstack_layers`)
     remat: str = "none"  # a key of `models.stack.REMAT_POLICIES`
+    attention: str = "xla"  # of packed rows: a key of `ops.attention.BACKENDS`
+    fusion_barriers: bool = False  # keep XLA:TPU from slowing products down (`models.layers.apart`)
+    weights: "Weights | None" = None  # how a device gets whole weights from its shards; None: it has them
+
+
+class Weights(Protocol):
+    """Turns the local shards of a subtree of parameters into whole arrays (`sharding.GatheredWeights`)."""
+
+    def __call__(self, path: tuple[str, ...], shards: dict[str, Any]) -> dict[str, Any]: ...
+
+    def outside_stacks(self, shards: dict[str, Any]) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,10 @@
 Letters: B rows, L tokens, I understanding images per row, N tokens per image, D width, C codes.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,10 +19,31 @@ from janus_jax.batch import Modality
 from janus_jax.models.adapters import ImageHead, MlpAligner
 from janus_jax.models.config import Execution, JanusConfig
 from janus_jax.models.initializers import Normal, declare
-from janus_jax.models.llama import KVCache, Llama
+from janus_jax.models.llama import KVCache, Llama, text_head
 from janus_jax.models.siglip import Siglip
 from janus_jax.models.vq import VQModel
 from janus_jax.ops.placement import place_in_order
+
+
+class Head(NamedTuple):
+    """A head as a function of its own parameters, for losses that differentiate it apart from the model."""
+
+    path: tuple[str, ...]  # of its parameters in those of the model
+    logits: Callable[[Any, jax.Array], Any]  # (parameters, hidden [..., D]) -> [..., classes]
+
+    def params(self, model_params: Any) -> Any:
+        return functools.reduce(lambda tree, name: tree[name], self.path, model_params)
+
+
+def janus_heads(config: JanusConfig, execution: Execution) -> dict[str, Head]:
+    """The text head and the image head."""
+    text = text_head(config.llama, execution.dtype)
+    image = ImageHead(config.image_head_width, config.vq.num_codes, execution.dtype)
+    return {"text": Head(("llm", "lm_head"), _function(text)), "image": Head(("gen_head",), _function(image))}
+
+
+def _function(head: nn.Module) -> Callable[[Any, jax.Array], Any]:
+    return lambda params, hidden: head.apply({"params": params}, hidden)
 
 
 class Janus(nn.Module):

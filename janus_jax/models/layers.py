@@ -1,5 +1,7 @@
 """Linear, convolution and norm layers with the family's conventions fixed once: init, axes, eps, float32 norms."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ from jax.typing import DTypeLike
 
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
 from janus_jax.ops.norms import rms_norm
+
+LARGE = 1 << 18  # elements, 1 MB of float32; a larger kernel is cut over the devices
 
 
 class Linear(nn.Module):
@@ -29,6 +33,27 @@ class Linear(nn.Module):
         return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)
 
 
+def apart(x: jax.Array, barrier: bool) -> jax.Array:
+    """x, computed by itself: XLA:TPU would fuse its elementwise work into the products before and after it.
+
+    Such a product takes up to 2.5 times as long, much more than writing and reading x. The same for its gradient.
+    """
+    return jax.lax.optimization_barrier(x) if barrier else x
+
+
+def gradient_apart(x: jax.Array, barrier: bool) -> jax.Array:
+    """x, whose gradient is computed by itself; see `apart`."""
+    return _gradient_apart(x) if barrier else x
+
+
+@jax.custom_vjp
+def _gradient_apart(x: jax.Array) -> jax.Array:
+    return x
+
+
+_gradient_apart.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
+
+
 class Conv(nn.Module):
     """[B, H, W, in] -> [B, H', W', features]; kernel [k, k, in, features] (HWIO), explicit padding, with bias."""
 
@@ -37,13 +62,15 @@ class Conv(nn.Module):
     dtype: DTypeLike
     padding: tuple[int, int] = (0, 0)  # (before, after), the same for rows and columns
     stride: int = 1
-    axes: Axes = (None, None, None, "conv_out")
+    axes: Axes | None = None  # None: output channels of a large kernel, nothing of a small one
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         default = TorchDefault(self.kernel_size**2 * x.shape[-1])
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", declare(default, self.axes), shape)
+        large = math.prod(shape) >= LARGE
+        axes = self.axes or (None, None, None, "conv_out" if large else None)
+        kernel = self.param("kernel", declare(default, axes), shape)
         bias = self.param("bias", declare(default, (None,)), (self.features,))
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),

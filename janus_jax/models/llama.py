@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from janus_jax.models.config import Execution, LlamaConfig
 from janus_jax.models.initializers import Axes, Normal, declare
-from janus_jax.models.layers import Linear, RMSNorm
+from janus_jax.models.layers import Linear, RMSNorm, apart, gradient_apart
 from janus_jax.models.stack import run_layers
-from janus_jax.ops.attention import attend, attention_mask
+from janus_jax.ops.attention import attend, attend_packed, attention_mask
 from janus_jax.ops.prefix_attention import attend_with_prefix
 from janus_jax.ops.rope import apply_rope, rope_angles
 
@@ -48,67 +49,84 @@ class _Shared(NamedTuple):
     """What all layers of one forward pass have in common."""
 
     angles: jax.Array  # [B, T, H/2]
-    mask: jax.Array  # [B, T, S]
-    offset: jax.Array | int  # where the new keys go in the cache
+    segment_ids: jax.Array  # [B, T]
+    mask: jax.Array | None = None  # [B, T, S], with a cache only; without one: causal inside each segment
+    offset: jax.Array | int = 0  # where the new keys go in the cache
     prefix_mask: jax.Array | None = None  # [R, P]
 
 
 class Attention(nn.Module):
     config: LlamaConfig
-    dtype: DTypeLike
+    execution: Execution
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: tuple | None, shared: _Shared) -> tuple[jax.Array, tuple | None]:
-        c = self.config
+        c, execution = self.config, self.execution
         batch, length, _ = x.shape
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
-            y = _linear(c, self.dtype, heads * c.head_dim, ("embed", axis), name)(x)
+            y = _linear(c, execution.dtype, heads * c.head_dim, ("embed", axis), name)(x)
             return y.reshape(batch, length, heads, c.head_dim)
 
-        q = apply_rope(project("q_proj", c.num_heads, "heads"), shared.angles)
-        k = apply_rope(project("k_proj", c.num_kv_heads, "kv_heads"), shared.angles)
-        v = project("v_proj", c.num_kv_heads, "kv_heads")
-        prefix = None
-        if cache is not None:
-            old_k, old_v, prefix = cache
-            k = jax.lax.dynamic_update_slice_in_dim(old_k, k.astype(old_k.dtype), shared.offset, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(old_v, v.astype(old_v.dtype), shared.offset, axis=1)
-            cache = (k, v)
-        if shared.prefix_mask is not None:
-            assert prefix is not None
-            prefix_k, prefix_v = prefix
-            context = attend_with_prefix(q, k, v, shared.mask, prefix_k, prefix_v, shared.prefix_mask)
+        q = project("q_proj", c.num_heads, "heads")
+        k, v = (project(name, c.num_kv_heads, "kv_heads") for name in ("k_proj", "v_proj"))
+        if cache is None:
+            context = attend_packed(q, k, v, shared.angles, shared.segment_ids, execution.attention)
         else:
-            context = attend(q, k, v, shared.mask)
+            q, k = apply_rope(q, shared.angles), apply_rope(k, shared.angles)
+            context, cache = _attend_cached(q, k, v, cache, shared)
         context = context.reshape(batch, length, c.num_heads * c.head_dim)
-        return _linear(c, self.dtype, c.width, ("heads", "embed"), "o_proj")(context), cache
+        attended = _linear(c, execution.dtype, c.width, ("heads", "embed"), "o_proj")(context)
+        return checkpoint_name(attended, "attended"), cache
+
+
+def _attend_cached(
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple, shared: _Shared
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Context [B, T, N, H], and the keys and values [B, S, K, H] with the new ones in their place."""
+    old_k, old_v, prefix = cache
+    k = jax.lax.dynamic_update_slice_in_dim(old_k, k.astype(old_k.dtype), shared.offset, axis=1)
+    v = jax.lax.dynamic_update_slice_in_dim(old_v, v.astype(old_v.dtype), shared.offset, axis=1)
+    assert shared.mask is not None
+    if shared.prefix_mask is None:
+        return attend(q, k, v, shared.mask), (k, v)
+    assert prefix is not None
+    prefix_k, prefix_v = prefix
+    return attend_with_prefix(q, k, v, shared.mask, prefix_k, prefix_v, shared.prefix_mask), (k, v)
 
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     config: LlamaConfig
-    dtype: DTypeLike
+    execution: Execution
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c = self.config
-        gate = _linear(c, self.dtype, c.mlp_dim, ("embed", "mlp"), "gate_proj")(x)
-        up = _linear(c, self.dtype, c.mlp_dim, ("embed", "mlp"), "up_proj")(x)
-        return _linear(c, self.dtype, c.width, ("mlp", "embed"), "down_proj")(nn.silu(gate) * up)
+        c, execution = self.config, self.execution
+
+        def widen(name: str) -> jax.Array:
+            y = _linear(c, execution.dtype, c.mlp_dim, ("embed", "mlp"), name)(x)
+            return checkpoint_name(apart(y, execution.fusion_barriers), name)
+
+        hidden = apart(nn.silu(widen("gate_proj")) * widen("up_proj"), execution.fusion_barriers)
+        return _linear(c, execution.dtype, c.width, ("mlp", "embed"), "down_proj")(hidden)
 
 
 class Block(nn.Module):
     config: LlamaConfig
-    dtype: DTypeLike
+    execution: Execution
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: tuple | None, shared: _Shared) -> tuple[jax.Array, tuple | None]:
-        attention = Attention(self.config, self.dtype, name="attention")
-        context, cache = attention(RMSNorm(self.config.norm_eps, name="input_norm")(x), cache, shared)
+        c, execution = self.config, self.execution
+
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            return gradient_apart(RMSNorm(c.norm_eps, name=name)(x), execution.fusion_barriers)
+
+        context, cache = Attention(c, execution, name="attention")(norm("input_norm", x), cache, shared)
         x = x + context
-        x = x + MLP(self.config, self.dtype, name="mlp")(RMSNorm(self.config.norm_eps, name="mlp_norm")(x))
+        x = x + MLP(c, execution, name="mlp")(norm("mlp_norm", x))
         return x, cache
 
 
@@ -120,7 +138,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, per_layer: Any, shared: _Shared) -> tuple[jax.Array, Any]:
-        x, per_layer = run_layers(Block, self.config, self.config.depth, self.execution, x, per_layer, shared)
+        x, per_layer = run_layers(self, Block, self.config, self.config.depth, self.execution, x, per_layer, shared)
         return RMSNorm(self.config.norm_eps, name="norm")(x), per_layer
 
 
@@ -136,7 +154,7 @@ class Llama(nn.Module):
             "embed_tokens", declare(Normal(c.init_std), ("vocab", "embed")), (c.vocab_size, c.width)
         )
         self.decoder = Decoder(c, self.execution)
-        self.lm_head = _linear(c, self.execution.dtype, c.vocab_size, ("embed", "vocab"), None)
+        self.lm_head = text_head(c, self.execution.dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """[B, T] int32 -> [B, T, D]."""
@@ -164,8 +182,7 @@ class Llama(nn.Module):
         """
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         if cache is None:
-            mask = attention_mask(segment_ids, segment_ids, positions, positions, causal=True)
-            hidden, _ = self.decoder(x, None, _Shared(angles, mask, 0))
+            hidden, _ = self.decoder(x, None, _Shared(angles, segment_ids))
             return hidden, None
         kv_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.length, axis=1)
         kv_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
@@ -177,7 +194,8 @@ class Llama(nn.Module):
         if not scanned:
             befores = [None] * len(cache.k) if prefix is None else zip(prefix.k, prefix.v, strict=True)
             per_layer = tuple(zip(cache.k, cache.v, befores, strict=True))
-        hidden, new = self.decoder(x, per_layer, _Shared(angles, mask, cache.length, prefix_mask))
+        shared = _Shared(angles, segment_ids, mask, cache.length, prefix_mask)
+        hidden, new = self.decoder(x, per_layer, shared)
         k, v = new if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])
 
@@ -186,5 +204,10 @@ class Llama(nn.Module):
         return self.lm_head(hidden)
 
 
-def _linear(config: LlamaConfig, dtype: DTypeLike, features: int, axes: Axes, name: str | None) -> Linear:
+def text_head(config: LlamaConfig, dtype: DTypeLike) -> Linear:
+    """[..., D] -> [..., V]."""
+    return _linear(config, dtype, config.vocab_size, ("embed", "vocab"))
+
+
+def _linear(config: LlamaConfig, dtype: DTypeLike, features: int, axes: Axes, name: str | None = None) -> Linear:
     return Linear(features, axes, dtype, use_bias=False, distribution=Normal(config.init_std), name=name)

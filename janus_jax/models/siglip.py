@@ -5,7 +5,6 @@ Letters: B images, P patches, N heads, H head dim, D width.
 
 import flax.linen as nn
 import jax
-from jax.typing import DTypeLike
 
 from janus_jax.models.config import Execution, SiglipConfig
 from janus_jax.models.initializers import Normal, declare
@@ -18,20 +17,20 @@ class Block(nn.Module):
     """Pre-norm transformer block without masks; biases everywhere, exact GELU."""
 
     config: SiglipConfig
-    dtype: DTypeLike
+    execution: Execution
 
     @nn.compact
     def __call__(self, x: jax.Array, per_layer: None, shared: None) -> tuple[jax.Array, None]:
-        c = self.config
-        y = layer_norm(c.norm_eps, self.dtype, "attention_norm")(x)
+        c, dtype = self.config, self.execution.dtype
+        y = layer_norm(c.norm_eps, dtype, "attention_norm")(x)
         q, k, v = (
-            Linear(c.width, ("embed", "heads"), self.dtype, name=name)(y).reshape(*y.shape[:2], c.num_heads, -1)
+            Linear(c.width, ("embed", "heads"), dtype, name=name)(y).reshape(*y.shape[:2], c.num_heads, -1)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        x = x + Linear(c.width, ("heads", "embed"), self.dtype, name="o_proj")(attend(q, k, v).reshape(x.shape))
-        y = layer_norm(c.norm_eps, self.dtype, "mlp_norm")(x)
-        y = gelu(Linear(c.mlp_dim, ("embed", "mlp"), self.dtype, name="fc1")(y))
-        return x + Linear(c.width, ("mlp", "embed"), self.dtype, name="fc2")(y), None
+        x = x + Linear(c.width, ("heads", "embed"), dtype, name="o_proj")(attend(q, k, v).reshape(x.shape))
+        y = layer_norm(c.norm_eps, dtype, "mlp_norm")(x)
+        y = gelu(Linear(c.mlp_dim, ("embed", "mlp"), dtype, name="fc1")(y))
+        return x + Linear(c.width, ("mlp", "embed"), dtype, name="fc2")(y), None
 
 
 class Siglip(nn.Module):
@@ -53,5 +52,5 @@ class Siglip(nn.Module):
         init = declare(Normal(c.width**-0.5), (None, "embed"))
         pos_embed = self.param("pos_embed", init, (c.num_tokens, c.width))
         x = x + pos_embed.astype(dtype)
-        x, _ = run_layers(Block, c, c.depth, self.execution, x, None, None)
+        x, _ = run_layers(self, Block, c, c.depth, self.execution, x, None, None)
         return layer_norm(c.norm_eps, dtype, "norm")(x)

@@ -15,21 +15,33 @@ import jax.numpy as jnp
 
 from janus_jax.models.config import Execution
 
-REMAT_POLICIES = {
+_keep = jax.checkpoint_policies.save_only_these_names
+REMAT_POLICIES = {  # the most memory, and the least work, first
     "none": None,  # keep all activations
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep only the inputs of each layer
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the results of weight matrix products
+    # Names are those that the models give to their activations with `checkpoint_name`.
+    "projections": _keep("query", "key", "value", "context", "attended", "gate_proj", "up_proj"),
+    "attention": _keep("query", "key", "value", "context", "attended"),
+    "context": _keep("context"),
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep only the inputs of each layer
 }
 STACKED = "layers"
 
 
 def run_layers(
-    block: type[nn.Module], config: Any, depth: int, execution: Execution, x: jax.Array, per_layer: Any, shared: Any
+    parent: nn.Module,
+    block: type[nn.Module],
+    config: Any,
+    depth: int,
+    execution: Execution,
+    x: jax.Array,
+    per_layer: Any,
+    shared: Any,
 ) -> tuple[jax.Array, Any]:
-    """x -> block_0 -> block_1 ... ; must be called inside a compact method.
+    """x -> block_0 -> block_1 ... ; must be called inside a compact method of `parent`.
 
     Args:
-        block: module class built as `block(config, dtype)` and called as `(x, its per_layer slice, shared)`,
+        block: module class built as `block(config, execution)` and called as `(x, its per_layer slice, shared)`,
             returning `(x, per-layer output)`.
         per_layer: pytree with a leading layer axis (scan) or a sequence with one pytree per layer (unrolled); may
             be None.
@@ -40,6 +52,13 @@ def run_layers(
     """
     if execution.remat not in REMAT_POLICIES:
         raise ValueError(f"remat={execution.remat!r} is not one of {sorted(REMAT_POLICIES)}")
+    weights = execution.weights
+    if weights is not None:
+        # Inside remat, so that the whole weights of a layer exist only while it runs, forward and backward.
+        def whole(variables: dict[str, Any]) -> dict[str, Any]:
+            return {"params": weights((*parent.path, STACKED), variables["params"])}
+
+        block = nn.map_variables(block, "params", trans_in_fn=whole)
     if execution.remat != "none":
         block = nn.remat(block, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan_layers)
     if execution.scan_layers:
@@ -51,11 +70,11 @@ def run_layers(
             length=depth,
             metadata_params={nn.PARTITION_NAME: STACKED},
         )
-        return scanned(config, execution.dtype, name=STACKED)(x, per_layer, shared)
+        return scanned(config, execution, name=STACKED)(x, per_layer, shared)
     outputs = []
     for i in range(depth):
         layer_input = None if per_layer is None else per_layer[i]
-        x, output = block(config, execution.dtype, name=f"{STACKED}_{i}")(x, layer_input, shared)
+        x, output = block(config, execution, name=f"{STACKED}_{i}")(x, layer_input, shared)
         outputs.append(output)
     return x, None if per_layer is None else tuple(outputs)
 

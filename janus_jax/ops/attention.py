@@ -5,7 +5,12 @@ Letters: B batch, T queries, S keys, N heads, K key-value heads, G query heads p
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from janus_jax.ops.flash_attention import LOG2_E, flash_attend
+from janus_jax.ops.rope import apply_rope
+from janus_jax.ops.rope_kernel import rotate
 
 # Finite, so that a fully masked row gives a defined softmax (it is zeroed afterwards), and far below any score.
 MASKED_SCORE = -1e30
@@ -64,3 +69,35 @@ def attend(
         weights = jnp.where(visible.any(-1, keepdims=True), weights, 0.0)
     context = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
     return context.reshape(batch, length, num_heads, head_dim).astype(q.dtype)
+
+
+def attend_packed(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    angles: Float[Array, "B T R"],
+    segment_ids: Int[Array, "B T"],
+    backend: str,
+) -> Float[Array, "B T N H"]:
+    """RoPE and causal attention inside each segment of packed rows, by a backend of `BACKENDS`.
+
+    All backends agree at positions with a non-zero segment id; the others are padding, whose context is finite and
+    has no meaning. What the backward pass needs is named "query", "key", "value" and "context" for remat policies.
+    """
+    return BACKENDS[backend](q, k, v, angles, segment_ids)
+
+
+def _xla(q: Array, k: Array, v: Array, angles: Array, segment_ids: Array) -> Array:
+    q, k = checkpoint_name(apply_rope(q, angles), "query"), checkpoint_name(apply_rope(k, angles), "key")
+    v = checkpoint_name(v, "value")
+    order = jnp.broadcast_to(jnp.arange(q.shape[1]), segment_ids.shape)
+    mask = attention_mask(segment_ids, segment_ids, order, order, causal=True)
+    return checkpoint_name(attend(q, k, v, mask), "context")
+
+
+def _flash(q: Array, k: Array, v: Array, angles: Array, segment_ids: Array) -> Array:
+    scale = q.shape[-1] ** -0.5 * LOG2_E
+    return flash_attend(rotate(q, angles, scale), rotate(k, angles, 1.0), v, segment_ids)
+
+
+BACKENDS = {"xla": _xla, "flash": _flash}

@@ -3,63 +3,118 @@
 Letters: T tokens, G groups of tokens (tasks), D width, V classes, Q code dim.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+LogitsFn = Callable[[Any, Float[Array, "T D"]], Float[Array, "T V"]]
 
 
 class TokenLoss(NamedTuple):
     """Weighted sums over the tokens of each group; divide by `weight` for means."""
 
     loss: Float[Array, " G"]  # sum of weight * cross-entropy, nats
-    correct: Float[Array, " G"]  # sum of weight * (argmax == target)
+    correct: Float[Array, " G"]  # sum of weight * (no logit is above the target's)
     weight: Float[Array, " G"]  # sum of weights
 
 
 def chunked_cross_entropy(
-    logits_fn: Callable[[Float[Array, "T D"]], Float[Array, "T V"]],
+    logits_fn: LogitsFn,
+    params: Any,
     hidden: Float[Array, "T D"],
     targets: Int[Array, " T"],
-    weights: Float[Array, "G T"],
+    weights: Float[Array, " T"],
+    groups: Float[Array, "G T"],
     chunk_size: int,
-) -> TokenLoss:
+    z_loss: float = 0.0,
+) -> tuple[Float[Array, ""], TokenLoss]:
     """Next-token cross-entropy (Janus, eq. 1) without ever holding the logits of all tokens.
 
-    `logits_fn` (final linear layer, or the whole image head) runs on `chunk_size` tokens at a time and is
-    recomputed in the backward pass, so memory is O(chunk_size * V) instead of O(T * V). Each row of `weights` is
-    summed apart, so one pass gives the losses of several tasks.
+    The logits of `chunk_size` tokens exist at a time, once: where a gradient is wanted, the forward pass computes it
+    from them, so that they are neither kept nor computed again.
+
+    Args:
+        logits_fn: (params, hidden [chunk, D]) -> logits [chunk, V].
+        params: of the head; the gradient reaches them and `hidden` through the first result only.
+        weights: the first result is sum(weights * (cross-entropy + z_loss * log_partition^2)).
+        groups: weights of the sums of the second result, one row per group, e.g. per task; no gradient.
+
+    Returns:
+        The weighted sum, and sums per group.
     """
-    length, width = hidden.shape
-    num_chunks = max(1, -(-length // chunk_size))
-    if num_chunks == 1:
-        return _cross_entropy(logits_fn, hidden, targets, weights)
-    padding = num_chunks * chunk_size - length
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(num_chunks, chunk_size, width)
-    targets = jnp.pad(targets, (0, padding)).reshape(num_chunks, chunk_size)
-    weights = jnp.pad(weights, ((0, 0), (0, padding)))  # padding weighs nothing
-    weights = weights.reshape(-1, num_chunks, chunk_size).swapaxes(0, 1)  # [chunks, G, chunk_size]
-
-    @jax.checkpoint
-    def add_chunk(total: TokenLoss, chunk: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
-        return jax.tree.map(jnp.add, total, _cross_entropy(logits_fn, *chunk)), None
-
-    zero = TokenLoss(*(jnp.zeros(weights.shape[1], jnp.float32) for _ in TokenLoss._fields))
-    return jax.lax.scan(add_chunk, zero, (hidden, targets, weights))[0]
+    return _chunked(logits_fn, chunk_size, z_loss, params, hidden, targets, weights, groups.T)
 
 
-def _cross_entropy(logits_fn: Callable, hidden: Array, targets: Array, weights: Array) -> TokenLoss:
-    logits = logits_fn(hidden).astype(jnp.float32)
-    log_partition = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    correct = jnp.argmax(logits, axis=-1) == targets
-    return TokenLoss(
-        loss=jnp.sum(weights * (log_partition - target_logits), axis=-1),
-        correct=jnp.sum(weights * correct, axis=-1),
-        weight=jnp.sum(weights, axis=-1),
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(
+    logits_fn: LogitsFn, chunk_size: int, z_loss: float, params: Any, hidden: Array, *labels: Array
+) -> tuple[Array, TokenLoss]:
+    def add_chunk(total: Any, chunk: tuple[Array, ...]) -> tuple[Any, None]:
+        loss, sums, _ = _cross_entropy(logits_fn(params, chunk[0]), z_loss, *chunk[1:])
+        return jax.tree.map(jnp.add, total, (loss, sums)), None
+
+    return jax.lax.scan(add_chunk, _zero_sums(labels[-1]), _split((hidden, *labels), chunk_size))[0]
+
+
+def _chunked_forward(
+    logits_fn: LogitsFn, chunk_size: int, z_loss: float, params: Any, hidden: Array, *labels: Array
+) -> tuple[tuple[Array, TokenLoss], tuple[Any, Array]]:
+    def add_chunk(total: Any, chunk: tuple[Array, ...]) -> tuple[Any, Array]:
+        logits, pull_back = jax.vjp(logits_fn, params, chunk[0])
+        loss, sums, slope = _cross_entropy(logits, z_loss, *chunk[1:])
+        params_gradient, hidden_gradient = pull_back(slope.astype(logits.dtype))
+        return jax.tree.map(jnp.add, total, (loss, sums, params_gradient)), hidden_gradient
+
+    zero = (*_zero_sums(labels[-1]), jax.tree.map(jnp.zeros_like, params))
+    total, hidden_gradient = jax.lax.scan(add_chunk, zero, _split((hidden, *labels), chunk_size))
+    loss, sums, params_gradient = total
+    return (loss, sums), (params_gradient, hidden_gradient.reshape(-1, hidden.shape[1])[: hidden.shape[0]])
+
+
+def _chunked_backward(
+    logits_fn: LogitsFn, chunk_size: int, z_loss: float, gradients: tuple[Any, Array], cotangents: tuple[Array, Any]
+) -> tuple[Any, ...]:
+    del logits_fn, chunk_size, z_loss
+    scaled = jax.tree.map(lambda gradient: gradient * cotangents[0].astype(gradient.dtype), gradients)
+    return (*scaled, None, None, None)
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _zero_sums(groups: Array) -> tuple[Array, TokenLoss]:
+    return jnp.zeros(()), TokenLoss(*(jnp.zeros(groups.shape[1]) for _ in TokenLoss._fields))
+
+
+def _split(tokens: tuple[Array, ...], chunk_size: int) -> tuple[Array, ...]:
+    """[T, ...] -> [chunks, chunk_size, ...]; what the last chunk is padded with has weight zero."""
+    length = tokens[0].shape[0]
+    chunk_size = min(chunk_size, length)
+    padding = -length % chunk_size
+    return tuple(
+        jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk_size, *x.shape[1:]) for x in tokens
     )
+
+
+def _cross_entropy(
+    logits: Array, z_loss: float, targets: Array, weights: Array, groups: Array
+) -> tuple[Array, TokenLoss, Array]:
+    """(weighted sum, sums per group, gradient of the former by the logits); float32."""
+    logits = logits.astype(jnp.float32)
+    largest = jnp.max(logits, axis=-1)
+    log_partition = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1))
+    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
+    target_logits = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    loss = log_partition - target_logits
+    total = jnp.sum(weights * (loss + z_loss * jnp.square(log_partition)))
+    softmax = jnp.exp(logits - log_partition[:, None])
+    slope = softmax * (weights * (1 + 2 * z_loss * log_partition))[:, None] - jnp.where(hit, weights[:, None], 0.0)
+    sums = TokenLoss(loss=loss @ groups, correct=(target_logits >= largest) @ groups, weight=jnp.sum(groups, axis=0))
+    return total, sums, slope
 
 
 def vq_loss(

@@ -18,12 +18,15 @@ from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import PRESETS, Execution, JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.stack import REMAT_POLICIES
+from janus_jax.ops.attention import BACKENDS
+from janus_jax.ops.flash_attention import flash_fits
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Field -> smallest and largest value.
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "train.batch_size": (1, 2**20),
+    "train.micro_batches": (1, 2**20),
     "train.num_steps": (1, 2**31 - 1),
     "train.learning_rate": (0, 1e3),
     "train.final_fraction": (0, 1),
@@ -79,13 +82,24 @@ def model_config(config: ConfigDict) -> JanusConfig | VQConfig:
     return trained[config.model]
 
 
-def execution(config: ConfigDict) -> Execution:
-    """How the training step runs the model."""
+def execution(config: ConfigDict, platform: str) -> Execution:
+    """How the training step runs the model on devices of a platform ("cpu", "gpu", "tpu")."""
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype={config.dtype!r} is not one of {sorted(DTYPES)}")
     if config.remat not in REMAT_POLICIES:
         raise UserError(f"config.remat={config.remat!r} is not one of {sorted(REMAT_POLICIES)}")
-    return Execution(dtype=DTYPES[config.dtype], remat=config.remat)
+    architecture = model_config(config)
+    attention = config.attention
+    if attention == "auto":
+        heads_fit = isinstance(architecture, JanusConfig) and flash_fits(
+            config.data.row_length, architecture.llama.head_dim
+        )
+        attention = "flash" if platform == "tpu" and heads_fit else "xla"
+    if attention not in BACKENDS:
+        raise UserError(f"config.attention={config.attention!r} is not 'auto' or one of {sorted(BACKENDS)}")
+    return Execution(
+        dtype=DTYPES[config.dtype], remat=config.remat, attention=attention, fusion_barriers=platform == "tpu"
+    )
 
 
 def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer | None:

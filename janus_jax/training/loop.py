@@ -15,19 +15,19 @@ from janus_jax.data.pipeline import drop_reports, format_reports
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
-from janus_jax.models.parameters import Params, abstract_params
-from janus_jax.sharding import batch_sharding, make_mesh, own_rows
+from janus_jax.models.parameters import abstract_params
+from janus_jax.sharding import own_rows
 from janus_jax.training.checkpoint import Checkpoints
-from janus_jax.training.experiment import check_config, execution, model_config, open_stream, open_tokenizer
+from janus_jax.training.experiment import open_stream, open_tokenizer
 from janus_jax.training.finite import FiniteCheck
 from janus_jax.training.initial import format_origins, initial_params
 from janus_jax.training.metrics import MetricsLog
-from janus_jax.training.objectives import make_loss
-from janus_jax.training.optimizer import make_optimizer, make_schedule
+from janus_jax.training.optimizer import make_schedule
+from janus_jax.training.plan import make_plan
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.profile import Profile
-from janus_jax.training.stages import format_table, module_table, trainable_mask
-from janus_jax.training.state import TrainState, create_state, make_step, state_shardings
+from janus_jax.training.stages import format_table, module_table
+from janus_jax.training.state import TrainState
 from janus_jax.training.stopping import StopRequest
 
 
@@ -45,48 +45,32 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
             checkpoint that cannot be written: earlier ones stay as they are.
         FloatingPointError: a loss or gradient is not finite; the batch is kept in the workdir.
     """
-    check_config(config)
-    architecture = model_config(config)
-    mesh = make_mesh(config.mesh)
-    rows = batch_sharding(mesh, config.train.batch_size)
-    optimizer = make_optimizer(config.train)
-    mask = trainable_mask(abstract_params(architecture), config.trainable)
-    loss_fn = make_loss(architecture, execution(config), config.loss)
+    plan = make_plan(config)
+    architecture = plan.architecture
     tokenizer = open_tokenizer(config, architecture)
     workdir = prepare_folder("workdir", workdir)
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     if tokenizer is not None:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
-    process_index, process_count = own_rows(rows, config.train.batch_size)
+    process_index, process_count = own_rows(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
-    _say(format_table(module_table(abstract_params(architecture), mask)))
-
-    def new_state(params: Params) -> TrainState:
-        return create_state(params, mask, optimizer)
-
-    abstract_state = jax.eval_shape(new_state, abstract_params(architecture))
-    shardings = state_shardings(architecture, mask, optimizer, abstract_state, mesh)
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_state,
-        shardings,
-    )
-    restored = checkpoints.restore_newest(target, mask)
+    _say(format_table(module_table(abstract_params(architecture), plan.mask)))
+    restored = checkpoints.restore_newest(plan.state, plan.mask)
     if restored is None:
-        params, origins = initial_params(config, architecture, mesh, tokenizer)
+        params, origins = initial_params(config, architecture, plan.mesh, tokenizer)
         _say(format_origins(origins))
-        state = jax.jit(new_state, out_shardings=shardings)(params)
+        state = plan.new_state(params)
     else:
         state, data_state = restored
         stream.set_state(data_state)
         _say(f"resumed from checkpoint {int(state.step)} in {workdir}")
     if _primary():
         _write_run(workdir, config, architecture, tokenizer)
-    step_fn = make_step(loss_fn, optimizer, shardings, mesh)
+    step_fn = plan.make_step()
     log = MetricsLog(workdir if _primary() else None, config.name, config.train.num_steps, int(state.step))
     finite = FiniteCheck(workdir / "not_finite")
     profile = Profile(workdir / "profile", **config.profile)
-    batches = DevicePrefetch(stream, rows)
+    batches = DevicePrefetch(stream, plan.rows)
     with contextlib.ExitStack() as ending:
         ending.callback(lambda: _say(format_reports(batches.state)))
         for part in (log, checkpoints, profile, batches):  # closed from the last one on

@@ -4,7 +4,8 @@ A metric is a pair (sum, weight), both summed over the global batch, so that mea
 Letters: B rows, L tokens per row, I and G image slots per row, N codes per image, T = B * L.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,23 +15,43 @@ from ml_collections import ConfigDict
 from janus_jax.batch import ImageBatch, Modality, PackedBatch
 from janus_jax.errors import UserError
 from janus_jax.models.config import Execution, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.janus import janus_heads
 from janus_jax.models.parameters import Params, bind, build
-from janus_jax.ops.losses import chunked_cross_entropy, vq_loss
+from janus_jax.ops.losses import TokenLoss, chunked_cross_entropy, vq_loss
 from janus_jax.ops.placement import place_in_order, segments_with
 
+TASKS = ("understand", "text", "generate")
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
-LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]
+Denominators = dict[str, jax.Array]
 
 
-def make_loss(model_config: ModelConfig, execution: Execution, loss: ConfigDict) -> LossFn:
-    """The objective of an architecture."""
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss that is a sum over rows, so that devices, and micro-batches of one device, can each do some rows.
+
+    The loss of a step is the sum of `share(params, rows, denominators)` over all sets of rows, where `denominators`
+    is the sum of `denominators(rows)`; the same holds for both halves of every metric.
+    """
+
+    denominators: Callable[[Any], Denominators]  # batch -> what the sums are divided by
+    share: Callable[[Params, Any, Denominators], tuple[jax.Array, Metrics]]
+
+    def __call__(self, params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
+        """Loss and metrics of a batch that is all there is."""
+        return self.share(params, batch, self.denominators(batch))
+
+
+def make_loss(
+    model_config: ModelConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS
+) -> Objective:
+    """The objective of an architecture; without a task, the parts of the model that only it needs are left out."""
     if isinstance(model_config, JanusConfig):
-        return janus_loss(model_config, execution, loss)
+        return janus_loss(model_config, execution, loss, tasks)
     assert isinstance(model_config, VQConfig)
     return tokenizer_loss(model_config, execution, loss)
 
 
-def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict) -> LossFn:
+def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS) -> Objective:
     """Next-token cross-entropy: text head on text targets, image head on image codes, equal weights (Janus, 3.3).
 
     `loss.normalization`: "tokens" divides the sum over both heads by the number of supervised tokens; "tasks" adds
@@ -40,84 +61,100 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict) -> L
         raise UserError(f"loss.normalization={loss.normalization!r} is neither 'tokens' nor 'tasks'")
     if loss.chunk_size < 1:
         raise UserError(f"loss.chunk_size={loss.chunk_size}, expected at least 1")
-    model = build(config, execution)
+    model, heads = build(config, execution), janus_heads(config, execution)
     tokenizer = build(config.vq, Execution(dtype=jnp.float32))  # rounding would choose other codes
+    draws, sees = "generate" in tasks, "understand" in tasks
 
-    def loss_fn(params: Params, batch: PackedBatch) -> tuple[jax.Array, Metrics]:
+    def denominators(batch: PackedBatch) -> Denominators:
+        text, image = jnp.sum(batch.text_weights), jnp.sum(batch.image_weights)
+        rows = jnp.asarray(batch.tokens.shape[0], jnp.float32)
+        if loss.normalization == "tokens":
+            text = image = text + image
+        return {"text": text, "image": image, "rows": rows}
+
+    def share(params: Params, batch: PackedBatch, denominators: Denominators) -> tuple[jax.Array, Metrics]:
         apply = bind(model, params)
-        batch = with_codes(batch, lambda pixels: bind(tokenizer, params["vq"])(pixels, method="encode"))
-        x = apply(batch.tokens, batch.modality, normalize(batch.und_pixels, execution.dtype), method="embed")
+        if draws:
+            batch = with_codes(batch, lambda pixels: bind(tokenizer, params["vq"])(pixels, method="encode"))
+        pixels = normalize(batch.und_pixels, execution.dtype) if sees else None
+        if sees or draws:
+            x = apply(batch.tokens, batch.modality, pixels, method="embed")
+        else:
+            x = apply(batch.tokens, method="embed_text")
         hidden, _ = apply(x, batch.positions, batch.segment_ids)
         flat = hidden.reshape(-1, hidden.shape[-1])  # [T, D]
 
+        def head_loss(kind: str, weights: jax.Array, groups: list[jax.Array]) -> tuple[jax.Array, TokenLoss]:
+            head = heads[kind]
+            return chunked_cross_entropy(
+                head.logits,
+                head.params(params),
+                flat,
+                jnp.where(weights > 0, batch.targets, 0).reshape(-1),
+                (weights / jnp.maximum(denominators[kind], 1)).reshape(-1),
+                jnp.stack(groups).reshape(len(groups), -1),
+                loss.chunk_size,
+                loss.z_loss,
+            )
+
         # Text of samples with an understanding image, text of the others.
         has_image = segments_with(batch.segment_ids, batch.modality == Modality.UNDERSTANDING_IMAGE)
-        text_weights = jnp.stack([batch.text_weights * has_image, batch.text_weights * ~has_image])
-        text = chunked_cross_entropy(
-            lambda h: apply(h, method="text_logits"),
-            flat,
-            jnp.where(batch.text_weights > 0, batch.targets, 0).reshape(-1),
-            text_weights.reshape(2, -1),
-            loss.chunk_size,
-        )
-        image = chunked_cross_entropy(
-            lambda h: apply(h, method="image_logits"),
-            flat,
-            jnp.where(batch.image_weights > 0, batch.targets, 0).reshape(-1),
-            batch.image_weights.reshape(1, -1),
-            loss.chunk_size,
-        )
-        text_sum, image_sum = text.loss.sum(), image.loss.sum()
-        text_weight, image_weight = text.weight.sum(), image.weight.sum()
-        if loss.normalization == "tokens":
-            total = (text_sum + image_sum) / jnp.maximum(text_weight + image_weight, 1)
-        else:
-            total = text_sum / jnp.maximum(text_weight, 1) + image_sum / jnp.maximum(image_weight, 1)
-        one = jnp.ones(())
-        images = jnp.sum(batch.modality == Modality.UNDERSTANDING_IMAGE) / config.siglip.num_tokens
-        images += jnp.sum(batch.modality == Modality.GENERATION_IMAGE) / config.image_tokens
+        text_groups = [batch.text_weights * has_image, batch.text_weights * ~has_image]
+        total, text = head_loss("text", batch.text_weights, text_groups)
         metrics = {
-            "loss": (total, one),
             "loss/understand": (text.loss[0], text.weight[0]),
             "loss/text": (text.loss[1], text.weight[1]),
-            "loss/generate": (image.loss[0], image.weight[0]),
             "accuracy/understand": (text.correct[0], text.weight[0]),
-            "accuracy/generate": (image.correct[0], image.weight[0]),
-            "images": (images, one),
-            "tokens": (jnp.sum(batch.modality != Modality.PADDING), one),
-            "fill": (jnp.mean(batch.modality != Modality.PADDING), one),
+        }
+        if draws:
+            image_total, image = head_loss("image", batch.image_weights, [batch.image_weights])
+            total += image_total
+            metrics["loss/generate"] = (image.loss[0], image.weight[0])
+            metrics["accuracy/generate"] = (image.correct[0], image.weight[0])
+        part = batch.tokens.shape[0] / denominators["rows"]  # of the step's rows
+        images = jnp.sum(batch.modality == Modality.UNDERSTANDING_IMAGE) / config.siglip.num_tokens
+        images += jnp.sum(batch.modality == Modality.GENERATION_IMAGE) / config.image_tokens
+        filled = batch.modality != Modality.PADDING
+        metrics |= {
+            "loss": (total, part),
+            "images": (images, part),
+            "tokens": (jnp.sum(filled), part),
+            "fill": (part * jnp.mean(filled), part),
         }
         return total, metrics
 
-    return loss_fn
+    return Objective(denominators, share)
 
 
-def tokenizer_loss(config: VQConfig, execution: Execution, loss: ConfigDict) -> LossFn:
+def tokenizer_loss(config: VQConfig, execution: Execution, loss: ConfigDict) -> Objective:
     """LlamaGen's VQ loss: pixel L2 + codebook + commitment. The perceptual and adversarial terms are yet to come."""
     for term in ("perceptual_weight", "adversarial_weight"):
         if loss[term]:
             raise UserError(f"loss.{term}={loss[term]}: this term does not exist yet, expected 0")
     model = build(config, execution)
 
-    def loss_fn(params: Params, batch: ImageBatch) -> tuple[jax.Array, Metrics]:
+    def denominators(batch: ImageBatch) -> Denominators:
+        return {"images": jnp.asarray(batch.pixels.shape[0], jnp.float32)}
+
+    def share(params: Params, batch: ImageBatch, denominators: Denominators) -> tuple[jax.Array, Metrics]:
+        part = batch.pixels.shape[0] / denominators["images"]
         pixels = normalize(batch.pixels, execution.dtype)
         output = bind(model, params)(pixels)
         pixel_term = jnp.mean(jnp.square(output.reconstruction.astype(jnp.float32) - pixels))
         codebook_term, commitment_term = vq_loss(output.latents, output.quantized, config.commitment)
-        total = loss.pixel_weight * pixel_term + codebook_term + commitment_term
-        one = jnp.ones(())
+        total = part * (loss.pixel_weight * pixel_term + codebook_term + commitment_term)
         used = jnp.zeros(config.num_codes, bool).at[output.codes.reshape(-1)].set(True)
         metrics = {
-            "loss": (total, one),
-            "loss/pixel": (pixel_term, one),
-            "loss/codebook": (codebook_term, one),
-            "loss/commitment": (commitment_term, one),
-            "codes_used": (jnp.sum(used).astype(jnp.float32), one),
-            "images": (jnp.asarray(pixels.shape[0], jnp.float32), one),
+            "loss": (total, part),
+            "loss/pixel": (part * pixel_term, part),
+            "loss/codebook": (part * codebook_term, part),
+            "loss/commitment": (part * commitment_term, part),
+            "codes_used": (part * jnp.sum(used).astype(jnp.float32), part),  # by the rows of one device
+            "images": (jnp.asarray(pixels.shape[0], jnp.float32), part),
         }
         return total, metrics
 
-    return loss_fn
+    return Objective(denominators, share)
 
 
 def normalize(pixels: jax.Array, dtype: Any) -> jax.Array:

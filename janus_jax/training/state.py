@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from janus_jax.models.config import ModelConfig
+from janus_jax.models.config import ModelConfig, Weights
 from janus_jax.models.parameters import Params
 from janus_jax.sharding import BATCH_SPEC, param_shardings
-from janus_jax.training.objectives import LossFn, Metrics
-from janus_jax.training.stages import merge, split
+from janus_jax.training.gradient import sharded_gradient
+from janus_jax.training.objectives import Metrics, Objective
+from janus_jax.training.stages import split
+from janus_jax.training.tpu_options import compiler_options
 
 
 class TrainState(NamedTuple):
@@ -44,15 +46,22 @@ def state_shardings(
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState, mesh: Mesh
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    mesh: Mesh,
+    weights: Weights | None = None,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The compiled step: differentiate the trainable tree only, clip, update. Donates the state."""
+    """The compiled step: differentiate the trainable tree only, clip, update. Donates the state.
+
+    Args:
+        weights: see `sharded_gradient`, as `micro_batches`.
+    """
+    gradient = sharded_gradient(objective, shardings, mesh, weights, micro_batches)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        def loss_of_trainable(trainable: Params) -> tuple[jax.Array, Metrics]:
-            return loss_fn(merge(trainable, state.frozen), batch)
-
-        grads, metrics = jax.grad(loss_of_trainable, has_aux=True)(state.trainable)
+        grads, metrics = gradient(state.trainable, state.frozen, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics | gradient_norms(grads)
@@ -62,6 +71,7 @@ def make_step(
         in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
+        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
     )
 
 

@@ -14,7 +14,8 @@ from janus_jax.errors import UserError
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")
 RUNS = [(name, stage) for name in ("janus_1p3b", "janus_pro_1b", "janus_pro_7b") for stage in STAGES]
-RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [("vq16", None)]
+RUNS += [("janus_pro_7b", "text_only"), ("janus_1p3b", "stage1:debug"), ("janus_pro_7b", "stage2:debug")]
+RUNS += [("finetune", "janus_pro_1b"), ("vq16", None), *(("quickstart", phase) for phase in ("tokenizer", *STAGES))]
 
 
 def resolve(name, stage):
@@ -27,7 +28,7 @@ def as_text(config):
 
 
 def golden_file(name, stage):
-    return GOLDEN / f"{name}{f'_{stage}' if stage else ''}.json"
+    return GOLDEN / ("_".join([name, *(stage or "").split(":")]).rstrip("_") + ".json")
 
 
 @pytest.mark.parametrize(("name", "stage"), RUNS)

@@ -22,23 +22,33 @@ def torch_cross_entropy(logits, targets):
     return torch.nn.functional.cross_entropy(logits, torch.tensor(np.array(targets)).long(), reduction="none")
 
 
+def linear(head, hidden):
+    return hidden @ head
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("chunk_size", [1, 8, 22, 23, 1000])
-def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size):
+def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size, z_loss):
     hidden, head, targets, weights = problem()
-    scales = np.array([1.0, -0.5], np.float32)  # the two groups enter the total differently
+    scales = np.random.default_rng(3).standard_normal(TOKENS).astype(np.float32)
 
     def total(hidden, head):
-        out = chunked_cross_entropy(lambda h: h @ head, hidden, targets, weights, chunk_size)
-        return jnp.sum(out.loss * scales), out
+        value, out = chunked_cross_entropy(
+            linear, head, hidden, targets, jnp.asarray(scales), weights, chunk_size, z_loss
+        )
+        return 3 * value, out
 
     gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
-    (_, out), (hidden_gradient, head_gradient) = gradient(jnp.asarray(hidden), jnp.asarray(head))
+    (value, out), (hidden_gradient, head_gradient) = gradient(jnp.asarray(hidden), jnp.asarray(head))
 
     torch_hidden, torch_head = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (hidden, head))
     logits = torch_hidden @ torch_head
-    per_group = (torch.tensor(np.array(weights, np.float64)) * torch_cross_entropy(logits, targets)).sum(1)
-    (per_group * torch.tensor(scales)).sum().backward()
+    per_token = torch_cross_entropy(logits, targets)
+    per_group = (torch.tensor(np.array(weights, np.float64)) * per_token).sum(1)
+    torch_total = 3 * (torch.tensor(scales) * (per_token + z_loss * torch.logsumexp(logits, 1) ** 2)).sum()
+    torch_total.backward()
 
+    assert float(value) == pytest.approx(float(torch_total.detach()), rel=1e-5)
     np.testing.assert_allclose(out.loss, per_group.detach().numpy(), rtol=1e-5)
     np.testing.assert_allclose(hidden_gradient, torch_hidden.grad.numpy(), rtol=0, atol=1e-5)
     np.testing.assert_allclose(head_gradient, torch_head.grad.numpy(), rtol=0, atol=2e-5)
@@ -50,16 +60,22 @@ def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size):
 def test_tokens_without_weight_do_not_count_even_with_huge_logits():
     hidden, head, targets, weights = problem(groups=1)
     weights = weights.at[0, 5].set(0)
-    loss = jax.jit(lambda hidden: chunked_cross_entropy(lambda h: h @ head, hidden, targets, weights, 8).loss)
+
+    def loss(hidden):
+        total, out = chunked_cross_entropy(linear, jnp.asarray(head), hidden, targets, weights[0], weights, 8)
+        return total, out.loss
+
     expected = loss(jnp.asarray(hidden))
     hidden[5] = 1e6
-    np.testing.assert_array_equal(loss(jnp.asarray(hidden)), expected)
+    for after, before in zip(loss(jnp.asarray(hidden)), expected, strict=True):
+        np.testing.assert_array_equal(after, before)
 
 
 def test_cross_entropy_of_bfloat16_logits_is_summed_in_float32():
     _, _, targets, weights = problem(groups=1)
     logits = jnp.asarray(np.random.default_rng(1).standard_normal((TOKENS, CLASSES)) * 8, jnp.bfloat16)
-    loss = jax.jit(lambda logits: chunked_cross_entropy(lambda h: h, logits, targets, weights, 8).loss)(logits)
+    _, out = chunked_cross_entropy(lambda _, logits: logits, None, logits, targets, weights[0], weights, 8)
+    loss = out.loss
     assert loss.dtype == jnp.float32
     per_token = torch_cross_entropy(torch.tensor(np.array(logits, np.float64)), targets).numpy()
     np.testing.assert_allclose(loss, np.asarray(weights) @ per_token, rtol=1e-5)

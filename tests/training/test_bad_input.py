@@ -9,7 +9,7 @@ from janus_jax.checkpoints import save_params, write_architecture
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.models.parameters import init_params
-from janus_jax.training import loop
+from janus_jax.training import loop, plan
 from janus_jax.training.checkpoint import Checkpoints
 from janus_jax.training.experiment import open_stream, open_tokenizer
 from janus_jax.training.optimizer import make_optimizer
@@ -27,7 +27,7 @@ def no_step(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(loop, "make_step", make_step)
+    monkeypatch.setattr(plan, "make_step", make_step)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def no_step(monkeypatch):
         ({"trainable": (("llm/.*", True),)}, r"no rule matches parameter"),
         ({"train.schedule": "linear"}, r"train\.schedule='linear'"),
         ({"train.batch_size": 3}, r"train\.batch_size=3 .*data\.num_shards=2"),
+        ({"train.micro_batches": 3}, r"train\.micro_batches=3 does not divide"),
         ({"loss.normalization": "samples"}, r"loss\.normalization='samples'"),
         ({"data.supervision": "questions"}, r"data\.supervision='questions'"),
         ({"data.tokenizer": ""}, r"data\.tokenizer"),

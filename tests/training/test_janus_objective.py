@@ -73,10 +73,16 @@ def expected(params, coded):
     return tasks
 
 
+def settings(normalization, chunk_size=1024):
+    return ConfigDict({"normalization": normalization, "chunk_size": chunk_size, "z_loss": 0.0})
+
+
 @pytest.fixture(scope="module")
 def losses():
     """Compiled (params, batch) -> (loss, metrics) for both normalisations."""
-    settings = {name: ConfigDict({"normalization": name, "chunk_size": 1024}) for name in ("tokens", "tasks")}
+    settings = {
+        name: ConfigDict({"normalization": name, "chunk_size": 1024, "z_loss": 0.0}) for name in ("tokens", "tasks")
+    }
     return {name: jax.jit(make_loss(MICRO_JANUS, Execution(), loss)) for name, loss in settings.items()}
 
 
@@ -143,7 +149,7 @@ def test_codes_do_not_depend_on_the_dtype_of_the_run(batch, coded, params):
     rounding = bind(build(MICRO_JANUS, Execution(dtype=jnp.bfloat16)), params)
     other = jax.jit(lambda batch: with_codes(batch, lambda pixels: rounding(pixels, method="encode_codes")))(batch)
     assert np.any(np.asarray(other.tokens) != coded.tokens)
-    loss = ConfigDict({"normalization": "tokens", "chunk_size": 1024})
+    loss = settings("tokens")
     compiled = jax.jit(make_loss(MICRO_JANUS, Execution(dtype=jnp.bfloat16), loss))
     in_step, precomputed, with_others = (compiled(params, each)[1] for each in (batch, coded, other))
     np.testing.assert_allclose(in_step["loss/generate"], precomputed["loss/generate"], rtol=1e-6)
@@ -156,7 +162,7 @@ def test_chunk_size_changes_neither_value_nor_gradient(params, coded):
     trainable, frozen = split(params, trainable_mask(params, HEADS))
     results = []
     for chunk_size in (1024, 50):
-        loss = janus_loss(MICRO_JANUS, Execution(), ConfigDict({"normalization": "tokens", "chunk_size": chunk_size}))
+        loss = janus_loss(MICRO_JANUS, Execution(), settings("tokens", chunk_size))
         gradient = jax.value_and_grad(lambda heads, loss=loss: loss(merge(heads, frozen), coded)[0])
         results.append(jax.jit(gradient)(trainable))
     (value, gradients), (chunked_value, chunked_gradients) = results
@@ -169,4 +175,4 @@ def test_chunk_size_changes_neither_value_nor_gradient(params, coded):
 
 def test_unknown_normalization_is_refused():
     with pytest.raises(UserError, match=r"loss\.normalization='samples'"):
-        janus_loss(MICRO_JANUS, Execution(), ConfigDict({"normalization": "samples", "chunk_size": 1024}))
+        janus_loss(MICRO_JANUS, Execution(), settings("samples"))

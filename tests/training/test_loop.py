@@ -14,7 +14,7 @@ from tiny_runs import MICRO_VQ, vq_experiment
 from janus_jax.checkpoints import save_params
 from janus_jax.errors import UserError
 from janus_jax.models.parameters import init_params
-from janus_jax.training import loop
+from janus_jax.training import loop, plan
 from janus_jax.training.experiment import open_stream
 
 
@@ -44,7 +44,7 @@ def run(data_folder, tmp_path, monkeypatch):
         config.log_every = log_every
         config.profile.update(first_step=profile[0], steps=profile[1])
         config.checkpoint.update(every_steps=every_steps, keep=keep)
-        monkeypatch.setattr(loop, "make_step", lambda *_: CountingStep(losses, before_step))
+        monkeypatch.setattr(plan, "make_step", lambda *_: CountingStep(losses, before_step))
         return loop.train(config, tmp_path)
 
     return train

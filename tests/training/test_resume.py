@@ -8,7 +8,7 @@ from tiny_runs import differing_leaves, janus_experiment, saved_state, vq_experi
 
 from janus_jax.checkpoints import load_params, read_architecture
 from janus_jax.models.parameters import flatten
-from janus_jax.training import loop
+from janus_jax.training import loop, plan
 
 EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment}
 
@@ -47,7 +47,7 @@ def watched_train(config, workdir, make_step, number=0, action=None):
     original = loop.DevicePrefetch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "DevicePrefetch", prefetch)
-        patch.setattr(loop, "make_step", make_step)
+        patch.setattr(plan, "make_step", make_step)
         if action is None:
             loop.train(config, workdir)
         else:
@@ -77,7 +77,7 @@ def runs(request, data_folder, tmp_path_factory):
         compiled.append(compiled[0] if compiled else original(*args))
         return compiled[0]
 
-    original = loop.make_step
+    original = plan.make_step
     batches = [
         watched_train(config, straight, make_step),
         watched_train(config, resumed, make_step, number, action),

@@ -1,0 +1,120 @@
+"""One config on one topology: compiles its training step and says what it needs."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from janus_jax.batch import PackedBatch
+from janus_jax.compile_check.estimate import Estimate, estimate
+from janus_jax.compile_check.model_flops import step_flops
+from janus_jax.compile_check.program import Program, compile_program, topology_devices
+from janus_jax.models.config import JanusConfig
+from janus_jax.training.plan import Plan, abstract_batch, make_plan, tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    name: str  # of the config
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    rows: int  # per step
+    tokens: int  # per step; 0 for image tokenizers
+    image_slots: int  # per step, understanding and generation
+    steps: int  # of the stage
+    remat: str
+    state_bytes: dict[str, int]  # per device, by kind
+    fits: bool
+    needed_bytes: int  # per device; 0 when the compiler does not say
+    reason: str  # why it does not fit
+    model_flops: float | None  # per step, all devices
+    estimate: Estimate | None  # None when it does not fit
+    program: Program | None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model flops utilisation of the predicted step."""
+        if self.estimate is None or self.model_flops is None:
+            return None
+        return self.model_flops / self.chips / self.estimate.peak_flops / self.estimate.predicted
+
+
+def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, str]) -> Check:
+    """Compiles the step of `config` for a topology.
+
+    Raises UserError for a config or topology that cannot work; a program that is too large is a result.
+    """
+    devices = topology_devices(topology, slices)
+    plan = make_plan(config, devices)
+    batch = abstract_batch(config, plan)
+    lowered = plan.make_step().lower(plan.state, batch)
+    program, reason = None, ""
+    try:
+        program = compile_program(lowered, list(plan.mesh.devices.flat), options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+    result = estimate(program) if program is not None else None
+    return Check(
+        name=config.name,
+        topology=topology,
+        chips=len(devices),
+        mesh=dict(plan.mesh.shape),
+        rows=config.train.batch_size,
+        tokens=batch.tokens.size if isinstance(batch, PackedBatch) else 0,
+        image_slots=_image_slots(config, plan),
+        steps=config.train.num_steps,
+        remat=config.remat,
+        state_bytes=_state_bytes(plan, batch),
+        fits=program is not None and program.memory.peak <= program.machine.hbm_bytes,
+        needed_bytes=program.memory.peak if program is not None else _bytes_in(reason),
+        reason=reason,
+        model_flops=_model_flops(config, plan),
+        estimate=result,
+        program=program,
+    )
+
+
+def _state_bytes(plan: Plan, batch: Any) -> dict[str, int]:
+    state = plan.state
+    trainable = _local_bytes(state.trainable)
+    return {
+        "trained parameters": trainable,
+        "frozen parameters": _local_bytes(state.frozen),
+        "optimizer": _local_bytes(state.opt_state),
+        "gradients": trainable,
+        "batch": _local_bytes(batch),
+    }
+
+
+def _local_bytes(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _image_slots(config: ConfigDict, plan: Plan) -> int:
+    if not isinstance(plan.architecture, JanusConfig):
+        return config.train.batch_size
+    present = tasks(config)
+    per_row = config.data.und_slots * ("understand" in present) + config.data.gen_slots * ("generate" in present)
+    return config.train.batch_size * per_row
+
+
+def _model_flops(config: ConfigDict, plan: Plan) -> float | None:
+    trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
+    data = config.data
+    return step_flops(
+        plan.architecture, trained, tasks(config), config.train.batch_size, data.row_length, data.und_slots
+    )
+
+
+def _bytes_in(reason: str) -> int:
+    """What the compiler says that it needs, "Used 101.31G of 95.74G hbm"."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", reason)
+    return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0

@@ -1,0 +1,65 @@
+"""Time and bytes of collectives on a torus."""
+
+import collections
+import re
+from typing import NamedTuple
+
+from janus_jax.compile_check.chips import Machine
+from janus_jax.compile_check.hlo import Computation, Instruction, collective_kind, device_group
+from janus_jax.compile_check.traffic import anywhere
+
+LATENCY = 1e-6  # seconds per hop
+
+
+class Transfer(NamedTuple):
+    kind: str
+    seconds: float  # alone on the links
+    wire_bytes: float  # that a device sends
+    links: str  # transfers on the same links wait for each other
+
+
+def transfer(instruction: Instruction, computation: Computation, machine: Machine) -> Transfer:
+    """A collective by the bytes that leave a device and the links of the torus axes that its group spans."""
+    kind = collective_kind(instruction.op)
+    assert kind is not None
+    operands = sum(anywhere(computation[name].shapes) for name in instruction.operands if name in computation)
+    results = anywhere(instruction.shapes)
+    if instruction.op.endswith("-start"):  # its result repeats the operands
+        results = max(operands, results - operands)
+    if kind == "collective-permute":
+        return _permute(instruction, operands, machine)
+    group = device_group(instruction) or list(range(len(machine.coordinates)))
+    size, spans = len(group), machine.spans(group)
+    links = 0
+    for axis in range(3):
+        if spans[axis] > 1:
+            whole_ring = spans[axis] == machine.extent[axis] and machine.closed(axis)
+            links += 2 if whole_ring else 1
+    if '"emitter":"1D' in instruction.attributes:  # the compiler chose a single ring
+        links = min(links, 2)
+    sent = max(operands, results) * (size - 1) / size
+    if kind == "all-reduce":  # a reduce-scatter and an all-gather
+        sent *= 2
+    elif kind.endswith("all-to-all"):  # most of it travels further than one hop
+        sent *= max(1.0, size**0.5 / 4)
+    seconds = sent / (machine.core.link_bandwidth * max(links, 1)) + LATENCY * sum(spans)
+    return Transfer(kind, seconds, sent, "all")
+
+
+def _permute(instruction: Instruction, sent: float, machine: Machine) -> Transfer:
+    """Along dimension-ordered routes; the busiest link decides."""
+    listed = re.search(r"source_target_pairs=\{(.*?\})\}", instruction.attributes)
+    pairs = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", listed[1] if listed else "")]
+    load: collections.Counter[tuple] = collections.Counter()
+    for source, target in pairs:
+        place, goal = list(machine.coordinates[source]), machine.coordinates[target]
+        for axis in range(3):
+            step = 1 if goal[axis] > place[axis] else -1
+            if machine.closed(axis) and abs(goal[axis] - place[axis]) > machine.extent[axis] / 2:
+                step = -step
+            while place[axis] != goal[axis]:
+                load[*place, axis, step] += 1
+                place[axis] = (place[axis] + step) % machine.extent[axis]
+    forward = sum((b - a) % len(pairs) <= len(pairs) // 2 for a, b in pairs) * 2 > len(pairs)
+    seconds = sent * max(load.values(), default=1) / machine.core.link_bandwidth + LATENCY
+    return Transfer("collective-permute", seconds, sent, "forward" if forward else "backward")

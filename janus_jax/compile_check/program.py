@@ -1,0 +1,127 @@
+"""Compiling for a topology that is not there, and the files that keep the result."""
+
+import dataclasses
+import gzip
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from janus_jax.compile_check.chips import Machine
+from janus_jax.errors import UserError
+
+# Names in use -> (name that JAX knows). The number after v4 and v5p counts cores, two per chip; others count chips.
+TOPOLOGIES = {
+    "v5p-8": "v5p:2x2x1",
+    "v5p-16": "v5p:2x2x2",
+    "v5p-32": "v5p:2x2x4",
+    "v5p-64": "v5p:2x4x4",
+    "v5p-128": "v5p:4x4x4",
+    "v5p-256": "v5p:4x4x8",
+    "v5p-512": "v5p:4x8x8",
+    "v5p-1024": "v5p:8x8x8",
+    "v5e-4": "v5e:2x2",
+    "v5e-8": "v5e:2x4",
+    "v5e-16": "v5e:4x4",
+    "v5e-32": "v5e:4x8",
+    "v5e-64": "v5e:8x8",
+    "v5e-128": "v5e:8x16",
+    "v5e-256": "v5e:16x16",
+    "v6e-4": "v6e:2x2",
+    "v6e-8": "v6e:2x4",
+    "v6e-16": "v6e:4x4",
+    "v6e-32": "v6e:4x8",
+    "v6e-64": "v6e:8x8",
+    "v6e-128": "v6e:8x16",
+    "v6e-256": "v6e:16x16",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per device, by the compiler's own analysis."""
+
+    arguments: int
+    outputs: int
+    aliased: int  # outputs in the place of donated arguments
+    temporary: int
+    peak: int
+    program: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program as text, and what is needed to judge it."""
+
+    hlo: str
+    machine: Machine
+    memory: Memory
+    jax_version: str
+    compiler_version: str
+
+
+def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
+    """Devices of a topology, e.g. "v5p:4x4x4" or "v5p-128", without any hardware; needs libtpu.
+
+    Raises UserError when libtpu is missing or does not know the topology.
+    """
+    try:
+        importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError("--topology needs the TPU compiler: pip install 'janus_jax[tpu]'") from error
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server outside of a TPU host
+    from jax.experimental import topologies
+
+    known = TOPOLOGIES.get(name, name)
+    options = {"num_slices": slices} if slices > 1 else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=known, **options).devices
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"--topology={name}: {str(error).splitlines()[0][:200]}") from error
+
+
+def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, str]) -> Program:
+    """Compiles; a program that does not fit into memory raises `jax.errors.JaxRuntimeError`."""
+    compiled = lowered.compile(compiler_options=dict(options) or None)
+    analysis = compiled.memory_analysis()
+    first = devices[0]
+    machine = Machine(
+        kind=first.device_kind,
+        cores=getattr(first, "num_cores", 1),
+        coordinates=tuple(tuple(device.coords) for device in devices),
+    )
+    memory = Memory(
+        arguments=analysis.argument_size_in_bytes,
+        outputs=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        temporary=analysis.temp_size_in_bytes,
+        peak=analysis.peak_memory_in_bytes,
+        program=analysis.generated_code_size_in_bytes,
+    )
+    return Program(compiled.as_text(), machine, memory, jax.__version__, importlib.metadata.version("libtpu"))
+
+
+def write_program(program: Program, path: str) -> None:
+    """The HLO text, compressed, as `path`, and what else is known about it as `path` with ".json" at its end."""
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(gzip.compress(program.hlo.encode(), 6))
+    facts = {
+        "device_kind": program.machine.kind,
+        "cores_per_device": program.machine.cores,
+        "coordinates": [list(c) for c in program.machine.coordinates],
+        "jax_version": program.jax_version,
+        "libtpu_version": program.compiler_version,
+        "memory": dataclasses.asdict(program.memory),
+    }
+    side_file(target).write_text(json.dumps(facts) + "\n")
+
+
+def side_file(path: epath.Path) -> epath.Path:
+    """FILE.gz -> FILE.json."""
+    name = path.name.removesuffix(".gz")
+    return path.parent / f"{name}.json"

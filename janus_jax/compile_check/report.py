@@ -1,0 +1,86 @@
+"""A check as a table for people and as a dict for programs."""
+
+import dataclasses
+from typing import Any
+
+from janus_jax.compile_check.check import Check
+
+GB = 1e9
+LIMITS = (
+    "predicted from the compiled program, not measured: no contention for HBM, no input, no network between slices;",
+    "compare programs for the same topology and compiler with it",
+)
+
+
+def as_dict(check: Check) -> dict[str, Any]:
+    """All numbers of a check, JSON-serialisable."""
+    fields = {field.name: getattr(check, field.name) for field in dataclasses.fields(check)}
+    program = fields.pop("program")
+    fields["estimate"] = dataclasses.asdict(check.estimate) if check.estimate else None
+    fields["mfu"] = check.mfu
+    if program is not None:
+        fields["memory"] = dataclasses.asdict(program.memory)
+        fields["versions"] = {"jax": program.jax_version, "libtpu": program.compiler_version}
+    if check.estimate is not None:
+        fields |= rates(check)
+    return fields
+
+
+def rates(check: Check) -> dict[str, float]:
+    """What the predicted step time means for a run."""
+    assert check.estimate is not None
+    seconds = check.estimate.predicted
+    return {
+        "tokens_per_second_per_chip": check.tokens / seconds / check.chips,
+        "image_slots_per_second": check.image_slots / seconds,
+        "days": check.steps * seconds / 86400,
+    }
+
+
+def format_report(check: Check) -> str:
+    """Several lines."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in check.mesh.items())
+    lines = [
+        f"{check.name} on {check.topology}: {check.chips} chips ({mesh}), {check.rows} rows a step, "
+        f"remat {check.remat}",
+        "",
+        "bytes per chip, GB",
+        *(_row(name, value / GB) for name, value in check.state_bytes.items()),
+    ]
+    if check.estimate is None:
+        return "\n".join([*lines, "", f"DOES NOT FIT: {check.reason}"])
+    assert check.program is not None
+    memory, result = check.program.memory, check.estimate
+    others = memory.temporary - check.state_bytes["gradients"]
+    lines += [
+        _row("activations and other temporaries", others / GB),
+        _row("peak", memory.peak / GB),
+        _row("capacity", result.hbm_capacity / GB),
+        "fits" if check.fits else "DOES NOT FIT",
+        "",
+        "seconds of a step",
+        _row("lowest, predicted, highest", result.low, result.predicted, result.high),
+        *(_row(f"  {name}", value) for name, value in result.seconds.items()),
+        "",
+        "collectives: GB sent per chip, seconds alone on the links",
+        *(
+            _row(f"  {kind}", sent / GB, result.transfer_seconds.get(kind, 0.0))
+            for kind, sent in result.wire_bytes.items()
+        ),
+        "",
+        _row("TFLOP executed per chip", result.flops / 1e12),
+        _row("HBM traffic per chip, GB", result.hbm_bytes / GB),
+    ]
+    if check.model_flops is not None and check.mfu is not None:
+        lines += [
+            _row("executed / model flops", result.flops * check.chips / check.model_flops),
+            _row("MFU, %", 100 * check.mfu),
+        ]
+    lines += [_row(name.replace("_", " "), value) for name, value in rates(check).items()]
+    if result.unknown_loops:
+        lines += ["", f"TOO LOW: loops of unknown length count once: {', '.join(result.unknown_loops)}"]
+    return "\n".join([*lines, "", *LIMITS])
+
+
+def _row(name: str, *values: float) -> str:
+    return f"{name:<36}" + "".join(f"{value:>12,.3f}" for value in values)

@@ -1,0 +1,99 @@
+"""Several variants of a config, the best first; and what would fit when a config does not."""
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from janus_jax.compile_check.check import Check, check
+from janus_jax.errors import UserError
+from janus_jax.models.stack import REMAT_POLICIES
+from janus_jax.sharding import MESH_AXES
+
+Variant = dict[str, Any]
+KEYS = ("remat", "batch", "mesh")
+
+
+def parse_sweep(text: str) -> list[Variant]:
+    """ "remat=full,attention;batch=256;mesh=4x16x1" -> every combination. Raises UserError for what it is not."""
+    choices: dict[str, list[Any]] = {}
+    for part in text.split(";"):
+        key, _, values = part.strip().partition("=")
+        if key not in KEYS or not values:
+            raise UserError(f"--sweep={text!r}: expected {'=...;'.join(KEYS)}=...")
+        choices[key] = [_value(key, value.strip(), text) for value in values.split(",")]
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def _value(key: str, value: str, text: str) -> Any:
+    if key == "remat":
+        if value not in REMAT_POLICIES:
+            raise UserError(f"--sweep={text!r}: remat {value!r} is not one of {sorted(REMAT_POLICIES)}")
+        return value
+    numbers = value.split("x") if key == "mesh" else [value]
+    if not all(number.lstrip("-").isdigit() for number in numbers) or len(numbers) != (3 if key == "mesh" else 1):
+        raise UserError(f"--sweep={text!r}: {key} {value!r}, expected {'4x16x1' if key == 'mesh' else 'a number'}")
+    sizes = tuple(int(number) for number in numbers)
+    return sizes if key == "mesh" else sizes[0]
+
+
+def with_variant(config: ConfigDict, variant: Variant) -> ConfigDict:
+    """A copy of the config with the fields of a variant."""
+    config = copy.deepcopy(config)
+    if "remat" in variant:
+        config.remat = variant["remat"]
+    if "batch" in variant:
+        config.train.batch_size = variant["batch"]
+    if "mesh" in variant:
+        config.mesh.update(dict(zip(MESH_AXES, variant["mesh"], strict=True)))
+    return config
+
+
+def sweep(
+    config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Mapping[str, str]
+) -> list[Check]:
+    """Checks every variant; prints each as it is done, since one takes minutes. The most rows per second first."""
+    checks = []
+    for variant in variants:
+        checks.append(check(with_variant(config, variant), topology, slices, options))
+        print(format_line(checks[-1]), flush=True)
+    return sorted(checks, key=_seconds_per_row)
+
+
+def fitting(config: ConfigDict, failed: Check, slices: int, options: Mapping[str, str]) -> Iterator[Check]:
+    """For a config whose check did not fit: the cheapest remat that does, then the largest batch that does as it is.
+
+    Each is yielded as soon as it is found. Batches are halved.
+    """
+    policies = list(REMAT_POLICIES)
+    remats = [{"remat": policy} for policy in policies[policies.index(config.remat) + 1 :]]
+    smallest, rows = failed.mesh["data"] * failed.mesh["fsdp"] * config.train.micro_batches, failed.rows
+    batches = []
+    while rows % (2 * smallest) == 0:
+        rows //= 2
+        batches.append({"batch": rows})
+    for variants in (remats, batches):
+        trials = (check(with_variant(config, variant), failed.topology, slices, options) for variant in variants)
+        yield from itertools.islice((trial for trial in trials if trial.fits), 1)
+
+
+def _seconds_per_row(check: Check) -> float:
+    return check.estimate.predicted / check.rows if check.estimate and check.fits else float("inf")
+
+
+def format_line(check: Check) -> str:
+    mesh = "x".join(str(size) for size in check.mesh.values())
+    line = f"{check.remat:<12} {check.rows:>6} rows  mesh {mesh:<10}"
+    if check.estimate is None:
+        return f"{line} does not fit: {check.reason[:80]}"
+    result = check.estimate
+    mfu = f", MFU {100 * check.mfu:.1f} %" if check.mfu is not None else ""
+    seconds = f"{result.low:.3f} / {result.predicted:.3f} / {result.high:.3f} s"
+    return f"{line} {seconds}{mfu}, {check.needed_bytes / 1e9:.1f} GB{'' if check.fits else ', DOES NOT FIT'}"
+
+
+def format_sweep(checks: Sequence[Check]) -> str:
+    """The best variants first."""
+    return "\n".join(["", "best first:", *map(format_line, checks)])

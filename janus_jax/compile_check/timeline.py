@@ -1,0 +1,248 @@
+"""Replays a compiled program in its scheduled order and adds up where the time goes.
+
+One TensorCore timeline runs the instructions as printed; collectives, copies between memories and transfers to the
+host run beside it, and a `-done` costs only what is left to wait for. Bodies of loops count as often as they run.
+
+An operation is priced three ways. `low`: the roofline, max(flops / peak, HBM bytes / bandwidth). `mid`: the same, but
+matrix products take what the compiler estimates for them. `high`: everything takes what the compiler estimates where
+that is more. Pallas kernels are priced from their own program: matrix unit and vector unit at the same time in `low`,
+one after the other otherwise.
+
+Not modelled: HBM shared by copies and compute, work that depends on data, the host's input, gaps between programs,
+the network between slices, and (but in `high`) products that the vector unit limits. It ranks programs for one
+topology and compiler; it has not been calibrated on hardware.
+"""
+
+import collections
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+from janus_jax.compile_check.chips import HOST_BANDWIDTH, Machine
+from janus_jax.compile_check.collectives import Transfer, transfer
+from janus_jax.compile_check.hlo import (
+    HOST,
+    VMEM,
+    Computation,
+    Instruction,
+    Module,
+    collective_kind,
+    matmul_flops,
+    trip_count,
+)
+from janus_jax.compile_check.pallas import KernelWork, kernel_work
+from janus_jax.compile_check.traffic import anywhere, hbm_bytes
+
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+NEGLIGIBLE = 1e5  # bytes of an operation that the compiler gives no cycles: bookkeeping
+
+
+class Pricing(enum.Enum):
+    LOW = "low"
+    MID = "mid"
+    HIGH = "high"
+
+
+class Sums(collections.Counter[str]):
+    """Named totals: seconds `time/...`, bytes `wire/...` and `hbm`, flops `flops/...`."""
+
+    def add(self, name: str, value: float) -> None:
+        self[name] += value  # type: ignore[assignment]
+
+    def add_all(self, other: Mapping[str, float], times: float = 1.0) -> None:
+        for name, value in other.items():
+            self.add(name, times * value)
+
+
+@dataclasses.dataclass
+class _Span:
+    """What a computation took, and how much time it gave to collectives that its caller had started."""
+
+    seconds: float
+    sums: Sums
+    overlapped: Sums  # channel -> seconds
+
+
+class Timeline:
+    """Seconds and sums of a module on a machine."""
+
+    def __init__(self, module: Module, machine: Machine):
+        self.module, self.machine = module, machine
+        self.unknown_loops: set[str] = set()  # loops whose trip count could not be read: counted once
+        self._spans: dict[tuple[str, Pricing], _Span] = {}
+        self._kernels: dict[str, KernelWork] = {}
+
+    def run(self, pricing: Pricing) -> tuple[float, Sums]:
+        span = self._computation(self.module.entry, pricing)
+        return span.seconds, span.sums
+
+    def _computation(self, name: str, pricing: Pricing) -> _Span:
+        if (name, pricing) not in self._spans:
+            self._spans[name, pricing] = _Replay(self, self.module.computations[name], pricing).run()
+        return self._spans[name, pricing]
+
+    def operation(self, instruction: Instruction, computation: Computation, pricing: Pricing, sums: Sums) -> float:
+        """Seconds of an instruction on the TensorCore; adds to `sums`."""
+        is_kernel = instruction.op == "custom-call" and '"tpu_custom_call"' in instruction.attributes
+        if instruction.op in FREE or (instruction.op == "custom-call" and not is_kernel):
+            return 0.0
+        machine = self.machine
+        estimate = int(instruction.attribute("estimated_cycles", "0")) / machine.core.clock
+        moved = hbm_bytes(self.module, instruction, computation)
+        flops = matmul_flops(self.module, instruction, computation)
+        seconds = max(flops / machine.flops, moved / machine.hbm_bandwidth)
+        if is_kernel:
+            work = self._kernel(instruction)
+            matrix, vector = work.padded_flops / machine.flops, work.vector_operations / machine.vector_rate
+            seconds = max(seconds, max(matrix, vector) if pricing is Pricing.LOW else matrix + vector)
+            kind = "kernel"
+            sums.add("flops/kernel", work.flops)
+        else:
+            if not estimate and not flops and moved < NEGLIGIBLE:
+                return 0.0
+            if pricing is Pricing.HIGH or (pricing is Pricing.MID and flops):
+                seconds = max(seconds, estimate)
+            kind = "matmul" if flops else "copy" if instruction.op == "copy" else "elementwise"
+            sums.add("flops/matmul", flops)
+        sums.add("hbm", moved)
+        sums.add(f"time/{kind}", seconds)
+        return seconds
+
+    def _kernel(self, instruction: Instruction) -> KernelWork:
+        body = instruction.attribute("body") or instruction.name
+        if body not in self._kernels:
+            self._kernels[body] = kernel_work(instruction, self.machine.core.mxu_edge)
+        return self._kernels[body]
+
+    def collective_in(
+        self, instruction: Instruction, computation: Computation
+    ) -> tuple[Instruction, Computation] | None:
+        """The collective that an instruction is, or wraps."""
+        if collective_kind(instruction.op):
+            return instruction, computation
+        if instruction.op not in ("fusion", "call-start", "async-start"):
+            return None
+        inside = self.module.called(instruction)
+        found = (self.collective_in(inner, inside) for inner in inside.values())
+        return next((pair for pair in found if pair), None)
+
+
+class _Replay:
+    """One computation under one pricing."""
+
+    def __init__(self, timeline: Timeline, computation: Computation, pricing: Pricing):
+        self.timeline, self.computation, self.pricing = timeline, computation, pricing
+        self.now = 0.0
+        self.sums, self.overlapped = Sums(), Sums()
+        self.free: dict[str, float] = collections.defaultdict(float)  # when links and copy engines are free again
+        self.arrival: dict[str, float] = {}  # instruction that started something -> when it is complete
+        self.offloaded: dict[str, float] = {}  # SparseCore collective -> its seconds; it starts with its update
+        self.fused: dict[str, float] = {}  # channel of a collective fused into computation -> seconds left
+
+    def run(self) -> _Span:
+        for instruction in self.computation.values():
+            self._step(instruction)
+        return _Span(self.now, self.sums, self.overlapped)
+
+    def _step(self, instruction: Instruction) -> None:
+        op = instruction.op
+        collective = None if op == "call" else self.timeline.collective_in(instruction, self.computation)
+        if op in ("while", "call", "conditional"):
+            self._nested(instruction)
+        elif op == "call-update" and instruction.operands[0] in self.offloaded:
+            self._begin(instruction, "all", self.offloaded[instruction.operands[0]])
+        elif op.endswith("-done"):
+            self._wait(instruction)
+        elif collective is not None:
+            self._collective(instruction, *collective)
+        elif op.endswith("-start"):
+            self._copy(instruction)
+        elif not op.endswith("-update"):
+            self.now += self.timeline.operation(instruction, self.computation, self.pricing, self.sums)
+
+    def _nested(self, instruction: Instruction) -> None:
+        times = 1
+        if instruction.op == "while":
+            known = trip_count(self.timeline.module, instruction, self.computation)
+            times = known if known is not None else 1
+            if known is None:
+                self.timeline.unknown_loops.add(instruction.name)
+        names = self.timeline.module.bodies(instruction)
+        spans = [self.timeline._computation(name, self.pricing) for name in names]
+        span = max(spans, key=lambda span: span.seconds, default=_Span(0.0, Sums(), Sums()))
+        self.now += times * span.seconds
+        self.sums.add_all(span.sums, times)
+        for channel, seconds in span.overlapped.items():
+            self._overlap(channel, times * seconds)
+
+    def _overlap(self, channel: str, seconds: float) -> None:
+        if channel in self.fused:
+            self.fused[channel] = max(0.0, self.fused[channel] - seconds)
+        else:
+            self.overlapped.add(channel, seconds)
+
+    def _begin(self, instruction: Instruction, resource: str, seconds: float) -> None:
+        ready = max(self.now, self.free[resource], self.free["all"] if resource != "copies" else 0.0)
+        self.arrival[instruction.name] = self.free[resource] = ready + seconds
+
+    def _wait(self, instruction: Instruction) -> None:
+        name = instruction.operands[0]
+        while name not in self.arrival and name in self.computation and self.computation[name].operands:
+            name = self.computation[name].operands[0]
+        waited = max(0.0, self.arrival.get(name, 0.0) - self.now)
+        started = self.computation.get(name)
+        collective = started is not None and (
+            started.op == "call-update" or self.timeline.collective_in(started, self.computation) is not None
+        )
+        self.sums.add("time/exposed collectives" if collective else "time/exposed copies", waited)
+        self.now += waited
+
+    def _collective(self, instruction: Instruction, inner: Instruction, inside: Computation) -> None:
+        moved = transfer(inner, inside, self.timeline.machine)
+        channel = inner.attribute("channel_id")
+        calls = [other.attributes for other in inside.values() if other.op == "custom-call"]
+        in_fusion = instruction.op == "fusion"
+        begins = in_fusion and any("AsyncCollectiveStart" in text for text in calls)
+        ends = in_fusion and any("AsyncCollectiveDone" in text for text in calls)
+        if ends:
+            left = self.fused.pop(channel, 0.0)
+            self.sums.add("time/exposed collectives", left)
+            self.now += left
+        elif in_fusion and not begins and "async_collective_fusion_config" in inner.attributes:
+            seconds = self.timeline.operation(instruction, self.computation, self.pricing, self.sums)
+            self.now += seconds
+            self._overlap(channel, seconds)
+        else:
+            self._count(moved)
+            self._start(instruction, moved, channel, begins)
+
+    def _start(self, instruction: Instruction, moved: Transfer, channel: str, begins_fusion: bool) -> None:
+        if begins_fusion:
+            self.fused[channel] = moved.seconds
+        elif instruction.op == "call-start":
+            self.offloaded[instruction.name] = moved.seconds
+        elif instruction.op.endswith("-start"):
+            self._begin(instruction, moved.links, moved.seconds)
+        else:
+            self.sums.add("time/exposed collectives", moved.seconds)
+            self.now += moved.seconds
+
+    def _count(self, moved: Transfer) -> None:
+        self.sums.add(f"wire/{moved.kind}", moved.wire_bytes)
+        self.sums.add(f"transfer/{moved.kind}", moved.seconds)
+
+    def _copy(self, instruction: Instruction) -> None:
+        """Between HBM, VMEM and the host's memory."""
+        spaces = {shape.space for shape in instruction.shapes}
+        sizes = [anywhere([shape]) for shape in instruction.shapes if shape.dims]
+        size = min((size for size in sizes if size), default=0.0)
+        if HOST in spaces:
+            self._begin(instruction, "host", size / HOST_BANDWIDTH)
+        else:
+            both_ways = 1 if VMEM in spaces else 2
+            self._begin(instruction, "copies", size * both_ways / self.timeline.machine.hbm_bandwidth)
+
+
+def exposed(sums: Mapping[str, float]) -> float:
+    """Seconds in which the TensorCore waits for collectives."""
+    return sums.get("time/exposed collectives", 0.0)

@@ -1,0 +1,113 @@
+"""All that a run compiles, without its data: the same for `launch.train` on devices and `launch.compile_check` without.
+
+A plan costs no device memory: parameters and moments are abstract, with their shardings.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from janus_jax.batch import ImageBatch, PackedBatch
+from janus_jax.data.mixture import check_schedule, ever_positive
+from janus_jax.errors import UserError
+from janus_jax.models.config import Execution, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.parameters import Params, abstract_params, flatten
+from janus_jax.sharding import GatheredWeights, batch_sharding, make_mesh, param_shardings
+from janus_jax.training.experiment import check_config, execution, model_config
+from janus_jax.training.objectives import Objective, make_loss
+from janus_jax.training.optimizer import make_optimizer
+from janus_jax.training.stages import trainable_mask
+from janus_jax.training.state import TrainState, create_state, make_step, state_shardings
+
+
+class Plan(NamedTuple):
+    architecture: ModelConfig
+    execution: Execution
+    mesh: Mesh
+    rows: NamedSharding  # of every field of a batch
+    mask: dict[str, bool]  # path -> trainable
+    optimizer: optax.GradientTransformation
+    objective: Objective
+    state: TrainState  # abstract, with shardings
+    shardings: TrainState
+    micro_batches: int
+
+    def make_step(self) -> Any:
+        """The training step; compiled when it is called, or by `lower(plan.state, batch).compile()`."""
+        return make_step(
+            self.objective, self.optimizer, self.shardings, self.mesh, self.execution.weights, self.micro_batches
+        )
+
+    def new_state(self, params: Params) -> TrainState:
+        """Step 0 on the devices."""
+        create = jax.jit(lambda p: create_state(p, self.mask, self.optimizer), out_shardings=self.shardings)
+        return create(params)
+
+
+def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
+    """Resolves a config against devices (default: all there are).
+
+    Raises UserError for a config that cannot work on this many devices.
+    """
+    check_config(config)
+    architecture = model_config(config)
+    mesh = make_mesh(config.mesh, devices)
+    rows = batch_sharding(mesh, config.train.batch_size)
+    micro_batches, own = config.train.micro_batches, config.train.batch_size // mesh.shape["data"] // mesh.shape["fsdp"]
+    if own % micro_batches:
+        raise UserError(f"train.micro_batches={micro_batches} does not divide the {own} rows of a device")
+    optimizer = make_optimizer(config.train)
+    params = abstract_params(architecture)
+    mask = trainable_mask(params, config.trainable)
+    run = execution(config, mesh.devices.flat[0].platform)
+    if mesh.shape["fsdp"] > 1:
+        specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh)).items()}
+        run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
+    objective = make_loss(architecture, run, config.loss, tasks(config))
+    abstract = jax.eval_shape(lambda p: create_state(p, mask, optimizer), params)
+    shardings = state_shardings(architecture, mask, optimizer, abstract, mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
+    return Plan(architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches)
+
+
+def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | ImageBatch:
+    """Shapes and shardings of one step's batch, as the stream of the config yields it."""
+    data, rows = config.data, config.train.batch_size
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=plan.rows)
+
+    def images(slots: int, size: int) -> jax.ShapeDtypeStruct:
+        return array(jnp.uint8, slots, size, size, 3)
+
+    architecture = plan.architecture
+    if not isinstance(architecture, JanusConfig):
+        assert isinstance(architecture, VQConfig)
+        size = data.image_size or architecture.image_size
+        return ImageBatch(pixels=array(jnp.uint8, size, size, 3))
+    length = data.row_length
+    return PackedBatch(
+        tokens=array(jnp.int32, length),
+        modality=array(jnp.int8, length),
+        segment_ids=array(jnp.int32, length),
+        positions=array(jnp.int32, length),
+        targets=array(jnp.int32, length),
+        text_weights=array(jnp.float32, length),
+        image_weights=array(jnp.float32, length),
+        und_pixels=images(data.und_slots, architecture.siglip.image_size),
+        gen_pixels=None if data.stored_codes else images(data.gen_slots, architecture.vq.image_size),
+    )
+
+
+def tasks(config: ConfigDict) -> tuple[str, ...]:
+    """The tasks that a run has at any time."""
+    ratio = config.data.ratio.items()
+    return tuple(task for task, share in ratio if ever_positive(check_schedule(f"data.ratio.{task}", share)))

@@ -1,0 +1,53 @@
+"""Compiles the training step of a config for TPUs that are not there: does it fit, how long will a step take?
+
+    python -m launch.compile_check --config=configs/janus_pro_7b.py:stage2 --topology=v5p-128
+    python -m launch.compile_check --config=configs/janus_pro_7b.py:text_only --topology=v5e:16x16 \\
+        --config.train.batch_size=256 --sweep='remat=full,projections;mesh=1x256x1,16x16x1'
+
+It is the step that launch.train runs, compiled by the same compiler (pip install 'janus_jax[tpu]'); 1 to 5 minutes and
+about 3 GB. The time is predicted from the compiled program (janus_jax/compile_check/timeline.py says how and what it
+leaves out): compare programs with it; it has not been calibrated on hardware.
+"""
+
+import json
+
+from absl import flags
+from ml_collections import config_flags
+
+from janus_jax.compile_check.check import check
+from janus_jax.compile_check.program import write_program
+from janus_jax.compile_check.report import as_dict, format_report
+from janus_jax.compile_check.sweep import fitting, format_line, format_sweep, parse_sweep, sweep
+from launch import command_line
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="as of launch.train")
+TOPOLOGY = flags.DEFINE_string("topology", None, "v5p-128, v5e-256, ..., or chips per axis: v5p:4x4x4, v5e:16x16")
+SLICES = flags.DEFINE_integer("slices", 1, "slices of that topology; mesh.data must be a multiple", lower_bound=1)
+HLO_OUTPUT = flags.DEFINE_string("hlo_output", None, "FILE.gz for the compiled program; FILE.json says for what")
+SWEEP = flags.DEFINE_string("sweep", None, "what to try, e.g. 'remat=full,attention;batch=256,512;mesh=1x64x1,4x16x1'")
+OPTIONS = flags.DEFINE_multi_string("compiler_option", [], "name=value for XLA, besides those of the step")
+JSON = flags.DEFINE_bool("json", False, "print JSON")
+
+
+def main() -> None:
+    command_line.require("config", "topology")
+    options = command_line.pairs("compiler_option", OPTIONS.value)
+    topology = TOPOLOGY.value or ""
+    if SWEEP.value:
+        trials = sweep(CONFIG.value, parse_sweep(SWEEP.value), topology, SLICES.value, options)
+        print(json.dumps([as_dict(trial) for trial in trials]) if JSON.value else format_sweep(trials))
+        return
+    result = check(CONFIG.value, topology, SLICES.value, options)
+    if HLO_OUTPUT.value and result.program is not None:
+        write_program(result.program, HLO_OUTPUT.value)
+    others = [] if result.fits else list(fitting(CONFIG.value, result, SLICES.value, options))
+    if JSON.value:
+        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other) for other in others]}))
+        return
+    print(format_report(result))
+    if not result.fits:
+        print("\nwould fit:", *map(format_line, others), *([] if others else ["nothing that was tried"]), sep="\n")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,128 @@
+"""What surrounds the compiler: flops of a step, sweeps, reports, files. The compiler itself is in the `tpu` extra."""
+
+import gzip
+import json
+
+import pytest
+from small_program import COORDINATES, CORES, KIND, TEXT
+
+from configs import janus_pro_7b
+from janus_jax.compile_check import sweep
+from janus_jax.compile_check.check import Check
+from janus_jax.compile_check.chips import Machine
+from janus_jax.compile_check.estimate import estimate
+from janus_jax.compile_check.model_flops import step_flops
+from janus_jax.compile_check.program import Memory, Program, write_program
+from janus_jax.compile_check.report import as_dict, format_report
+from janus_jax.compile_check.sweep import parse_sweep, with_variant
+from janus_jax.errors import UserError
+from janus_jax.models.config import JANUS_PRO_7B
+from launch.command_line import pairs
+
+PROGRAM = Program(TEXT, Machine(KIND, CORES, COORDINATES), Memory(1, 2, 3, 40, 50, 6), "0.11.1", "0.0.46.3")
+
+
+def make_check(**changes):
+    fields = dict(
+        name="small",
+        topology="v5p-16",
+        chips=8,
+        mesh={"data": 1, "fsdp": 8, "tensor": 1},
+        rows=8,
+        tokens=8 * 4096,
+        image_slots=16,
+        steps=86_400,
+        remat="full",
+        state_bytes={"trained parameters": 10, "gradients": 10},
+        fits=True,
+        needed_bytes=50,
+        reason="",
+        model_flops=8e12,
+        estimate=estimate(PROGRAM),
+        program=PROGRAM,
+    )
+    return Check(**(fields | changes))
+
+
+# Janus-Pro-7B by hand: 30 layers of 4 x 4096^2 + 3 x 4096 x 11008 weights, a head of 4096 x 102400.
+LAYERS, HEAD = 30 * (4 * 4096**2 + 3 * 4096 * 11008), 4096 * 102400
+ATTENTION = 30 * 2 * 4096 * 4096 * 4096 / 2  # multiply-adds of a row: two products, the visible half
+
+
+def test_flops_of_text_rows_are_six_per_weight_and_token():
+    expected = 6 * 4096 * (LAYERS + HEAD) + 6 * ATTENTION
+    assert step_flops(JANUS_PRO_7B, {"llm"}, ("text",), 3, 4096, 0) == pytest.approx(3 * expected, rel=1e-12)
+
+
+def test_a_frozen_llm_has_no_gradient_of_weights_and_an_encoder_runs_for_every_slot():
+    image_head = 4096 * (4096 + 16384)
+    encoder = 24 * (576 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 576**2 * 1024)
+    expected = 4 * 4096 * (LAYERS + HEAD) + 6 * ATTENTION + 6 * 4096 * image_head + 2 * 5 * encoder
+    stage1 = {"aligner", "gen_aligner", "gen_head", "gen_embed"}
+    assert step_flops(JANUS_PRO_7B, stage1, ("understand", "generate"), 1, 4096, 5) == pytest.approx(expected)
+
+
+def test_rates_and_utilisation_follow_from_the_predicted_time():
+    check = make_check()
+    seconds, facts = check.estimate.predicted, as_dict(check)
+    assert facts["mfu"] == pytest.approx(1e12 / 458.8e12 / seconds)
+    assert facts["tokens_per_second_per_chip"] == pytest.approx(4096 / seconds)
+    assert facts["image_slots_per_second"] == pytest.approx(16 / seconds)
+    assert facts["days"] == pytest.approx(seconds)
+    assert json.loads(json.dumps(facts))["memory"]["peak"] == 50
+    report = format_report(check)
+    assert "small on v5p-16: 8 chips (data 1, fsdp 8, tensor 1)" in report
+    assert "\nfits\n" in report and "all-gather" in report and "not measured" in report
+
+
+def test_a_program_that_does_not_fit_is_reported_without_times():
+    check = make_check(estimate=None, program=None, fits=False, reason="Used 101G of 95G hbm")
+    assert format_report(check).endswith("DOES NOT FIT: Used 101G of 95G hbm")
+    assert as_dict(check)["mfu"] is None
+
+
+def test_the_program_is_written_with_what_is_needed_to_judge_it(tmp_path):
+    write_program(PROGRAM, str(tmp_path / "new" / "step.gz"))
+    assert gzip.decompress((tmp_path / "new" / "step.gz").read_bytes()).decode() == TEXT
+    facts = json.loads((tmp_path / "new" / "step.json").read_text())
+    assert facts["device_kind"] == KIND and facts["cores_per_device"] == CORES
+    assert facts["coordinates"] == [list(c) for c in COORDINATES]
+    assert (facts["jax_version"], facts["libtpu_version"]) == ("0.11.1", "0.0.46.3")
+    assert facts["memory"]["temporary"] == 40
+
+
+def test_a_sweep_is_every_combination():
+    variants = parse_sweep("remat=full,context; batch=64; mesh=1x64x1,4x16x1")
+    assert len(variants) == 4
+    assert variants[1] == {"remat": "full", "batch": 64, "mesh": (4, 16, 1)}
+    config = with_variant(janus_pro_7b.get_config("stage2"), variants[3])
+    assert (config.remat, config.train.batch_size, config.mesh.data, config.mesh.fsdp) == ("context", 64, 4, 16)
+
+
+@pytest.mark.parametrize("text", ["", "remat", "remat=some", "batch=many", "mesh=4x4", "rows=3"])
+def test_a_sweep_that_is_none_is_refused_with_its_text(text):
+    with pytest.raises(UserError, match="--sweep="):
+        parse_sweep(text)
+
+
+def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch):
+    """What fits: `context` at 256 rows, `projections` at 64."""
+    tried = []
+
+    def pretend(config, topology, slices, options):
+        tried.append((config.remat, config.train.batch_size))
+        fits = config.remat in ("context", "full") or config.train.batch_size <= 64
+        return make_check(remat=config.remat, rows=config.train.batch_size, fits=fits)
+
+    monkeypatch.setattr(sweep, "check", pretend)
+    config = with_variant(janus_pro_7b.get_config("text_only"), {"remat": "projections", "batch": 256})
+    failed = make_check(rows=256, mesh={"data": 1, "fsdp": 64, "tensor": 1}, fits=False)
+    found = [(check.remat, check.rows) for check in sweep.fitting(config, failed, 1, {})]
+    assert found == [("context", 256), ("projections", 64)]
+    assert tried == [("attention", 256), ("context", 256), ("projections", 128), ("projections", 64)]
+
+
+def test_options_of_the_compiler_are_names_and_values():
+    assert pairs("compiler_option", ["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
+    with pytest.raises(UserError, match="--compiler_option=a: expected name=value"):
+        pairs("compiler_option", ["a"])

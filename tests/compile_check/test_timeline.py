@@ -1,0 +1,127 @@
+"""The replay of a small program against sums done by hand."""
+
+import dataclasses
+
+import pytest
+from small_program import COORDINATES, CORES, KIND, STEPS, TEXT, WIDTH
+
+from janus_jax.compile_check.chips import CORES as CORE_TABLE
+from janus_jax.compile_check.chips import Machine
+from janus_jax.compile_check.collectives import LATENCY, transfer
+from janus_jax.compile_check.hlo import parse
+from janus_jax.compile_check.timeline import Pricing, Timeline
+from janus_jax.errors import UserError
+
+MACHINE = Machine(KIND, CORES, COORDINATES)
+CORE = CORE_TABLE[KIND]
+MATRIX = 2 * WIDTH * WIDTH
+BANDWIDTH, FLOPS = CORES * CORE.hbm_bandwidth, CORES * CORE.flops
+PRODUCT = 70_000 / CORE.clock  # as the text says
+SLICE = (2 * MATRIX + 4) / BANDWIDTH
+GATHER = MATRIX * 7 / 8 / (2 * CORE.link_bandwidth) + 10 * LATENCY  # a ring of eight chips, both ways
+
+
+def run(text=TEXT, pricing=Pricing.MID, machine=MACHINE):
+    return Timeline(parse(text), machine).run(pricing)
+
+
+def test_a_gather_beside_a_product_costs_only_what_is_longer():
+    assert PRODUCT < GATHER
+    seconds, sums = run()
+    assert seconds == pytest.approx(STEPS * (2 * SLICE + GATHER), rel=1e-9)
+    assert sums["time/exposed collectives"] == pytest.approx(STEPS * (GATHER - PRODUCT), rel=1e-9)
+    assert sums["time/matmul"] == pytest.approx(STEPS * PRODUCT, rel=1e-9)
+    assert sums["time/elementwise"] == pytest.approx(STEPS * 2 * SLICE, rel=1e-9)
+    assert sums["flops/matmul"] == STEPS * 2 * WIDTH**3
+    assert sums["wire/all-gather"] == STEPS * MATRIX * 7 / 8
+
+
+def test_a_long_product_hides_the_gather():
+    text = TEXT.replace('"70000"', '"1000000"')
+    seconds, sums = run(text)
+    assert seconds == pytest.approx(STEPS * (2 * SLICE + 1_000_000 / CORE.clock), rel=1e-9)
+    assert sums["time/exposed collectives"] == 0
+
+
+def test_a_synchronous_gather_is_exposed_whole():
+    start = next(line for line in TEXT.splitlines() if "all-gather-start" in line)
+    done = next(line for line in TEXT.splitlines() if "all-gather-done" in line)
+    plain = start.replace(
+        "(bf16[256,2048]{1,0}, bf16[2048,2048]{1,0}) all-gather-start", "bf16[2048,2048]{1,0} all-gather"
+    )
+    seconds, sums = run(TEXT.replace(start, plain).replace(done + "\n", ""))
+    assert sums["time/exposed collectives"] == pytest.approx(STEPS * GATHER, rel=1e-9)
+    assert seconds == pytest.approx(STEPS * (2 * SLICE + GATHER + PRODUCT), rel=1e-9)
+
+
+def test_the_three_prices_of_a_product():
+    text = TEXT.replace('"70000"', '"1000000"')
+    roofline = 2 * WIDTH**3 / FLOPS
+    assert roofline > GATHER / 3
+    low = run(text, Pricing.LOW)[1]["time/matmul"]
+    assert low == pytest.approx(STEPS * roofline, rel=1e-9)
+    for pricing in (Pricing.MID, Pricing.HIGH):
+        assert run(text, pricing)[1]["time/matmul"] == pytest.approx(STEPS * 1_000_000 / CORE.clock, rel=1e-9)
+
+
+def test_only_the_high_price_believes_the_compiler_about_elementwise_work():
+    text = TEXT.replace("calls=%layer", 'calls=%layer, backend_config={"window_config":{"estimated_cycles":"500000"}}')
+    assert run(text, Pricing.MID)[1]["time/elementwise"] == pytest.approx(STEPS * 2 * SLICE, rel=1e-9)
+    expected = STEPS * (SLICE + 500_000 / CORE.clock)
+    assert run(text, Pricing.HIGH)[1]["time/elementwise"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_loop_of_unknown_length_is_named_and_counted_once():
+    timeline = Timeline(parse(TEXT.replace("direction=LT", "direction=NE")), MACHINE)
+    seconds, _ = timeline.run(Pricing.MID)
+    assert timeline.unknown_loops == {"loop"}
+    assert seconds == pytest.approx(2 * SLICE + GATHER, rel=1e-9)
+
+
+def collective(op, groups, machine, result="bf16[2048,2048]"):
+    """Seconds and bytes of a collective of one matrix."""
+    text = (
+        "ENTRY %e (a: bf16[2048,2048]) -> " + result + " {\n  %a = bf16[2048,2048]{1,0} parameter(0)\n"
+        "  ROOT %c = " + result + "{1,0} " + op + "(%a), " + groups + "\n}\n"
+    )
+    entry = parse(text).computations["e"]
+    moved = transfer(entry["c"], entry, machine)
+    return moved.seconds, moved.wire_bytes
+
+
+def torus(x, y, z):
+    return Machine(KIND, CORES, tuple((i, j, k) for k in range(z) for j in range(y) for i in range(x)))
+
+
+def test_an_all_reduce_sends_twice_what_a_reduce_scatter_sends():
+    groups = "replica_groups={{" + ",".join(map(str, range(64))) + "}}"
+    machine = torus(4, 4, 4)
+    rings = 6 * CORE.link_bandwidth  # three rings, both ways
+    scatter, scatter_bytes = collective("reduce-scatter", groups, machine, "bf16[32,2048]")
+    reduce, reduce_bytes = collective("all-reduce", groups, machine)
+    assert scatter_bytes == MATRIX * 63 / 64
+    assert reduce_bytes == 2 * scatter_bytes
+    assert scatter == pytest.approx(scatter_bytes / rings + 12 * LATENCY, rel=1e-9)
+    assert reduce == pytest.approx(reduce_bytes / rings + 12 * LATENCY, rel=1e-9)
+
+
+def test_a_plane_has_the_links_of_its_two_axes():
+    groups = "replica_groups={{" + ",".join(map(str, range(16))) + "}}"  # z = 0
+    seconds, sent = collective("all-gather", groups, torus(4, 4, 4))
+    assert seconds == pytest.approx(sent / (4 * CORE.link_bandwidth) + 9 * LATENCY, rel=1e-9)
+
+
+def test_a_permute_to_the_neighbour_takes_one_link_and_a_far_one_waits():
+    machine = torus(8, 1, 1)
+    near = "source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}}"
+    far = "source_target_pairs={{0,2},{1,3},{2,4},{3,5},{4,6},{5,7},{6,0},{7,1}}"
+    one, sent = collective("collective-permute", near, machine)
+    assert (one, sent) == (pytest.approx(MATRIX / CORE.link_bandwidth + LATENCY), MATRIX)
+    assert collective("collective-permute", far, machine)[0] == pytest.approx(
+        2 * MATRIX / CORE.link_bandwidth + LATENCY
+    )
+
+
+def test_an_unknown_kind_of_device_is_refused():
+    with pytest.raises(UserError, match="TPU v99"):
+        dataclasses.replace(MACHINE, kind="TPU v99")
