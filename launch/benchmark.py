@@ -3,7 +3,8 @@
     python -m launch.benchmark --suite=data --json=data.json
 
 Suites:
-    data    the training stream against a plain loop and a PyTorch DataLoader; needs the extra [test]
+    data       the training stream against a plain loop and a PyTorch DataLoader; needs the extra [test]
+    inference  decoding against transformers and the memory bandwidth; needs the extra [test]
 """
 
 import json
@@ -14,10 +15,10 @@ from absl import flags
 from etils import epath
 
 from launch import command_line
-from launch.benchmarks import data
+from launch.benchmarks import data, inference
 from launch.benchmarks.result import format_results
 
-SUITES = {"data": data.run}
+SUITES = {"data": data.run, "inference": inference.run}
 SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure")
 JSON = flags.DEFINE_string("json", None, "file for the results")
 
