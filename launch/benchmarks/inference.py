@@ -120,7 +120,7 @@ def _text(
 
     pipeline, peer, dtype = sides
     ids = np.random.default_rng(batch).integers(300, 4000, (batch, PROMPT)).tolist()
-    prompts = pad_prompts(ids, pipeline.tokenizer.image_id, PROMPT)
+    prompts = pad_prompts(ids, [pipeline.tokenizer.image_id], PROMPT)
     keys = jax.random.split(jax.random.key(0), batch)
 
     def ours(new_tokens: int = NEW_TOKENS) -> np.ndarray:
@@ -188,8 +188,8 @@ def _images(sides: Sides, images: int, bar: float | None = None) -> list[Result]
     tokenizer = pipeline.tokenizer
     middle = np.random.default_rng(0).integers(300, 4000, PROMPT - 2).tolist()
     ids = [tokenizer.bos_id, *middle, tokenizer.begin_of_image_id]
-    prompt = pad_prompts([ids], tokenizer.image_id, PROMPT)
-    unconditional = pad_prompts([tokenizer.unconditional(ids)], tokenizer.image_id, PROMPT)
+    prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
+    unconditional = pad_prompts([tokenizer.unconditional(ids)], [tokenizer.image_id], PROMPT)
     keys = jax.random.split(jax.random.key(0), (1, images))
     peer.generation_config.bos_token_id = tokenizer.bos_id
     peer.generation_config.pad_token_id = tokenizer.pad_id
