@@ -20,7 +20,7 @@ from janus_jax.checkpoints import prepare_folder
 from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import grid
 from janus_jax.errors import UserError
-from janus_jax.inference.flow_pipeline import JanusFlowPipeline, check_noise, latent_shape
+from janus_jax.inference.flow_pipeline import JanusFlowPipeline, check_noise, latent_shape, require_drawable
 from janus_jax.inference.loading import find_vae, load
 from janus_jax.inference.request import RequestReader
 from janus_jax.models.config import JanusFlowConfig
@@ -63,6 +63,7 @@ def main() -> None:
         reader.latents(prompts, number, **options)
         noise = _read_noise((len(prompts) * number, *latent_shape(source.config)))
         vae = find_vae(source, CHECKPOINT.value, VAE.value)
+        require_drawable(source.config, vae is not None)
     else:
         _refuse(FLOW_FLAGS, "a model that draws codes")
         options |= {"cfg_weight": _or(CFG_WEIGHT.value, 5.0)}

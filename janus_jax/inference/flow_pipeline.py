@@ -52,6 +52,7 @@ class JanusFlowPipeline(Pipeline):
         self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
     ) -> list[PIL.Image.Image]:
         """Draws `num_images` images of a prompt (of each of a list, in order); options of `generate_latents`."""
+        require_drawable(self.config, self._vae is not None)
         return self.draw(self.generate_latents([prompt] if isinstance(prompt, str) else prompt, num_images, **options))
 
     def generate_latents(
@@ -105,14 +106,9 @@ class JanusFlowPipeline(Pipeline):
 
         Raises UserError without a VAE, unless the model draws pixels: latents of an image's size and channels.
         """
-        size = self.config.siglip.image_size
-        if self._vae is None and self.latent_shape == (size, size, 3):
-            return to_images(latents)
+        require_drawable(self.config, self._vae is not None)
         if self._vae is None:
-            raise UserError(
-                "this JanusFlow model has no VAE to draw with: give one to from_pretrained, or --vae, or convert the "
-                "model together with it"
-            )
+            return to_images(latents)
         config, params = self._vae
         vae = build(config, Execution(dtype=self._model.execution.dtype))
         images = []
@@ -141,6 +137,16 @@ class JanusFlowPipeline(Pipeline):
 def latent_shape(config: JanusFlowConfig) -> tuple[int, int, int]:
     """(H, W, Z) of one image."""
     return config.uvit.latent_size, config.uvit.latent_size, config.uvit.latent_channels
+
+
+def require_drawable(config: JanusFlowConfig, has_vae: bool) -> None:
+    """Raises UserError where latents cannot become images: there is no VAE and the model does not draw pixels."""
+    size = config.siglip.image_size
+    if not has_vae and latent_shape(config) != (size, size, 3):
+        raise UserError(
+            "this JanusFlow model has no VAE to draw with: give one to from_pretrained, or --vae, or convert the "
+            "model together with it"
+        )
 
 
 def check_noise(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

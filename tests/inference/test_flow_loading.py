@@ -64,6 +64,19 @@ def test_a_saved_model_has_its_vae_and_draws_the_same(pipeline, folder):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
+def test_a_vae_is_asked_for_before_latents_are_made(pipeline, tmp_path, tmp_path_factory, monkeypatch):
+    alone = JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer)
+    alone.save_pretrained(tmp_path / "alone")
+    monkeypatch.setattr(alone, "generate_latents", lambda *args, **options: pytest.fail("made latents in vain"))
+    with pytest.raises(janus_jax.UserError, match="has no VAE to draw with"):
+        alone.generate_images("a one")
+    flags = (f"--checkpoint={tmp_path / 'alone'}", "--prompt=a one", f"--output={tmp_path / 'out'}")
+    process = start_command("launch.generate", *flags, cache=cache_folder(tmp_path_factory))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 2 and "has no VAE to draw with" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_vae_is_asked_for_where_there_is_none_and_refused_where_it_means_nothing(pipeline, folder, tmp_path):
     JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer).save_pretrained(tmp_path / "alone")
     alone = janus_jax.from_pretrained(tmp_path / "alone")
