@@ -49,6 +49,7 @@ class _Shared(NamedTuple):
     """What all layers of one forward pass have in common."""
 
     angles: jax.Array  # [B, T, H/2]
+    positions: jax.Array  # [B, T]
     segment_ids: jax.Array  # [B, T]
     mask: jax.Array | None = None  # [B, T, S], with a cache only; without one: causal inside each segment
     offset: jax.Array | int = 0  # where the new keys go in the cache
@@ -71,7 +72,7 @@ class Attention(nn.Module):
         q = project("q_proj", c.num_heads, "heads")
         k, v = (project(name, c.num_kv_heads, "kv_heads") for name in ("k_proj", "v_proj"))
         if cache is None:
-            context = attend_packed(q, k, v, shared.angles, shared.segment_ids, execution.attention)
+            context = attend_packed(q, k, v, shared.angles, shared.positions, shared.segment_ids, execution.attention)
         else:
             q, k = apply_rope(q, shared.angles), apply_rope(k, shared.angles)
             context, cache = _attend_cached(q, k, v, cache, shared)
@@ -182,7 +183,7 @@ class Llama(nn.Module):
         """
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         if cache is None:
-            hidden, _ = self.decoder(x, None, _Shared(angles, segment_ids))
+            hidden, _ = self.decoder(x, None, _Shared(angles, positions, segment_ids))
             return hidden, None
         kv_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.length, axis=1)
         kv_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
@@ -194,7 +195,7 @@ class Llama(nn.Module):
         if not scanned:
             befores = [None] * len(cache.k) if prefix is None else zip(prefix.k, prefix.v, strict=True)
             per_layer = tuple(zip(cache.k, cache.v, befores, strict=True))
-        shared = _Shared(angles, segment_ids, mask, cache.length, prefix_mask)
+        shared = _Shared(angles, positions, segment_ids, mask, cache.length, prefix_mask)
         hidden, new = self.decoder(x, per_layer, shared)
         k, v = new if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])

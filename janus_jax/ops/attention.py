@@ -76,26 +76,28 @@ def attend_packed(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     angles: Float[Array, "B T R"],
+    positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
     backend: str,
 ) -> Float[Array, "B T N H"]:
     """RoPE and causal attention inside each segment of packed rows, by a backend of `BACKENDS`.
 
-    All backends agree at positions with a non-zero segment id; the others are padding, whose context is finite and
-    has no meaning. What the backward pass needs is named "query", "key", "value" and "context" for remat policies.
+    All backends agree for packed rows: segments are runs, in which positions grow one by one. Segment 0 is padding,
+    whose context is finite and has no meaning. What the backward pass needs is named "query", "key", "value" and
+    "context" for remat policies.
     """
-    return BACKENDS[backend](q, k, v, angles, segment_ids)
+    return BACKENDS[backend](q, k, v, angles, positions, segment_ids)
 
 
-def _xla(q: Array, k: Array, v: Array, angles: Array, segment_ids: Array) -> Array:
+def _xla(q: Array, k: Array, v: Array, angles: Array, positions: Array, segment_ids: Array) -> Array:
     q, k = checkpoint_name(apply_rope(q, angles), "query"), checkpoint_name(apply_rope(k, angles), "key")
     v = checkpoint_name(v, "value")
-    order = jnp.broadcast_to(jnp.arange(q.shape[1]), segment_ids.shape)
-    mask = attention_mask(segment_ids, segment_ids, order, order, causal=True)
+    mask = attention_mask(segment_ids, segment_ids, positions, positions, causal=True)
     return checkpoint_name(attend(q, k, v, mask), "context")
 
 
-def _flash(q: Array, k: Array, v: Array, angles: Array, segment_ids: Array) -> Array:
+def _flash(q: Array, k: Array, v: Array, angles: Array, positions: Array, segment_ids: Array) -> Array:
+    del positions  # the order of the tokens says the same
     scale = q.shape[-1] ** -0.5 * LOG2_E
     return flash_attend(rotate(q, angles, scale), rotate(k, angles, 1.0), v, segment_ids)
 

@@ -101,8 +101,10 @@ def test_the_backends_agree(monkeypatch):
         kernel = getattr(__import__("janus_jax.ops.attention", fromlist=[name]), name)
         monkeypatch.setattr(f"janus_jax.ops.attention.{name}", lambda *a, kernel=kernel: kernel(*a, interpret=True))
     q, k, v = map(jnp.asarray, inputs(2, 1))
-    angles = rope_angles(jnp.asarray(np.arange(LENGTH) * np.ones((2, 1), int)), HEAD_DIM, 1e4)
-    contexts = [attend_packed(q, k, v, angles, jnp.asarray(SEGMENTS), backend) for backend in BACKENDS]
+    segments = jnp.asarray(SEGMENTS)
+    positions = jnp.arange(LENGTH) - segment_starts(segments)
+    angles = rope_angles(positions, HEAD_DIM, 1e4)
+    contexts = [attend_packed(q, k, v, angles, positions, segments, backend) for backend in BACKENDS]
     assert len(contexts) == 2
     filled = SEGMENTS > 0
     np.testing.assert_allclose(np.asarray(contexts[0])[filled], np.asarray(contexts[1])[filled], rtol=0, atol=1e-5)
