@@ -1,6 +1,8 @@
 """What all runs have in common. A field that a paper leaves open says so; nothing is hidden in code."""
 
-from ml_collections import ConfigDict
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
 
 
 def base_config(name: str, model: str) -> ConfigDict:
@@ -46,7 +48,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 # Globs of ArrayRecord shards; (glob, weight) to weigh sources of a task other than by their records.
                 "sources": {"understand": (), "text": (), "generate": ()},
                 # Any weight here may be ((first step, weight), ...): it changes during the run.
-                "ratio": {"understand": 1.0, "text": 1.0, "generate": 1.0},
+                "ratio": ratio(1.0, 1.0, 1.0),
                 "ratio_unit": "samples",  # what the ratio counts: "samples", "tokens" or "rows" (papers: not stated)
                 "row_length": 4096,  # Janus, section 4.1
                 "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row
@@ -70,6 +72,12 @@ def base_config(name: str, model: str) -> ConfigDict:
         },
         convert_dict=True,
     )
+
+
+def ratio(understand: Any, text: Any, generate: Any) -> ConfigDict:
+    """Shares of the tasks. Each field takes a number or a schedule, also from the command line."""
+    shares = {"understand": understand, "text": text, "generate": generate}
+    return ConfigDict({task: FieldReference(share, field_type=object) for task, share in shares.items()})
 
 
 def lock(config: ConfigDict) -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, lock
+from configs.common import base_config, lock, ratio
 from janus_jax.errors import UserError
 
 STAGES = ("stage1", "stage2", "stage3")
@@ -30,7 +30,7 @@ def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict
     config = base_config(f"{model} {stage}", model)
     config.trainable = TRAINABLE[stage]
     train = dict(numbers["stage2"] | {"ratio": (0, 1, 0)} if stage == TEXT_ONLY else numbers[stage])
-    config.data.ratio = dict(zip(("understand", "text", "generate"), map(float, train.pop("ratio")), strict=True))
+    config.data.ratio = ratio(*map(float, train.pop("ratio")))
     config.train.update(train)
     config.data.first_sentence = 0.25 if stage == "stage2" else 0.0  # Janus, section 4.2
     config.data.supervision = "answers" if stage == "stage3" else "all"  # Janus, section 3.2

@@ -7,7 +7,7 @@ Learning rates and lengths are chosen for 1.3 M parameters and minutes on a CPU.
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, lock
+from configs.common import base_config, lock, ratio
 from configs.vq16 import vq_config
 from janus_jax.errors import UserError
 
@@ -27,7 +27,7 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     else:
         config = base_config(phase, "janus_pro_tiny")
         config.trainable = (("vq/.*", False), (".*", True))
-        config.data.ratio = dict(zip(("understand", "text", "generate"), map(float, RATIOS[phase]), strict=True))
+        config.data.ratio = ratio(*map(float, RATIOS[phase]))
         config.data.und_slots, config.data.gen_slots = SLOTS[phase]
         config.data.supervision = "answers"
         config.loss.normalization = "tasks"  # an answer has two tokens, a drawing sixteen

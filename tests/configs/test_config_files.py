@@ -6,9 +6,13 @@ To regenerate after an intended change: `python tests/configs/test_config_files.
 import importlib
 import json
 import pathlib
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
+from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -77,6 +81,47 @@ def test_an_unknown_key_is_refused(name, stage):
     config = resolve(name, stage)
     with pytest.raises((KeyError, AttributeError)):
         config.train.learning_rat = 1.0
+
+
+def parsed(monkeypatch, *arguments):
+    """The config as a command gets it."""
+    argv = ["train", "--config=configs/janus_pro_1b.py:stage2", *arguments]
+    monkeypatch.setattr(sys, "argv", argv)  # the parser looks there for the fields that are set
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values(argv)
+    return holder.value
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("0", 0),
+        ("0.5", 0.5),
+        ("1e-2", 0.01),
+        ("((0,1.0),(2,0.0))", ((0, 1.0), (2, 0.0))),
+        ("[[0, 1], [500, 3]]", ((0, 1.0), (500, 3.0))),
+    ],
+)
+def test_a_share_is_a_number_or_a_schedule_on_the_command_line(monkeypatch, argument, expected):
+    config = parsed(monkeypatch, f"--config.data.ratio.text={argument}", "--config.data.ratio.understand=0")
+    assert check_schedule("data.ratio.text", config.data.ratio.text) == expected
+    assert config.data.ratio.understand == 0 and config.data.ratio.generate == 5.0
+
+
+def test_a_share_can_be_assigned_a_schedule_and_a_word_is_refused(monkeypatch):
+    config = resolve("quickstart", "stage3")
+    config.data.ratio.text = ((0, 1.0), (2, 0.0))
+    assert config.data.to_dict()["ratio"]["text"] == ((0, 1.0), (2, 0.0))
+    config = parsed(monkeypatch, "--config.data.ratio.text=some")
+    with pytest.raises(UserError, match=r"^data\.ratio\.text='some': expected a weight of 0 or more"):
+        check_schedule("data.ratio.text", config.data.ratio.text)
+
+
+def test_weights_of_sources_can_be_schedules_on_the_command_line(monkeypatch):
+    config = parsed(monkeypatch, '--config.data.sources.text=("a-*", ("b-*", 2), ("c-*", ((0, 1.0), (9, 0.0))))')
+    assert config.data.sources.text == ("a-*", ("b-*", 2), ("c-*", ((0, 1.0), (9, 0.0))))
 
 
 if __name__ == "__main__":
