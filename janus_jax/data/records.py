@@ -31,6 +31,8 @@ class Record:
     understand: a conversation whose texts hold an `<image>` marker per image.
     text:       a conversation, or a document: a single assistant message.
     generate:   the user's caption, answered by `<image>`.
+
+    A conversation may begin with a system message; user and assistant alternate, and no answer is empty.
     """
 
     task: str
@@ -61,14 +63,15 @@ class Record:
         if markers != len(self.images) and not (self.codes and not self.images):
             raise UserError(f"{self.key}: {markers} image markers but {len(self.images)} images")
         document = self.task == "text" and [message.role for message in self.messages] == ["assistant"]
-        turns = [message for message in self.messages if message.role != "system"]
+        turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
         expected = ["user", "assistant"] * (len(turns) // 2)
         if not document and (not turns or [turn.role for turn in turns] != expected):
             raise UserError(f"{self.key}: roles {[turn.role for turn in turns]} do not alternate user, assistant")
-        if not any(turn.text.strip() for turn in turns if turn.role == "assistant"):
+        # An empty answer would lose its end-of-sentence: in a prompt it asks the model to answer.
+        if not all(turn.text.strip() for turn in turns if turn.role == "assistant"):
             raise UserError(f"{self.key}: no assistant text")
         if self.task == "generate" and (
-            len(turns) != 2 or IMAGE_MARKER in turns[0].text or turns[1].text.strip() != IMAGE_MARKER
+            len(self.messages) != 2 or IMAGE_MARKER in turns[0].text or turns[1].text.strip() != IMAGE_MARKER
         ):
             raise UserError(f"{self.key}: a generation sample is one caption answered by {IMAGE_MARKER}")
         if self.codes and (self.task != "generate" or len(self.codes) % _CODE_TYPE.itemsize):

@@ -61,6 +61,23 @@ BROKEN = {
     "single message": (dict(messages=(Message("assistant", "<image>"),)), r"do not alternate"),
     "no messages": (dict(messages=(), images=()), r"do not alternate"),
     "only a system message": (dict(messages=(Message("system", "<image>"),)), r"do not alternate"),
+    "a system message in the middle": (
+        dict(messages=(Message("user", "<image>"), Message("system", "s"), Message("assistant", "a"))),
+        r"do not alternate",
+    ),
+    "two system messages": (
+        dict(messages=(Message("system", "s"), Message("system", "s"), *alternate(("<image>", "a")))),
+        r"do not alternate",
+    ),
+    "a document with a system message": (
+        dict(task="text", messages=(Message("system", "s"), Message("assistant", "a")), images=()),
+        r"do not alternate",
+    ),
+    "drawing with a system message": (
+        dict(task="generate", messages=(Message("system", "s"), *alternate(("a", "<image>")))),
+        r"one caption answered by",
+    ),
+    "empty answer in the middle": (dict(messages=alternate(("<image>", "", "q", "a"))), r"no assistant text"),
     "empty answer": (dict(messages=alternate(("<image>", " \n"))), r"no assistant text"),
     "drawing answered by text": (
         dict(task="generate", messages=alternate(("<image>", "a"))),

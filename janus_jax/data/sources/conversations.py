@@ -19,8 +19,8 @@ def conversation(key: str, turns: Any, images: Sequence[bytes]) -> Record:
     as LLaVA does; with several they stay. Raises Drop.
     """
     messages = _alternating([_message(turn) for turn in fields.as_list(turns, "conversation")])
-    if not any(text.strip() for role, text in messages if role == "assistant"):
-        raise Drop(Reason.NO_TEXT, "no answer")
+    if not all(text.strip() for role, text in messages if role == "assistant"):
+        raise Drop(Reason.NO_TEXT, "an answer is empty")
     if not images:  # a literal marker is just text there
         return Record(task="text", messages=tuple(messages), key=key)
     markers = sum(text.count(IMAGE_MARKER) for _, text in messages)
