@@ -15,6 +15,7 @@ from janus_jax.data.sources.unit import Drop, Item, guarded
 from janus_jax.errors import UserError
 
 CAPTION_TASKS = ("understand", "generate")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FILE_NAME = re.compile(r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|svg)", re.IGNORECASE)
 
 
@@ -49,12 +50,12 @@ class CaptionTasks:
 
 
 def clean_caption(value: Any, field: str) -> str:
-    """One line of text from the web: entities decoded, white space collapsed, no image marker.
+    """One line of text from the web: entities decoded, white space collapsed, no control character, no image marker.
 
     Raises Drop when nothing is left, or only the name of a file.
     """
     text = fields.as_text(value, field) if value is not None else ""
-    text = " ".join(html.unescape(text).replace(IMAGE_MARKER, " ").split())
+    text = " ".join(_CONTROL.sub(" ", html.unescape(text)).replace(IMAGE_MARKER, " ").split())
     if not text:
         raise Drop(Reason.NO_TEXT, f"{field} is empty")
     if _FILE_NAME.fullmatch(text):

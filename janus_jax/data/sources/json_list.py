@@ -28,6 +28,7 @@ from janus_jax.errors import UserError
 
 UNIT_SAMPLES = 1000
 _SPACE = " \t\r\n"
+_LONGEST_LITERAL = len("-Infinity")  # its error is told at its beginning
 # Finds where an element ends; numbers are left as text, since huge ones are refused by `int`.
 _SCANNER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str, strict=False)
 
@@ -152,6 +153,11 @@ def _elements(path: str, start: int, stop: int) -> Iterator[_Element]:
             if stop and base + position >= stop:
                 return
             if following == "]":
+                begin, position = base + position, position + 1
+                if skip(_SPACE):
+                    yield _Element(
+                        begin, begin, Drop(Reason.CORRUPT, f"more data after the list's end at byte {begin}")
+                    )
                 return
             if not following:
                 yield _Element(base + position, base + position, Drop(Reason.CORRUPT, "the list is not closed"))
@@ -161,12 +167,20 @@ def _elements(path: str, start: int, stop: int) -> Iterator[_Element]:
                     end = _SCANNER.raw_decode(buffer, position)[1]
                     break
                 except (ValueError, RecursionError) as error:
-                    if isinstance(error, ValueError) and more and len(buffer) - position <= MAX_TEXT_BYTES:
+                    cut_off = more and _is_cut_off(error, len(buffer))
+                    if cut_off and len(buffer) - position <= MAX_TEXT_BYTES:
                         fill(MAX_TEXT_BYTES)
                         continue
-                    reason = Reason.TOO_LARGE if more and isinstance(error, ValueError) else Reason.CORRUPT
+                    reason = Reason.TOO_LARGE if cut_off else Reason.CORRUPT
                     detail = f"element at byte {base + position}: {error}; what follows is lost"
                     yield _Element(base + position, base + position, Drop(reason, detail))
                     return
             begin, position = base + position, end
             yield _Element(begin, base + end, None)
+
+
+def _is_cut_off(error: Exception, size: int) -> bool:
+    """Whether a text of `size` characters ends inside an element that goes on: else more text would not mend it."""
+    return isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated string") or error.pos >= size - _LONGEST_LITERAL
+    )

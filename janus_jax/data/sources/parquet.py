@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from janus_jax.data.drops import Bad, Reason
 from janus_jax.data.sources.columns import Columns, bad_rows, row_items
 from janus_jax.data.sources.unit import FileSource, Item, Unit, files, name
 from janus_jax.errors import UserError
@@ -51,18 +52,25 @@ class Parquet(FileSource):
                     values = {column: batch.column(column) for column in columns.used}
                     for i in range(batch.num_rows):
                         # One row at a time: `to_pylist` would hold a second copy of every image.
-                        content = {column: array[i].as_py() for column, array in values.items()}
                         root = self.image_root[0] if self.image_root else ""
                         names = labels.get(columns.caption, ())
-                        yield from row_items(f"{key}/{row}", content, columns, captions, names, root)
+                        try:
+                            content = {column: array[i].as_py() for column, array in values.items()}
+                        except UnicodeDecodeError as error:
+                            yield Bad(f"{key}/{row}", Reason.BAD_FIELD, f"text is not UTF-8 ({error.reason})")
+                        else:
+                            yield from row_items(f"{key}/{row}", content, columns, captions, names, root)
                         row += 1
         except _damage() as error:
             yield bad_rows(key, error)
 
     def _columns(self, file, path: str) -> Columns:
-        return Columns.choose(
-            file.schema_arrow.names, self.image_column, self.messages_column, self.text_column, name(path)
-        )
+        names = file.schema_arrow.names
+        columns = Columns.choose(names, self.image_column, self.messages_column, self.text_column, name(path))
+        twice = [column for column in columns.used if names.count(column) > 1]
+        if twice:
+            raise UserError(f"{name(path)}: {names.count(twice[0])} columns are named {twice[0]!r}, expected one")
+        return columns
 
 
 def _library():

@@ -15,8 +15,9 @@ from janus_jax.data.sources.unit import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Drop
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER_BYTES = 64 << 10  # of a long name or an extended header
 _SKIP = 1 << 20
-_FOLDERS = (tarfile.DIRTYPE,)
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+_WITHOUT_CONTENT = (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, *_DEVICES)
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
 
 
@@ -36,7 +37,10 @@ def members(stream: IO[bytes]) -> Iterator[Member]:
     """
     name: str | None = None
     size: int | None = None
+    padding = 0  # to the next whole block; damage inside it does not concern the member before
     while True:
+        if len(stream.read(padding)) < padding:
+            raise Drop(Reason.CORRUPT, "the archive ends inside a member")
         block = stream.read(BLOCK)
         if not block.strip(b"\0"):
             if len(block) < BLOCK:  # archives without their two closing blocks are common, and complete
@@ -49,6 +53,11 @@ def members(stream: IO[bytes]) -> Iterator[Member]:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
         except (tarfile.TarError, ValueError) as error:
             raise Drop(Reason.CORRUPT, f"damaged header ({error})") from error
+        if size is not None and header.type not in _EXTENDED:
+            header.size = size
+        if header.size < 0:
+            raise Drop(Reason.CORRUPT, f"a member of {header.size} bytes")
+        padding = -_stored(header) % BLOCK
         if header.type in _EXTENDED:
             if header.size > MAX_HEADER_BYTES:
                 raise Drop(Reason.CORRUPT, f"an extended header of {header.size} bytes")
@@ -60,20 +69,20 @@ def members(stream: IO[bytes]) -> Iterator[Member]:
                 name = values.get("path", name)
                 size = int(values["size"]) if values.get("size", "").isdecimal() else size
             continue
-        if size is not None:
-            header.size = size
-        if header.size < 0:
-            raise Drop(Reason.CORRUPT, f"a member of {header.size} bytes")
         member = _member(stream, header, header.name if name is None else name)
         if member:
             yield member
         name, size = None, None
 
 
+def _stored(header: tarfile.TarInfo) -> int:
+    """Bytes of content after the header: links, devices and folders have none, whatever size they claim."""
+    return header.size if header.type not in _WITHOUT_CONTENT else 0
+
+
 def _member(stream: IO[bytes], header: tarfile.TarInfo, name: str) -> Member | None:
     """Reads or skips one member's content; None for a folder."""
-    if header.type in _FOLDERS:
-        _skip(stream, header.size)
+    if header.type == tarfile.DIRTYPE:
         return None
     try:
         if header.type not in tarfile.REGULAR_TYPES:
@@ -83,7 +92,7 @@ def _member(stream: IO[bytes], header: tarfile.TarInfo, name: str) -> Member | N
         if header.size > limit:
             raise Drop(Reason.TOO_LARGE, f"member {name!r} has {header.size} bytes, at most {limit} allowed")
     except Drop as drop:
-        _skip(stream, header.size if header.type in tarfile.REGULAR_TYPES else 0)
+        _skip(stream, _stored(header))
         return Member(name, b"", drop)
     return Member(name, _read(stream, header.size), None)
 
@@ -96,16 +105,14 @@ def _finish(stream: IO[bytes]) -> None:
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
-    """Content and its padding to whole blocks."""
     data = stream.read(size)
-    padding = -size % BLOCK
-    if len(data) < size or len(stream.read(padding)) < padding:
+    if len(data) < size:
         raise Drop(Reason.CORRUPT, "the archive ends inside a member")
     return data
 
 
 def _skip(stream: IO[bytes], size: int) -> None:
-    remaining = size + -size % BLOCK
+    remaining = size
     while remaining:
         data = stream.read(min(remaining, _SKIP))
         if not data:

@@ -49,12 +49,15 @@ class TfdsFolder(FileSource):
             key = f"{prefix}/{self.split}/{i}"
             try:
                 example = examples[i]
-            except (RuntimeError, ValueError) as error:  # checksum, protocol buffer
-                yield Bad(key, Reason.CORRUPT, f"{type(error).__name__}: {error}")
+                row = {name: _plain(example[name]) for name in columns.used}
+            except Exception as error:  # checksum, protocol buffer, a shard that ends early: each has types of its own
+                detail = f"{type(error).__name__}: {error}; dataset_info.json counts {len(examples)} examples"
+                yield Bad(key, Reason.CORRUPT, detail)
                 continue
-            yield from row_items(
-                key, {name: _plain(example[name]) for name in columns.used}, columns, captions, names, ""
-            )
+            if all(value is None for value in row.values()):
+                yield Bad(key, Reason.CORRUPT, f"an empty example, of {len(examples)}")
+            else:
+                yield from row_items(key, row, columns, captions, names, "")
 
     def _open(self, path: str) -> tuple[Any, Columns, list[str]]:
         """Examples, their columns, and names of the classes. Raises UserError."""

@@ -108,6 +108,7 @@ BAD = {
     "turn is text": ({"conversations": ["hello"]}, Reason.BAD_FIELD),
     "value is null": ({"conversations": [{"from": "human", "value": None}]}, Reason.BAD_FIELD),
     "empty answer": ({"conversations": turns("q", " ")}, Reason.NO_TEXT),
+    "empty answer in the middle": ({"conversations": turns("q", "", "r", "b")}, Reason.NO_TEXT),
     "a number": (5, Reason.BAD_FIELD),
     "a list": ([], Reason.BAD_FIELD),
     "null": (None, Reason.BAD_FIELD),
@@ -172,6 +173,10 @@ DAMAGED = {
     "NUL bytes between": (b"[" + GOOD + b",\0\0" + GOOD + b"]", 1, [Reason.CORRUPT]),
     "huge number": (b'[{"a": ' + b"9" * 10000 + b"}," + GOOD + b"]", 1, [Reason.BAD_JSON]),
     "deep nesting": (b"[" + b"[" * 100_000, 0, [Reason.CORRUPT]),
+    "another list behind it": (b"[" + GOOD + b"]\n[" + GOOD + b"]", 1, [Reason.CORRUPT]),
+    "garbage behind it": (b"[" + GOOD + b"] \n oops", 1, [Reason.CORRUPT]),
+    "syntax error long before the end": (b"[" + GOOD + b',{"a" 5}' + b" " * (10 << 20) + b"]", 1, [Reason.CORRUPT]),
+    "huge list": (b"[" + GOOD + b",[1" + b",1" * (5 << 20) + b"]]", 1, [Reason.TOO_LARGE]),
     "huge text": (b'[{"a": "' + b"x" * (10 << 20) + b'"},' + GOOD + b"]", 0, [Reason.TOO_LARGE]),
 }
 
@@ -192,6 +197,15 @@ def test_units_read_alone_give_the_whole_file(folder, monkeypatch):
     assert [unit.first for unit in units] == [0, 5, 10, 15, 20]
     backwards = [list(source.read(unit)) for unit in reversed(units)]
     assert [record for part in reversed(backwards) for record in part] == whole
+
+
+@pytest.mark.parametrize("count", [4, 5, 6])
+def test_what_follows_the_list_is_counted_once_in_any_unit(folder, monkeypatch, count):
+    monkeypatch.setattr(json_list, "UNIT_SAMPLES", 5)
+    monkeypatch.setattr(json_list, "MAX_TEXT_BYTES", 700)
+    raw = json.dumps([sample("<image>", "a")] * count).encode() + b"\n[{}]"
+    records, bad = read(folder, None, raw=raw)
+    assert len(records) == count and [item.reason for item in bad] == [Reason.CORRUPT]
 
 
 def test_missing_file_and_root_are_errors(folder):

@@ -1,11 +1,13 @@
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from source_files import image, read_all
 
@@ -138,6 +140,27 @@ def test_damaged_parquet_is_counted(tmp_path, damage):
     assert len(records) == (50 if damage == "flipped" else 0)  # the other row group is whole
 
 
+def test_a_row_that_is_not_utf8_is_lost_alone(tmp_path):
+    buffers = [None, pa.py_buffer(np.array([0, 2, 4, 7], np.int32).tobytes()), pa.py_buffer(b"ab\xff\xfeend")]
+    table = pa.table({"text": pa.Array.from_buffers(pa.string(), 3, buffers)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    records, bad = read_all(open_source("parquet", str(tmp_path), {}))
+    assert [(record.key, record.messages[0].text) for record in records] == [
+        ("a.parquet/0/0", "ab"),
+        ("a.parquet/0/2", "end"),
+    ]
+    assert [(item.key, item.reason) for item in bad] == [("a.parquet/0/1", Reason.BAD_FIELD)]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "text", "body"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"^a\.parquet: 2 columns are named 'text', expected one"):
+        open_source("parquet", str(tmp_path), {}).units()
+    records, _ = read_all(open_source("parquet", str(tmp_path), {"text_column": "body"}))
+    assert [record.messages[0].text for record in records] == ["c"]
+
+
 # ImageNet folders
 
 
@@ -247,6 +270,30 @@ def test_tfds_pictures_and_texts_without_tensorflow(tfds_dataset, monkeypatch):
     assert sorted(record.messages[0].text for record in records) == ["text 1 é", "text 2 é"]
     assert [item.reason for item in bad] == [Reason.NO_TEXT] and records[0].task == "text"
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("damage", "detail"),
+    [
+        ([b"\xff\xffgarbage"] * 3, "DecodeError"),
+        ([b""] * 3, "an empty example, of 5"),
+        ([], "out of bound 2; dataset_info.json counts 5 examples"),
+    ],
+    ids=["garbage", "empty", "too short"],
+)
+def test_damaged_tfds_examples_are_counted(tfds_dataset, tmp_path, damage, detail):
+    folder = tmp_path / "pictures" / "1.0.0"
+    shutil.copytree(tfds_dataset / "pictures" / "1.0.0", folder)
+    (shard,) = folder.glob("*.array_record*")
+    stored = ArrayRecordDataSource([str(shard)])
+    whole = [stored[i] for i in range(2)]
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    for payload in (*whole, *damage):
+        writer.write(payload)
+    writer.close()
+    records, bad = read_all(open_source("tfds", str(folder), {}))
+    assert len(records) == 2 and [item.reason for item in bad] == [Reason.CORRUPT] * 3
+    assert all(detail in item.detail for item in bad)
 
 
 def test_tfds_errors(tfds_dataset):

@@ -12,6 +12,7 @@ from janus_jax.data.drops import Reason
 from janus_jax.data.images import decode_image
 from janus_jax.data.sources import streams, tar_members
 from janus_jax.data.sources.formats import open_source
+from janus_jax.data.sources.unit import Drop
 from janus_jax.errors import UserError
 
 PNG = image()
@@ -76,6 +77,8 @@ CAPTIONS = {
     "white space": (b" two\n\nlines\t here ", "two lines here"),
     "entities": (b"&quot;Tom &amp; Jerry&quot; &#39;x&#39;", "\"Tom & Jerry\" 'x'"),
     "not UTF-8": (b"caf\xe9 au lait", "caf\ufffd au lait"),
+    "control characters": (b"a\0b \x1b[31mred\xc2\x85", "a b [31mred"),
+    "only control characters": (b"\0\0", None),
     "an image marker": (b"an <image> of &lt;image&gt; tags", "an of tags"),
     "looks like a file but is text": (b"see photo.jpg", "see photo.jpg"),
     "empty": (b"", None),
@@ -191,6 +194,16 @@ def test_long_and_foreign_names(tmp_path, tar_format):
     assert captions(records) == {key: "c"} and bad == []
 
 
+@pytest.mark.parametrize(("kind", "content"), [(tarfile.DIRTYPE, b""), (b"D", b"x" * 700)], ids=["folder", "dump"])
+def test_only_what_has_content_is_skipped(tmp_path, kind, content):
+    """As in `tarfile`: a folder has none, whatever size it claims; an unknown kind of member has."""
+    data = header_of(kind, 700) + content + b"\0" * (-len(content) % 512) + WHOLE
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert archive.getnames()[1:] == ["0.png", "0.txt", "1.png", "1.txt"]
+    records, _ = read(tmp_path, data)
+    assert captions(records) == {"0": "a square", "1": "last"}
+
+
 @pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz"])
 def test_compressed_shard(tmp_path, name):
     records, bad = read(tmp_path, gzip.compress(tar(PAIR)), name=name)
@@ -220,10 +233,12 @@ def huge_extended_header(kind):
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def negative_size():
-    """A size of -1 in the binary form, with a checksum that fits."""
+def header_of(kind, size=-1):
+    """A header of any size in the binary form, with a checksum that fits."""
     block = bytearray(HEADER)
-    block[124:136] = b"\xff" * 12
+    block[:5] = b"x" + bytes(4)
+    block[156:157] = kind
+    block[124:136] = b"\xff" * 8 + size.to_bytes(4, "big", signed=True) if size < 0 else b"%011o\0" % size
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -238,12 +253,12 @@ def pax(content):
 DAMAGED = {
     "ends inside an image": (WHOLE[: THIRD + 512 + 20], {"0": "a square"}),
     "ends inside a header": (WHOLE[: THIRD + 100], {"0": "a square"}),
-    "ends inside the padding": (WHOLE[: THIRD - 100], {}),
+    "ends inside the padding": (WHOLE[: THIRD - 100], {"0": "a square"}),
     "zeros inside": (without(WHOLE, THIRD, THIRD + 512, b"\0" * 512), {"0": "a square"}),
     "wrong checksum": (without(WHOLE, THIRD, THIRD + 10, b"x" * 10), {"0": "a square"}),
     "garbage": (bytes(range(256)) * 8, {}),
     "HTML": (b"<html>404</html>", {}),
-    "negative size": (negative_size(), {}),
+    "negative size": (header_of(tarfile.REGTYPE), {}),
     "8 GB of long name": (huge_extended_header(tarfile.GNUTYPE_LONGNAME), {}),
     "8 GB of pax header": (huge_extended_header(tarfile.XHDTYPE), {}),
     "8 GB of global pax header": (huge_extended_header(tarfile.XGLTYPE), {}),
@@ -263,6 +278,17 @@ def test_damaged_shard_gives_its_complete_samples(tmp_path, data, expected, comp
         records, bad = read(tmp_path, data)
     assert captions(records) == expected
     assert Reason.CORRUPT in reasons(bad) and set(reasons(bad)) <= {Reason.CORRUPT, Reason.NO_TEXT}
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_extended_header_of_a_negative_size_is_not_read(kind):
+    class Stream(io.BytesIO):
+        def read(self, size=-1):
+            assert size >= 0, "the whole stream is read"
+            return super().read(size)
+
+    with pytest.raises(Drop, match="a member of -1 bytes"):
+        list(tar_members.members(Stream(header_of(kind) + WHOLE)))
 
 
 def test_name_of_a_pax_header_is_checked_too(tmp_path):
