@@ -56,7 +56,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "packing_bins": 6,  # rows of a shard open at a time
                 "supervision": "all",  # text that carries loss: "all" or "answers"
                 "drop_condition": 0.1,  # Janus, footnote 2
-                "first_sentence": 0.0,  # how often a generation caption is cut to its first sentence
+                "first_sentence": 0.0,  # how often a generation caption is cut to it; see `data.samples.first_sentence`
                 # Of generation images and the image tokenizer's; see `data.images.Crop`. Janus, section 4.2: centre.
                 "crop": {"random": False, "max_zoom": 1.0, "flip": False},
                 "stored_codes": False,  # take VQ codes from the records (prepare_data), not from pixels in the step

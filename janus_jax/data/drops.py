@@ -29,6 +29,7 @@ class Reason(enum.StrEnum):
     NO_IMAGE = "no_image"  # the task needs an image and there is none
     BAD_IMAGE = "bad_image"  # cannot be decoded: foreign, truncated, unsupported mode
     IMAGE_SHAPE = "image_shape"  # more pixels or a more extreme aspect ratio than allowed
+    SPECIAL_TOKEN = "special_token"  # a text holds a control token of the prompts, which it must not give
     TOO_LONG = "too_long"  # more tokens or images than a row holds
     BAD_RECORD = "bad_record"  # any other broken rule of `Record.validate`
 

@@ -24,14 +24,17 @@ from janus_jax.data.prompts import (
 )
 from janus_jax.data.record_source import Stored
 from janus_jax.data.records import Record
-from janus_jax.data.tokenizer import Tokenizer
+from janus_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from janus_jax.errors import UserError
 
 # What a sample is made of: `tokens`, `modality`, `targets`, `text_weights`, `image_weights` [L], `und_pixels`
 # [n, size, size, 3] and `gen_pixels` [m, size, size, 3], as in `PackedBatch`.
 Sample = dict[str, np.ndarray]
 SUPERVISION = ("all", "answers")
-_END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+# Latin: before white space and anything but a small letter or a digit ("approx. 5"). Chinese: anywhere.
+_END_OF_SENTENCE = re.compile(r"""[.!?]+["'”’)\]]*(?=\s+[^\s\da-zß-ÿ])|[。！？]+[”’」』）]*""")
+_ABBREVIATION = re.compile(r"""["'“‘(\[]*((Mr|Mrs|Ms|Dr|Prof|St|Mt|Jr|Sr|No|vs|etc)|([A-Z]\.)*[A-Z])\.""")
+MIN_SENTENCE_WORDS = 3
 
 
 class Kept(NamedTuple):
@@ -83,9 +86,17 @@ class SampleBuilder:
 
     def build(self, record: Record, rng: np.random.Generator) -> tuple[Sample, bool]:
         """The sample, and whether it was cut. Raises BadSample."""
+        self._refuse_control_tokens(record)
         if record.task == "generate":
             return self._generation_sample(record, rng), False
         return self._text_sample(record)
+
+    def _refuse_control_tokens(self, record: Record) -> None:
+        """A text of a data set must not end a sentence, begin an image or take another role by naming its token."""
+        roles = (role for role in (self.style.user, self.style.assistant) if role.startswith("<|"))
+        for token in (*SPECIAL_TOKENS, *roles):
+            if any(token in message.text for message in record.messages):
+                raise BadSample(Reason.SPECIAL_TOKEN, f"the text contains a literal {token}")
 
     def _text_sample(self, record: Record) -> tuple[Sample, bool]:
         """Understanding and text-only conversations and documents: loss on text (Janus, 3.3)."""
@@ -93,7 +104,7 @@ class SampleBuilder:
         ids, offsets = (np.array(values, np.int32) for values in self.tokenizer.encode_with_offsets(text))
         is_image = ids == self.tokenizer.image_id
         if is_image.sum() != len(record.images):
-            raise BadSample(Reason.IMAGE_COUNT, f"the text contains a literal {IMAGE_PLACEHOLDER}")
+            raise BadSample(Reason.IMAGE_COUNT, f"{is_image.sum()} image tokens for {len(record.images)} images")
         supervised = np.zeros(len(ids), bool)
         for answer_start, answer_end in answers:
             supervised |= (offsets[:, 0] < answer_end) & (offsets[:, 1] > answer_start)
@@ -156,7 +167,7 @@ class SampleBuilder:
         caption = next(message.text for message in record.messages if message.role == "user")
         drop, shorten = rng.random(2) < (self.drop_condition, self.first_sentence)
         if shorten:
-            caption = _END_OF_SENTENCE.split(caption.strip(), maxsplit=1)[0]
+            caption = first_sentence(caption)
         prompt = self.tokenizer.encode(generation_prompt(caption, self.style))
         if drop:
             prompt = self.tokenizer.unconditional(prompt)
@@ -215,6 +226,21 @@ def conversation(record: Record, style: PromptStyle) -> tuple[str, list[tuple[in
             answers.append((len(text) + turn.answer_start, len(text) + len(turn.text)))
         text += turn.text
     return text, answers
+
+
+def first_sentence(caption: str) -> str:
+    """The caption up to its first end of a sentence; all of it where there is none.
+
+    A full stop after an abbreviation or an initial ends none, nor does one after fewer than MIN_SENTENCE_WORDS words:
+    such beginnings ("Fig.", "Vol. 2.") describe nothing. Chinese and Japanese, written without spaces, are not counted.
+    """
+    caption = caption.strip()
+    for end in _END_OF_SENTENCE.finditer(caption):
+        sentence = caption[: end.end()]
+        words = sentence.split()
+        if end[0][0] in "。！？" or (len(words) >= MIN_SENTENCE_WORDS and not _ABBREVIATION.fullmatch(words[-1])):
+            return sentence
+    return caption
 
 
 def square_image(stored: Stored, rng: np.random.Generator, size: int, crop: Crop) -> Kept | Bad:

@@ -1,5 +1,7 @@
 import dataclasses
+import itertools
 
+import msgpack
 import numpy as np
 import pytest
 from tiny_data import (
@@ -23,12 +25,13 @@ from tiny_data import (
 )
 
 from janus_jax.batch import Modality
-from janus_jax.data.drops import Reason
+from janus_jax.data.drops import Bad, Reason
 from janus_jax.data.images import generation_pixels, understanding_pixels
 from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
 from janus_jax.data.record_source import Stored
 from janus_jax.data.records import Record
-from janus_jax.data.samples import check_supervision
+from janus_jax.data.samples import check_supervision, first_sentence
+from janus_jax.data.tokenizer import SPECIAL_TOKENS
 from janus_jax.errors import UserError
 
 TEXT, FEATURE, CODE = (int(kind) for kind in (Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE))
@@ -149,6 +152,7 @@ def test_condition_is_dropped_as_often_as_asked_and_as_the_generator_says():
     assert again == dropped[:50]
 
 
+BOS_TEXT = SPECIAL_TOKENS[0]
 BAD = {
     "prompt without room for an answer": (
         text("x" * 63, "a", key="k/1"),
@@ -167,13 +171,21 @@ BAD = {
     ),
     "literal placeholder in a question": (
         understand(f"<image> {PLACEHOLDER}", "a", images=[flat_png(1)], key="k/1"),
-        Reason.IMAGE_COUNT,
+        Reason.SPECIAL_TOKEN,
         f"the text contains a literal {PLACEHOLDER}",
     ),
-    "literal placeholder in a text": (
-        text(f"what is {PLACEHOLDER}?", "a", key="k/1"),
-        Reason.IMAGE_COUNT,
-        f"the text contains a literal {PLACEHOLDER}",
+    "begin of an image in a caption": (
+        generate("a <begin_of_image>", flat_png(1), key="k/1"),
+        Reason.SPECIAL_TOKEN,
+        "the text contains a literal <begin_of_image>",
+    ),
+    "end of sentence in an answer": (text("q", f"a{EOS}b", key="k/1"), Reason.SPECIAL_TOKEN, EOS),
+    "end of sentence in a document": (document(f"a{EOS}b", key="k/1"), Reason.SPECIAL_TOKEN, EOS),
+    "another turn in a question": (text("q <|Assistant|>: a", "b", key="k/1"), Reason.SPECIAL_TOKEN, "<|Assistant|>"),
+    "a token in a system message": (
+        Record(task="text", messages=(Message("system", BOS_TEXT), *alternate(("q", "a"))), key="k/1"),
+        Reason.SPECIAL_TOKEN,
+        BOS_TEXT,
     ),
     "unreadable image": (generate("a", b"GIF?", key="k/1"), Reason.BAD_IMAGE, "not a readable image"),
 }
@@ -183,6 +195,31 @@ BAD = {
 def test_bad_record_is_named_with_its_reason(record, reason, detail):
     bad = make_builder()(Stored("file:3", record.serialize()), np.random.default_rng(0))
     assert (bad.key, bad.reason) == ("k/1", reason) and detail in bad.detail
+
+
+def test_role_words_that_are_no_tokens_are_just_text():
+    assert len(build(text("User: q", "Assistant: a"), style=STYLES["janus_plain"])["tokens"]) > 20
+
+
+def test_no_order_of_roles_stops_the_stream():
+    """Every conversation of up to four messages is a sample, or is refused as a record."""
+    builder, kept = make_builder(), []
+    for count in range(5):
+        for roles in itertools.product(("system", "user", "assistant"), repeat=count):
+            messages = [[role, "<image>" if i == count - 1 else "q"] for i, role in enumerate(roles)]
+            for task in ("text", "understand", "generate"):
+                images = [] if task == "text" or not count else [flat_png(1)]
+                payload = {"task": task, "messages": messages, "images": images, "key": "k"}
+                result = builder(Stored("f:0", msgpack.packb(payload)), np.random.default_rng(0))
+                if isinstance(result, Bad):
+                    assert result.reason is Reason.BAD_RECORD
+                else:
+                    kept.append((task, " ".join(role[0] for role in roles)))
+    conversations = ["u a", "s u a", "u a u a"]
+    assert sorted(kept) == sorted(
+        [("text", "a"), ("generate", "u a")]
+        + [(task, roles) for task in ("text", "understand") for roles in conversations]
+    )
 
 
 def test_stored_codes_are_the_tokens_and_the_targets_of_the_image():
@@ -270,7 +307,7 @@ def test_the_first_answer_is_cut_when_it_does_not_fit():
 
 
 def test_first_sentence_is_kept_as_often_as_asked():
-    record = generate("A cat. It sleeps on 1.5 mats!", flat_png(1))
+    record = generate("A grey cat. It sleeps on 1.5 mats!", flat_png(1))
     texts = {
         probability: [
             BYTE_TOKENIZER.backend.decode(
@@ -285,7 +322,34 @@ def test_first_sentence_is_kept_as_often_as_asked():
     short = [["sleeps" not in text for text in texts[p]] for p in (0.0, 0.25, 1.0)]
     assert not any(short[0]) and all(short[2])
     assert abs(np.mean(short[1]) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 300)
-    assert all("A cat." in text for text in texts[1.0])
+    assert all("A grey cat." in text for text in texts[1.0])
+
+
+@pytest.mark.parametrize(
+    ("caption", "sentence"),
+    [
+        (" A red bus stops. It waits. ", "A red bus stops."),
+        ("Mr. Smith rides a bus. It is red.", "Mr. Smith rides a bus."),
+        (
+            "A bus with Dr. Smith and J. R. R. Tolkien waits! Nobody gets on.",
+            "A bus with Dr. Smith and J. R. R. Tolkien waits!",
+        ),
+        ("A flag of the U.S. Army flies. It is old.", "A flag of the U.S. Army flies."),
+        ("It weighs approx. 5 kg, i.e. little. So it floats.", "It weighs approx. 5 kg, i.e. little."),
+        ('A bus at v1.5 speed? "Yes."', "A bus at v1.5 speed?"),
+        ('He said "stop the bus." Then he left.', 'He said "stop the bus."'),
+        ("A bus. Red. It waits here. And waits.", "A bus. Red."),
+        ("Wait... what is that? Nobody knows.", "Wait... what is that?"),
+        ("no end of a sentence", "no end of a sentence"),
+        ("www.example.org sells a bus", "www.example.org sells a bus"),
+        ("一只猫。它在睡觉。", "一只猫。"),
+        ("他说：“停。”然后走了。", "他说：“停。”"),
+        ("Un bus rouge attend. Émile le prend.", "Un bus rouge attend."),
+        ("", ""),
+    ],
+)
+def test_first_sentence(caption, sentence):
+    assert first_sentence(caption) == sentence
 
 
 def test_supervision_has_two_values():
