@@ -129,7 +129,7 @@ def _inspect(stream: Stream, config: ConfigDict, tokenizer: Tokenizer | None, ou
         keys += row_keys
     title = f"{config.name}, {SPLIT.value} data from batch {START_STEP.value}"
     state = stream.get_state()
-    tables = [_drop_table(state)]
+    tables = [_drop_table(state, stream.patterns)]
     dropped = [
         (f"{name}: {bad.key}", f"{bad.reason}: {bad.detail}")
         for name, report in drop_reports(state).items()
@@ -149,7 +149,7 @@ def _inspect(stream: Stream, config: ConfigDict, tokenizer: Tokenizer | None, ou
         for number, row in enumerate(page.rows):
             samples = ", ".join(f"{segment.task} {one_line(segment.key)} ({segment.length})" for segment in row)
             print(f"row {number}: {samples}")
-    print(format_reports(state))
+    print(format_reports(state, stream.patterns))
     (output / "inspect.html").write_text(render(page))
     print(f"page: {output / 'inspect.html'}")
 
@@ -187,13 +187,13 @@ def _task_table(summary: Summary, config: ConfigDict) -> tuple[str, list[str], l
     return ("What the rows hold", head, rows)
 
 
-def _drop_table(state: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+def _drop_table(state: Mapping[str, Any], patterns: Mapping[str, str]) -> tuple[str, list[str], list[list[str]]]:
     """Also counts the samples of rows that are still open."""
     rows = []
     for name, report in drop_reports(state).items():
         cut = sum(shard["truncated"][name] for shard in state["shards"].values())
         reasons = ", ".join(f"{reason} {count}" for reason, count in report.reasons.items()) or "none"
-        rows.append([name, f"{report.seen:,}", reasons, f"{cut:,}"])
+        rows.append([f"{name} ({patterns[name]})", f"{report.seen:,}", reasons, f"{cut:,}"])
     return ("What the sources gave", ["source", "read", "dropped", "cut to a row"], rows)
 
 

@@ -22,6 +22,7 @@ class Reason(enum.StrEnum):
     TOO_LARGE = "too_large"  # over a limit on bytes or characters
     CORRUPT = "corrupt"  # a damaged archive, compressed stream, shard or row group: what follows is lost too
     BAD_JSON = "bad_json"  # not JSON
+    UNREAD_FILE = "unread_file"  # a file or folder of the data set that its format does not read
     BAD_FIELD = "bad_field"  # a field is missing or of another type
     BAD_ROLES = "bad_roles"  # turns do not alternate between user and assistant
     IMAGE_COUNT = "image_count"  # the number of markers is not the number of images

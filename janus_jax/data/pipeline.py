@@ -85,6 +85,11 @@ class Stream:
                 ring.release()
         return batch, keys
 
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Where the files of each source are, by its name in reports ("generate/0")."""
+        return self._shards[0].patterns
+
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable."""
         return {"settings": self._settings, "shards": dict(self._states)}
@@ -134,15 +139,20 @@ def drop_reports(state: Mapping[str, Any]) -> dict[str, DropReport]:
     return merged
 
 
-def format_reports(state: Mapping[str, Any]) -> str:
-    """A line per source: samples, drops by reason, samples cut to fit into a row, the first offenders."""
+def format_reports(state: Mapping[str, Any], patterns: Mapping[str, str]) -> str:
+    """A line per source: samples, drops by reason, samples cut to fit into a row, the first offenders.
+
+    Args:
+        patterns: `Stream.patterns`.
+    """
     lines = []
     for name, report in drop_reports(state).items():
         cut = sum(shard["truncated"][name] for shard in state["shards"].values())
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.reasons.items()))
         dropped = f"{report.dropped:,} dropped ({reasons})" if reasons else "none dropped"
         offenders = f"; first: {report.offenders()}" if report.examples else ""
-        lines.append(f"data {name}: {report.seen:,} samples, {dropped}, {cut:,} cut to fit into a row{offenders}")
+        counts = f"{report.seen:,} samples, {dropped}, {cut:,} cut to fit into a row"
+        lines.append(f"data {name} ({patterns[name]}): {counts}{offenders}")
     return "\n".join(lines)
 
 
@@ -224,7 +234,7 @@ def packed_rows(
             if ever_positive(weight):
                 name = f"{task}/{i}"
                 dataset = _shuffled(source, name, seed, num_shards).random_map(builder)
-                components.append(Component(name, task, weight, dataset))
+                components.append(Component(name, source.pattern, task, weight, dataset))
     rows = _rows_per_shard(batch_size, num_shards)
     slots = dict(zip(IMAGE_FEATURES, (builder.understanding_slots, builder.generation_slots), strict=True))
     if builder.stored_codes:
@@ -265,10 +275,11 @@ def square_images(
     """Batches of training images for the VQ tokenizer, cropped to squares."""
     rows = _rows_per_shard(batch_size, num_shards)
     make_sample = functools.partial(square_image, size=size, crop=crop)
-    components = [
-        Component(name, "generate", len(source), _shuffled(source, name, seed, num_shards).random_map(make_sample))
-        for name, source in ((f"generate/{i}", source) for i, source in enumerate(sources))
-    ]
+    components = []
+    for i, source in enumerate(sources):
+        name = f"generate/{i}"
+        dataset = _shuffled(source, name, seed, num_shards).random_map(make_sample)
+        components.append(Component(name, source.pattern, "generate", len(source), dataset))
     make = functools.partial(
         Shard,
         num_shards=num_shards,

@@ -122,7 +122,7 @@ def start(job: Job) -> list[int]:
         difference = _difference(_read_json(begun), job.identity)
         if difference:
             raise UserError(f"--output={output}: was begun with {difference}; use the same, or another folder")
-    elif output.exists() and any(output.iterdir()):
+    elif output.exists() and not _untouched(output):
         raise UserError(f"--output={output}: holds files that are not of this command, expected a new folder")
     else:
         progress.mkdir(parents=True, exist_ok=True)
@@ -200,6 +200,15 @@ def finish(job: Job) -> dict[str, Any]:
     _write_json(output / "manifest.json", manifest)
     (output / ".incomplete").rmtree(missing_ok=True)
     return manifest
+
+
+def image_tokenizer_of(output: epath.PathLike) -> str:
+    """The hash of the image tokenizer that made the codes of a prepared folder; "" where no manifest tells it."""
+    path = epath.Path(output) / "manifest.json"
+    try:
+        return str(_read_json(path)["identity"]["image_tokenizer_sha256"]) if path.exists() else ""
+    except (KeyError, TypeError):  # the manifest of another program
+        return ""
 
 
 def fail(job: Job, error: UserError) -> None:
@@ -300,6 +309,14 @@ def _write_with_codes(
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: str) -> Tokenizer:
     return Tokenizer.from_file(path)
+
+
+def _untouched(output: epath.Path) -> bool:
+    """Whether a folder is empty, or was left by a run that was killed before it wrote its settings."""
+    paths = [
+        path for folder in output.iterdir() for path in (folder.iterdir() if folder.name == "progress" else [folder])
+    ]
+    return all(path.parent.name == "progress" and path.name.startswith("settings.json.") for path in paths)
 
 
 def _finished(job: Job, shard: int) -> bool:

@@ -26,13 +26,20 @@ class RecordSource(Sequence):
 
     Args:
         files: in order.
+        pattern: that found them, for messages.
         first: position of the first record of this source.
         count: of its records; None: all that follow.
     """
 
     def __init__(
-        self, files: Sequence[ArrayRecordDataSource], names: Sequence[str], first: int = 0, count: int | None = None
+        self,
+        files: Sequence[ArrayRecordDataSource],
+        names: Sequence[str],
+        pattern: str,
+        first: int = 0,
+        count: int | None = None,
     ):
+        self.pattern = pattern
         self._files, self._names = files, names
         self._ends = np.cumsum([len(file) for file in files])
         self._first = first
@@ -82,8 +89,8 @@ def open_records(pattern: str, field: str, held_out: int = 0, validation: bool =
         kept = f", and data.held_out={held_out} are kept for validation" if held_out else ""
         raise UserError(f"{field}: {pattern!r} has {total} records{kept}")
     if validation:
-        return RecordSource(files, names, total - held_out, held_out)
-    return RecordSource(files, names, 0, total - held_out)
+        return RecordSource(files, names, pattern, total - held_out, held_out)
+    return RecordSource(files, names, pattern, 0, total - held_out)
 
 
 def _open(path: str, field: str) -> ArrayRecordDataSource:

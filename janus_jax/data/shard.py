@@ -24,6 +24,7 @@ class Component(NamedTuple):
     """One source of one task."""
 
     name: str  # "understand/0"
+    pattern: str  # of its files, for messages
     task: str
     weight: Schedule  # among the sources of its task
     samples: grain.MapDataset  # endless; an element is `Kept` or `Bad`, the same one at each access
@@ -59,6 +60,7 @@ class Shard:
         self.index = index
         self.rows_per_step = rows_per_step
         self._samples = {c.name: c.samples[index::num_shards] for c in components}
+        self.patterns = {c.name: c.pattern for c in components}
         self._task_of = {c.name: c.task for c in components}
         self._cursors = dict.fromkeys(self._samples, 0)
         self._unit = unit
@@ -139,7 +141,8 @@ class Shard:
         report = self.reports[component]
         if isinstance(result, Bad):
             report.drop(result)
-            report.check(self._max_drop_rate, f"data.max_drop_rate ({component})", at_least=MIN_DROPS)
+            origin = f"{component}, {self.patterns[component]}"
+            report.check(self._max_drop_rate, f"data.max_drop_rate ({origin})", at_least=MIN_DROPS)
         else:
             report.keep()
             self.truncated[component] += result.truncated

@@ -3,8 +3,6 @@
 Letters: B images, N codes per image.
 """
 
-import hashlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ from janus_jax import checkpoints
 from janus_jax.convert import folders
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusConfig, VQConfig
-from janus_jax.models.parameters import Params, abstract_params, bind, build, flatten, unflatten
+from janus_jax.models.parameters import Params, abstract_params, bind, build, fingerprint, flatten, unflatten
 
 
 class ImageTokenizer:
@@ -32,12 +30,8 @@ class ImageTokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of the architecture and the parameters: two tokenizers of the same hash give the same codes."""
-        digest = hashlib.sha256(repr(self.config).encode())
-        for path, values in sorted(flatten(self.params).items()):
-            digest.update(f"{path} {values.shape} {values.dtype}".encode())
-            digest.update(np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()
+        """Two tokenizers of the same hash give the same codes."""
+        return fingerprint(self.config, self.params)
 
 
 def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:

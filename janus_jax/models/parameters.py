@@ -4,6 +4,7 @@ The paths of that dict ("llm/decoder/layers/attention/q_proj/kernel") are the co
 freezing and conversion. Everything outside `models` uses modules through `bind` and never sees Flax.
 """
 
+import hashlib
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -90,6 +91,15 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> Params:
     """{"a/b/c": leaf} -> nested dict."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def fingerprint(config: ModelConfig, params: Mapping[str, Any]) -> str:
+    """SHA-256 of the architecture and of parameters in host memory: models of the same one compute the same."""
+    digest = hashlib.sha256(repr(config).encode())
+    for path, values in sorted(flatten(params).items()):
+        digest.update(f"{path} {values.shape} {values.dtype}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def count(params: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from janus_jax.data.images import Crop
+from janus_jax.data.images import CENTRE, Crop
 from janus_jax.data.mixture import Schedule, check_schedule, ever_positive
 from janus_jax.data.pipeline import Stream, packed_rows, square_images
 from janus_jax.data.prompts import STYLES
@@ -157,6 +157,8 @@ def open_stream(
             raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
         return square_images(sources["generate"], size=size, crop=crop, **common)
     assert isinstance(architecture, JanusConfig) and tokenizer is not None
+    if data.stored_codes and crop != CENTRE:
+        raise UserError(f"data.crop={data.crop.to_dict()}: data.stored_codes are of the centre, expected {CENTRE}")
     slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
     for task in sources:
         if not slots[task]:
@@ -193,14 +195,25 @@ def _entries(
     entries: Sequence[Any], field: str, held_out: int, validation: bool
 ) -> list[tuple[RecordSource, Schedule]]:
     """Sources and weights of one task. An entry is a glob, weighing as much as it has records, or (glob, weight)."""
-    pairs: list[tuple[RecordSource, Schedule]] = []
-    for entry in entries:
-        pattern, weight = (entry, None) if isinstance(entry, str) else entry
-        source = open_records(pattern, field, held_out, validation)
-        pairs.append((source, float(len(source)) if weight is None else check_schedule(field, weight)))
-    if not pairs:
+    given = [_entry(field, entry) for entry in entries]
+    if not given:
         raise UserError(f"{field} is empty, expected globs of ArrayRecord shards, since data.ratio has its task")
-    return pairs
+    if not any(weight is None or ever_positive(weight) for _, weight in given):
+        raise UserError(f"{field}={tuple(entries)!r}: expected a weight above 0, since data.ratio has its task")
+    sources = [open_records(pattern, field, held_out, validation) for pattern, _ in given]
+    return [
+        (source, float(len(source)) if weight is None else weight)
+        for source, (_, weight) in zip(sources, given, strict=True)
+    ]
+
+
+def _entry(field: str, entry: Any) -> tuple[str, Schedule | None]:
+    """Glob and weight, or None. Raises UserError for anything else, e.g. ("a-*", 2.0) in place of (("a-*", 2.0),)."""
+    if isinstance(entry, str):
+        return entry, None
+    if isinstance(entry, Sequence) and len(entry) == 2 and isinstance(entry[0], str) and not isinstance(entry[1], str):
+        return entry[0], check_schedule(field, entry[1])
+    raise UserError(f"{field}: {entry!r}, expected a tuple of globs or of (glob, weight)")
 
 
 def _settings(

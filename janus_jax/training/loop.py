@@ -14,7 +14,7 @@ from janus_jax.checkpoints import prepare_folder, write_architecture
 from janus_jax.data.pipeline import drop_reports, format_reports
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import ModelConfig
+from janus_jax.models.config import JanusConfig, ModelConfig
 from janus_jax.models.parameters import abstract_params
 from janus_jax.sharding import own_rows
 from janus_jax.training.checkpoint import Checkpoints
@@ -26,9 +26,10 @@ from janus_jax.training.optimizer import make_schedule
 from janus_jax.training.plan import make_plan
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.profile import Profile
-from janus_jax.training.stages import format_table, module_table
+from janus_jax.training.stages import format_table, merge, module_table
 from janus_jax.training.state import TrainState
 from janus_jax.training.stopping import StopRequest
+from janus_jax.training.stored_codes import check_stored_codes
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
@@ -64,6 +65,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         state, data_state = restored
         stream.set_state(data_state)
         _say(f"resumed from checkpoint {int(state.step)} in {workdir}")
+    if config.data.stored_codes and isinstance(architecture, JanusConfig):
+        vq = merge(state.trainable, state.frozen)["vq"]
+        check_stored_codes(stream.patterns, architecture.vq, vq)
     if _primary():
         _write_run(workdir, config, architecture, tokenizer)
     step_fn = plan.make_step()
@@ -72,7 +76,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     profile = Profile(workdir / "profile", **config.profile)
     batches = DevicePrefetch(stream, plan.rows)
     with contextlib.ExitStack() as ending:
-        ending.callback(lambda: _say(format_reports(batches.state)))
+        ending.callback(lambda: _say(format_reports(batches.state, stream.patterns)))
         for part in (log, checkpoints, profile, batches):  # closed from the last one on
             ending.push(functools.partial(_close, part))
         return _run(config, state, step_fn, batches, checkpoints, log, finite, profile)

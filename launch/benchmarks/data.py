@@ -264,7 +264,7 @@ class _Repeated(Sequence):
     """A few records as a source of the usual size, since the shuffling of a tiny one is slower: 0.3 ms per index."""
 
     def __init__(self, source: RecordSource):
-        self._source = source
+        self._source, self.pattern = source, source.pattern
 
     def __len__(self) -> int:
         return SOURCE_SIZE
@@ -294,6 +294,8 @@ def _stream(sources: Any, ratio: dict[str, float], tokenizer: Tokenizer, workers
 
 class _HugeSource(Sequence):
     """An index of INDEX documents, made when they are read."""
+
+    pattern = "in memory"
 
     def __len__(self) -> int:
         return INDEX

@@ -333,7 +333,8 @@ def test_bad_records_are_left_out_counted_per_source_and_told(open_stream):
     assert set(report.reasons) == {Reason.TOO_LONG, Reason.BAD_RECORD}
     assert report.rate == pytest.approx(2 / 12, abs=0.03)
     assert {bad.key for bad in report.examples} == {"long", "list:11"}
-    assert f"data text/0: {report.seen:,} samples, {report.dropped} dropped (bad_record" in format_reports(state)
+    line = f"data text/0 (in/memory-*): {report.seen:,} samples, {report.dropped} dropped (bad_record"
+    assert line in format_reports(state, stream.patterns)
 
 
 def test_counts_go_on_after_a_resume(open_stream):
@@ -351,7 +352,7 @@ def test_counts_go_on_after_a_resume(open_stream):
 def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_stream, workers):
     stream = open_stream({"text": 1}, in_memory([b"\xc1"] * 8), workers=workers)
     with pytest.raises(
-        UserError, match=r"data\.max_drop_rate \(text/0\)=0\.5: 100 of 100 samples dropped; first: list:"
+        UserError, match=r"data\.max_drop_rate \(text/0, in/memory-\*\)=0\.5: 100 of 100 samples dropped; first: list:"
     ):
         next(stream)
 
@@ -406,6 +407,8 @@ def test_square_images_continue_after_a_restore(image_stream):
 
 class HundredMillion:
     """A source without files, to resume deep inside it."""
+
+    pattern = "nowhere"
 
     def __len__(self):
         return 100_000_000

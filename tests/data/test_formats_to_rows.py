@@ -75,7 +75,7 @@ def write_imagenet(folder):
 def write_tfds(folder):
     import tensorflow_datasets as tfds
 
-    class Pictures(tfds.core.GeneratorBasedBuilder):
+    class Drawings(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -89,8 +89,8 @@ def write_tfds(folder):
         def _generate_examples(self):
             raise NotImplementedError
 
-    Pictures(data_dir=folder, file_format="array_record").download_and_prepare()
-    return "tfds", folder / "pictures" / "1.0.0", {}, 1
+    Drawings(data_dir=folder, file_format="array_record").download_and_prepare()
+    return "tfds", folder / "drawings" / "1.0.0", {}, 1
 
 
 def write_text(folder):

@@ -165,6 +165,21 @@ def test_folder_with_other_files_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("half_written", [None, "settings.json.0123abcd"])
+def test_a_run_killed_before_it_wrote_its_settings_can_be_repeated(tmp_path, half_written):
+    (tmp_path / "progress").mkdir()
+    if half_written:
+        (tmp_path / "progress" / half_written).write_text("{")
+    assert start(job(tmp_path)) == [0, 1, 2]
+
+
+def test_folder_with_a_progress_of_its_own_is_left_alone(tmp_path):
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress" / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match=r"holds files that are not of this command"):
+        start(job(tmp_path))
+
+
 def test_too_many_bad_samples_list_the_first_ten_and_leave_no_manifest(tmp_path):
     bad = [generate("c", b"garbage", key=f"bad/{i}") for i in range(20)]
     strict = job(tmp_path / "out", (*RECORDS, *bad), max_drop_rate=0.3)

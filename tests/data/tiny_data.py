@@ -81,6 +81,8 @@ def alternate(turns):
 class ListSource(list):
     """Records (or raw payloads) in memory, in place of a `RecordSource`."""
 
+    pattern = "in/memory-*"
+
     def __getitem__(self, index):
         record = super().__getitem__(index)
         return Stored(f"list:{index}", record.serialize() if isinstance(record, Record) else record)

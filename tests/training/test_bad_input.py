@@ -1,5 +1,7 @@
 """Whatever is wrong with a run is one UserError that names it, before any step and before any compilation."""
 
+import shutil
+
 import pytest
 from etils import epath
 from tiny_runs import MICRO_JANUS, MICRO_VQ, janus_experiment, vq_experiment
@@ -70,6 +72,15 @@ def no_step(monkeypatch):
         ({"data.workers": 3}, r"data\.workers=3 must divide"),
         ({"data.held_out": 10**6}, r"data\.held_out=1000000"),
         ({"data.ratio_unit": "bytes"}, r"data\.ratio_unit='bytes'"),
+        (
+            {"data.sources.text": (("a", "b", "c"),)},
+            r"data\.sources\.text: \('a', 'b', 'c'\), expected a tuple of globs",
+        ),
+        ({"data.sources.text": ("a", 2.0)}, r"data\.sources\.text: 2\.0, expected a tuple of globs"),
+        ({"data.sources.text": (("a", "b"),)}, r"data\.sources\.text: \('a', 'b'\), expected a tuple of globs"),
+        ({"data.sources.text": (("a", 0.0), ("b", ((0, 0.0),)))}, r"data\.sources\.text=.*expected a weight above 0"),
+        ({"data.stored_codes": True, "data.crop.random": True}, r"data\.crop=.*data\.stored_codes are of the centre"),
+        ({"data.stored_codes": True, "data.crop.max_zoom": 1.25}, r"data\.crop=.*data\.stored_codes are of the centre"),
         ({"data.sources.text": ()}, r"data\.sources\.text is empty"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
@@ -135,6 +146,16 @@ def test_starting_point_of_another_tokenizer_is_refused(data_folder, tmp_path):
     config = janus_experiment(data_folder)
     config.init.checkpoint = str(tmp_path / "start")
     with pytest.raises(UserError, match=r"init\.checkpoint=.*tokens with other ids than config\.data\.tokenizer"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_stored_codes_of_another_image_tokenizer_are_refused(data_folder, tmp_path):
+    config = janus_experiment(data_folder)
+    shutil.copytree(data_folder, tmp_path / "data")
+    (tmp_path / "data" / "manifest.json").write_text('{"identity": {"image_tokenizer_sha256": "0123456789abcdef"}}')
+    config.data.sources.generate = (f"{tmp_path}/data/generate.array_record",)
+    config.data.stored_codes = True
+    with pytest.raises(UserError, match=rf"stored_codes: the codes in {tmp_path}/data .* 0123456789ab .*the run's is"):
         loop.train(config, tmp_path / "run")
 
 

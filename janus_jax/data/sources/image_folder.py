@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from janus_jax.data.drops import Bad, Reason
 from janus_jax.data.sources.captions import CaptionTasks, clean_caption
 from janus_jax.data.sources.files_under import read_below
 from janus_jax.data.sources.unit import MAX_IMAGE_BYTES, FileSource, Item, Unit, name
@@ -20,7 +21,9 @@ UNIT_FILES = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFolder(FileSource):
-    """Units are up to 1,000 files of a class folder, in sorted order.
+    """Units are up to 1,000 entries of a class folder, in sorted order.
+
+    What has another suffix, lies beside the class folders or is a folder in one of them is counted, not read.
 
     class_names: a file with a line per class, `n01440764 tench, Tinca tinca`.
     labels: for a flat folder, a file with a line per image, `ILSVRC2012_val_00000001.JPEG n01751748`.
@@ -40,17 +43,19 @@ class ImageFolder(FileSource):
 
     def units(self) -> list[Unit]:
         names = read_table(self.class_names, "class_names")
-        units = []
+        units, found = [], False
         for root in self.input:
             if not os.path.isdir(root):
                 raise UserError(f"--input={root}: not a folder")
-            folders = [root] if self.labels else sorted(entry.path for entry in os.scandir(root) if entry.is_dir())
-            for folder in folders:
-                if not self.labels and name(folder) not in names:
+            folders = [] if self.labels else sorted(entry.path for entry in os.scandir(root) if entry.is_dir())
+            for folder in (root, *folders):
+                if folder != root and name(folder) not in names:
                     raise UserError(f"--class_names={self.class_names}: has no line for the folder {folder}")
-                count = len(_images(folder))
+                entries = self._entries(folder)
+                found |= any(is_image for _, is_image in entries)
+                count = len(entries)
                 units += [Unit(folder, i, min(i + UNIT_FILES, count)) for i in range(0, count, UNIT_FILES)]
-        if not units:
+        if not found:
             where = "" if self.labels else " below its class folders"
             raise UserError(f"--input={','.join(self.input)}: no images named *{', *'.join(SUFFIXES)}{where}")
         if self.labels:
@@ -61,12 +66,21 @@ class ImageFolder(FileSource):
                 )
         return units
 
+    def _entries(self, folder: str) -> list[tuple[str, bool]]:
+        """(name, whether it is an image to read) of what lies in a folder, sorted, but not the class folders."""
+        if folder in self.input and not self.labels:
+            return sorted((entry.name, False) for entry in os.scandir(folder) if not entry.is_dir())
+        return sorted((entry.name, entry.name.lower().endswith(SUFFIXES)) for entry in os.scandir(folder))
+
     def read(self, unit: Unit) -> Iterator[Item]:
         names = read_table(self.class_names, "class_names")
         labels = read_table(self.labels, "labels") if self.labels else {}
         captions = CaptionTasks(tasks=self.tasks, question=self.question)
         # A link to a file of another folder is refused, but the folder itself may be a link.
-        for file in _images(unit.path)[unit.start : unit.stop]:
+        for file, is_image in self._entries(unit.path)[unit.start : unit.stop]:
+            if not is_image:
+                yield Bad(f"{name(unit.path)}/{file}", Reason.UNREAD_FILE, "not an image file of a class folder")
+                continue
             synset = labels.get(file) or labels.get(os.path.splitext(file)[0]) if labels else name(unit.path)
 
             def pair(file: str = file, synset: str | None = synset) -> tuple[bytes, str]:
@@ -74,11 +88,6 @@ class ImageFolder(FileSource):
                 return read_below(unit.path, file, MAX_IMAGE_BYTES), caption
 
             yield from captions.items(f"{name(unit.path)}/{file}" if not labels else f"{synset}/{file}", pair)
-
-
-def _images(folder: str) -> list[str]:
-    """Names of the image files of a folder, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
 
 
 def read_table(path: str, option: str) -> dict[str, str]:

@@ -176,8 +176,15 @@ def image_net(tmp_path):
 
 def test_folders_of_classes(image_net):
     source = open_source("imagenet", str(image_net / "train"), {"class_names": str(image_net / "names.txt")})
+    (image_net / "train" / "n02" / "nested").mkdir()
+    (image_net / "train" / "beside.JPEG").write_bytes(PNG)
     records, bad = read_all(source)
-    assert bad == [] and [(record.key, record.messages[0].text) for record in records] == [
+    assert [(item.key, item.reason) for item in bad] == [
+        ("train/beside.JPEG", Reason.UNREAD_FILE),
+        ("n01/notes.txt", Reason.UNREAD_FILE),
+        ("n02/nested", Reason.UNREAD_FILE),
+    ]
+    assert [(record.key, record.messages[0].text) for record in records] == [
         ("n01/n01_9.JPEG", "tench"),
         ("n02/n02_1.JPEG", "crane"),
         ("n02/n02_2.JPEG", "crane"),
@@ -194,7 +201,7 @@ def test_flat_folder_with_labels(image_net, table):
     options = {"class_names": str(image_net / "names.txt"), "labels": str(image_net / "labels.txt")}
     records, bad = read_all(open_source("imagenet", str(image_net / "train" / "n01"), options))
     assert [(record.key, record.messages[0].text) for record in records] == [("n01/n01_9.JPEG", "tench")]
-    assert [item.reason for item in bad] == [Reason.NO_TEXT]
+    assert [item.reason for item in bad] == [Reason.UNREAD_FILE, Reason.NO_TEXT]
 
 
 def test_links_and_missing_names(image_net):
@@ -202,7 +209,8 @@ def test_links_and_missing_names(image_net):
     (image_net / "train" / "n01" / "link.JPEG").symlink_to(image_net / "secret.png")
     options = {"class_names": str(image_net / "names.txt")}
     assert [item.reason for item in read_all(open_source("imagenet", str(image_net / "train"), options))[1]] == [
-        Reason.PATH_ESCAPE
+        Reason.PATH_ESCAPE,
+        Reason.UNREAD_FILE,
     ]
     (image_net / "names.txt").write_text("n01 tench\n")
     with pytest.raises(UserError, match=r"^--class_names=.*names\.txt: has no line for the folder .*n02"):
