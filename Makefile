@@ -1,10 +1,13 @@
-# `make quickstart` trains, asks and draws; `make test` runs the tests. Each makes its own virtual environment.
+# `make quickstart` trains, asks and draws, `make quickstart-flow` with a JanusFlow; `make test` runs the tests. Each makes its own virtual environment.
 PYTHON ?= python3
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart quickstart-flow test lint clean
 
 quickstart: .venv/quickstart.done
 	.venv/bin/python -m launch.quickstart --output=quickstart
+
+quickstart-flow: .venv/quickstart.done
+	.venv/bin/python -m launch.quickstart --model=flow
 
 test: .venv/test.done
 	.venv/bin/python -m pytest
@@ -20,4 +23,4 @@ lint: .venv/test.done
 	touch $@
 
 clean:
-	rm -rf .venv quickstart
+	rm -rf .venv quickstart quickstart-flow

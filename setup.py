@@ -38,6 +38,7 @@ TEST = [
     "diffusers>=0.37,<1",
     "mypy>=1.15",
     "pytest>=8.3",
+    "pyyaml>=6",
     "ruff>=0.11",
     "torch==2.13.0",
     "transformers>=5.0,<6",

@@ -21,6 +21,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "siglip": "",  # transformers' SiglipModel or SiglipVisionModel
                 "llm": "",  # transformers' LlamaForCausalLM, e.g. DeepSeek-LLM
                 "vq": "",  # LlamaGen's vq_ds16, or an image tokenizer trained here
+                "vae": "",  # JanusFlow: the VAE whose latents are learned, diffusers' AutoencoderKL or ours
             },
             "trainable": ((".*", True),),  # ordered (path regex, trainable); every parameter must match
             "train": {
@@ -37,6 +38,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "b2": 0.95,  # Janus, Table 1
                 "eps": 1e-8,  # papers: not stated
                 "clip_norm": 1.0,  # Janus, Table 1
+                "ema": 0.0,  # decay of an average of the trained parameters, kept beside them; 0: none
             },
             "loss": {
                 "normalization": "tokens",  # or "tasks"; papers: not stated

@@ -13,7 +13,7 @@ class Modality(enum.IntEnum):
     PADDING = 0
     TEXT = 1
     UNDERSTANDING_IMAGE = 2  # a SigLIP feature
-    GENERATION_IMAGE = 3  # a VQ code
+    GENERATION_IMAGE = 3  # a VQ code; JanusFlow: the time or a latent
 
 
 class PackedBatch(NamedTuple):
@@ -30,6 +30,15 @@ class PackedBatch(NamedTuple):
     gen_pixels: Any = (
         None  # [B, G, image, image, 3] uint8 in order of appearance; None: `tokens` already hold the codes
     )
+
+
+class FlowBatch(NamedTuple):
+    """Rows for JanusFlow, with the latents of their images and all that is random in the loss."""
+
+    rows: PackedBatch
+    latents: Any  # [B, G, H, W, Z] float32, of unit scale
+    noise: Any  # [B, G, H, W, Z] float32, standard normal
+    time: Any  # [B, G] float32 in (0, 1)
 
 
 class ImageBatch(NamedTuple):

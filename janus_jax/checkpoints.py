@@ -3,7 +3,7 @@
 DIR/model.json        architecture (exact; another one is refused)
 DIR/tokenizer.json    text tokenizer, absent for image tokenizers and VAEs
 DIR/params/           Orbax, layers stacked                     (exported model), or
-DIR/checkpoints/N/    Orbax, one folder per saved step with `params` in it (training workdir)
+DIR/checkpoints/N/    Orbax, one folder per saved step with `params`, perhaps `ema`, in it (training workdir)
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.typing import DTypeLike
@@ -32,7 +33,7 @@ _MAX_SIZE = 1 << 24
 _MAX_COUNT = 1024  # of what is repeated
 _MAX_NUMBER = 1e18
 _MAX_LIST = 16
-_COUNTS = ("depth", "encoder_depth", "decoder_depth", "num_res_blocks", "aligner_depth", "gen_aligner_depth")
+_COUNTS = ("depth", "encoder_depth", "decoder_depth", "num_res_blocks", "aligner_depth", "gen_aligner_depth", "layer")
 CHUNK_BYTES = 64 * 2**20  # most bytes that have to be read at once
 
 
@@ -63,12 +64,17 @@ def read_architecture(folder: epath.PathLike) -> ModelConfig:
 
 
 def save_params(folder: epath.PathLike, config: ModelConfig, params: Params) -> None:
-    """Writes an exported model folder (without tokenizer). `folder/params` must not exist."""
+    """Writes an exported model folder (without tokenizer). `folder/params` must not exist.
+
+    By this process alone, of arrays that it holds whole.
+    """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_architecture(folder, config)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve() / "params", params, save_args=chunked(params))
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(folder.resolve() / "params", jax.tree.map(np.asarray, params), save_args=chunked(params))
 
 
 def chunked(params: Params) -> Any:
@@ -112,15 +118,21 @@ def load_params(folder: epath.PathLike, config: ModelConfig, dtype: DTypeLike | 
     return jax.tree.map(jnp.asarray, params)
 
 
-def params_path(folder: epath.PathLike) -> epath.Path:
-    """Where the parameters of a model folder lie. Raises UserError when there are none."""
+def params_path(folder: epath.PathLike, ema: bool = False) -> epath.Path:
+    """Where the parameters of a model folder, or their average over the steps of a workdir, lie.
+
+    Raises UserError when there are none.
+    """
     folder = epath.Path(folder).resolve()
-    if (folder / "params").exists():
+    if not ema and (folder / "params").exists():
         return folder / "params"
     steps = saved_steps(folder)
     if not steps:
         raise UserError(f"{folder}: holds neither params/ nor a checkpoint under checkpoints/")
-    return folder / "checkpoints" / str(steps[-1]) / "params"
+    path = folder / "checkpoints" / str(steps[-1]) / ("ema" if ema else "params")
+    if ema and not path.exists():
+        raise UserError(f"{folder}: keeps no average of its parameters (config.train.ema was 0)")
+    return path
 
 
 def saved_steps(workdir: epath.PathLike) -> list[int]:
@@ -154,6 +166,8 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
 def _value(kind: Any, value: Any, name: str, where: str) -> Any:
     """The value of one field; `kind` is its annotation."""
     most = _MAX_COUNT if name in _COUNTS else _MAX_SIZE
+    if type(None) in typing.get_args(kind):  # "a part or None"
+        return None if value is None else _value(typing.get_args(kind)[0], value, name, where)
     if dataclasses.is_dataclass(kind):
         return _from_dict(typing.cast(type, kind), value, where)
     if name == "prompt_style":

@@ -21,6 +21,7 @@ from janus_jax.inference.request import RequestReader, user_message
 from launch import command_line
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
+EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
 IMAGE = flags.DEFINE_list("image", [], "image files, separated by commas")
 PROMPT = flags.DEFINE_string("prompt", None, "question; without it, a conversation on the terminal")
 MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -42,7 +43,7 @@ def main() -> None:
         raise UserError("--json prints a single answer and needs --prompt")
     # All mistakes are told before the weights, which take long. Before a conversation: whether its images fit.
     images = [load_image(path) for path in IMAGE.value]
-    source = open_folder(CHECKPOINT.value)
+    source = open_folder(CHECKPOINT.value, EMA.value)
     first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]
     RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
     model = load(source, jnp.dtype(DTYPE.value) if DTYPE.value else None)

@@ -22,6 +22,7 @@ from launch import command_line
 from launch.progress import Progress
 
 INPUT = flags.DEFINE_string("input", None, "model folder or training workdir")
+EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
 OUTPUT = flags.DEFINE_string("output", None, "folder to write; new or empty")
 TO = flags.DEFINE_enum("to", None, folders.LAYOUTS, "layout of the output")
 VAE = flags.DEFINE_string("vae", None, "JanusFlow: diffusers' AutoencoderKL folder, to go with it into --to=orbax")
@@ -39,7 +40,7 @@ def main() -> None:
     command_line.require("input", "to", *([] if DRY_RUN.value else ["output"]))
     layout, output = TO.value or "", OUTPUT.value or ""
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
-    source = folders.open_folder(INPUT.value)
+    source = folders.open_folder(INPUT.value, EMA.value)
     if DRY_RUN.value:
         print("\n".join(folders.describe(source, layout)))
         return

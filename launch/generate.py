@@ -28,6 +28,7 @@ from janus_jax.ops.flow import SOLVERS
 from launch import command_line
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
+EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
 PROMPT = flags.DEFINE_string("prompt", None, "what to draw")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "text file with a prompt per line, instead of --prompt")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 16, "images per prompt", lower_bound=1)
@@ -53,7 +54,7 @@ FLOW_FLAGS = (VAE, NUM_STEPS, SOLVER, INITIAL_NOISE, SAVE_LATENTS)
 def main() -> None:
     command_line.require("checkpoint", "output")
     prompts, number = _prompts(), NUM_IMAGES.value
-    source = open_folder(CHECKPOINT.value)  # all mistakes are told before the weights, which take long
+    source = open_folder(CHECKPOINT.value, EMA.value)  # all mistakes are told before the weights, which take long
     reader = RequestReader(source.config, source.tokenizer)
     options: dict[str, Any] = {"seed": SEED.value}
     noise = None

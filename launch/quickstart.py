@@ -1,6 +1,7 @@
 """Trains a tiny Janus-Pro on real handwritten digits through all stages, asks it, lets it draw, writes a report.
 
     python -m launch.quickstart --output=quickstart --seed=0
+    python -m launch.quickstart --model=flow                     # a JanusFlow, in quickstart-flow/
 
     quickstart/report.html, report.json, samples.png    what came out
     quickstart/checkpoint/                              for launch.chat and launch.generate
@@ -14,7 +15,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +25,6 @@ import PIL.Image
 from absl import flags
 from etils import epath
 
-from configs import quickstart as experiment
 from janus_jax.checkpoints import load_params, prepare_folder
 from janus_jax.data import digits
 from janus_jax.data.images import grid, to_images
@@ -40,71 +40,64 @@ from janus_jax.evaluation.digits import (
     evaluate_understanding,
     reconstruction_psnr,
 )
+from janus_jax.inference.flow_pipeline import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.models.parameters import abstract_params, build
+from janus_jax.training.experiment import model_config
 from janus_jax.training.loop import read_metrics, train
 from janus_jax.training.stages import module_table, trainable_mask
 from launch import command_line
+from launch.quickstart_recipes import RECIPES, Recipe
 from launch.quickstart_report import Phase, Question, ReportPage, render
 
-OUTPUT = flags.DEFINE_string("output", "quickstart", "folder for everything that is written")
+MODEL = flags.DEFINE_enum("model", "janus", list(RECIPES), "Janus-Pro, which draws codes, or JanusFlow")
+OUTPUT = flags.DEFINE_string("output", None, "folder for everything that is written; default: quickstart[-flow]")
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", 2.5, "guidance of the drawings")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "guidance of the drawings; default: 2.5, JanusFlow 2")
 
-WRITTEN = ("report.json", "report.html", "samples.png", "runs", "checkpoint", "data", "examples")
+WRITTEN = ("report.json", "report.html", "samples.png", "runs", "without_alignment", "checkpoint", "data", "examples")
 # Seed and seconds of the run so far; only a folder with this file is ever cleared.
 MARKER = ".janus_jax_quickstart"
 IMAGES_PER_CLASS = 20
-TARGETS = {
-    "understanding_accuracy": (">=", 0.97),
-    "generation_accuracy": (">=", 0.95),
-    "generation_accuracy_permuted_prompts": ("<=", 0.20),
-    "generation_diversity": (">=", 0.7),
-    "total_seconds": ("<=", 480.0),
-}
-TITLES = {
-    "tokenizer": ("Image tokenizer", "VQ autoencoder: pixel, codebook and commitment losses on the training images"),
-    "stage1": ("Stage I: adaptors and image head", "understanding : text : generation = 1 : 0 : 3"),
-    "stage2": ("Stage II: unified pre-training", "understanding : text : generation = 2 : 3 : 5"),
-    "stage3": ("Stage III: supervised fine-tuning", "understanding : text : generation = 5 : 1 : 4"),
-}
-NOTES = (
-    "Stage I of the papers trains only the adaptors and the image head, on top of a pretrained SigLIP and a pretrained "
-    "LLM. Neither exists at this size, so here every stage trains everything except the image tokenizer.",
-    "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 32x32; 360 of them are held out and never "
-    "trained on. For reading, each training image is also shown slightly turned, moved and resized. The judge of the "
-    "drawings is a support vector machine fitted to the real training images only.",
-    "Text loss is on answers only in all stages, since the conversations are short; the papers supervise all text "
-    "before stage III.",
-)
+FLOW_STEPS = (1, 2, 4, 8, 16, 30)
+# Trained again without the alignment loss, and compared with what the run had then.
+ABLATED = ("stage1", "stage2")
 
 
 def main() -> None:
-    output = prepare_folder("output", OUTPUT.value)
+    recipe = RECIPES[MODEL.value]
+    output = prepare_folder("output", OUTPUT.value or ("quickstart-flow" if MODEL.value == "flow" else "quickstart"))
+    phases = recipe.experiment.PHASES
     seconds = _claim(output)
     training, held_out = digits.load_digits()
     with _timed(output, seconds, "data"):
         _write_data(output / "data", training)
         _write_examples(output / "examples", held_out)
-    for phase in experiment.PHASES:
+    for phase in phases:
         with _timed(output, seconds, phase):
-            train(_phase_config(phase, output), output / "runs" / phase)
+            train(_phase_config(recipe, phase, output, output / "runs"), output / "runs" / phase)
+    if MODEL.value == "flow":
+        with _timed(output, seconds, "without alignment"):
+            for phase in ABLATED:
+                config = _phase_config(recipe, phase, output, output / "without_alignment")
+                config.loss.alignment_weight = 0.0
+                train(config, output / "without_alignment" / phase)
     with _timed(output, seconds, "evaluation"):
         print(f"asking {len(held_out.labels)} questions, drawing {IMAGES_PER_CLASS} images per digit", flush=True)
-        model = from_pretrained(output / "runs" / experiment.PHASES[-1])
+        model = from_pretrained(output / "runs" / phases[-1], ema=recipe.ema)
         if not (output / "checkpoint").exists():
             model.save_pretrained(output / "checkpoint")
-        assert isinstance(model, JanusPipeline)
-        results = _evaluate(model, output, training, held_out)
+        cfg_weight = recipe.cfg_weight if CFG_WEIGHT.value is None else CFG_WEIGHT.value
+        results = _evaluate(model, output, training, held_out, cfg_weight)
     report = results.pop("report") | {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "total_seconds": round(sum(seconds.values()), 1),
         "seed": SEED.value,
-        "cfg_weight": CFG_WEIGHT.value,
+        "cfg_weight": cfg_weight,
     }
-    page = _page(report, output, **results)
+    page = _page(recipe, report, output, **results)
     (output / "report.html").write_text(render(page))
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
@@ -127,6 +120,8 @@ def _claim(output: epath.Path) -> dict[str, float]:
             path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
     else:
         started = json.loads(marker.read_text())
+        if started.get("model", "janus") != MODEL.value:
+            raise UserError(f"--model={MODEL.value}, but the stopped run in {output} is of {started['model']}")
         if started["seed"] != SEED.value:
             raise UserError(
                 f"--seed={SEED.value}, but the stopped run in {output} has seed {started['seed']}: "
@@ -138,7 +133,7 @@ def _claim(output: epath.Path) -> dict[str, float]:
 
 
 def _mark(output: epath.Path, seconds: dict[str, float]) -> None:
-    (output / MARKER).write_text(json.dumps({"seed": SEED.value, "seconds": seconds}) + "\n")
+    (output / MARKER).write_text(json.dumps({"model": MODEL.value, "seed": SEED.value, "seconds": seconds}) + "\n")
 
 
 @contextmanager
@@ -173,43 +168,52 @@ def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:
         _save_png(folder / f"{name}.png", image)
 
 
-def _phase_config(phase: str, output: epath.Path) -> Any:
-    """The phase's config with this run's data, starting point and seed."""
-    config = experiment.get_config(phase)
+def _phase_config(recipe: Recipe, phase: str, output: epath.Path, runs: epath.Path) -> Any:
+    """The phase's config with this run's data and seed, which goes on from the phase before in `runs`."""
+    config = recipe.experiment.get_config(phase)
     config.seed = SEED.value
     config.data.tokenizer = str(output / "data" / "tokenizer.json")
     records = output / "data" / "records"
     config.data.sources = {task: (str(records / f"{task}-*.array_record"),) for task in config.data.sources}
-    previous = experiment.PHASES[experiment.PHASES.index(phase) - 1]
-    if phase == "stage1":
-        config.init.vq = str(output / "runs" / previous)
-    elif phase != "tokenizer":
-        config.init.checkpoint = str(output / "runs" / previous)
+    place = recipe.experiment.PHASES.index(phase)
+    if place:
+        previous = recipe.experiment.PHASES[place - 1]
+        config.init["vq" if previous == "tokenizer" else "checkpoint"] = str(runs / previous)
     return config
 
 
 def _evaluate(
-    model: JanusPipeline, output: epath.Path, training: digits.Digits, held_out: digits.Digits
+    model: JanusPipeline | JanusFlowPipeline,
+    output: epath.Path,
+    training: digits.Digits,
+    held_out: digits.Digits,
+    cfg_weight: float,
 ) -> dict[str, Any]:
     judge = Judge(training)
+
+    def draw(drawer: JanusPipeline | JanusFlowPipeline, **options: Any) -> Generation:
+        options |= {"images_per_class": IMAGES_PER_CLASS, "cfg_weight": cfg_weight, "seed": SEED.value}
+        return evaluate_generation(drawer, judge, training, **options)
+
     understanding = evaluate_understanding(model, held_out)
-    generation = evaluate_generation(
-        model, judge, training, images_per_class=IMAGES_PER_CLASS, cfg_weight=CFG_WEIGHT.value, seed=SEED.value
-    )
+    generation = draw(model)
     _save_png(output / "samples.png", grid(generation.images, columns=IMAGES_PER_CLASS))
     originals = [digits.to_image(intensities) for intensities in held_out.intensities]
-    reconstructions, codes_used = _reconstruct(output / "runs" / "tokenizer", originals)
-    report = {
+    report: dict[str, Any] = {
         "understanding_accuracy": understanding.accuracy,
         "generation_accuracy": generation.accuracy,
         "judge_accuracy_on_real": float(np.mean(judge(originals) == held_out.labels)),
         "generation_accuracy_permuted_prompts": generation.accuracy_permuted,
         "generation_diversity": generation.diversity,
-        "vq_codes_used": codes_used,
-        "vq_reconstruction_psnr": reconstruction_psnr(_pixels(originals), _pixels(reconstructions)),
         "held_out_images": len(originals),
         "drawn_images": len(generation.images),
     }
+    reconstructions: list[PIL.Image.Image] = []
+    if isinstance(model, JanusFlowPipeline):
+        report |= _flow_report(model, output, draw)
+    else:
+        reconstructions, report["vq_codes_used"] = _reconstruct(output / "runs" / "tokenizer", originals)
+        report["vq_reconstruction_psnr"] = reconstruction_psnr(_pixels(originals), _pixels(reconstructions))
     return {
         "report": report,
         "understanding": understanding,
@@ -217,6 +221,21 @@ def _evaluate(
         "originals": originals,
         "reconstructions": reconstructions,
     }
+
+
+def _flow_report(model: JanusFlowPipeline, output: epath.Path, draw: Callable[..., Generation]) -> dict[str, Any]:
+    """Quality against the steps of both solvers, and of runs with and without the alignment loss."""
+    solvers = []
+    for solver, passes in (("euler", 1), ("heun", 2)):
+        for steps in FLOW_STEPS:
+            drawn = draw(model, solver=solver, num_steps=steps)
+            scores = {"accuracy": drawn.accuracy, "diversity": drawn.diversity}
+            solvers.append({"solver": solver, "steps": steps, "passes": steps * passes, **scores})
+    alignment = {
+        name: draw(from_pretrained(output / runs / ABLATED[-1], ema=True)).accuracy
+        for name, runs in (("with", "runs"), ("without", "without_alignment"))
+    }
+    return {"solvers": solvers, "alignment": alignment}
 
 
 def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:
@@ -227,6 +246,7 @@ def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[li
 
 
 def _page(
+    recipe: Recipe,
     report: dict[str, Any],
     output: epath.Path,
     *,
@@ -247,9 +267,10 @@ def _page(
         return [(name, [images[i] for i in np.flatnonzero(labels == label)]) for label, name in enumerate(digits.NAMES)]
 
     return ReportPage(
+        family=recipe.family,
         report=report,
-        targets=TARGETS,
-        phases=[_phase(name, output / "runs" / name) for name in experiment.PHASES],
+        targets=recipe.targets,
+        phases=[_phase(recipe, name, output / "runs" / name) for name in recipe.experiment.PHASES],
         drawings=by_class(generation.images, generation.labels),
         real=[(name, images[:6]) for name, images in by_class(originals, understanding.labels)],
         reconstructions=list(zip(originals, reconstructions, strict=True))[:12],
@@ -257,14 +278,15 @@ def _page(
         confusion=generation.confusion,
         class_names=list(digits.NAMES),
         versions=_versions(),
-        notes=list(NOTES),
+        notes=list(recipe.notes),
     )
 
 
-def _phase(name: str, workdir: epath.Path) -> Phase:
-    title, note = TITLES[name]
-    shapes = abstract_params(VQ_TINY if name == "tokenizer" else JANUS_PRO_TINY)
-    mask = trainable_mask(shapes, experiment.get_config(name).trainable)
+def _phase(recipe: Recipe, name: str, workdir: epath.Path) -> Phase:
+    title, note = recipe.titles[name]
+    config = recipe.experiment.get_config(name)
+    shapes = abstract_params(model_config(config))
+    mask = trainable_mask(shapes, config.trainable)
     return Phase(name, title, note, read_metrics(workdir), module_table(shapes, mask))
 
 

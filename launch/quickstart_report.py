@@ -31,12 +31,13 @@ class Question(NamedTuple):
 
 
 class ReportPage(NamedTuple):
+    family: str
     report: dict[str, Any]  # the content of report.json
     targets: dict[str, tuple[str, float]]  # key of the report -> (">=" or "<=", bar)
     phases: list[Phase]
     drawings: list[tuple[str, list[PIL.Image.Image]]]  # per class
     real: list[tuple[str, list[PIL.Image.Image]]]  # per class, held out
-    reconstructions: list[tuple[PIL.Image.Image, PIL.Image.Image]]  # (original, reconstruction)
+    reconstructions: list[tuple[PIL.Image.Image, PIL.Image.Image]]  # (original, reconstruction); JanusFlow: none
     questions: list[Question]
     confusion: np.ndarray  # [classes, classes] asked for, read by the judge
     class_names: list[str]
@@ -77,7 +78,8 @@ def render(page: ReportPage) -> str:
         ("reads", "It reads", _questions(page)),
         ("judge", "What the judge read", _confusion(page)),
         ("losses", "Losses", _losses(page)),
-        ("tokenizer", "Image tokenizer", _tokenizer(page)),
+        *([("tokenizer", "Image tokenizer", _tokenizer(page))] if page.reconstructions else []),
+        *([("steps", "Steps of the solver", _solvers(page))] if "solvers" in page.report else []),
         ("modules", "What each phase trains", _modules(page)),
         ("time", "Time", _times(page)),
         ("run", "Settings and versions", _run(page)),
@@ -103,7 +105,7 @@ def _headline(page: ReportPage) -> str:
         )
     return (
         '<p class="eyebrow">janus_jax quickstart</p><h1>One small model that reads and draws digits</h1>'
-        f'<p class="lead">A Janus-Pro of {page.phases[-1].modules[-1][1]:,} parameters, trained from scratch in '
+        f'<p class="lead">A {page.family} of {page.phases[-1].modules[-1][1]:,} parameters, trained from scratch in '
         f"{_duration(page.report['total_seconds'])}. <strong>{passed} of {len(page.targets)} targets met.</strong></p>"
         f'<ul class="cards">{cards}</ul>'
     )
@@ -231,6 +233,27 @@ def _tokenizer(page: ReportPage) -> str:
         f"codes in use: {page.report['vq_codes_used']:,.0f}.</p>"
         '<div class="pairs" role="img" aria-label="Pairs of a held-out digit and its reconstruction">'
         f"{pairs}</div>"
+    )
+
+
+def _solvers(page: ReportPage) -> str:
+    """JanusFlow: quality against work, and what the alignment loss brings."""
+    rows = [
+        (
+            entry["solver"],
+            f"{entry['steps']}",
+            f"{entry['passes']}",
+            f"{entry['accuracy']:.1%}",
+            f"{entry['diversity']:.2f}",
+        )
+        for entry in page.report["solvers"]
+    ]
+    alignment = page.report["alignment"]
+    return (
+        "<p>A step of Heun's method takes two passes through the model, one of Euler's takes one.</p>"
+        + table("Drawings of one model", ("solver", "steps", "passes", "right", "diversity"), rows)
+        + f"<p>At the end of stage 2, {alignment['with']:.1%} of the drawings are right with the alignment loss, "
+        f"{alignment['without']:.1%} of a second run that did the same steps without it.</p>"
     )
 
 

@@ -5,6 +5,7 @@ The sizes differ wherever the model allows it (4 understanding but 16 generation
 """
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,10 +18,23 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs.common import base_config
+from configs.janusflow import add_flow_fields
 from configs.vq16 import vq_config
+from janus_jax.checkpoints import save_params
 from janus_jax.data import digits
 from janus_jax.data.records import write_records
-from janus_jax.models.config import PRESETS, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.config import (
+    PRESETS,
+    AlignmentConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    LlamaConfig,
+    SiglipConfig,
+    UViTConfig,
+    VAEConfig,
+    VQConfig,
+)
+from janus_jax.models.parameters import init_params
 
 REPOSITORY = Path(__file__).parents[1]
 NUM_DIGITS = 40
@@ -63,6 +77,31 @@ MICRO_JANUS = JanusConfig(
     image_head_width=24,
     prompt_style="janus_pro_tiny",
 )
+MICRO_FLOW = JanusFlowConfig(
+    llama=MICRO_JANUS.llama,
+    siglip=MICRO_JANUS.siglip,
+    uvit=UViTConfig(
+        latent_size=4,
+        latent_channels=3,
+        patch_size=2,
+        width=8,
+        time_width=32,
+        encoder_depth=1,
+        decoder_depth=1,
+        norm_eps=1e-6,
+    ),
+    prompt_style="janus_pro_tiny",
+    alignment=AlignmentConfig(layer=1, width=24),
+)
+MICRO_VAE = VAEConfig(
+    base_channels=4,
+    channel_multipliers=(1, 2, 2),
+    num_res_blocks=1,
+    latent_channels=3,
+    norm_groups=2,
+    norm_eps=1e-6,
+    scaling_factor=0.5,
+)
 
 
 def cache_folder(tmp_path_factory):
@@ -78,6 +117,7 @@ def micro_world(cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "micro_janus", MICRO_JANUS)
         patch.setitem(PRESETS, "micro_vq", MICRO_VQ)
+        patch.setitem(PRESETS, "micro_flow", dataclasses.replace(MICRO_FLOW, alignment=None))
         _configure(settings)
         try:
             yield
@@ -106,6 +146,7 @@ def write_digit_files(folder):
     everything = [record for task_records in records.values() for record in task_records]
     tokenizer = digits.build_tokenizer(everything, MICRO_JANUS.llama.vocab_size, MICRO_JANUS.prompt_style)
     tokenizer.save(folder / "tokenizer.json")
+    save_params(folder / "vae", MICRO_VAE, init_params(MICRO_VAE, seed=0))
     return folder
 
 
@@ -113,6 +154,16 @@ def janus_experiment(data_folder, num_steps=4):
     """A locked config that trains everything but the image tokenizer on all three tasks."""
     config = base_config("micro_janus", "micro_janus")
     config.trainable = (("vq/.*", False), (".*", True))
+    return _small(config, data_folder, num_steps)
+
+
+def flow_experiment(data_folder, num_steps=4):
+    """A locked config of JanusFlow that trains everything, keeps an average, and learns the latents of a VAE."""
+    config = base_config("micro_flow", "micro_flow")
+    add_flow_fields(config)
+    config.loss.update(alignment_layer=MICRO_FLOW.alignment.layer, alignment_width=MICRO_FLOW.alignment.width)
+    config.train.ema = 0.9
+    config.init.vae = str(data_folder / "vae")
     return _small(config, data_folder, num_steps)
 
 
@@ -143,12 +194,13 @@ def _small(config, data_folder, num_steps):
 
 
 def saved_state(workdir, step):
-    """Path -> leaf of everything that a checkpoint holds: parameters, optimizer state, data state."""
+    """Path -> leaf of everything that a checkpoint holds: parameters and their average, optimizer state, data state."""
     folder = Path(workdir) / "checkpoints" / str(step)
     tree = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("params", "opt_state"):
-            tree[item] = checkpointer.restore(folder / item)
+        for item in ("params", "opt_state", "ema"):
+            if (folder / item).exists():
+                tree[item] = checkpointer.restore(folder / item)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         tree["data"] = checkpointer.restore(folder / "data")
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -71,7 +71,7 @@ class OrbaxSource:
 
     layout = "orbax"
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: epath.Path, ema: bool = False):
         config = read_architecture(folder)
         if not isinstance(config, FamilyConfig):
             raise UserError(f"{folder}: holds a {type(config).__name__}, expected a Janus model")
@@ -80,7 +80,7 @@ class OrbaxSource:
         _check_vocabulary(folder, self.tokenizer, config)
         own = (folder / preprocessor.FILE_NAME).exists()  # only a model that is not normalised as usual has one
         self.normalization = preprocessor.read_preprocessor(folder, config) if own else JANUS_NORMALIZATION
-        self._reader = OrbaxReader(params_path(folder))
+        self._reader = OrbaxReader(params_path(folder, ema))
         found = {path: entry.shape for path, entry in self._reader.shapes.items()}
         expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
         if found != expected:
@@ -164,15 +164,20 @@ class MemorySource:
         return _ours(piece)
 
 
-def open_folder(folder: epath.PathLike) -> Source:
+def open_folder(folder: epath.PathLike, ema: bool = False) -> Source:
     """Opens a model of any layout, told apart by its files; reads no tensor.
+
+    Args:
+        ema: of a training workdir, the average of the parameters over its steps.
 
     Raises:
         UserError: no model, a damaged one, or one that does not fit its own config, tokenizer or preprocessor.
     """
     folder = epath.Path(folder)
     if (folder / "model.json").exists():
-        return OrbaxSource(folder)
+        return OrbaxSource(folder, ema)
+    if ema:
+        raise UserError(f"{folder}: not a training workdir, so it keeps no average of its parameters")
     if (folder / config_files.FILE_NAME).exists():
         return ForeignSource(folder)
     raise UserError(f"{folder}: not a model folder (neither model.json nor config.json is there)")
@@ -253,7 +258,7 @@ def compare(source: Source, written: Source, dtype: DTypeLike | None = None) -> 
     Raises UserError naming the first piece that differs.
     """
     count = 0
-    for piece, _ in pieces(source.config):
+    for piece, _ in pieces(written.config):  # what only training uses stays behind in others' layouts
         wanted, found = source.read(piece), written.read(piece)
         wanted = wanted.astype(dtype or jnp.promote_types(wanted.dtype, found.dtype), copy=False)
         if wanted.dtype != found.dtype or wanted.shape != found.shape or wanted.tobytes() != found.tobytes():

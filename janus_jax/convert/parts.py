@@ -20,7 +20,7 @@ from janus_jax.convert.llama_config import LLAMA_DEFAULTS, read_llama
 from janus_jax.convert.tables import links, match_names
 from janus_jax.convert.tensor_files import open_tensors
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
 from janus_jax.models.parameters import abstract_params, flatten
 
 PARTS = ("siglip", "llm", "vq")
@@ -30,7 +30,7 @@ _SIGLIP_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_a
 _LLAMA_MATHS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "norm_eps")  # what no shape tells
 
 
-def load_part(part: str, location: epath.PathLike, config: JanusConfig) -> dict[str, np.ndarray]:
+def load_part(part: str, location: epath.PathLike, config: FamilyConfig) -> dict[str, np.ndarray]:
     """The parameters of a part by their path in the whole model, layers stacked, as saved.
 
     Embeddings and text head of a Llama with a smaller vocabulary have fewer rows (columns) than ours.
@@ -39,7 +39,7 @@ def load_part(part: str, location: epath.PathLike, config: JanusConfig) -> dict[
         UserError: not such a part, or one of another architecture than `config`'s.
     """
     location = epath.Path(location)
-    if part == "vq" and (location / "model.json").exists():
+    if part == "vq" and isinstance(config, JanusConfig) and (location / "model.json").exists():
         return _own_tokenizer(location, config)
     _check_config(part, location, config)
     tensors = open_tensors(location)
@@ -73,6 +73,13 @@ def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:
         llama = dataclasses.replace(llama, init_std=ours.init_std, max_length=ours.max_length)
         vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)  # its image size tells the tokens to draw
         return dataclasses.replace(saved, llama=llama, vq=vq)
+    if isinstance(saved, JanusFlowConfig) and isinstance(wanted, JanusFlowConfig):
+        llama, ours = saved.llama, wanted.llama
+        llama = dataclasses.replace(llama, init_std=ours.init_std, max_length=ours.max_length)
+        if not saved.alignment or not wanted.alignment:  # a projector that is new, or no longer used
+            return dataclasses.replace(saved, llama=llama, alignment=wanted.alignment)
+        alignment = dataclasses.replace(saved.alignment, layer=wanted.alignment.layer)
+        return dataclasses.replace(saved, llama=llama, alignment=alignment)
     return saved
 
 
@@ -83,7 +90,7 @@ def _own_tokenizer(location: epath.Path, config: JanusConfig) -> dict[str, np.nd
     return {f"vq/{path}": np.asarray(leaf) for path, leaf in flatten(load_params(location, saved)).items()}
 
 
-def _check_config(part: str, location: epath.Path, config: JanusConfig) -> None:
+def _check_config(part: str, location: epath.Path, config: FamilyConfig) -> None:
     """Compares what the shapes of the tensors do not tell. LlamaGen's file has no config."""
     if part == "llm":
         theirs = read_llama(read_fields(location / CONFIG_FILE).filled(LLAMA_DEFAULTS))

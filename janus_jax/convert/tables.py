@@ -165,6 +165,7 @@ DROPPED = {
     "janusflow": rf"{_BUFFERS}|vision_und_enc_model\.vision_tower\.attn_pool\..+",
     "vae": _BUFFERS,
 }
+TRAINING_ONLY = "alignment_head/"  # of ours, without a place in theirs
 
 
 def table_of(config: ModelConfig, layout: str) -> str:
@@ -176,7 +177,8 @@ def links(config: ModelConfig, layout: str) -> list[Link]:
     """Every parameter of ours that the layout holds, stacked ones once per layer, and where it is."""
     rules = LAYOUTS[layout]
     shapes = _our_shapes(config)
-    return [link for path in shapes if path.startswith(rules.ours) for link in _links_of(path, shapes[path], rules)]
+    held = [path for path in shapes if path.startswith(rules.ours) and not path.startswith(TRAINING_ONLY)]
+    return [link for path in held for link in _links_of(path, shapes[path], rules)]
 
 
 def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:

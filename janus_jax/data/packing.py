@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from janus_jax.batch import Modality
+
 
 class Item(NamedTuple):
     """A sample to be packed."""
@@ -96,7 +98,8 @@ def assemble(rows: Sequence[Sequence[Item]], row_length: int, images: Sequence[s
             end = start + len(item.sample["tokens"])
             for name in TOKEN_FEATURES:
                 block[name][row, start:end] = item.sample[name]
-            block["segment_ids"][row, start:end] = segment
+            hidden = item.sample["modality"] == Modality.PADDING  # within a sample: seen by nothing, keeps its place
+            block["segment_ids"][row, start:end] = np.where(hidden, 0, segment)
             block["positions"][row, start:end] = np.arange(end - start)
             start = end
     for name in images:

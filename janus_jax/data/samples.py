@@ -72,6 +72,7 @@ class SampleBuilder:
     first_sentence: float = 0.0  # probability of keeping only the first sentence of a generation caption (Janus, 4.2)
     crop: Crop = CENTRE  # of generation images
     stored_codes: bool = False  # take the VQ codes that the record holds, instead of pixels to compute them from
+    flow: bool = False  # rows for JanusFlow, whose images take the place of their `<begin_of_image>` too
 
     def __call__(self, stored: Stored, rng: np.random.Generator) -> Kept | Bad:
         """Never raises for bad data."""
@@ -117,6 +118,8 @@ class SampleBuilder:
         source = np.repeat(np.arange(len(ids)), np.where(is_image, self.understanding_tokens + 2, 1))
         tokens = self.tokenizer.expand_images(ids, self.understanding_tokens)
         is_feature = tokens == self.tokenizer.image_id
+        if self.flow:
+            is_feature |= tokens == self.tokenizer.begin_of_image_id
         supervised = (supervised & ~is_image)[source]
         images = [_decode(image) for image in record.images[: int(is_image.sum())]]
         pixels = [understanding_pixels(image, self.understanding_size) for image in images]
@@ -169,14 +172,11 @@ class SampleBuilder:
         if shorten:
             caption = first_sentence(caption)
         prompt = self.tokenizer.encode(generation_prompt(caption, self.style))
+        if self.flow:
+            return self._flow_sample(record, prompt[:-1], drop, rng)
         if drop:
             prompt = self.tokenizer.unconditional(prompt)
-        length = len(prompt) + self.generation_tokens
-        if length > self.row_length or self.generation_slots < 1:
-            raise BadSample(
-                Reason.TOO_LONG,
-                f"{length} tokens and an image; a row holds {self.row_length} and {self.generation_slots}",
-            )
+        length = self._drawing_length(prompt)
         codes = self._codes(record)
         modality = np.full(length, Modality.GENERATION_IMAGE, np.int8)
         modality[: len(prompt)] = Modality.TEXT
@@ -193,10 +193,49 @@ class SampleBuilder:
         }
         if self.stored_codes:
             return sample
+        return sample | {"gen_pixels": self._drawing(record, rng)}
+
+    def _flow_sample(self, record: Record, prompt: list[int], drop: bool, rng: np.random.Generator) -> Sample:
+        """Caption, then the places of the time and of the latents (JanusFlow, 3.2).
+
+        A dropped caption is padding but for BOS, which hides it from the image and leaves all positions as they are:
+        so does the sampler's unconditional half.
+        """
+        length = self._drawing_length(prompt)
+        tokens = np.zeros(length, np.int32)
+        tokens[: len(prompt)] = prompt
+        modality = np.full(length, Modality.GENERATION_IMAGE, np.int8)
+        modality[: len(prompt)] = Modality.TEXT
+        if drop:
+            tokens[1 : len(prompt)], modality[1 : len(prompt)] = 0, Modality.PADDING
+        image_weights = np.zeros(length, np.float32)
+        image_weights[len(prompt) + 1 :] = 1  # the latents, not the time
+        return {
+            "tokens": tokens,
+            "modality": modality,
+            "targets": np.zeros(length, np.int32),
+            "text_weights": np.zeros(length, np.float32),
+            "image_weights": image_weights,
+            "und_pixels": _stack([], self.understanding_size),
+            "gen_pixels": self._drawing(record, rng),
+        }
+
+    def _drawing_length(self, prompt: list[int]) -> int:
+        """Tokens of a prompt and its image. Raises BadSample when no row holds them."""
+        length = len(prompt) + self.generation_tokens
+        if length > self.row_length or self.generation_slots < 1:
+            raise BadSample(
+                Reason.TOO_LONG,
+                f"{length} tokens and an image; a row holds {self.row_length} and {self.generation_slots}",
+            )
+        return length
+
+    def _drawing(self, record: Record, rng: np.random.Generator) -> np.ndarray:
+        """[1, size, size, 3] uint8. Raises BadSample."""
         if not record.images:
             raise BadSample(Reason.NO_IMAGE, "only stored codes, but data.stored_codes is not set")
         pixels = generation_pixels(_decode(record.images[0]), self.generation_size, self.crop, rng)
-        return sample | {"gen_pixels": _stack([pixels], self.generation_size)}
+        return _stack([pixels], self.generation_size)
 
     def _codes(self, record: Record) -> np.ndarray:
         """[tokens per image] int32: those of the record, or zeros, to be replaced on device."""

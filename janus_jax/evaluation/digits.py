@@ -5,12 +5,13 @@ images, reduced to their original 8 x 8 pixels.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 
 from janus_jax.data.digits import CAPTIONS, NAMES, QUESTIONS, Digits, to_image
+from janus_jax.inference.flow_pipeline import JanusFlowPipeline
 from janus_jax.inference.pipeline import JanusPipeline
 
 BATCH = 120  # questions answered at a time
@@ -46,7 +47,7 @@ class Judge:
         return self._classifier.predict(_features(images))
 
 
-def evaluate_understanding(model: JanusPipeline, digits: Digits) -> Understanding:
+def evaluate_understanding(model: JanusPipeline | JanusFlowPipeline, digits: Digits) -> Understanding:
     """Asks about every image, the questions in turn; an answer counts only if it is exactly the digit's name."""
     images = [to_image(intensities) for intensities in digits.intensities]
     questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(len(images))]
@@ -59,13 +60,19 @@ def evaluate_understanding(model: JanusPipeline, digits: Digits) -> Understandin
 
 
 def evaluate_generation(
-    model: JanusPipeline, judge: Judge, digits: Digits, *, images_per_class: int, seed: int, **sampling: float
+    model: JanusPipeline | JanusFlowPipeline,
+    judge: Judge,
+    digits: Digits,
+    *,
+    images_per_class: int,
+    seed: int,
+    **sampling: Any,
 ) -> Generation:
     """Draws `images_per_class` images of each digit and lets the judge read them.
 
     Args:
         digits: the real ones.
-        sampling: options of `JanusPipeline.generate_codes`, e.g. `cfg_weight`.
+        sampling: options of the drawing, e.g. `cfg_weight`.
     """
     images: list[PIL.Image.Image] = []
     for name in NAMES:

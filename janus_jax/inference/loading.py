@@ -17,18 +17,19 @@ from janus_jax.models.stack import unstacked_path
 
 
 def from_pretrained(
-    path: epath.PathLike, dtype: DTypeLike | None = None, vae: epath.PathLike | None = None
+    path: epath.PathLike, dtype: DTypeLike | None = None, vae: epath.PathLike | None = None, ema: bool = False
 ) -> JanusPipeline | JanusFlowPipeline:
     """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
 
     Args:
         dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators.
         vae: JanusFlow only: folder of its VAE, ours or diffusers'; None is that beside the model, if there is one.
+        ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
 
     Raises:
         UserError: not a model folder, not a model of the family, or damaged.
     """
-    source = folders.open_folder(path)
+    source = folders.open_folder(path, ema)
     return load(source, dtype, find_vae(source, path, vae))
 
 

@@ -34,3 +34,20 @@ class ImageHead(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         hidden = gelu(Linear(self.width, ("embed", "mlp"), self.dtype, name="proj")(hidden))
         return Linear(self.num_codes, ("embed", "codes"), self.dtype, name="codes")(hidden)
+
+
+class AlignmentHead(nn.Module):
+    """LLM features [..., D] -> SigLIP features [..., E] by three layers (JanusFlow, section 3.4).
+
+    SiLU between them, as in REPA's own code; JanusFlow does not say.
+    """
+
+    width: int  # of the hidden layers
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(2):
+            x = jax.nn.silu(Linear(self.width, ("embed", "mlp"), self.dtype, name=f"linear_{i}")(x))
+        return Linear(self.features, ("embed", None), self.dtype, name="linear_2")(x)

@@ -168,6 +168,14 @@ class UViTConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """The projector of JanusFlow's alignment loss, which only training uses; released models have none."""
+
+    layer: int  # after how many blocks of the LLM its features are taken
+    width: int  # of the hidden layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JanusFlowConfig:
     """The VAE is not part of it: it is trained apart and never changes."""
 
@@ -175,8 +183,11 @@ class JanusFlowConfig:
     siglip: SiglipConfig
     uvit: UViTConfig
     prompt_style: str  # a key of `data.prompts.STYLES`
+    alignment: AlignmentConfig | None = None
 
     def __post_init__(self):
+        if self.alignment and not 0 < self.alignment.layer < self.llama.depth:
+            raise ValueError(f"alignment.layer={self.alignment.layer} of {self.llama.depth} blocks")
         if self.uvit.time_width != self.llama.width:
             raise ValueError(f"uvit.time_width={self.uvit.time_width} must be llama.width={self.llama.width}")
 
@@ -316,17 +327,17 @@ VAE_TINY = VAEConfig(  # 32 px images, 8 x 8 latents
     scaling_factor=1.0,
 )
 
-JANUSFLOW_TINY = JanusFlowConfig(
+JANUSFLOW_TINY = JanusFlowConfig(  # no VAE: its latents are the 32 x 32 pixels, 4 x 4 tokens of 8 x 8 each
     llama=JANUS_PRO_TINY.llama,
     siglip=JANUS_PRO_TINY.siglip,
     uvit=UViTConfig(
-        latent_size=8,
-        latent_channels=4,
-        patch_size=2,
-        width=64,
+        latent_size=32,
+        latent_channels=3,
+        patch_size=8,
+        width=192,  # as many as a token has pixels: the skip must carry all of the noise
         time_width=96,
-        encoder_depth=2,
-        decoder_depth=2,
+        encoder_depth=1,
+        decoder_depth=1,
         norm_eps=1e-6,
     ),
     prompt_style="janus_pro_tiny",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from janus_jax.batch import Modality
 from janus_jax.models.adapters import ImageHead, MlpAligner
-from janus_jax.models.config import Execution, JanusConfig
+from janus_jax.models.config import Execution, JanusConfig, LlamaConfig
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.llama import KVCache, Llama, text_head
 from janus_jax.models.siglip import Siglip
@@ -35,11 +35,15 @@ class Head(NamedTuple):
         return functools.reduce(lambda tree, name: tree[name], self.path, model_params)
 
 
+def language_head(llama: LlamaConfig, execution: Execution) -> Head:
+    """The text head of all models of the family."""
+    return Head(("llm", "lm_head"), _function(text_head(llama, execution.dtype)))
+
+
 def janus_heads(config: JanusConfig, execution: Execution) -> dict[str, Head]:
     """The text head and the image head."""
-    text = text_head(config.llama, execution.dtype)
     image = ImageHead(config.image_head_width, config.vq.num_codes, execution.dtype)
-    return {"text": Head(("llm", "lm_head"), _function(text)), "image": Head(("gen_head",), _function(image))}
+    return {"text": language_head(config.llama, execution), "image": Head(("gen_head",), _function(image))}
 
 
 def _function(head: nn.Module) -> Callable[[Any, jax.Array], Any]:

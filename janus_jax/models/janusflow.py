@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.batch import Modality
+from janus_jax.models.adapters import AlignmentHead
 from janus_jax.models.config import Execution, JanusFlowConfig
 from janus_jax.models.initializers import Constant, declare
 from janus_jax.models.layers import Linear, RMSNorm
@@ -40,6 +41,8 @@ class JanusFlow(nn.Module):
         self.gen_decoder_aligner = Linear(c.uvit.width, ("embed", None), dtype)
         self.gen_decoder = UViTDecoder(c.uvit, dtype)
         self.llm = Llama(c.llama, self.execution)
+        if c.alignment:
+            self.alignment_head = AlignmentHead(c.alignment.width, c.siglip.width, dtype)
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
         """Text ids [B, L] -> [B, L, D]."""
@@ -73,6 +76,10 @@ class JanusFlow(nn.Module):
         """Noisy latents [B, H, W, Z] and times in [0, 1000) [B] -> features of their tokens and of the time."""
         return self.gen_encoder(latents, time)
 
+    def understand(self, pixels: jax.Array) -> jax.Array:
+        """SigLIP's features of images in [-1, 1] [B, image, image, 3] -> [B, N, SigLIP's D]."""
+        return self.siglip(pixels)
+
     def embed_latents(self, encoded: Encoded) -> jax.Array:
         """LLM inputs [B, 1 + N, D]: the time, which takes the place of the prompt's last token, then the latents."""
         features = encoded.features
@@ -84,6 +91,14 @@ class JanusFlow(nn.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         """LLM inputs [B, L, D] -> hidden states after the final norm, which all heads read; see `Llama`."""
         return self.llm(x, positions, segment_ids, cache)
+
+    def blocks(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """LLM inputs [B, L, D] -> features after all blocks, before the final norm; see `Llama.blocks`."""
+        return self.llm.blocks(x, positions, segment_ids)
+
+    def align(self, features: jax.Array) -> jax.Array:
+        """Features of latent tokens [B, N, D] -> what their SigLIP features should be, [B, N, SigLIP's D]."""
+        return self.alignment_head(features)
 
     def text_logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V]."""
@@ -105,3 +120,5 @@ class JanusFlow(nn.Module):
         latents = jnp.zeros((1, uvit.patch_size, uvit.patch_size, uvit.latent_channels))
         encoded = self.encode_latents(latents, jnp.zeros(1))
         self.velocity(self.embed_latents(encoded)[:, 1:], encoded)
+        if self.config.alignment:
+            self.align(x)

@@ -138,9 +138,9 @@ class Decoder(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array, per_layer: Any, shared: _Shared) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, per_layer: Any, shared: _Shared, final_norm: bool = True) -> tuple[jax.Array, Any]:
         x, per_layer = run_layers(self, Block, self.config, self.config.depth, self.execution, x, per_layer, shared)
-        return RMSNorm(self.config.norm_eps, name="norm")(x), per_layer
+        return RMSNorm(self.config.norm_eps, name="norm")(x) if final_norm else x, per_layer
 
 
 class Llama(nn.Module):
@@ -199,6 +199,11 @@ class Llama(nn.Module):
         hidden, new = self.decoder(x, per_layer, shared)
         k, v = new if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])
+
+    def blocks(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D] without the final norm: for a part of the layers, of a model that is cut in two."""
+        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        return self.decoder(x, None, _Shared(angles, positions, segment_ids), final_norm=False)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V] text logits."""

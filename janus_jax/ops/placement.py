@@ -20,6 +20,12 @@ def place_in_order(
     return jnp.where(mask.reshape(*mask.shape, *(1,) * (row.ndim - 2)), gathered, row)
 
 
+def take_in_order(row: Shaped[Array, "B L *D"], mask: Bool[Array, "B L"], number: int) -> Shaped[Array, "B M *D"]:
+    """The inverse of `place_in_order`: the first `number` True positions of each row; beyond them, whatever follows."""
+    order = jnp.argsort(~mask, axis=1, stable=True)[:, :number]  # [B, M]
+    return jax.vmap(lambda row_values, row_order: row_values[row_order])(row, order)
+
+
 def segments_with(segment_ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
     """True at every position of a segment that has a True anywhere in `mask`."""
     rows = jnp.arange(segment_ids.shape[0])[:, None]

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: Orbax, atomic, written in the background; parameters, moments, step and data state.
 
-`params` is an item of its own with the whole tree, so that inference reads a training workdir as it is.
+`params`, and `ema` where it is kept, are items of their own with the whole tree, so that inference reads a training
+workdir as it is.
 """
 
 import contextlib
@@ -53,13 +54,15 @@ class Checkpoints:
         step = int(state.step)
         if step not in self._manager.all_steps():
             params = merge(state.trainable, state.frozen)
-            items = ocp.args.Composite(
-                params=ocp.args.StandardSave(params, save_args=chunked(params)),
-                opt_state=ocp.args.StandardSave(state.opt_state),
-                data=ocp.args.JsonSave(_of_all_processes(data_state)),
-            )
+            items = {
+                "params": ocp.args.StandardSave(params, save_args=chunked(params)),
+                "opt_state": ocp.args.StandardSave(state.opt_state),
+                "data": ocp.args.JsonSave(_of_all_processes(data_state)),
+            }
+            if state.ema is not None:  # a whole model, as `params` is
+                items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
             with self._writing():
-                self._manager.save(step, args=items)
+                self._manager.save(step, args=ocp.args.Composite(**items))
         self._blocked += time.monotonic() - start
 
     def take_blocked(self) -> float:
@@ -110,20 +113,24 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged or of a run that trained other parameters.
         """
-        target = ocp.args.Composite(
-            params=ocp.args.StandardRestore(merge(abstract_state.trainable, abstract_state.frozen)),
-            opt_state=ocp.args.StandardRestore(abstract_state.opt_state),
-            data=ocp.args.JsonRestore(),
-        )
+        whole = ocp.args.StandardRestore(merge(abstract_state.trainable, abstract_state.frozen))
+        items = {
+            "params": whole,
+            "opt_state": ocp.args.StandardRestore(abstract_state.opt_state),
+            "data": ocp.args.JsonRestore(),
+        }
+        if abstract_state.ema is not None:
+            items["ema"] = whole
         try:
-            restored = self._manager.restore(step, args=target)
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # for damaged files Orbax raises bare ones
             raise UserError(
                 f"{self._workdir}: checkpoint {step} cannot be restored into this config: {_reason(error)}"
             ) from error
         trainable, frozen = split(restored["params"], mask)
         number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
-        return TrainState(number, trainable, frozen, restored["opt_state"]), restored["data"]
+        average = None if abstract_state.ema is None else split(restored["ema"], mask)[0]
+        return TrainState(number, trainable, frozen, restored["opt_state"], average), restored["data"]
 
     def close(self) -> None:
         """Waits for saves in progress. Raises UserError when one of them fails."""

@@ -1,5 +1,6 @@
 """From an experiment's ConfigDict to typed objects, once, at the edge."""
 
+import dataclasses
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,17 @@ from janus_jax.data.record_source import RecordSource, open_records
 from janus_jax.data.samples import SampleBuilder, check_supervision
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import PRESETS, Execution, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import (
+    PRESETS,
+    AlignmentConfig,
+    Execution,
+    FamilyConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    ModelConfig,
+    VAEConfig,
+    VQConfig,
+)
 from janus_jax.models.stack import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.flash_attention import flash_fits
@@ -36,6 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.b2": (0, 1),
     "train.eps": (0, 1),
     "train.clip_norm": (1e-9, 1e9),
+    "train.ema": (0, 0.999999),
     "data.row_length": (2, 2**20),
     "data.und_slots": (0, 1024),
     "data.gen_slots": (0, 1024),
@@ -67,19 +79,42 @@ def check_config(config: ConfigDict) -> None:
         except re.error as error:
             raise UserError(f"config: {pattern!r} is not a regular expression ({error})") from error
     architecture = model_config(config)
-    if isinstance(architecture, JanusConfig) and config.data.row_length > architecture.llama.max_length:
+    if isinstance(architecture, FamilyConfig) and config.data.row_length > architecture.llama.max_length:
         raise UserError(
             f"config.data.row_length={config.data.row_length}, but {config.model} has a context of "
             f"{architecture.llama.max_length}"
         )
+    if isinstance(architecture, JanusFlowConfig):
+        room = config.data.row_length // architecture.image_tokens
+        if config.data.gen_slots > room:
+            raise UserError(f"config.data.gen_slots={config.data.gen_slots}, but a row has room for {room} images")
 
 
-def model_config(config: ConfigDict) -> JanusConfig | VQConfig:
-    """The architecture that `config.model` names."""
-    trained = {name: preset for name, preset in PRESETS.items() if isinstance(preset, JanusConfig | VQConfig)}
+def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig:
+    """The architecture that `config.model` names; JanusFlow's with the projector of the alignment loss, if it has one.
+
+    Raises UserError for a model that cannot be trained, or whose loss does not fit it.
+    """
+    trained = {name: preset for name, preset in PRESETS.items() if not isinstance(preset, VAEConfig)}
     if config.model not in trained:
         raise UserError(f"config.model={config.model!r} is not one of {sorted(trained)}, which can be trained")
-    return trained[config.model]
+    architecture = trained[config.model]
+    if not isinstance(architecture, JanusFlowConfig):
+        return architecture
+    if missing := sorted({"alignment_weight", "time_location", "time_scale"} - set(config.loss)):
+        raise UserError(f"config.loss has no {missing[0]}, which {config.model} needs (configs/janusflow.py)")
+    if not config.loss.alignment_weight:
+        return architecture
+    if architecture.uvit.num_tokens != architecture.siglip.num_tokens:
+        raise UserError(
+            f"config.loss.alignment_weight={config.loss.alignment_weight}: {architecture.uvit.num_tokens} latents "
+            f"cannot be aligned with {architecture.siglip.num_tokens} of SigLIP"
+        )
+    try:
+        alignment = AlignmentConfig(layer=config.loss.alignment_layer, width=config.loss.alignment_width)
+        return dataclasses.replace(architecture, alignment=alignment)
+    except ValueError as error:
+        raise UserError(f"config.loss.alignment_layer={config.loss.alignment_layer}: {error}") from error
 
 
 def execution(config: ConfigDict, platform: str) -> Execution:
@@ -91,7 +126,7 @@ def execution(config: ConfigDict, platform: str) -> Execution:
     architecture = model_config(config)
     attention = config.attention
     if attention == "auto":
-        heads_fit = isinstance(architecture, JanusConfig) and flash_fits(
+        heads_fit = isinstance(architecture, FamilyConfig) and flash_fits(
             config.data.row_length, architecture.llama.head_dim
         )
         attention = "flash" if platform == "tpu" and heads_fit else "xla"
@@ -103,8 +138,8 @@ def execution(config: ConfigDict, platform: str) -> Execution:
 
 
 def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer | None:
-    """The text tokenizer of a Janus run; None for image tokenizers."""
-    if not isinstance(architecture, JanusConfig):
+    """The text tokenizer of a Janus or JanusFlow run; None for image tokenizers."""
+    if not isinstance(architecture, FamilyConfig):
         return None
     if not config.data.tokenizer:
         raise UserError("config.data.tokenizer is empty, expected the path of a tokenizer.json")
@@ -130,7 +165,7 @@ def open_stream(
     """The endless stream of the rows of one process: training data, or what `data.held_out` keeps apart."""
     data = config.data
     ratio = {task: check_schedule(f"data.ratio.{task}", share) for task, share in data.ratio.items()}
-    if not isinstance(architecture, JanusConfig):
+    if not isinstance(architecture, FamilyConfig):
         ratio = {"generate": 1.0}
     elif not any(ever_positive(share) for share in ratio.values()):
         raise UserError(f"data.ratio={data.ratio.to_dict()}: expected a share above 0")
@@ -156,7 +191,10 @@ def open_stream(
         if size % architecture.downsampling:
             raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
         return square_images(sources["generate"], size=size, crop=crop, **common)
-    assert isinstance(architecture, JanusConfig) and tokenizer is not None
+    assert isinstance(architecture, FamilyConfig) and tokenizer is not None
+    flow = isinstance(architecture, JanusFlowConfig)
+    if flow and data.stored_codes:
+        raise UserError("data.stored_codes=True, but JanusFlow learns latents")
     if data.stored_codes and crop != CENTRE:
         raise UserError(f"data.crop={data.crop.to_dict()}: data.stored_codes are of the centre, expected {CENTRE}")
     slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
@@ -168,9 +206,9 @@ def open_stream(
         style=STYLES[architecture.prompt_style],
         understanding_size=architecture.siglip.image_size,
         understanding_tokens=architecture.siglip.num_tokens,
-        generation_size=architecture.vq.image_size,
+        generation_size=generation_size(architecture),
         generation_tokens=architecture.image_tokens,
-        num_codes=architecture.vq.num_codes,
+        num_codes=architecture.vq.num_codes if isinstance(architecture, JanusConfig) else 0,
         row_length=data.row_length,
         understanding_slots=data.und_slots,
         generation_slots=data.gen_slots,
@@ -179,6 +217,7 @@ def open_stream(
         first_sentence=data.first_sentence,
         crop=crop,
         stored_codes=data.stored_codes,
+        flow=flow,
     )
     return packed_rows(
         sources,
@@ -189,6 +228,11 @@ def open_stream(
         packing_bins=data.packing_bins,
         **common,
     )
+
+
+def generation_size(architecture: FamilyConfig) -> int:
+    """Sides of the images to be drawn, in pixels; JanusFlow draws what it understands."""
+    return architecture.vq.image_size if isinstance(architecture, JanusConfig) else architecture.siglip.image_size
 
 
 def _entries(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from janus_jax.training.objectives import Metrics
+from janus_jax.training.objective import Metrics
 
 
 class FiniteCheck:
@@ -53,7 +53,10 @@ class FiniteCheck:
         """Writes the fields of the batch as arrays [rows of this process, ...]."""
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"step-{step:06}-process-{jax.process_index()}.npz"
-        fields = {name: value for name, value in batch._asdict().items() if value is not None}
+        fields = {
+            jax.tree_util.keystr(path, simple=True, separator="."): value
+            for path, value in jax.tree_util.tree_leaves_with_path(batch)
+        }
         with file.open("wb") as output:
             np.savez_compressed(
                 output, allow_pickle=False, **{name: _own_rows(value) for name, value in fields.items()}

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from janus_jax.models.config import Weights
 from janus_jax.models.parameters import Params
 from janus_jax.sharding import BATCH_SPEC, ROW_AXES
-from janus_jax.training.objectives import Metrics, Objective
+from janus_jax.training.objective import Metrics, Objective
 from janus_jax.training.stages import merge
 
 

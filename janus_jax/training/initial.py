@@ -15,7 +15,7 @@ from janus_jax.convert.parts import PARTS, load_part, same_function
 from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten, init_params
 from janus_jax.sharding import param_shardings
 from janus_jax.training.checkpoint import differences
@@ -61,13 +61,13 @@ def format_origins(origins: list[Origin]) -> str:
 def _load(field: str, location: str, architecture: ModelConfig, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
     """Path -> values of everything that one field brings."""
     if field != "checkpoint":
-        if not isinstance(architecture, JanusConfig):
-            raise UserError("only a Janus model takes a pretrained part")
+        if not isinstance(architecture, FamilyConfig) or (field == "vq" and not isinstance(architecture, JanusConfig)):
+            raise UserError(f"{type(architecture).__name__} takes no such part")
         own = epath.Path(location) / FILE_NAME
         if field == "llm" and tokenizer is not None and own.exists():
             _require_same_ids(tokenizers.Tokenizer.from_file(str(own)), tokenizer)
         return load_part(field, location, architecture)
-    if not isinstance(architecture, JanusConfig):
+    if not isinstance(architecture, FamilyConfig):
         saved = checkpoints.read_architecture(location)
         _require_same(saved, architecture)
         return flatten(checkpoints.load_params(location, saved))
@@ -77,7 +77,8 @@ def _load(field: str, location: str, architecture: ModelConfig, tokenizer: Token
         _require_same_ids(source.tokenizer.backend, tokenizer)
     if source.normalization != JANUS_NORMALIZATION:
         raise UserError(f"its images have {source.normalization}, training uses {JANUS_NORMALIZATION}")
-    return flatten(folders.load_params(source))
+    wanted = abstract_params(architecture).keys()
+    return flatten({name: part for name, part in folders.load_params(source).items() if name in wanted})
 
 
 def _require_same(saved: ModelConfig, wanted: ModelConfig) -> None:

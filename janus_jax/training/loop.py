@@ -10,17 +10,19 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from janus_jax.checkpoints import prepare_folder, write_architecture
+from janus_jax.checkpoints import prepare_folder, save_params, write_architecture
+from janus_jax.convert.folders import VAE_FOLDER
 from janus_jax.data.pipeline import drop_reports, format_reports
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig
-from janus_jax.models.parameters import abstract_params
+from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
+from janus_jax.models.parameters import Params, abstract_params
 from janus_jax.sharding import own_rows
 from janus_jax.training.checkpoint import Checkpoints
 from janus_jax.training.experiment import open_stream, open_tokenizer
 from janus_jax.training.finite import FiniteCheck
 from janus_jax.training.initial import format_origins, initial_params
+from janus_jax.training.latents import Preparation, make_preparation, open_vae
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.optimizer import make_schedule
 from janus_jax.training.plan import make_plan
@@ -53,6 +55,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     if tokenizer is not None:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
+    vae = open_vae(config, architecture, workdir)
     process_index, process_count = own_rows(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     _say(format_table(module_table(abstract_params(architecture), plan.mask)))
@@ -69,7 +72,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         vq = merge(state.trainable, state.frozen)["vq"]
         check_stored_codes(stream.patterns, architecture.vq, vq)
     if _primary():
-        _write_run(workdir, config, architecture, tokenizer)
+        _write_run(workdir, config, architecture, tokenizer, vae)
+    prepare = make_preparation(config, architecture, plan.mesh, vae)
     step_fn = plan.make_step()
     log = MetricsLog(workdir if _primary() else None, config.name, config.train.num_steps, int(state.step))
     finite = FiniteCheck(workdir / "not_finite")
@@ -79,7 +83,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         ending.callback(lambda: _say(format_reports(batches.state, stream.patterns)))
         for part in (log, checkpoints, profile, batches):  # closed from the last one on
             ending.push(functools.partial(_close, part))
-        return _run(config, state, step_fn, batches, checkpoints, log, finite, profile)
+        return _run(config, state, prepare, step_fn, batches, checkpoints, log, finite, profile)
 
 
 def _close(part: Any, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -96,6 +100,7 @@ def _close(part: Any, kind: Any, error: BaseException | None, trace: Any) -> Non
 def _run(
     config: ConfigDict,
     state: TrainState,
+    prepare: Preparation,
     step_fn: Any,
     batches: DevicePrefetch,
     checkpoints: Checkpoints,
@@ -111,7 +116,7 @@ def _run(
     with StopRequest() as stop:
         for step in range(start + 1, config.train.num_steps + 1):
             profile.before(step)
-            batch = next(batches)
+            batch = prepare(next(batches), step)
             state, metrics = step_fn(state, batch)
             if on_cpu:
                 jax.block_until_ready(metrics)
@@ -143,12 +148,20 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _write_run(workdir: epath.Path, config: ConfigDict, architecture: ModelConfig, tokenizer: Tokenizer | None) -> None:
+def _write_run(
+    workdir: epath.Path,
+    config: ConfigDict,
+    architecture: ModelConfig,
+    tokenizer: Tokenizer | None,
+    vae: tuple[VAEConfig, Params] | None,
+) -> None:
     """What tells what the workdir holds: only once nothing can fail any more before the first step."""
     write_architecture(workdir, architecture)
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(workdir / FILE_NAME)
+    if vae is not None and not (workdir / VAE_FOLDER).exists():
+        save_params(workdir / VAE_FOLDER, *vae)
 
 
 def _require_same_tokenizer(path: epath.Path, tokenizer: Tokenizer) -> None:

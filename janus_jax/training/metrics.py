@@ -13,7 +13,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from janus_jax.errors import UserError
-from janus_jax.training.objectives import Metrics
+from janus_jax.training.objective import Metrics
 
 
 class MetricsLog:

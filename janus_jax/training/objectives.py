@@ -1,12 +1,9 @@
 """What is minimised: a pure function (params, batch) -> (loss, metrics) per kind of model.
 
-A metric is a pair (sum, weight), both summed over the global batch, so that means over several steps are exact.
 Letters: B rows, L tokens per row, I and G image slots per row, N codes per image, T = B * L.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +11,23 @@ from ml_collections import ConfigDict
 
 from janus_jax.batch import ImageBatch, Modality, PackedBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import Execution, JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
 from janus_jax.models.janus import janus_heads
 from janus_jax.models.parameters import Params, bind, build
-from janus_jax.ops.losses import TokenLoss, chunked_cross_entropy, vq_loss
-from janus_jax.ops.placement import place_in_order, segments_with
-
-TASKS = ("understand", "text", "generate")
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
-Denominators = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """A loss that is a sum over rows, so that devices, and micro-batches of one device, can each do some rows.
-
-    The loss of a step is the sum of `share(params, rows, denominators)` over all sets of rows, where `denominators`
-    is the sum of `denominators(rows)`; the same holds for both halves of every metric.
-    """
-
-    denominators: Callable[[Any], Denominators]  # batch -> what the sums are divided by
-    share: Callable[[Params, Any, Denominators], tuple[jax.Array, Metrics]]
-
-    def __call__(self, params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
-        """Loss and metrics of a batch that is all there is."""
-        return self.share(params, batch, self.denominators(batch))
+from janus_jax.ops.losses import vq_loss
+from janus_jax.ops.placement import place_in_order
+from janus_jax.training.flow_objective import janusflow_loss
+from janus_jax.training.objective import (
+    TASKS,
+    Denominators,
+    Metrics,
+    Objective,
+    check_normalization,
+    head_loss,
+    normalize,
+    row_metrics,
+    text_loss,
+)
 
 
 def make_loss(
@@ -47,6 +36,8 @@ def make_loss(
     """The objective of an architecture; without a task, the parts of the model that only it needs are left out."""
     if isinstance(model_config, JanusConfig):
         return janus_loss(model_config, execution, loss, tasks)
+    if isinstance(model_config, JanusFlowConfig):
+        return janusflow_loss(model_config, execution, loss, tasks)
     assert isinstance(model_config, VQConfig)
     return tokenizer_loss(model_config, execution, loss)
 
@@ -57,10 +48,7 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict, task
     `loss.normalization`: "tokens" divides the sum over both heads by the number of supervised tokens; "tasks" adds
     the two heads' means. The papers do not say which.
     """
-    if loss.normalization not in ("tokens", "tasks"):
-        raise UserError(f"loss.normalization={loss.normalization!r} is neither 'tokens' nor 'tasks'")
-    if loss.chunk_size < 1:
-        raise UserError(f"loss.chunk_size={loss.chunk_size}, expected at least 1")
+    check_normalization(loss)
     model, heads = build(config, execution), janus_heads(config, execution)
     tokenizer = build(config.vq, Execution(dtype=jnp.float32))  # rounding would choose other codes
     draws, sees = "generate" in tasks, "understand" in tasks
@@ -84,44 +72,16 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict, task
         hidden, _ = apply(x, batch.positions, batch.segment_ids)
         flat = hidden.reshape(-1, hidden.shape[-1])  # [T, D]
 
-        def head_loss(kind: str, weights: jax.Array, groups: list[jax.Array]) -> tuple[jax.Array, TokenLoss]:
-            head = heads[kind]
-            return chunked_cross_entropy(
-                head.logits,
-                head.params(params),
-                flat,
-                jnp.where(weights > 0, batch.targets, 0).reshape(-1),
-                (weights / jnp.maximum(denominators[kind], 1)).reshape(-1),
-                jnp.stack(groups).reshape(len(groups), -1),
-                loss.chunk_size,
-                loss.z_loss,
-            )
-
-        # Text of samples with an understanding image, text of the others.
-        has_image = segments_with(batch.segment_ids, batch.modality == Modality.UNDERSTANDING_IMAGE)
-        text_groups = [batch.text_weights * has_image, batch.text_weights * ~has_image]
-        total, text = head_loss("text", batch.text_weights, text_groups)
-        metrics = {
-            "loss/understand": (text.loss[0], text.weight[0]),
-            "loss/text": (text.loss[1], text.weight[1]),
-            "accuracy/understand": (text.correct[0], text.weight[0]),
-        }
+        text_weights = batch.text_weights / jnp.maximum(denominators["text"], 1)
+        total, metrics = text_loss(heads["text"], params, flat, batch, text_weights, loss)
         if draws:
-            image_total, image = head_loss("image", batch.image_weights, [batch.image_weights])
+            image_weights = batch.image_weights / jnp.maximum(denominators["image"], 1)
+            groups = [batch.image_weights]
+            image_total, image = head_loss(heads["image"], params, flat, batch, image_weights, groups, loss)
             total += image_total
             metrics["loss/generate"] = (image.loss[0], image.weight[0])
             metrics["accuracy/generate"] = (image.correct[0], image.weight[0])
-        part = batch.tokens.shape[0] / denominators["rows"]  # of the step's rows
-        images = jnp.sum(batch.modality == Modality.UNDERSTANDING_IMAGE) / config.siglip.num_tokens
-        images += jnp.sum(batch.modality == Modality.GENERATION_IMAGE) / config.image_tokens
-        filled = batch.modality != Modality.PADDING
-        metrics |= {
-            "loss": (total, part),
-            "images": (images, part),
-            "tokens": (jnp.sum(filled), part),
-            "fill": (part * jnp.mean(filled), part),
-        }
-        return total, metrics
+        return total, metrics | row_metrics(config, batch, total, denominators["rows"])
 
     return Objective(denominators, share)
 
@@ -155,11 +115,6 @@ def tokenizer_loss(config: VQConfig, execution: Execution, loss: ConfigDict) -> 
         return total, metrics
 
     return Objective(denominators, share)
-
-
-def normalize(pixels: jax.Array, dtype: Any) -> jax.Array:
-    """uint8 -> [-1, 1]."""
-    return (pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype)
 
 
 def with_codes(batch: PackedBatch, encode: Callable[[jax.Array], jax.Array]) -> PackedBatch:

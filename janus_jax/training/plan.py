@@ -4,6 +4,7 @@ A plan costs no device memory: parameters and moments are abstract, with their s
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,14 +14,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from janus_jax.batch import ImageBatch, PackedBatch
+from janus_jax.batch import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import Execution, FamilyConfig, JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten
 from janus_jax.sharding import GatheredWeights, batch_sharding, make_mesh, param_shardings
-from janus_jax.training.experiment import check_config, execution, model_config
-from janus_jax.training.objectives import Objective, make_loss
+from janus_jax.training.experiment import check_config, execution, generation_size, model_config
+from janus_jax.training.objective import Objective
+from janus_jax.training.objectives import make_loss
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.stages import trainable_mask
 from janus_jax.training.state import TrainState, create_state, make_step, state_shardings
@@ -37,17 +39,24 @@ class Plan(NamedTuple):
     state: TrainState  # abstract, with shardings
     shardings: TrainState
     micro_batches: int
+    ema: float
 
     def make_step(self) -> Any:
         """The training step; compiled when it is called, or by `lower(plan.state, batch).compile()`."""
         return make_step(
-            self.objective, self.optimizer, self.shardings, self.mesh, self.execution.weights, self.micro_batches
+            self.objective,
+            self.optimizer,
+            self.shardings,
+            self.mesh,
+            self.execution.weights,
+            self.micro_batches,
+            self.ema,
         )
 
     def new_state(self, params: Params) -> TrainState:
         """Step 0 on the devices."""
-        create = jax.jit(lambda p: create_state(p, self.mask, self.optimizer), out_shardings=self.shardings)
-        return create(params)
+        create = functools.partial(create_state, mask=self.mask, optimizer=self.optimizer, ema=self.ema > 0)
+        return jax.jit(create, out_shardings=self.shardings)(params)
 
 
 def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
@@ -70,16 +79,17 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
         specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh)).items()}
         run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
     objective = make_loss(architecture, run, config.loss, tasks(config))
-    abstract = jax.eval_shape(lambda p: create_state(p, mask, optimizer), params)
+    ema = config.train.ema
+    abstract = jax.eval_shape(lambda p: create_state(p, mask, optimizer, ema > 0), params)
     shardings = state_shardings(architecture, mask, optimizer, abstract, mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
-    return Plan(architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches)
+    return Plan(architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches, ema)
 
 
-def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | ImageBatch:
-    """Shapes and shardings of one step's batch, as the stream of the config yields it."""
+def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | ImageBatch:
+    """Shapes and shardings of the batch of a step."""
     data, rows = config.data, config.train.batch_size
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -89,12 +99,12 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | ImageBatch:
         return array(jnp.uint8, slots, size, size, 3)
 
     architecture = plan.architecture
-    if not isinstance(architecture, JanusConfig):
+    if not isinstance(architecture, FamilyConfig):
         assert isinstance(architecture, VQConfig)
         size = data.image_size or architecture.image_size
         return ImageBatch(pixels=array(jnp.uint8, size, size, 3))
     length = data.row_length
-    return PackedBatch(
+    batch = PackedBatch(
         tokens=array(jnp.int32, length),
         modality=array(jnp.int8, length),
         segment_ids=array(jnp.int32, length),
@@ -103,8 +113,13 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | ImageBatch:
         text_weights=array(jnp.float32, length),
         image_weights=array(jnp.float32, length),
         und_pixels=images(data.und_slots, architecture.siglip.image_size),
-        gen_pixels=None if data.stored_codes else images(data.gen_slots, architecture.vq.image_size),
+        gen_pixels=None if data.stored_codes else images(data.gen_slots, generation_size(architecture)),
     )
+    if isinstance(architecture, JanusConfig):
+        return batch
+    uvit = architecture.uvit
+    latents = array(jnp.float32, data.gen_slots, uvit.latent_size, uvit.latent_size, uvit.latent_channels)
+    return FlowBatch(batch, latents, latents, time=array(jnp.float32, data.gen_slots))
 
 
 def tasks(config: ConfigDict) -> tuple[str, ...]:

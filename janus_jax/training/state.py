@@ -12,7 +12,7 @@ from janus_jax.models.config import ModelConfig, Weights
 from janus_jax.models.parameters import Params
 from janus_jax.sharding import BATCH_SPEC, param_shardings
 from janus_jax.training.gradient import sharded_gradient
-from janus_jax.training.objectives import Metrics, Objective
+from janus_jax.training.objective import Metrics, Objective
 from janus_jax.training.stages import split
 from janus_jax.training.tpu_options import compiler_options
 
@@ -22,12 +22,16 @@ class TrainState(NamedTuple):
     trainable: Params  # the parameters this stage trains, float32
     frozen: Params  # the others
     opt_state: Any  # moments of `trainable` only
+    ema: Params | None = None  # exponential average of `trainable`; None: not kept
 
 
-def create_state(params: Params, mask: dict[str, bool], optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0 with fresh moments."""
+def create_state(
+    params: Params, mask: dict[str, bool], optimizer: optax.GradientTransformation, ema: bool = False
+) -> TrainState:
+    """Step 0 with fresh moments; with `ema`, an average that begins at the parameters."""
     trainable, frozen = split(params, mask)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
+    average = jax.tree.map(jnp.copy, trainable) if ema else None  # a copy: the state is donated
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), average)
 
 
 def state_shardings(
@@ -42,7 +46,7 @@ def state_shardings(
     opt_state = optax.tree_utils.tree_map_params(
         optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: replicated
     )
-    return TrainState(replicated, trainable, frozen, opt_state)
+    return TrainState(replicated, trainable, frozen, opt_state, None if state.ema is None else trainable)
 
 
 def make_step(
@@ -52,11 +56,13 @@ def make_step(
     mesh: Mesh,
     weights: Weights | None = None,
     micro_batches: int = 1,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """The compiled step: differentiate the trainable tree only, clip, update. Donates the state.
 
     Args:
         weights: see `sharded_gradient`, as `micro_batches`.
+        ema: decay of the average of the parameters, where the state has one (JanusFlow, Table 1: 0.99).
     """
     gradient = sharded_gradient(objective, shardings, mesh, weights, micro_batches)
 
@@ -64,7 +70,11 @@ def make_step(
         grads, metrics = gradient(state.trainable, state.frozen, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics | gradient_norms(grads)
+        average = state.ema
+        if average is not None:
+            average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, average, trainable)
+        new = TrainState(state.step + 1, trainable, state.frozen, opt_state, average)
+        return new, metrics | gradient_norms(grads)
 
     return jax.jit(
         step,

@@ -17,7 +17,8 @@ from janus_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")
-RUNS = [(name, stage) for name in ("janus_1p3b", "janus_pro_1b", "janus_pro_7b") for stage in STAGES]
+RUNS = [(name, stage) for name in ("janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b") for stage in STAGES]
+RUNS += [("quickstart_flow", stage) for stage in STAGES]
 RUNS += [("janus_pro_7b", "text_only"), ("janus_1p3b", "stage1:debug"), ("janus_pro_7b", "stage2:debug")]
 RUNS += [("finetune", "janus_pro_1b"), ("vq16", None), *(("quickstart", phase) for phase in ("tokenizer", *STAGES))]
 
@@ -70,7 +71,28 @@ def test_numbers_are_those_of_the_papers_tables(name, stage):
     assert (train.b1, train.b2, train.clip_norm, config.data.drop_condition) == (0.9, 0.95, 1.0, 0.1)
 
 
-@pytest.mark.parametrize("name", ["janus_1p3b", "janus_pro_1b", "janus_pro_7b", "quickstart"])
+# JanusFlow, Table 1: learning rate, warm-up, steps, batch, understanding : text : generation at the end.
+FLOW = {
+    "stage1": (1e-4, 2_000, 10_000, 512, (50, 0, 50)),
+    "stage2": (1e-4, 2_000, 390_000, 512, (14, 6, 80)),
+    "stage3": (2e-5, 1_000, 26_000, 256, (21, 9, 70)),
+}
+
+
+@pytest.mark.parametrize("stage", FLOW)
+def test_numbers_of_janusflow_are_those_of_its_table(stage):
+    config = resolve("janusflow_1p3b", stage)
+    train = config.train
+    ratio = [config.data.ratio[task] for task in ("understand", "text", "generate")]
+    if stage == "stage2":  # the first 10,000 steps build understanding
+        assert [share[0] for share in ratio] == [(0, 30.0), (0, 20.0), (0, 50.0)]
+        ratio = [dict(share)[10_000] for share in ratio]
+    assert (train.learning_rate, train.warmup_steps, train.num_steps, train.batch_size, tuple(ratio)) == FLOW[stage]
+    assert (train.schedule, train.weight_decay, train.clip_norm, train.ema) == ("constant", 0.0, 1.0, 0.99)
+    assert config.data.drop_condition == 0.1 and config.data.crop.random and config.loss.alignment_layer == 6
+
+
+@pytest.mark.parametrize("name", ["janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b", "quickstart"])
 def test_an_unknown_stage_is_named(name):
     with pytest.raises(UserError, match="stage9"):
         resolve(name, "stage9")

@@ -346,11 +346,6 @@ def test_scaled_rope_is_refused(scaling, read):
         read(changed(HF, "text_config.rope_parameters", scaling))
 
 
-def test_janusflow_is_refused(read):
-    with pytest.raises(UserError, match="JanusFlow is not supported yet"):
-        read({"model_type": "multi_modality", "vision_gen_enc_config": {}, "language_config": {}})
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

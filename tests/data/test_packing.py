@@ -164,3 +164,11 @@ def test_tasks_leave_in_the_ratio_in_which_they_come():
     assert {task: count / total for task, count in left.items()} == pytest.approx(
         {"u": 0.2, "t": 0.3, "g": 0.5}, abs=0.01
     )
+
+
+def test_padding_within_a_sample_is_no_part_of_its_segment_but_keeps_its_place():
+    item = make_item(1, 6)
+    item.sample["modality"][:] = [1, 0, 0, 3, 3, 3]
+    block = assemble([[make_item(2, 3), item]], ROW_LENGTH, ())
+    assert block["segment_ids"][0].tolist() == [1, 1, 1, 2, 0, 0, 2, 2, 2, *[0] * 11]
+    assert block["positions"][0].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, *[0] * 11]

@@ -363,3 +363,34 @@ def test_messages_of_a_question_are_not_changed_in_the_record():
     copy = dataclasses.replace(record)
     build(record)
     assert record == copy and record.messages == alternate(("<image>\nA?", "no"))
+
+
+# JanusFlow
+
+
+def test_flow_understanding_also_takes_the_place_of_begin_of_image():
+    record = understand("<image>\nA?", "no", images=[encoded(random_image(20, 10))])
+    plain, flow = build(record, supervision="answers"), build(record, supervision="answers", flow=True)
+    begin = plain["tokens"].tolist().index(BEGIN)
+    assert flow["tokens"][begin] == 0 and flow["modality"][begin : begin + 6].tolist() == [FEATURE] * 5 + [TEXT]
+    others = np.arange(len(plain["tokens"])) != begin
+    for name in ("tokens", "modality", "targets"):
+        np.testing.assert_array_equal(flow[name][others], plain[name][others])
+    np.testing.assert_array_equal(flow["text_weights"], plain["text_weights"])
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_flow_drawing_written_by_hand(dropped):
+    """Four places: the time and three latents."""
+    image = random_image(20, 10)
+    sample = build(generate("a cat", encoded(image)), flow=True, drop_condition=float(dropped))
+    prompt = [BOS, *byte_ids("<|User|>: a cat\n\n<|Assistant|>:")]  # the time has the place of begin-of-image
+    hidden = len(prompt) - 1
+    check_sample(
+        sample,
+        tokens=[BOS, *([0] * hidden if dropped else prompt[1:]), 0, 0, 0, 0],
+        modality=[TEXT, *[int(Modality.PADDING) if dropped else TEXT] * hidden, *[CODE] * 4],
+        text_weights=[0.0] * (len(prompt) + 4),
+        image_weights=[0.0] * (len(prompt) + 1) + [1.0] * 3,
+    )
+    np.testing.assert_array_equal(sample["gen_pixels"], generation_pixels(image, 8)[None])

@@ -22,10 +22,10 @@ def start(tmp_path_factory):
     cache = cache_folder(tmp_path_factory)
     data = write_digit_files(tmp_path_factory.mktemp("data"))
 
-    def start_all(workdir, count, steps, *flags):
+    def start_all(workdir, count, steps, *flags, model=""):
         command = [
             "launch.train",
-            f"--config=tests/launch/micro_experiment.py:{data}",
+            f"--config=tests/launch/micro_experiment.py:{model}{data}",
             f"--workdir={workdir}",
             f"--config.train.num_steps={steps}",
             "--config.data.num_shards=4",
@@ -53,8 +53,8 @@ def start(tmp_path_factory):
 def train(start):
     """Trains to the end; returns the losses by step."""
 
-    def run(workdir, count, steps):
-        processes = start(workdir, count, steps)
+    def run(workdir, count, steps, model=""):
+        processes = start(workdir, count, steps, model=model)
         outputs = [process.communicate(timeout=300) for process in processes]
         assert [process.returncode for process in processes] == [0] * count, outputs
         assert all("loss" not in out for out, _ in outputs[1:])  # the first alone reports
@@ -73,6 +73,14 @@ def test_several_processes_train_as_one_and_any_number_goes_on(train, tmp_path, 
     assert list(half) == list(range(1, steps // 2 + 1))
     assert half == pytest.approx({step: alone[step] for step in half}, rel=1e-6)
     joined = train(tmp_path / "joined", {2: 1, 4: 2}[count], steps)
+    assert joined == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_janusflow_too_trains_in_several_processes_as_in_one(train, tmp_path):
+    alone = train(tmp_path / "alone", 1, 4, "flow=")
+    train(tmp_path / "joined", 2, 2, "flow=")
+    joined = train(tmp_path / "joined", 1, 4, "flow=")
     assert joined == pytest.approx(alone, rel=1e-6)
 
 

@@ -1,10 +1,11 @@
 """Whatever is wrong with a run is one UserError that names it, before any step and before any compilation."""
 
+import dataclasses
 import shutil
 
 import pytest
 from etils import epath
-from tiny_runs import MICRO_JANUS, MICRO_VQ, janus_experiment, vq_experiment
+from tiny_runs import MICRO_JANUS, MICRO_VAE, MICRO_VQ, flow_experiment, janus_experiment, vq_experiment
 
 from janus_jax import UserError
 from janus_jax.checkpoints import save_params, write_architecture
@@ -195,3 +196,33 @@ def test_a_resume_with_other_data_settings_is_refused_by_name_with_both_values(d
         config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init.vae": ""}, r"config\.init\.vae is empty"),
+        ({"init.vae": "/nowhere"}, r"/nowhere: not a VAE folder"),
+        ({"data.gen_slots": 40}, r"data\.gen_slots=40, but a row has room for 19 images"),
+        ({"data.stored_codes": True}, r"JanusFlow learns latents"),
+        ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2: alignment\.layer=2 of 2 blocks"),
+        ({"train.ema": 1.0}, r"train\.ema=1"),
+        ({"init.vq": "/nowhere"}, r"init\.vq='/nowhere': JanusFlowConfig takes no such part"),
+    ],
+)
+def test_mistakes_of_a_flow_run_are_one_line(data_folder, tmp_path, changes, message):
+    config = flow_experiment(data_folder)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_vae_of_another_kind_is_refused(data_folder, tmp_path):
+    other = dataclasses.replace(MICRO_VAE, channel_multipliers=(1, 2))
+    save_params(tmp_path / "vae", other, init_params(other, seed=0))
+    config = flow_experiment(data_folder)
+    config.init.vae = str(tmp_path / "vae")
+    with pytest.raises(UserError, match=r"the VAE enlarges 4 latents to 8 pixels, expected 16"):
+        loop.train(config, tmp_path / "run")

@@ -12,7 +12,8 @@ from janus_jax.batch import Modality
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.models.config import Execution
 from janus_jax.models.parameters import bind, build, init_params
-from janus_jax.training.objectives import janus_loss, make_loss, normalize, with_codes
+from janus_jax.training.objective import normalize
+from janus_jax.training.objectives import janus_loss, make_loss, with_codes
 from janus_jax.training.stages import merge, split, trainable_mask
 
 MODEL = build(MICRO_JANUS, Execution())

@@ -4,16 +4,17 @@ import signal
 from typing import NamedTuple
 
 import pytest
-from tiny_runs import differing_leaves, janus_experiment, saved_state, vq_experiment
+from tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
 
 from janus_jax.checkpoints import load_params, read_architecture
 from janus_jax.models.parameters import flatten
 from janus_jax.training import loop, plan
 
-EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment}
+EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment, "flow": flow_experiment}
 
 
 class Runs(NamedTuple):
+    parts: set[str]  # of a checkpoint
     straight: object  # workdir of 4 steps at once
     resumed: object  # workdir of the run that was stopped
     batches: list[int]  # batches read by: the straight run, the stopped one, the one that went on
@@ -65,7 +66,9 @@ def crash():
 
 
 # Ctrl-C during step 2 saves that step; a crash in step 4 loses step 3, since the last checkpoint is that of step 2.
-@pytest.fixture(scope="module", params=[("janus", 2, ctrl_c), ("vq", 4, crash)], ids=["janus", "vq"])
+@pytest.fixture(
+    scope="module", params=[("janus", 2, ctrl_c), ("vq", 4, crash), ("flow", 2, ctrl_c)], ids=lambda p: p[0]
+)
 def runs(request, data_folder, tmp_path_factory):
     name, number, action = request.param
     config = EXPERIMENTS[name](data_folder)
@@ -83,7 +86,8 @@ def runs(request, data_folder, tmp_path_factory):
         watched_train(config, resumed, make_step, number, action),
         watched_train(config, resumed, make_step),
     ]
-    return Runs(straight, resumed, batches)
+    parts = {"params", "opt_state", "data"} | ({"ema"} if config.train.ema else set())
+    return Runs(parts, straight, resumed, batches)
 
 
 def test_going_on_reads_only_the_missing_batches(runs):
@@ -94,10 +98,10 @@ def test_going_on_reads_only_the_missing_batches(runs):
 def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):
     straight, resumed = saved_state(runs.straight, 4), saved_state(runs.resumed, 4)
     assert differing_leaves(straight, resumed) == []
-    assert {path.split("'")[1] for path in straight} == {"params", "opt_state", "data"}
-    # The comparison sees the difference of two steps in each of the three parts.
+    assert {path.split("'")[1] for path in straight} == runs.parts
+    # The comparison sees the difference of two steps in each of the parts.
     moved = differing_leaves(straight, saved_state(runs.straight, 2))
-    assert {path.split("'")[1] for path in moved} == {"params", "opt_state", "data"}
+    assert {path.split("'")[1] for path in moved} == runs.parts
 
 
 def test_metrics_of_the_resumed_run_are_those_of_the_straight_one_without_repeated_steps(runs):

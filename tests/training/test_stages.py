@@ -15,7 +15,9 @@ from janus_jax import UserError
 from janus_jax.models.config import PRESETS, Execution
 from janus_jax.models.parameters import abstract_params, flatten, init_params
 from janus_jax.sharding import make_mesh
-from janus_jax.training.objectives import Objective, make_loss
+from janus_jax.training.experiment import model_config
+from janus_jax.training.objective import Objective
+from janus_jax.training.objectives import make_loss
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.stages import format_table, merge, module_table, split, trainable_mask
 from janus_jax.training.state import create_state, make_step, state_shardings
@@ -68,6 +70,19 @@ def test_each_stage_trains_the_papers_modules_with_their_exact_counts(name, stag
     assert printed == {
         module: [f"{size:,}", f"{trained:,}" if trained else "frozen"] for module, (size, trained) in expected.items()
     }
+
+
+def test_each_stage_of_janusflow_trains_the_papers_modules():
+    """JanusFlow, 3.3; the VAE is no part of the model. `alignment_head` and the learned begin by our choice."""
+    adapters = {"aligner", "begin_of_understanding", "alignment_head"}
+    adapters |= {"gen_encoder", "gen_aligner", "gen_decoder_norm", "gen_decoder_aligner", "gen_decoder"}
+    trained = {"stage1": adapters, "stage2": adapters | {"llm"}, "stage3": adapters | {"llm", "siglip"}}
+    for stage, modules in trained.items():
+        config = importlib.import_module("configs.janusflow_1p3b").get_config(stage)
+        paths = flatten(abstract(model_config(config)))
+        mask = trainable_mask(abstract(model_config(config)), config.trainable)
+        assert mask == {path: path.split("/")[0] in modules for path in paths}
+        assert {path.split("/")[0] for path in paths} == trained["stage3"]
 
 
 def sum_of_squares(params, batch, denominators):

@@ -1,0 +1,48 @@
+"""A tiny JanusFlow on scikit-learn's handwritten digits: `stage1`, `stage2`, `stage3`.
+
+Latents are the pixels themselves: at 32 pixels a VAE would have nothing to save. Data ratios are the paper's (Table 1,
+those of stage II after its beginning); what a stage trains is not: no pretrained SigLIP or LLM exists at this size, so
+every stage trains everything. Learning rates and lengths are chosen for 1.4 M parameters and minutes on a CPU.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import base_config, lock
+from configs.janusflow import add_flow_fields
+from janus_jax.errors import UserError
+
+PHASES = ("stage1", "stage2", "stage3")
+RATIOS = {"stage1": (50, 0, 50), "stage2": (14, 6, 80), "stage3": (21, 9, 70)}  # understanding, text, generation
+STEPS = {"stage1": 200, "stage2": 400, "stage3": 2000}
+
+
+def get_config(phase: str = "stage1") -> ConfigDict:
+    if phase not in PHASES:
+        raise UserError(f"configs/quickstart_flow.py:{phase}: expected one of {', '.join(PHASES)}")
+    config = base_config(phase, "janusflow_tiny")
+    add_flow_fields(config)
+    config.loss.update(alignment_layer=2, alignment_width=96)
+    config.data.ratio = dict(zip(("understand", "text", "generate"), map(float, RATIOS[phase]), strict=True))
+    config.dtype, config.remat = "float32", "none"
+    config.train.update(
+        batch_size=10,
+        num_steps=STEPS[phase],
+        learning_rate=1e-3,
+        schedule="cosine" if phase == "stage3" else "constant",
+        warmup_steps=20,
+        final_fraction=0.05,
+        ema=0.99,
+    )
+    config.data.update(
+        row_length=96,
+        und_slots=2,
+        gen_slots=3,
+        supervision="answers",
+        num_shards=1,
+        packing_bins=16,
+        workers=0,
+    )
+    config.mesh.fsdp = 1
+    config.checkpoint.every_steps = STEPS[phase]
+    config.log_every = 10
+    return lock(config)

@@ -1,0 +1,80 @@
+"""What the quickstarts of Janus and JanusFlow differ in."""
+
+from types import ModuleType
+from typing import NamedTuple
+
+from configs import quickstart, quickstart_flow
+
+
+class Recipe(NamedTuple):
+    family: str  # for people
+    experiment: ModuleType  # PHASES, get_config(phase)
+    cfg_weight: float
+    ema: bool  # whether the average of the parameters is what is asked, draws and is kept
+    targets: dict[str, tuple[str, float]]  # key of report.json -> (">=" or "<=", bar)
+    titles: dict[str, tuple[str, str]]  # phase -> title, note
+    notes: tuple[str, ...]
+
+
+_TARGETS = {
+    "understanding_accuracy": (">=", 0.97),
+    "generation_accuracy": (">=", 0.95),
+    "generation_accuracy_permuted_prompts": ("<=", 0.20),
+    "generation_diversity": (">=", 0.7),
+}
+_DIGITS = (
+    "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 32x32; 360 of them are held out and never "
+    "trained on. For reading, each training image is also shown slightly turned, moved and resized. The judge of the "
+    "drawings is a support vector machine fitted to the real training images only."
+)
+_ANSWERS = (
+    "Text loss is on answers only in all stages, since the conversations are short; the papers supervise all text "
+    "before stage III."
+)
+
+RECIPES = {
+    "janus": Recipe(
+        family="Janus-Pro",
+        experiment=quickstart,
+        cfg_weight=2.5,
+        ema=False,
+        targets=_TARGETS | {"total_seconds": ("<=", 480.0)},
+        titles={
+            "tokenizer": (
+                "Image tokenizer",
+                "VQ autoencoder: pixel, codebook and commitment losses on the training images",
+            ),
+            "stage1": ("Stage I: adaptors and image head", "understanding : text : generation = 1 : 0 : 3"),
+            "stage2": ("Stage II: unified pre-training", "understanding : text : generation = 2 : 3 : 5"),
+            "stage3": ("Stage III: supervised fine-tuning", "understanding : text : generation = 5 : 1 : 4"),
+        },
+        notes=(
+            "Stage I of the papers trains only the adaptors and the image head, on top of a pretrained SigLIP and a "
+            "pretrained LLM. Neither exists at this size, so here every stage trains everything except the image "
+            "tokenizer.",
+            _DIGITS,
+            _ANSWERS,
+        ),
+    ),
+    "flow": Recipe(
+        family="JanusFlow",
+        experiment=quickstart_flow,
+        cfg_weight=2.0,
+        ema=True,
+        targets=_TARGETS | {"total_seconds": ("<=", 600.0)},
+        titles={
+            "stage1": ("Stage 1: adaptation", "understanding : text : generation = 50 : 0 : 50"),
+            "stage2": ("Stage 2: unified pre-training", "understanding : text : generation = 14 : 6 : 80"),
+            "stage3": ("Stage 3: supervised fine-tuning", "understanding : text : generation = 21 : 9 : 70"),
+        },
+        notes=(
+            "The latents are the pixels themselves, 4 x 4 tokens of 8 x 8 pixels: at 32 pixels a VAE would have "
+            "nothing to save.",
+            "Stage 1 of the paper trains on top of a pretrained SigLIP and a pretrained LLM. Neither exists at this "
+            "size, so here every stage trains everything. Drawings and answers are those of the average of the "
+            "parameters over the steps, with the paper's decay of 0.99.",
+            _DIGITS,
+            "Text loss is on answers only, as in the paper.",
+        ),
+    ),
+}
