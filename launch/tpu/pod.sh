@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# A training run on the TPU VMs of one slice: create | setup | run | watch | delete.
+#
+#   export NAME=janus ZONE=us-east5-a ACCELERATOR=v5p-128 BUCKET=gs://my-bucket
+#   launch/tpu/pod.sh create                     # waits in the queue until the slice is there
+#   launch/tpu/pod.sh setup                      # copies this checkout to every host and installs it
+#   launch/tpu/pod.sh run --config=configs/janus_pro_7b.py:stage2 --config.data.tokenizer=... ...
+#   launch/tpu/pod.sh watch                      # follows the log of the first host; Ctrl-C only ends the watching
+#   launch/tpu/pod.sh delete
+#
+# SPOT=1 asks for capacity that may be taken away. `run` writes to $BUCKET/runs/$NAME and goes on from its last
+# checkpoint, so after a loss: create, setup and run again. docs/pods.md explains each step.
+set -euo pipefail
+
+usage() {
+  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+need() {
+  for variable in "$@"; do
+    if [[ -z "${!variable:-}" ]]; then
+      echo "error: $variable is not set; see the head of $0" >&2
+      exit 2
+    fi
+  done
+}
+
+# Google's image for a generation, by the name of the accelerator.
+runtime() {
+  case "$ACCELERATOR" in
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v4-*) echo tpu-ubuntu2204-base ;;
+    *)
+      echo "error: ACCELERATOR=$ACCELERATOR, expected v4-*, v5litepod-*, v5p-* or v6e-*" >&2
+      exit 2
+      ;;
+  esac
+}
+
+tpus() { gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
+
+on_hosts() { # HOSTS COMMAND
+  tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"
+}
+
+create() {
+  need NAME ZONE ACCELERATOR
+  local image state
+  image=$(runtime)
+  tpus queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
+    --runtime-version="$image" ${SPOT:+--spot}
+  while true; do
+    state=$(tpus queued-resources describe "$NAME" --format="value(state.state)")
+    echo "$(date +%T) $NAME: $state"
+    case "$state" in
+      ACTIVE) return ;;
+      FAILED | SUSPENDED | SUSPENDING)
+        echo "error: the request ended as $state; read it with gcloud, then: $0 delete" >&2
+        exit 1
+        ;;
+    esac
+    sleep "${POLL_SECONDS:-30}"
+  done
+}
+
+setup() {
+  need NAME ZONE
+  local archive
+  archive=$(mktemp --suffix=.tar.gz)
+  git archive --format=tar.gz --output="$archive" HEAD
+  tpus tpu-vm scp "$archive" "$NAME:janus_jax.tar.gz" --worker=all
+  rm "$archive"
+  on_hosts all "set -e; mkdir -p janus_jax; tar -xzf janus_jax.tar.gz -C janus_jax; cd janus_jax; python3.11 -m venv .venv \
+|| (sudo apt-get update && sudo apt-get install -y python3.11-venv && python3.11 -m venv .venv); \
+.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu]'"
+}
+
+run() {
+  need NAME ZONE BUCKET
+  local command
+  command=$(printf '%q ' .venv/bin/python -m launch.train --multihost "--workdir=$BUCKET/runs/$NAME" "$@")
+  # setsid: the run outlives this connection; a host that still trains is left alone.
+  on_hosts all "cd janus_jax; if pgrep -f launch.train >/dev/null; then echo 'already running'; else \
+setsid nohup $command </dev/null >train.log 2>&1 & sleep 1; fi"
+}
+
+watch() {
+  need NAME ZONE
+  on_hosts 0 "tail -n 100 -F janus_jax/train.log"
+}
+
+delete() {
+  need NAME ZONE
+  tpus queued-resources delete "$NAME" --force --quiet
+}
+
+action=${1:-}
+[[ -n "$action" ]] && shift
+case "$action" in
+  create | setup | run | watch | delete) "$action" "$@" ;;
+  *) usage ;;
+esac

@@ -1,0 +1,109 @@
+"""The pod scripts, with a `gcloud` that only notes its arguments; the JobSet is what launch.train understands."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+STATES = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+FAKE = """#!/bin/bash
+printf '%s\\n' "$*" >> "$LOG"
+if [[ "$*" == *describe* ]]; then
+  line=$(grep -c describe "$LOG")
+  echo "$STATES" | cut -d' ' -f"$line"
+fi
+"""
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """Runs the script; returns (exit code, error text, gcloud's calls)."""
+    (tmp_path / "gcloud").write_text(FAKE)
+    (tmp_path / "gcloud").chmod(0o755)
+    log = tmp_path / "log"
+
+    def run(*arguments, **variables):
+        log.unlink(missing_ok=True)
+        settings = {"NAME": "n", "ZONE": "z", "ACCELERATOR": "v5p-128", "BUCKET": "gs://b", "POLL_SECONDS": "0"}
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+        environment |= {"STATES": " ".join(STATES)} | settings | variables
+        done = subprocess.run(
+            [LAUNCH / "tpu" / "pod.sh", *arguments],
+            env={k: v for k, v in environment.items() if v},
+            capture_output=True,
+            text=True,
+            cwd=LAUNCH.parent,
+        )
+        return done.returncode, done.stderr, log.read_text().splitlines() if log.exists() else []
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "image"),
+    [("v5p-128", "v2-alpha-tpuv5"), ("v5litepod-64", "v2-alpha-tpuv5-lite"), ("v6e-64", "v2-alpha-tpuv6e")],
+)
+def test_create_asks_for_the_slice_and_waits_until_it_is_there(pod, accelerator, image):
+    code, error, calls = pod("create", ACCELERATOR=accelerator, SPOT="1", PROJECT="p")
+    assert code == 0, error
+    expected = f"compute tpus queued-resources create n --node-id=n --accelerator-type={accelerator} "
+    assert calls[0] == expected + f"--runtime-version={image} --spot --zone=z --project=p"
+    assert sum("describe" in call for call in calls) == len(STATES)
+
+
+def test_a_request_that_failed_is_told(pod):
+    code, error, _ = pod("create", STATES="FAILED")
+    assert code == 1 and "ended as FAILED" in error
+
+
+def test_run_quotes_the_flags_and_starts_on_all_hosts(pod):
+    sources = '--config.data.sources.text=("gs://b/a b-*.array_record",)'
+    code, error, (call,) = pod("run", "--config=configs/janus_pro_7b.py:stage1", sources)
+    assert code == 0, error
+    assert call.startswith("compute tpus tpu-vm ssh n --worker=all --command=cd janus_jax; ")
+    started = call.partition("setsid nohup ")[2].partition(" </dev/null")[0]
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {started}"], capture_output=True, text=True, check=True
+    ).stdout
+    assert words.splitlines() == [
+        ".venv/bin/python",
+        "-m",
+        "launch.train",
+        "--multihost",
+        "--workdir=gs://b/runs/n",
+        "--config=configs/janus_pro_7b.py:stage1",
+        sources,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["create"], {"NAME": ""}, "error: NAME is not set"),
+        (["create"], {"ACCELERATOR": "tpu9"}, "error: ACCELERATOR=tpu9, expected"),
+        (["run"], {"BUCKET": ""}, "error: BUCKET is not set"),
+        ([], {}, "create | setup | run | watch | delete"),
+        (["destroy"], {}, "create | setup | run | watch | delete"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_asked_for(pod, arguments, variables, message):
+    code, error, calls = pod(*arguments, **variables)
+    assert code == 2 and message in error and calls == []
+
+
+def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
+    (document,) = yaml.safe_load_all((LAUNCH / "tpu" / "jobset.yaml").read_text())
+    assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = document["spec"]["replicatedJobs"]
+    hosts, pods = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+    x, y, z = map(int, pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    (container,) = pods["containers"]
+    chips = int(container["resources"]["limits"]["google.com/tpu"])
+    assert hosts["parallelism"] == hosts["completions"] == x * y * z // chips
+    assert container["command"] == ["python", "-m", "launch.train"] and "--multihost" in container["args"]
+    fields = dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
+    assert int(fields["config.mesh.fsdp"]) == x * y * z
+    assert int(fields["config.data.num_shards"]) % (hosts["parallelism"] * 4) == 0  # four workers a host
