@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
 from janus_jax.ops.norms import rms_norm
 
+SCALE = "kernel_scale"  # beside a kernel in 8 bits (`inference.quantization`)
 LARGE = 1 << 18  # elements, 1 MB of float32; a larger kernel is cut over the devices
 
 
@@ -28,6 +29,8 @@ class Linear(nn.Module):
         default = TorchDefault(fan_in)
         kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.has_variable("params", SCALE):
+            y = (y.astype(jnp.float32) * self.get_variable("params", SCALE)).astype(self.dtype)
         if not self.use_bias:
             return y
         return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)
