@@ -15,8 +15,10 @@ from jax.typing import DTypeLike
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
+from janus_jax.models.layers import SCALE
+from janus_jax.models.llama import KVCache
 from janus_jax.models.parameters import abstract_params, flatten, logical_axes, unflatten
-from janus_jax.models.stack import STACKED
+from janus_jax.models.stack import STACKED, unstacked_path
 
 MESH_AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # rows of a batch are divided over these
@@ -78,6 +80,46 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     axes = logical_axes(config)
     specs = {path: _partition_spec(path, shapes[path].shape, axes[path], mesh) for path in shapes}
     return unflatten({path: NamedSharding(mesh, spec) for path, spec in specs.items()})
+
+
+def spread_cache(cache: KVCache) -> KVCache:
+    """Inside a compiled program: heads of the keys and values over `tensor`, rows over `data` and `fsdp`.
+
+    By the mesh of `jax.set_mesh`; without one nothing changes. Rows that the devices cannot share equally, as of the
+    few prompts before many images, are on all of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return cache
+    whole = cache.segment_ids.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    rows = PartitionSpec(None if whole else ROW_AXES)
+    values = PartitionSpec(*rows, None, "tensor", None)
+
+    def place(tree: Any, spec: PartitionSpec) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), tree)
+
+    return cache._replace(
+        k=place(cache.k, values),
+        v=place(cache.v, values),
+        positions=place(cache.positions, rows),
+        segment_ids=place(cache.segment_ids, rows),
+    )
+
+
+def decoding_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Path -> sharding of every parameter with layers apart, and of the scales of kernels in 8 bits."""
+    result: dict[str, NamedSharding] = {}
+    shapes = flatten(abstract_params(config))
+    for path, sharding in flatten(param_shardings(config, mesh)).items():
+        stacked = STACKED in path.split("/")
+        own = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])) if stacked else sharding
+        paths = [unstacked_path(path, layer) for layer in range(shapes[path].shape[0])] if stacked else [path]
+        for own_path in paths:
+            result[own_path] = own
+            if own_path.endswith("/kernel"):
+                scale = own_path.removesuffix("kernel") + SCALE
+                result[scale] = NamedSharding(mesh, PartitionSpec(*own.spec[-1:]))
+    return result
 
 
 class GatheredWeights:

@@ -7,18 +7,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import PIL.Image
 from absl import flags
 
 from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import load_image
-from janus_jax.data.prompts import Message
 from janus_jax.errors import UserError
+from janus_jax.inference.conversation import Conversation
 from janus_jax.inference.loading import load
-from janus_jax.inference.pipeline import Answer, Pipeline
 from janus_jax.inference.request import RequestReader, user_message
-from launch import command_line
+from launch import command_line, model_flags
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
 EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
@@ -32,7 +30,6 @@ TOP_P = flags.DEFINE_float("top_p", 0.95, "probability mass sampled from when th
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k most probable tokens; 0: all")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling, 0 to 2**32 - 1")
 JSON = flags.DEFINE_bool("json", False, "with --prompt: print text, token_ids and prompt_token_ids as JSON")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
 
 
 def main() -> None:
@@ -46,17 +43,18 @@ def main() -> None:
     source = open_folder(CHECKPOINT.value, EMA.value)
     first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]
     RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
-    model = load(source, jnp.dtype(DTYPE.value) if DTYPE.value else None)
+    conversation = load(source, **model_flags.load_options()).conversation()
     if PROMPT.value is None:
-        converse(model, images)
-        return
-    answer = _answer(model, images, first)
-    print(json.dumps(answer._asdict(), ensure_ascii=False) if JSON.value else answer.text)
+        converse(conversation, images)
+    elif JSON.value:
+        answer = conversation.ask(PROMPT.value, images, **_options())
+        print(json.dumps(answer._asdict(), ensure_ascii=False))
+    else:
+        _print_answer(conversation, PROMPT.value, images)
 
 
-def converse(model: Pipeline, images: Sequence[PIL.Image.Image]) -> None:
+def converse(conversation: Conversation, images: Sequence[PIL.Image.Image]) -> None:
     """Reads questions until the end of input; images belong to the first one."""
-    messages: list[Message] = []
     print("Ask; an empty line or Ctrl-D ends the conversation.")
     while True:
         try:
@@ -65,13 +63,13 @@ def converse(model: Pipeline, images: Sequence[PIL.Image.Image]) -> None:
             return
         if not question.strip():
             return
-        messages.append(user_message(question, 0 if messages else len(images)))
-        messages.append(Message("assistant", _answer(model, images, messages).text))
-        print(messages[-1].text)
+        _print_answer(conversation, question, () if conversation.messages else images)
 
 
-def _answer(model: Pipeline, images: Sequence[PIL.Image.Image], messages: list[Message]) -> Answer:
-    return model.answer([messages], [images], **_options())[0]
+def _print_answer(conversation: Conversation, question: str, images: Sequence[PIL.Image.Image]) -> None:
+    """While it is written."""
+    conversation.ask(question, images, on_text=lambda text: print(text, end="", flush=True), **_options())
+    print()
 
 
 def _options() -> dict[str, Any]:

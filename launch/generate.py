@@ -9,7 +9,6 @@ The checkpoint tells whether codes are sampled or latents flow.
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import tqdm
@@ -25,7 +24,7 @@ from janus_jax.inference.loading import find_vae, load
 from janus_jax.inference.request import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.ops.flow import SOLVERS
-from launch import command_line
+from launch import command_line, model_flags
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
 EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
@@ -35,7 +34,6 @@ NUM_IMAGES = flags.DEFINE_integer("num_images", 16, "images per prompt", lower_b
 CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "guidance; 1 is none; default: 5 for codes, 2 for JanusFlow")
 SEED = flags.DEFINE_integer("seed", 0, "0 to 2**32 - 1; an image depends on it, its number and the prompt alone")
 OUTPUT = flags.DEFINE_string("output", None, "folder for the images; one that holds drawings is refused")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
 # Of models that draw codes.
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "codes: 0 is argmax", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "codes: probability mass sampled from")
@@ -71,23 +69,34 @@ def main() -> None:
         options |= {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K)}
         reader.images(prompts, number, **options)
         vae = None
+    load_options = model_flags.load_options()
     output = prepare_folder("output", OUTPUT.value)
     for old in output.iterdir():
         if old.suffix in (".png", ".npy"):
             raise UserError(f"--output={output}: holds {old.name}, expected a folder without drawings of another run")
-    model = load(source, jnp.dtype(DTYPE.value) if DTYPE.value else None, vae)
+    model = load(source, vae=vae, **load_options)
     drawn: list[np.ndarray] = []  # codes or latents
     images: list[PIL.Image.Image] = []
-    for i, prompt in enumerate(tqdm.tqdm(prompts, unit="prompt", disable=len(prompts) == 1)):
-        if isinstance(model, JanusFlowPipeline):
-            own = None if noise is None else noise[i * number : (i + 1) * number]
-            drawn.append(model.generate_latents([prompt], number, initial_noise=own, **options))
-        else:
-            drawn.append(model.generate_codes([prompt], number, **options))
-        for image in model.draw(drawn[-1]):
-            with (output / f"{len(images):05d}.png").open("wb") as file:
-                image.save(file, "PNG")
-            images.append(image)
+    # Of the tokens of all images, latents too; on a terminal only.
+    per_prompt = number * source.config.image_tokens
+    with tqdm.tqdm(total=len(prompts) * per_prompt, unit="token", unit_scale=True, disable=None) as bar:
+        for i, prompt in enumerate(prompts):
+            if isinstance(model, JanusFlowPipeline):
+                own = None if noise is None else noise[i * number : (i + 1) * number]
+                drawn.append(model.generate_latents([prompt], number, initial_noise=own, **options))
+            else:
+                before = i * per_prompt
+
+                def show(codes: int, before: int = before) -> None:
+                    bar.update(before + number * codes - bar.n)
+
+                drawn.append(model.generate_codes([prompt], number, on_codes=show, **options))
+            for image in model.draw(drawn[-1]):
+                with (output / f"{len(images):05d}.png").open("wb") as file:
+                    image.save(file, "PNG")
+                images.append(image)
+            bar.update((i + 1) * per_prompt - bar.n)
+            bar.set_postfix_str(f"{len(images)} images")
     with (output / "grid.png").open("wb") as file:
         grid(images, columns=math.ceil(math.sqrt(number))).save(file, "PNG")
     for wanted, name in ((SAVE_TOKEN_IDS.value, "codes.npy"), (SAVE_LATENTS.value, "latents.npy")):

@@ -1,4 +1,8 @@
-"""The two compiled decoding loops: text until end-of-sentence, image codes with classifier-free guidance.
+"""The two decoding loops: text until end-of-sentence, image codes with classifier-free guidance.
+
+Each is two compiled programs: one reads the prompts, the other takes steps up to a number that is not a constant. So
+the host may look at what is done (to print it, or how much it is) between portions of steps, and the steps themselves
+never wait for it. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its devices.
 
 Letters: B prompts, P prompt length, I image slots, G images per prompt, U unconditional prompts, N codes per image,
 V text vocabulary, C codes, D width.
@@ -6,19 +10,23 @@ V text vocabulary, C codes, D width.
 
 import collections
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from janus_jax.inference.prompt import Prompts
 from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.parameters import Params, bind
 from janus_jax.ops.sampling import guide, sample_tokens
+from janus_jax.sharding import spread_cache
 
 # Programs traced so far in this process, by name of the function: each new shape or option compiles another.
 programs: collections.Counter[str] = collections.Counter()
+PORTION = 64  # codes between two reports of progress
 
 
 class Sampling(NamedTuple):
@@ -28,16 +36,28 @@ class Sampling(NamedTuple):
     top_p: float = 1.0
     top_k: int = 0
 
+    def __call__(self, keys: jax.Array, step: jax.Array, logits: jax.Array) -> jax.Array:
+        """Tokens [B] of logits [B, V]; keys [B]."""
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        return sample_tokens(step_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
-class _TextState(NamedTuple):
+
+class TextState(NamedTuple):
     step: jax.Array
-    tokens: jax.Array  # [B, max_new_tokens], end-of-sentence where nothing was written
+    tokens: jax.Array  # [B, slots], end-of-sentence where nothing was written
     next_token: jax.Array  # [B]
     finished: jax.Array  # [B]
+    prompt_lengths: jax.Array  # [B]
     cache: KVCache
 
 
-@functools.partial(jax.jit, static_argnames=("model", "slots", "sampling", "eos_id"))
+class ImageState(NamedTuple):
+    step: jax.Array  # codes known so far, from 1
+    codes: jax.Array  # [B G, N]
+    cache: KVCache  # [2 B G] rows
+    prefix: KVCache  # [2 B] rows
+
+
 def decode_text(
     model: Janus,
     params: Params,
@@ -57,55 +77,92 @@ def decode_text(
         keys: [B] random keys, one per row, so that a row does not depend on its batch.
         max_new_tokens: [B], from 1 to `slots`: not a constant, so that other limits take the same program.
     """
-    programs["text"] += 1
+    state = start_text(model, params, prompts, pixels, None, keys, slots=slots, sampling=sampling, eos_id=eos_id)
+    state = continue_text(model, params, state, keys, max_new_tokens, slots, sampling=sampling, eos_id=eos_id)
+    return state.tokens
+
+
+@functools.partial(jax.jit, static_argnames=("model", "slots", "sampling", "eos_id"), donate_argnames="cache")
+def start_text(
+    model: Janus,
+    params: Params,
+    prompts: Prompts,
+    pixels: jax.Array | None,
+    cache: KVCache | None,
+    keys: jax.Array,
+    *,
+    slots: int,
+    sampling: Sampling,
+    eos_id: int,
+) -> TextState:
+    """Reads the prompts, up to the first token of each answer; arguments of `decode_text`.
+
+    Args:
+        cache: what came before the prompts, whose positions go on from there, with room for them and `slots` more
+            tokens; None makes one. It is used up.
+    """
+    programs["text prompt"] += 1
     apply = bind(model, params)
     batch, length = prompts.tokens.shape
-    prompt_lengths = prompts.segment_ids.sum(axis=1)
+    if cache is None:
+        cache = init_cache(model.config.llama, model.execution, batch, length + slots)
+    x = apply(prompts.tokens, prompts.modality, pixels, method="embed")
+    hidden, cache = apply(x, prompts.positions, prompts.segment_ids, spread_cache(cache))
+    step = jnp.zeros((), jnp.int32)
+    return TextState(
+        step=step,
+        tokens=jnp.full((batch, slots), eos_id, jnp.int32),
+        next_token=sampling(keys, step, apply(hidden[:, -1], method="text_logits")),
+        finished=jnp.zeros(batch, bool),
+        prompt_lengths=jnp.asarray(prompts.positions)[:, -1] + 1,
+        cache=spread_cache(cache),
+    )
 
-    def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        logits = apply(hidden, method="text_logits")
-        return sample_tokens(
-            step_keys, logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
-        )
 
-    def unfinished(state: _TextState) -> jax.Array:
-        return ~state.finished.all()
+@functools.partial(jax.jit, static_argnames=("model", "sampling", "eos_id"), donate_argnames="state")
+def continue_text(
+    model: Janus,
+    params: Params,
+    state: TextState,
+    keys: jax.Array,
+    max_new_tokens: jax.Array,
+    until: jax.Array | int,
+    *,
+    sampling: Sampling,
+    eos_id: int,
+) -> TextState:
+    """Takes steps until there are `until` tokens or every row has finished; uses up the state."""
+    programs["text"] += 1
+    apply = bind(model, params)
 
-    def body(state: _TextState) -> _TextState:
+    def unfinished(state: TextState) -> jax.Array:
+        return ~state.finished.all() & (state.step < until)
+
+    def body(state: TextState) -> TextState:
         token = jnp.where(state.finished, eos_id, state.next_token)
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1)
         x = apply(token[:, None], method="embed_text")
-        positions = (prompt_lengths + state.step)[:, None]
+        positions = (state.prompt_lengths + state.step)[:, None]
         hidden, cache = apply(x, positions, jnp.ones_like(positions), state.cache)
-        next_token = choose(hidden[:, -1], state.step + 1)
-        finished = (token == eos_id) | (state.step + 1 >= max_new_tokens)
-        return _TextState(state.step + 1, tokens, next_token, state.finished | finished, cache)
+        step = state.step + 1
+        next_token = sampling(keys, step, apply(hidden[:, -1], method="text_logits"))
+        finished = state.finished | (token == eos_id) | (step >= max_new_tokens)
+        return TextState(step, tokens, next_token, finished, state.prompt_lengths, spread_cache(cache))
 
-    x = apply(prompts.tokens, prompts.modality, pixels, method="embed")
-    cache = init_cache(model.config.llama, model.execution, batch, length + slots)
-    hidden, cache = apply(x, prompts.positions, prompts.segment_ids, cache)
-    state = _TextState(
-        step=jnp.zeros((), jnp.int32),
-        tokens=jnp.full((batch, slots), eos_id, jnp.int32),
-        next_token=choose(hidden[:, -1], jnp.zeros((), jnp.int32)),
-        finished=jnp.zeros(batch, bool),
-        cache=cache,
-    )
-    return jax.lax.while_loop(unfinished, body, state).tokens
+    return jax.lax.while_loop(unfinished, body, state)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling"))
 def decode_image_codes(
     model: Janus,
     params: Params,
     prompts: Prompts,
     unconditional: Prompts,
-    unconditional_of: jax.Array,
+    unconditional_of: np.ndarray,
     keys: jax.Array,
     cfg_weight: jax.Array,
     *,
     sampling: Sampling,
+    on_codes: Callable[[int], Any] | None = None,
 ) -> jax.Array:
     """Image codes [B, G, N] int32 by guided next-token prediction (Janus, 3.4).
 
@@ -119,26 +176,41 @@ def decode_image_codes(
         unconditional_of: [B] which of them belongs to a prompt.
         keys: [B, G] random keys, one per image.
         cfg_weight: 1 is purely conditional, 0 unconditional.
+        on_codes: told, after each `PORTION` of codes, how many each image has.
     """
-    programs["image"] += 1
-    apply = bind(model, params)
-    batch, images = keys.shape
     num_codes = model.config.image_tokens
-    keys = keys.reshape(-1)
+    options = (keys.reshape(-1), cfg_weight)
+    state = start_images(model, params, prompts, unconditional, unconditional_of, *options, sampling=sampling)
+    portion = num_codes if on_codes is None else PORTION
+    for until in range(portion, num_codes + portion, portion):
+        state = continue_images(model, params, state, *options, min(until, num_codes), sampling=sampling)
+        if on_codes is not None:
+            on_codes(int(state.step))
+    return state.codes.reshape(*keys.shape, num_codes)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampling"))
+def start_images(
+    model: Janus,
+    params: Params,
+    prompts: Prompts,
+    unconditional: Prompts,
+    unconditional_of: np.ndarray,
+    keys: jax.Array,
+    cfg_weight: jax.Array,
+    *,
+    sampling: Sampling,
+) -> ImageState:
+    """Reads the prompts, up to the first code of each image; arguments of `decode_image_codes`, but keys [B G]."""
+    programs["image prompt"] += 1
+    apply = bind(model, params)
+    batch = prompts.tokens.shape[0]
+    images = keys.shape[0] // batch
+    num_codes = model.config.image_tokens
     tokens, modality, segment_ids, positions = (
         jnp.concatenate(pair) for pair in zip(prompts, unconditional, strict=True)
     )
-
-    def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
-        """Hidden states [2 B G, D] -> codes [B G]."""
-        conditional, unconditional = jnp.split(apply(hidden, method="image_logits"), 2)
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        logits = guide(conditional, unconditional, cfg_weight)
-        return sample_tokens(
-            step_keys, logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
-        )
-
-    prefix = init_cache(model.config.llama, model.execution, *tokens.shape)
+    prefix = spread_cache(init_cache(model.config.llama, model.execution, *tokens.shape))
     hidden, prefix = apply(apply(tokens, modality, method="embed"), positions, segment_ids, prefix)
     # From one row per distinct prompt to one per prompt and half of the guidance.
     halves = jnp.concatenate([jnp.arange(batch), batch + unconditional_of])
@@ -146,21 +218,54 @@ def decode_image_codes(
     prefix = prefix._replace(
         k=jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), prefix.k),
         v=jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), prefix.v),
-        segment_ids=prefix.segment_ids[halves],
+        positions=positions[halves],
+        segment_ids=segment_ids[halves],
     )
+    logits = _guided_logits(apply, jnp.repeat(hidden[halves, -1], images, axis=0), cfg_weight)
+    first = sampling(keys, jnp.zeros((), jnp.int32), logits)
+    return ImageState(
+        step=jnp.ones((), jnp.int32),
+        codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
+        cache=spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes - 1)),
+        prefix=spread_cache(prefix),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames="state")
+def continue_images(
+    model: Janus,
+    params: Params,
+    state: ImageState,
+    keys: jax.Array,
+    cfg_weight: jax.Array,
+    until: jax.Array | int,
+    *,
+    sampling: Sampling,
+) -> ImageState:
+    """Takes steps until each image has `until` codes, at most N; uses up the state."""
+    programs["image"] += 1
+    apply = bind(model, params)
+    prefix = state.prefix
+    images = 2 * keys.shape[0] // prefix.segment_ids.shape[0]
     prompt_lengths = jnp.repeat(prefix.segment_ids.sum(axis=1), images)
 
-    def body(carry: tuple[jax.Array, KVCache], step: jax.Array) -> tuple[tuple[jax.Array, KVCache], jax.Array]:
-        code, cache = carry
-        x = apply(jnp.concatenate([code, code])[:, None], method="embed_codes")
-        step_positions = (prompt_lengths + step - 1)[:, None]
-        hidden, cache = apply(x, step_positions, jnp.ones_like(step_positions), cache, prefix)
-        return (choose(hidden[:, -1], step), cache), code
+    def body(step: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
+        codes, cache = carry
+        code = jax.lax.dynamic_slice_in_dim(codes, step - 1, 1, axis=1)
+        x = apply(jnp.concatenate([code, code]), method="embed_codes")
+        positions = (prompt_lengths + step - 1)[:, None]
+        hidden, cache = apply(x, positions, jnp.ones_like(positions), cache, prefix)
+        new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
+        return jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1), spread_cache(cache)
 
-    first = choose(jnp.repeat(hidden[halves, -1], images, axis=0), jnp.zeros((), jnp.int32))
-    cache = init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes - 1)
-    (last, _), codes = jax.lax.scan(body, (first, cache), jnp.arange(1, num_codes))
-    return jnp.concatenate([codes, last[None]]).T.reshape(batch, images, num_codes)
+    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, state.cache))
+    return ImageState(jnp.asarray(until, jnp.int32), codes, cache, prefix)
+
+
+def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax.Array) -> jax.Array:
+    """Hidden states [2 B G, D], conditional then unconditional -> logits [B G, C]."""
+    conditional, unconditional = jnp.split(apply(hidden, method="image_logits"), 2)
+    return guide(conditional, unconditional, cfg_weight)
 
 
 @functools.partial(jax.jit, static_argnames="model")

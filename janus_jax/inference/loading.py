@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from janus_jax.convert import folders
@@ -10,14 +12,22 @@ from janus_jax.convert.vae_folder import load_vae
 from janus_jax.errors import UserError
 from janus_jax.inference.flow_pipeline import JanusFlowPipeline
 from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.quantization import QUANTIZATIONS, is_quantized, quantize, scale_path
 from janus_jax.inference.request import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.models.parameters import unflatten
 from janus_jax.models.stack import unstacked_path
+from janus_jax.sharding import decoding_shardings
 
 
 def from_pretrained(
-    path: epath.PathLike, dtype: DTypeLike | None = None, vae: epath.PathLike | None = None, ema: bool = False
+    path: epath.PathLike,
+    dtype: DTypeLike | None = None,
+    vae: epath.PathLike | None = None,
+    ema: bool = False,
+    *,
+    mesh: Mesh | None = None,
+    quantization: str | None = None,
 ) -> JanusPipeline | JanusFlowPipeline:
     """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
 
@@ -25,12 +35,15 @@ def from_pretrained(
         dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators.
         vae: JanusFlow only: folder of its VAE, ours or diffusers'; None is that beside the model, if there is one.
         ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
+        mesh: of devices of this process, over which the model is divided (`sharding.make_mesh`).
+        quantization: "int8" holds what every step of decoding reads in 8 bits (`inference.quantization`).
 
     Raises:
-        UserError: not a model folder, not a model of the family, or damaged.
+        UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, or an
+            unknown quantization.
     """
     source = folders.open_folder(path, ema)
-    return load(source, dtype, find_vae(source, path, vae))
+    return load(source, dtype, find_vae(source, path, vae), mesh=mesh, quantization=quantization)
 
 
 def find_vae(source: folders.Source, path: epath.PathLike, vae: epath.PathLike | None) -> epath.Path | None:
@@ -44,10 +57,18 @@ def find_vae(source: folders.Source, path: epath.PathLike, vae: epath.PathLike |
 
 
 def load(
-    source: folders.Source, dtype: DTypeLike | None = None, vae: epath.Path | None = None
+    source: folders.Source,
+    dtype: DTypeLike | None = None,
+    vae: epath.Path | None = None,
+    *,
+    mesh: Mesh | None = None,
+    quantization: str | None = None,
 ) -> JanusPipeline | JanusFlowPipeline:
     """`from_pretrained` of a folder that is open already. Each tensor is in memory once."""
     RequestReader(source.config, source.tokenizer)  # refuses a model that could not be asked
+    if quantization not in (None, *QUANTIZATIONS):
+        raise UserError(f"quantization={quantization!r} is not one of {sorted(QUANTIZATIONS)}")
+    shardings = None if mesh is None else decoding_shardings(source.config, mesh)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     loaded_vae = None
@@ -55,11 +76,24 @@ def load(
         loaded_vae = load_vae(vae, dtype)
         folders.require_vae(source.config, loaded_vae[0])
     loaded: dict[str, jax.Array] = {}
+
+    def place(path: str, values: np.ndarray) -> None:  # as a copy: they may be a part of a larger buffer of the reader
+        if shardings is None:
+            loaded[path] = jnp.array(values)
+        else:
+            own = shardings[path]
+            loaded[path] = jax.make_array_from_callback(values.shape, own, lambda index: np.array(values[index]))
+
     for piece, _ in folders.pieces(source.config):
         path = piece.path if piece.layer is None else unstacked_path(piece.path, piece.layer)
-        values = folders.cast(source.read(piece), jax.dtypes.canonicalize_dtype(dtype), piece.path)
-        loaded[path] = jnp.array(values)  # a copy: the values may be a part of a larger buffer of the reader
-    params = unflatten(loaded)
+        values = source.read(piece)
+        if quantization is not None and is_quantized(path):
+            kernel, scales = quantize(folders.cast(values, np.dtype(np.float32), piece.path))
+            place(path, kernel)
+            place(scale_path(path), scales)
+        else:
+            place(path, folders.cast(values, jax.dtypes.canonicalize_dtype(dtype), piece.path))
+    params, rest = unflatten(loaded), (source.tokenizer, dtype, source.normalization)
     if isinstance(source.config, JanusFlowConfig):
-        return JanusFlowPipeline(source.config, params, source.tokenizer, dtype, source.normalization, vae=loaded_vae)
-    return JanusPipeline(source.config, params, source.tokenizer, dtype, source.normalization)
+        return JanusFlowPipeline(source.config, params, *rest, mesh=mesh, vae=loaded_vae)
+    return JanusPipeline(source.config, params, *rest, mesh=mesh)

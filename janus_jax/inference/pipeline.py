@@ -1,7 +1,9 @@
 """The objects behind the public API: a model with its tokenizer that answers questions and draws."""
 
+import contextlib
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from etils import epath
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from janus_jax.convert import folders
@@ -23,13 +26,15 @@ from janus_jax.data.images import (
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
+from janus_jax.inference.conversation import Conversation
 from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
 from janus_jax.inference.memory import cache_bytes, check_fits
 from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
-from janus_jax.models.parameters import Params, build
+from janus_jax.models.parameters import Params, build, flatten, unflatten
 from janus_jax.models.stack import stack_layers, unstack_layers
+from janus_jax.sharding import ROW_AXES, decoding_shardings
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
 PIXEL_CHUNK = 16  # most images per VQ decoding call, a power of two: bounds its memory
@@ -56,15 +61,29 @@ class Pipeline:
         dtype: DTypeLike = jnp.float32,
         normalization: Normalization = JANUS_NORMALIZATION,
         buckets: Buckets = BUCKETS,
+        mesh: Mesh | None = None,
     ):
-        """Takes parameters with layers stacked, as checkpoints hold them, or apart."""
+        """Takes parameters with layers stacked, as checkpoints hold them, or apart, or of `quantization`.
+
+        Args:
+            mesh: of devices of this process (`sharding.make_mesh`), over which parameters, caches and rows of a
+                request are divided; None is the default device.
+
+        Raises:
+            UserError: the mesh does not divide a parameter.
+        """
         self.config = config
         self.params = unstack_layers(params)
+        self._mesh = mesh
+        if mesh is not None:
+            shardings = decoding_shardings(config, mesh)
+            placed = {path: jax.device_put(leaf, shardings[path]) for path, leaf in flatten(self.params).items()}
+            self.params = unflatten(placed)
         self.tokenizer = tokenizer
         self._normalization = normalization
         self._buckets = buckets
         self._requests = RequestReader(config, tokenizer)
-        self._model = build(config, Execution(dtype=dtype, scan_layers=False))
+        self._model: Any = build(config, Execution(dtype=dtype, scan_layers=False))
 
     @overload
     def chat(self, images: Image | Sequence[Image], prompt: str, **options: Any) -> str: ...
@@ -129,31 +148,34 @@ class Pipeline:
             top_k=top_k,
             seed=seed,
         )
-        prompts = request.prompts
+        prompts, limits = request.prompts, request.max_new_tokens
         if not prompts:
             return []
-        padded = self._pad(prompts)
-        slots = round_up(max(request.max_new_tokens), self._buckets.answer)
-        self._check_memory({f"{len(prompts)} prompts": (len(prompts), padded.tokens.shape[1] + slots)})
-        pixels = self._pixels(images)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
-        tokens = decode_text(
-            self._model,
-            self.params,
-            padded,
-            pixels,
-            keys,
-            jnp.asarray(request.max_new_tokens, jnp.int32),
-            slots=slots,
-            sampling=request.sampling,
-            eos_id=self.tokenizer.eos_id,
-        )
-        answers = []
-        for prompt, limit, row in zip(prompts, request.max_new_tokens, np.asarray(tokens).tolist(), strict=True):
-            ids = row[:limit]
-            ids = ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
-            answers.append(Answer(self.tokenizer.decode(ids).strip(), ids, prompt))
-        return answers
+        extra = -len(prompts) % self._row_shares  # rows that nobody asked for, so that the devices have equally many
+        rows = len(prompts) + extra
+        padded = self._pad([*prompts, *prompts[-1:] * extra])
+        slots = round_up(max(limits), self._buckets.answer)
+        self._check_memory({f"{rows} prompts": (rows, padded.tokens.shape[1] + slots)})
+        pixels = self._pixels([*images, *[()] * extra])
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(rows))
+        with self._on_mesh():
+            tokens = decode_text(
+                self._model,
+                self.params,
+                padded,
+                pixels,
+                keys,
+                jnp.asarray(limits + [1] * extra, jnp.int32),
+                slots=slots,
+                sampling=request.sampling,
+                eos_id=self.tokenizer.eos_id,
+            )
+        answered = zip(prompts, limits, np.asarray(tokens)[: len(prompts)].tolist(), strict=True)
+        return [self._answer(prompt, row[:limit]) for prompt, limit, row in answered]
+
+    def conversation(self) -> Conversation:
+        """A new conversation of one question after the other, which keeps its key-value cache and streams answers."""
+        return Conversation(self)
 
     def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
         """Writes a complete model folder, which `janus_jax.from_pretrained` reads.
@@ -164,11 +186,14 @@ class Pipeline:
             dtype: of the parameters; None keeps that of `self.params`.
 
         Raises:
-            UserError: unknown format, one that cannot hold this model, a folder that is not empty, or a full disk.
+            UserError: unknown format, one that cannot hold this model, a quantised model, a folder that is not empty,
+                or a full disk.
         """
         self._write(folder, format, dtype)
 
     def _write(self, folder: epath.PathLike, format: str, dtype: DTypeLike | None, vae: Any = None) -> None:
+        if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.params)):
+            raise UserError("the model is quantised to int8, expected one in full precision to save")
         params = stack_layers(self.params, join=_Layers)  # still a layer at a time in memory
         source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
         folders.write_folder(source, folder, format, dtype, vae=vae)
@@ -178,13 +203,31 @@ class Pipeline:
         """The ids of prompts whose places an understanding image takes."""
         return (self.tokenizer.image_id,)
 
+    @property
+    def _row_shares(self) -> int:
+        """In how many equal parts the devices need the rows of a request."""
+        return 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in ROW_AXES)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the decoding loops run."""
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        """Without end-of-sentence and what follows it."""
+        return ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
+
+    def _answer(self, prompt: list[int], row: list[int]) -> Answer:
+        ids = self._until_end(row)
+        return Answer(self.tokenizer.decode(ids).strip(), ids, prompt)
+
     def _pad(self, prompts: Sequence[Sequence[int]]) -> Prompts:
         return pad_prompts(prompts, self._image_ids, self._buckets.prompt)
 
     def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
-        """Of a request whose caches have these (rows, slots)."""
+        """Of a request whose caches have these (rows, slots); devices of a CPU have one memory together."""
         dtype = self._model.execution.dtype
-        check_fits({what: cache_bytes(self.config.llama, dtype, *shape) for what, shape in caches.items()})
+        parts = 1 if self._mesh is None or jax.default_backend() == "cpu" else self._mesh.size
+        check_fits({what: cache_bytes(self.config.llama, dtype, *shape) // parts for what, shape in caches.items()})
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
         """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""
@@ -223,10 +266,14 @@ class JanusPipeline(Pipeline):
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        on_codes: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
         """Image codes [len(prompts) * num_images, N] int32, the images of a prompt together.
 
         Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in.
+
+        Args:
+            on_codes: told now and then how many codes each image has.
 
         Raises:
             UserError: empty prompt, bad option, a prompt that does not fit the context, or images that do not fit the
@@ -244,24 +291,27 @@ class JanusPipeline(Pipeline):
         if not request.prompts:
             return np.zeros((0, self.config.image_tokens), np.int32)
         conditional, unconditional, unconditional_of = self._guided(request.prompts)
+        drawn = round_up(num_images, self._row_shares)  # so that the devices have equally many
         self._check_memory(
             {
                 f"{len(prompts)} prompts": (2 * len(prompts), conditional.tokens.shape[1]),
-                f"{len(prompts) * num_images} images": (2 * len(prompts) * num_images, self.config.image_tokens - 1),
+                f"{len(prompts) * drawn} images": (2 * len(prompts) * drawn, self.config.image_tokens - 1),
             }
         )
-        per_image = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(num_images))
-        codes = decode_image_codes(
-            self._model,
-            self.params,
-            conditional,
-            unconditional,
-            unconditional_of,
-            jnp.tile(per_image, (len(prompts), 1)),
-            jnp.float32(cfg_weight),
-            sampling=request.sampling,
-        )
-        return np.asarray(codes).reshape(-1, self.config.image_tokens)
+        per_image = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(drawn))
+        with self._on_mesh():
+            codes = decode_image_codes(
+                self._model,
+                self.params,
+                conditional,
+                unconditional,
+                unconditional_of,
+                jnp.tile(per_image, (len(prompts), 1)),
+                jnp.float32(cfg_weight),
+                sampling=request.sampling,
+                on_codes=on_codes,
+            )
+        return np.asarray(codes)[:, :num_images].reshape(-1, self.config.image_tokens)
 
     def draw(self, codes: np.ndarray) -> list[PIL.Image.Image]:
         """Image codes [B, N] -> images.

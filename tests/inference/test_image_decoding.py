@@ -7,7 +7,7 @@ import torch
 from reference_decoding import Reference
 
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.inference.decoding import Sampling, decode_image_codes, programs
+from janus_jax.inference.decoding import Sampling, continue_images, programs, start_images
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.prompt import Prompts
 
@@ -106,20 +106,32 @@ def test_other_lengths_within_a_bucket_compile_no_program(pipeline, greedy):
     assert programs["image"] == before + 1
 
 
+def test_progress_is_told_in_portions_that_change_nothing(pipeline, greedy, monkeypatch):
+    monkeypatch.setattr("janus_jax.inference.decoding.PORTION", 6)
+    before, told = programs["image"], []
+    codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=0.0, on_codes=told.append)
+    np.testing.assert_array_equal(codes, greedy)
+    assert told == [6, 12, 16]
+    assert programs["image"] == before
+
+
 def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
     """The program of 16 images has little more memory than 16 times what an image needs of its own."""
 
-    def temporary_bytes(images):
+    def state_and_temporary_bytes(images):
         row = np.zeros((1, PREFIX), np.int32)
         prompt = Prompts(row, row.astype(np.int8), row + 1, row)
-        keys = jax.random.split(jax.random.key(0), (1, images))
-        lowered = decode_image_codes.lower(
-            pipeline._model, pipeline.params, prompt, prompt, np.zeros(1, np.int32), keys, 5.0, sampling=Sampling(1.0)
-        )
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        keys = jax.random.split(jax.random.key(0), images)
+        model, params, sampling = pipeline._model, pipeline.params, Sampling(1.0)
+        arguments = (model, params, prompt, prompt, np.zeros(1, np.int32), keys, 5.0)
+        state = jax.eval_shape(lambda params: start_images(model, params, *arguments[2:], sampling=sampling), params)
+        lowered = continue_images.lower(model, params, state, keys, 5.0, 16, sampling=sampling)
+        memory = lowered.compile().memory_analysis()
+        assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes  # no second cache
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + memory.temp_size_in_bytes
 
     prefix = cache_bytes(pipeline.config.llama, np.float32, rows=2, slots=PREFIX)
-    one, sixteen = temporary_bytes(1), temporary_bytes(16)
+    one, sixteen = state_and_temporary_bytes(1), state_and_temporary_bytes(16)
     assert one > prefix
     assert sixteen - one < 4 * prefix  # 15 more would be the prefix of each image
 
@@ -127,7 +139,7 @@ def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
 def test_the_unconditional_prefix_is_computed_once_per_length(pipeline, monkeypatch):
     rows = []
 
-    def decode(model, params, prompts, unconditional, unconditional_of, keys, cfg_weight, *, sampling):
+    def decode(model, params, prompts, unconditional, unconditional_of, keys, cfg_weight, *, sampling, on_codes):
         lengths = unconditional.segment_ids.sum(axis=1)
         np.testing.assert_array_equal(lengths[unconditional_of], prompts.segment_ids.sum(axis=1))
         rows.append(len(lengths))

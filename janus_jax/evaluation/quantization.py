@@ -1,0 +1,88 @@
+"""How far a quantised model is from the same model in full precision, token by token.
+
+Both read the same tokens: answers and drawings of the full model. Letters: B rows, P row length, C classes.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.batch import Modality
+from janus_jax.data.prompts import STYLES, generation_prompt
+from janus_jax.inference.pipeline import Image, JanusPipeline
+from janus_jax.inference.prompt import Prompts
+from janus_jax.inference.request import user_message
+from janus_jax.models.janus import Janus
+from janus_jax.models.parameters import Params, bind
+
+
+class Agreement(NamedTuple):
+    divergence: float  # mean Kullback-Leibler divergence of the quantised model from the full one, nats per token
+    greedy: float  # share of tokens where both find the same one most probable
+    tokens: int  # that this was measured on
+
+
+def text_agreement(
+    full: JanusPipeline,
+    quantized: JanusPipeline,
+    images: Sequence[Sequence[Image]],
+    questions: Sequence[str],
+    max_new_tokens: int = 16,
+) -> Agreement:
+    """At the tokens of the full model's greedy answers, end-of-sentence included; arguments of `chat`."""
+    conversations = [[user_message(text, len(own))] for text, own in zip(questions, images, strict=True)]
+    answers = full.answer(conversations, images, max_new_tokens=max_new_tokens)
+    ended = [[*answer.token_ids, full.tokenizer.eos_id][:max_new_tokens] for answer in answers]
+    rows = [[*answer.prompt_token_ids, *own] for answer, own in zip(answers, ended, strict=True)]
+    count = max(map(len, ended))
+    counted = np.array([[False] * (count - len(own)) + [True] * len(own) for own in ended])
+    return _compare(full, quantized, full._pad(rows), full._pixels(images), "text_logits", counted)
+
+
+def image_agreement(full: JanusPipeline, quantized: JanusPipeline, prompts: Sequence[str], **options: Any) -> Agreement:
+    """At the codes of an image of each prompt that the full model draws, without guidance in the comparison.
+
+    Args:
+        options: of `generate_codes`.
+    """
+    codes = full.generate_codes(prompts, 1, **options)
+    style, count = STYLES[full.config.prompt_style], codes.shape[1]
+    ids = [full.tokenizer.encode(generation_prompt(prompt, style)) for prompt in prompts]
+    padded = full._pad([[*own, *drawn] for own, drawn in zip(ids, codes.tolist(), strict=True)])
+    padded.modality[:, -count:] = Modality.GENERATION_IMAGE
+    return _compare(full, quantized, padded, None, "image_logits", np.ones(codes.shape, bool))
+
+
+def _compare(
+    full: JanusPipeline,
+    quantized: JanusPipeline,
+    rows: Prompts,
+    pixels: jax.Array | None,
+    head: str,
+    counted: np.ndarray,
+) -> Agreement:
+    """At the last tokens of the rows, where `counted`."""
+    ours, theirs = (
+        np.asarray(_log_probabilities(model._model, model.params, rows, pixels, head=head, count=counted.shape[1]))
+        for model in (full, quantized)
+    )
+    ours, theirs = ours[counted].astype(np.float64), theirs[counted].astype(np.float64)
+    divergence = np.sum(np.exp(ours) * (ours - theirs), axis=-1)
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    return Agreement(float(divergence.mean()), float(same.mean()), len(same))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "head", "count"))
+def _log_probabilities(
+    model: Janus, params: Params, rows: Prompts, pixels: jax.Array | None, *, head: str, count: int
+) -> jax.Array:
+    """[B, count, C] of the last `count` tokens of each row, given those before them."""
+    apply = bind(model, params)
+    x = apply(rows.tokens, rows.modality, pixels, method="embed")
+    hidden, _ = apply(x, rows.positions, rows.segment_ids)
+    logits = apply(hidden[:, -count - 1 : -1], method=head)
+    return jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -1,0 +1,88 @@
+"""Runs as a process of its own: a tiny Janus answers and draws on one CPU device and on meshes of four, as JSON."""
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all of the time
+
+import PIL.Image
+
+from janus_jax.data import digits
+from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.quantization import quantize_params
+from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.parameters import flatten, init_params
+from janus_jax.models.stack import unstack_layers
+from janus_jax.sharding import MESH_AXES, make_mesh
+
+CONFIG = JanusConfig(
+    llama=LlamaConfig(
+        vocab_size=384,
+        width=32,
+        depth=2,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=8,
+        mlp_dim=48,
+        max_length=128,
+        rope_theta=10000.0,
+        norm_eps=1e-6,
+        init_std=0.3,
+    ),
+    siglip=SiglipConfig(image_size=16, patch_size=8, width=16, depth=1, num_heads=4, mlp_dim=32, norm_eps=1e-6),
+    vq=VQConfig(
+        image_size=16,
+        base_channels=32,
+        channel_multipliers=(1, 1),
+        num_res_blocks=1,
+        z_channels=8,
+        num_codes=64,
+        code_dim=4,
+        norm_groups=8,
+        norm_eps=1e-6,
+        commitment=0.25,
+    ),
+    aligner_depth=2,
+    gen_aligner_depth=2,
+    image_head_width=32,
+    prompt_style="janus_pro_tiny",
+)
+PICTURE = PIL.Image.new("RGB", (25, 20), (250, 10, 10))
+
+
+def run(pipeline, short):
+    """Rows and images that four devices cannot share equally, and a conversation of one row."""
+    asked = pipeline.chat([[PICTURE], [], []], ["Which digit?", "Is one odd?", "And two?"], max_new_tokens=5)
+    codes = pipeline.generate_codes(["one", "a larger two"], 3, temperature=1.0, seed=4)
+    shares = {path: number_of_parts(leaf) for path, leaf in flatten(pipeline.params).items()}
+    result = {"asked": asked, "codes": codes.tolist(), "shares": shares}
+    if short:
+        return result
+    conversation = pipeline.conversation()
+    turns = [conversation.ask(text, max_new_tokens=4).token_ids for text in ("Is one odd?", "Why?")]
+    pixels = pipeline.draw(codes[:1])[0].tobytes()
+    return result | {"turns": turns, "pixels": list(pixels), "cache": number_of_parts(conversation._cache.k[0])}
+
+
+def number_of_parts(leaf):
+    return len(set(map(str, leaf.sharding.devices_indices_map(leaf.shape).values())))
+
+
+def main(precision, *meshes):
+    tokenizer = digits.build_tokenizer(digits.text_records(), CONFIG.llama.vocab_size, CONFIG.prompt_style)
+    params = init_params(CONFIG, seed=1)
+    if precision == "int8":
+        params = quantize_params(unstack_layers(params))
+    results = {}
+    for sizes in meshes:
+        shape = dict(zip(MESH_AXES, map(int, sizes.split(",")), strict=True))
+        mesh = None if sizes == "1,1,1" else make_mesh(shape)
+        results[sizes] = run(JanusPipeline(CONFIG, params, tokenizer, mesh=mesh), precision == "short")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,95 @@
+"""8-bit kernels: rounding within half a scale, the product with the rounded weights, and the distance of a model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax import UserError, from_pretrained
+from janus_jax.evaluation.quantization import image_agreement, text_agreement
+from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
+from janus_jax.inference.request import user_message
+from janus_jax.models.parameters import bind, flatten, unflatten
+from janus_jax.sharding import MESH_AXES, make_mesh
+
+QUESTIONS = ["Which digit?", "Is one odd?"]
+PROMPTS = ["seven", "the digit one"]
+
+
+@pytest.fixture(scope="module")
+def quantized(pipeline):
+    return JanusPipeline(pipeline.config, quantize_params(pipeline.params), pipeline.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def rounded(pipeline, quantized):
+    """The full model with the weights that the integers and scales stand for."""
+    flat, integers = flatten(pipeline.params), flatten(quantized.params)
+    for path in filter(is_quantized, flat):
+        scales = integers[path.removesuffix("kernel") + "kernel_scale"]
+        flat[path] = jnp.asarray(np.asarray(integers[path], np.float64) * np.asarray(scales), jnp.float32)
+    return JanusPipeline(pipeline.config, unflatten(flat), pipeline.tokenizer)
+
+
+def test_a_kernel_is_within_half_a_scale_of_its_integers():
+    kernel = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32) * [1e-3, 1, 50, 0, 2]
+    integers, scales = quantize(kernel)
+    assert integers.dtype == np.int8
+    assert np.all(np.abs(integers.astype(np.float64) * scales - kernel) <= scales / 2 * (1 + 1e-6))
+    np.testing.assert_array_equal(np.abs(integers).max(axis=0), [127, 127, 127, 0, 127])
+
+
+def test_what_every_step_reads_is_in_8_bits_and_nothing_else(pipeline, quantized):
+    kinds = {path: leaf.dtype for path, leaf in flatten(quantized.params).items()}
+    assert {path for path, kind in kinds.items() if kind == jnp.int8} == {
+        f"llm/decoder/layers_{layer}/{name}_proj/kernel"
+        for layer in (0, 1)
+        for name in (*(f"attention/{x}" for x in "qkvo"), *(f"mlp/{x}" for x in ("gate", "up", "down")))
+    } | {"llm/lm_head/kernel", "gen_head/proj/kernel", "gen_head/codes/kernel"}
+
+
+def test_it_computes_as_the_model_of_the_rounded_weights(pipeline, quantized, rounded, pictures):
+    exact = image_agreement(rounded, quantized, PROMPTS)
+    assert abs(exact.divergence) < 1e-6
+    assert exact.greedy == 1
+    assert exact.tokens == 2 * 16
+    images = [pictures[:1], []]
+    for off in (
+        text_agreement(pipeline, quantized, images, QUESTIONS),
+        image_agreement(pipeline, quantized, PROMPTS),
+    ):
+        assert 1e-5 < off.divergence < 0.05
+
+
+def test_divergence_and_agreement_are_those_of_their_definition(pipeline):
+    """Against a text head of zeros: every token as probable as every other, the first one counted as the greedy one."""
+    llm = pipeline.params["llm"]
+    blank = llm | {"lm_head": {"kernel": jnp.zeros_like(llm["lm_head"]["kernel"])}}
+    other = JanusPipeline(pipeline.config, pipeline.params | {"llm": blank}, pipeline.tokenizer)
+    found = text_agreement(pipeline, other, [[]], ["Is one odd?"], max_new_tokens=1)
+    answer = pipeline.answer([[user_message("Is one odd?", 0)]], [[]], max_new_tokens=1)[0]
+    prompts = pipeline._pad([answer.prompt_token_ids])
+    apply = jax.jit(lambda *args: bind(pipeline._model, pipeline.params)(*args))
+    x = bind(pipeline._model, pipeline.params)(prompts.tokens, prompts.modality, None, method="embed")
+    hidden, _ = apply(x, prompts.positions, prompts.segment_ids)
+    logits = np.asarray(hidden[0, -1], np.float64) @ np.asarray(llm["lm_head"]["kernel"], np.float64)
+    p = np.exp(logits - logits.max()) / np.sum(np.exp(logits - logits.max()))
+    np.testing.assert_allclose(found.divergence, np.sum(p * np.log(p)) + np.log(len(p)), rtol=1e-4)
+    assert found.tokens == 1
+    assert found.greedy == (logits.argmax() == 0)
+
+
+def test_loading_quantises_and_a_quantised_model_is_not_saved(pipeline, quantized, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    mesh = make_mesh(dict.fromkeys(MESH_AXES, 1))
+    loaded = from_pretrained(tmp_path / "model", mesh=mesh, quantization="int8")
+    expected, found = flatten(quantized.params), flatten(loaded.params)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+        assert found[path].sharding.mesh == mesh
+    with pytest.raises(UserError, match="quantised to int8"):
+        loaded.save_pretrained(tmp_path / "again")
+    with pytest.raises(UserError, match=r"quantization='int4' is not one of \['int8'\]"):
+        from_pretrained(tmp_path / "model", quantization="int4")

@@ -1,0 +1,52 @@
+"""Answers and drawings are the same on one device and on meshes of four."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAM = Path(__file__).with_name("sharded_decoding.py")
+Q_PROJ, O_PROJ = (f"llm/decoder/layers_0/attention/{name}_proj/kernel" for name in "qo")
+
+
+def run(*cases):
+    root = PROGRAM.parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    finished = subprocess.run(
+        [sys.executable, str(PROGRAM), *cases], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
+def test_rows_and_heads_divided_over_four_devices_change_nothing():
+    results = run("short", "1,1,1", "2,1,2")
+    one, four = results["1,1,1"], results["2,1,2"]
+    assert four["asked"] == one["asked"]
+    assert len(set(one["asked"])) == 3
+    assert four["codes"] == one["codes"]
+    assert len(set(map(tuple, one["codes"]))) == 6
+    assert four["shares"][Q_PROJ] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["full", "int8"])
+def test_every_kind_of_mesh_changes_nothing(precision):
+    parts = {"4,1,1": (1, 1), "1,1,4": (4, 4), "1,2,2": (4, 2), "1,4,1": (4, 1)}  # of a kernel, of a cache of one row
+    results = run(precision, "1,1,1", *parts)
+    one = results["1,1,1"]
+    assert len(set(one["pixels"])) > 50
+    for sizes, (kernel, cache) in parts.items():
+        result = results[sizes]
+        for name in ("asked", "codes", "turns"):
+            assert result[name] == one[name], (sizes, name)
+        assert np.max(np.abs(np.subtract(result["pixels"], one["pixels"]))) <= 1
+        assert result["shares"][Q_PROJ] == kernel
+        assert result["cache"] == cache
+        if precision == "int8":
+            assert result["shares"][f"{Q_PROJ}_scale"] == cache
+            assert result["shares"][f"{O_PROJ}_scale"] == kernel // cache
