@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from janus_jax.errors import UserError
@@ -91,19 +91,16 @@ def spread_cache(cache: KVCache) -> KVCache:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return cache
+    return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh))
+
+
+def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
+    """A `KVCache` with a PartitionSpec for every array of a cache of unrolled layers."""
     whole = cache.segment_ids.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES)
-    rows = PartitionSpec(None if whole else ROW_AXES)
-    values = PartitionSpec(*rows, None, "tensor", None)
-
-    def place(tree: Any, spec: PartitionSpec) -> Any:
-        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), tree)
-
-    return cache._replace(
-        k=place(cache.k, values),
-        v=place(cache.v, values),
-        positions=place(cache.positions, rows),
-        segment_ids=place(cache.segment_ids, rows),
-    )
+    rows: Any = PartitionSpec(None if whole else ROW_AXES)
+    values: Any = tuple(PartitionSpec(*rows, None, "tensor", None) for _ in cache.k)
+    nowhere: Any = PartitionSpec()
+    return cache._replace(k=values, v=values, positions=rows, segment_ids=rows, length=nowhere)
 
 
 def decoding_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:

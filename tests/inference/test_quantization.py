@@ -7,6 +7,8 @@ import pytest
 
 from janus_jax import UserError, from_pretrained
 from janus_jax.evaluation.quantization import image_agreement, text_agreement
+from janus_jax.inference.abstract import abstract_decoding_params, lower_image_step
+from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
 from janus_jax.inference.request import user_message
@@ -93,3 +95,16 @@ def test_loading_quantises_and_a_quantised_model_is_not_saved(pipeline, quantize
         loaded.save_pretrained(tmp_path / "again")
     with pytest.raises(UserError, match=r"quantization='int4' is not one of \['int8'\]"):
         from_pretrained(tmp_path / "model", quantization="int4")
+
+
+def test_the_abstract_step_is_that_of_the_pipeline_and_copies_no_cache(pipeline, quantized):
+    mesh = make_mesh(dict.fromkeys(MESH_AXES, 1))
+    for model, quantization in ((pipeline, None), (quantized, "int8")):
+        found = flatten(abstract_decoding_params(pipeline.config, mesh, jnp.float32, quantization))
+        expected = flatten(model.params)
+        assert {path: (leaf.shape, leaf.dtype) for path, leaf in found.items()} == {
+            path: (leaf.shape, leaf.dtype) for path, leaf in expected.items()
+        }
+    lowered = lower_image_step(pipeline.config, mesh, images=3, prompt_length=32, dtype=jnp.float32)
+    memory = lowered.compile().memory_analysis()
+    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, jnp.float32, 6, 15)
