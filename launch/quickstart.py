@@ -55,7 +55,7 @@ from launch.quickstart_report import Phase, Question, ReportPage, render
 MODEL = flags.DEFINE_enum("model", "janus", list(RECIPES), "Janus-Pro, which draws codes, or JanusFlow")
 OUTPUT = flags.DEFINE_string("output", None, "folder for everything that is written; default: quickstart[-flow]")
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "guidance of the drawings; default: 2.5, JanusFlow 2")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "guidance of the drawings; default: 2.5, JanusFlow 1.5")
 
 WRITTEN = ("report.json", "report.html", "samples.png", "runs", "without_alignment", "checkpoint", "data", "examples")
 # Seed and seconds of the run so far; only a folder with this file is ever cleared.

@@ -59,7 +59,7 @@ RECIPES = {
     "flow": Recipe(
         family="JanusFlow",
         experiment=quickstart_flow,
-        cfg_weight=2.0,
+        cfg_weight=1.5,
         ema=True,
         targets=_TARGETS | {"total_seconds": ("<=", 600.0)},
         titles={
@@ -68,8 +68,8 @@ RECIPES = {
             "stage3": ("Stage 3: supervised fine-tuning", "understanding : text : generation = 21 : 9 : 70"),
         },
         notes=(
-            "The latents are the pixels themselves, 4 x 4 tokens of 8 x 8 pixels: at 32 pixels a VAE would have "
-            "nothing to save.",
+            "The latents are the pixels themselves, of images of 16x16, 4 x 4 tokens of 4 x 4 pixels: at this size a "
+            "VAE would have nothing to save.",
             "Stage 1 of the paper trains on top of a pretrained SigLIP and a pretrained LLM. Neither exists at this "
             "size, so here every stage trains everything. Drawings and answers are those of the average of the "
             "parameters over the steps, with the paper's decay of 0.99.",

@@ -77,7 +77,8 @@ def evaluate_generation(
     images: list[PIL.Image.Image] = []
     for name in NAMES:
         caption = CAPTIONS[0].format(name)
-        images += model.generate_images(caption, images_per_class, seed=seed, **sampling)
+        drawn = model.generate_images(caption, images_per_class, seed=seed, **sampling)
+        images += [image.resize(to_image(digits.intensities[0]).size, PIL.Image.Resampling.BICUBIC) for image in drawn]
     labels = np.repeat(np.arange(len(NAMES)), images_per_class)
     read = judge(images)
     shuffled = np.random.default_rng(seed).permutation(labels)

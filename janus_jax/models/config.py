@@ -327,17 +327,17 @@ VAE_TINY = VAEConfig(  # 32 px images, 8 x 8 latents
     scaling_factor=1.0,
 )
 
-JANUSFLOW_TINY = JanusFlowConfig(  # no VAE: its latents are the 32 x 32 pixels, 4 x 4 tokens of 8 x 8 each
+JANUSFLOW_TINY = JanusFlowConfig(  # no VAE: its latents are the pixels of 16 x 16 images, 4 x 4 tokens of 4 x 4 each
     llama=JANUS_PRO_TINY.llama,
-    siglip=JANUS_PRO_TINY.siglip,
+    siglip=dataclasses.replace(JANUS_PRO_TINY.siglip, image_size=16, patch_size=4),
     uvit=UViTConfig(
-        latent_size=32,
+        latent_size=16,
         latent_channels=3,
-        patch_size=8,
-        width=192,  # as many as a token has pixels: the skip must carry all of the noise
+        patch_size=4,
+        width=64,
         time_width=96,
-        encoder_depth=1,
-        decoder_depth=1,
+        encoder_depth=2,
+        decoder_depth=2,
         norm_eps=1e-6,
     ),
     prompt_style="janus_pro_tiny",
