@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from janus_jax.batch import PackedBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
-from janus_jax.compile_check.model_flops import step_flops
 from janus_jax.compile_check.program import Program, compile_program, topology_devices
 from janus_jax.models.config import JanusConfig
-from janus_jax.training.plan import Plan, abstract_batch, make_plan, tasks
+from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
         fits=program is not None and program.memory.peak <= program.machine.hbm_bytes,
         needed_bytes=program.memory.peak if program is not None else _bytes_in(reason),
         reason=reason,
-        model_flops=_model_flops(config, plan),
+        model_flops=model_flops(config, plan),
         estimate=result,
         program=program,
     )
@@ -104,14 +103,6 @@ def _image_slots(config: ConfigDict, plan: Plan) -> int:
     present = tasks(config)
     per_row = config.data.und_slots * ("understand" in present) + config.data.gen_slots * ("generate" in present)
     return config.train.batch_size * per_row
-
-
-def _model_flops(config: ConfigDict, plan: Plan) -> float | None:
-    trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
-    data = config.data
-    return step_flops(
-        plan.architecture, trained, tasks(config), config.train.batch_size, data.row_length, data.und_slots
-    )
 
 
 def _bytes_in(reason: str) -> int:

@@ -19,13 +19,14 @@ from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
 from janus_jax.models.parameters import Params, abstract_params
 from janus_jax.sharding import own_rows
 from janus_jax.training.checkpoint import Checkpoints
+from janus_jax.training.device_peaks import peak_flops
 from janus_jax.training.experiment import open_stream, open_tokenizer
 from janus_jax.training.finite import FiniteCheck
 from janus_jax.training.initial import format_origins, initial_params
 from janus_jax.training.latents import Preparation, make_preparation, open_vae
 from janus_jax.training.metrics import MetricsLog
 from janus_jax.training.optimizer import make_schedule
-from janus_jax.training.plan import make_plan
+from janus_jax.training.plan import Plan, make_plan, model_flops
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.profile import Profile
 from janus_jax.training.stages import format_table, merge, module_table
@@ -75,7 +76,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         _write_run(workdir, config, architecture, tokenizer, vae)
     prepare = make_preparation(config, architecture, plan.mesh, vae)
     step_fn = plan.make_step()
-    log = MetricsLog(workdir if _primary() else None, config.name, config.train.num_steps, int(state.step))
+    log = MetricsLog(
+        workdir if _primary() else None,
+        config.name,
+        config.train.num_steps,
+        int(state.step),
+        _ideal_seconds(config, plan),
+    )
     finite = FiniteCheck(workdir / "not_finite")
     profile = Profile(workdir / "profile", **config.profile)
     batches = DevicePrefetch(stream, plan.rows)
@@ -137,6 +144,11 @@ def _run(
             if stopping:
                 raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
     return means
+
+
+def _ideal_seconds(config: ConfigDict, plan: Plan) -> float | None:
+    flops, peak = model_flops(config, plan), peak_flops(plan.mesh.devices.flat)
+    return None if flops is None or peak is None else flops / peak
 
 
 def _primary() -> bool:

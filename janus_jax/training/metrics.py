@@ -26,12 +26,20 @@ class MetricsLog:
         goodput: since the run was first started, the part of the wall time in which steps were done that count; not
             starts, compilation, waiting, and what a crash lost. With `time` (Unix) and `wall_seconds` it goes on
             through restarts.
+        mfu: of those steps on average, where the peak of the devices and the operations of the model are known.
         memory/host_gib, memory/device_gib: the peaks of this process and of its fullest device.
     On a terminal a progress bar shows loss, images/s and the remaining time; elsewhere each write is one plain line.
     """
 
-    def __init__(self, workdir: epath.Path | None, name: str, num_steps: int, first_step: int):
-        """Without a workdir nothing is written or shown: the other processes of a run."""
+    def __init__(
+        self, workdir: epath.Path | None, name: str, num_steps: int, first_step: int, ideal_seconds: float | None = None
+    ):
+        """Without a workdir nothing is written or shown: the other processes of a run.
+
+        Args:
+            ideal_seconds: of a step that does what the model needs at the peak of the devices; None if unknown.
+        """
+        self._ideal_seconds = ideal_seconds
         self._file = workdir / "metrics.jsonl" if workdir else None
         last_line = self._discard_after(first_step)
         now = time.time()
@@ -113,7 +121,7 @@ class MetricsLog:
             self._writer.close()
 
     def _step_times(self, waited: float) -> dict[str, float]:
-        """Percentiles of the steps since the last write, and goodput."""
+        """Percentiles and MFU of the steps since the last write, and goodput."""
         seconds = self._step_seconds
         self._productive += max(sum(seconds) - waited, 0.0)
         now = time.time()
@@ -122,6 +130,8 @@ class MetricsLog:
         if seconds:
             median, p90 = np.percentile(seconds, (50, 90))
             times |= {"step_seconds/median": median, "step_seconds/p90": p90, "step_seconds/max": max(seconds)}
+            if self._ideal_seconds is not None:
+                times["mfu"] = self._ideal_seconds / (sum(seconds) / len(seconds))
         return {name: float(value) for name, value in times.items()}
 
     def _show(self, step: int, means: dict[str, float]) -> None:

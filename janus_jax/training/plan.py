@@ -21,6 +21,7 @@ from janus_jax.models.config import Execution, FamilyConfig, JanusConfig, ModelC
 from janus_jax.models.parameters import Params, abstract_params, flatten
 from janus_jax.sharding import GatheredWeights, batch_sharding, make_mesh, param_shardings
 from janus_jax.training.experiment import check_config, execution, generation_size, model_config
+from janus_jax.training.model_flops import step_flops
 from janus_jax.training.objective import Objective
 from janus_jax.training.objectives import make_loss
 from janus_jax.training.optimizer import make_optimizer
@@ -120,6 +121,15 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
     uvit = architecture.uvit
     latents = array(jnp.float32, data.gen_slots, uvit.latent_size, uvit.latent_size, uvit.latent_channels)
     return FlowBatch(batch, latents, latents, time=array(jnp.float32, data.gen_slots))
+
+
+def model_flops(config: ConfigDict, plan: Plan) -> float | None:
+    """Operations that one step needs, on all devices together; None for models that are not counted."""
+    trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
+    data = config.data
+    return step_flops(
+        plan.architecture, trained, tasks(config), config.train.batch_size, data.row_length, data.und_slots
+    )
 
 
 def tasks(config: ConfigDict) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from janus_jax.compile_check import sweep
 from janus_jax.compile_check.check import Check
 from janus_jax.compile_check.chips import Machine
 from janus_jax.compile_check.estimate import estimate
-from janus_jax.compile_check.model_flops import step_flops
 from janus_jax.compile_check.program import Memory, Program, write_program
 from janus_jax.compile_check.report import as_dict, format_report
 from janus_jax.compile_check.sweep import parse_sweep, with_variant
 from janus_jax.errors import UserError
 from janus_jax.models.config import JANUS_PRO_7B
+from janus_jax.training.model_flops import step_flops
 from launch.command_line import pairs
 
 PROGRAM = Program(TEXT, Machine(KIND, CORES, COORDINATES), Memory(1, 2, 3, 40, 50, 6), "0.11.1", "0.0.46.3")

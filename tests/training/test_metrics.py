@@ -1,17 +1,20 @@
 """What metrics.jsonl holds: exact means between two writes, and no step twice."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 from etils import epath
 
+from janus_jax.compile_check.chips import CORES
 from janus_jax.training import metrics
+from janus_jax.training.device_peaks import peak_flops
 from janus_jax.training.metrics import MetricsLog
 
 
-def log_in(folder, first_step=0):
-    return MetricsLog(epath.Path(folder), "test", num_steps=100, first_step=first_step)
+def log_in(folder, first_step=0, ideal_seconds=None):
+    return MetricsLog(epath.Path(folder), "test", 100, first_step, ideal_seconds)
 
 
 def step_metrics(loss, text, text_tokens):
@@ -119,6 +122,34 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
     log.close()
     assert (third["wall_seconds"], lines(tmp_path)[-1]["wall_seconds"]) == (50.0, 110.0)
     assert lines(tmp_path)[-1]["goodput"] == pytest.approx((8 + 5) / 110)
+
+
+def test_mfu_is_that_of_the_steps_after_compilation(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(metrics, "time", clock)
+    for name, ideal_seconds in (("known", 1.2), ("unknown", None)):
+        log = log_in(tmp_path / name, ideal_seconds=ideal_seconds)
+        for duration in (30.0, 2.0, 4.0):
+            clock.now += duration
+            log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1))
+        log.write(3, 0.0, 0.0, {})
+        log.close()
+    assert lines(tmp_path / "known")[0]["mfu"] == pytest.approx(1.2 / 3.0)
+    assert "mfu" not in lines(tmp_path / "unknown")[0]
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_the_peak_of_a_device_is_that_of_its_cores(core):
+    two_cores = core in ("TPU v4", "TPU v5")
+    device = SimpleNamespace(device_kind=core)
+    assert peak_flops([device] * 3) == pytest.approx(3 * (1 + two_cores) * CORES[core].flops, rel=1e-3)
+
+
+def test_a_device_without_a_known_peak_has_no_utilisation():
+    kinds = ["NVIDIA H100 80GB HBM3", "cpu"]
+    devices = [SimpleNamespace(device_kind=kind) for kind in kinds]
+    assert peak_flops(devices[:1]) == 989e12
+    assert peak_flops(devices) is None
 
 
 def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path):
