@@ -31,6 +31,7 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "kv_heads": "tensor",
     "vocab": "tensor",
     "codes": "tensor",
+    "conv_in": "fsdp",
     "conv_out": "fsdp",
 }
 

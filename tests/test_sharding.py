@@ -55,7 +55,7 @@ def sizes(data, fsdp, tensor):
     return dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
 
 
-@pytest.mark.parametrize("mesh_sizes", [(1, 4, 1), (1, 2, 2), (1, 8, 4), (2, 4, 8)])
+@pytest.mark.parametrize("mesh_sizes", [(1, 4, 1), (1, 2, 2), (1, 8, 4), (2, 4, 8), (1, 256, 1), (8, 64, 1)])
 def test_every_large_parameter_of_the_7b_model_is_sharded(devices, mesh_sizes):
     devices(int(np.prod(mesh_sizes)))
     mesh = make_mesh(sizes(*mesh_sizes))
@@ -72,7 +72,8 @@ def test_every_large_parameter_of_the_7b_model_is_sharded(devices, mesh_sizes):
         leaf.size / np.prod([mesh.shape[axis] for axis in shardings[path].spec if axis])
         for path, leaf in shapes.items()
     )
-    assert per_device < 1.1 * sum(leaf.size for leaf in shapes.values()) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    shares = sum(leaf.size for leaf in shapes.values()) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    assert per_device < 1.1 * shares + 5_000_000  # biases, norms and small kernels: 20 MB
 
 
 def test_matrices_are_cut_along_heads_mlp_and_vocabulary(devices):
@@ -88,7 +89,7 @@ def test_matrices_are_cut_along_heads_mlp_and_vocabulary(devices):
         "llm/decoder/layers/mlp/down_proj/kernel": (None, "tensor", "fsdp"),
         "gen_head/codes/kernel": ("fsdp", "tensor"),
         "vq/encoder/conv_in/kernel": (None, None, None, None),  # small: not worth a gather
-        "vq/encoder/conv_out/kernel": (None, None, None, "fsdp"),
+        "vq/encoder/conv_out/kernel": (None, None, "fsdp", None),
         "llm/decoder/norm/scale": (None,),
     }
     assert {path: tuple(shardings[path].spec) for path in expected} == expected

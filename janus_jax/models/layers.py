@@ -65,14 +65,14 @@ class Conv(nn.Module):
     dtype: DTypeLike
     padding: tuple[int, int] = (0, 0)  # (before, after), the same for rows and columns
     stride: int = 1
-    axes: Axes | None = None  # None: output channels of a large kernel, nothing of a small one
+    axes: Axes | None = None  # None: the more numerous channels of a large kernel, nothing of a small one
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         default = TorchDefault(self.kernel_size**2 * x.shape[-1])
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        large = math.prod(shape) >= LARGE
-        axes = self.axes or (None, None, None, "conv_out" if large else None)
+        cut = ("conv_in", None) if x.shape[-1] > self.features else (None, "conv_out")
+        axes = self.axes or (None, None, *(cut if math.prod(shape) >= LARGE else (None, None)))
         kernel = self.param("kernel", declare(default, axes), shape)
         bias = self.param("bias", declare(default, (None,)), (self.features,))
         y = jax.lax.conv_general_dilated(

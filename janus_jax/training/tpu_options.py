@@ -16,8 +16,14 @@ SPARSE_CORE: Mapping[str, str] = {
     "xla_sc_disable_megacore_partitioning": "true",
 }
 
+ASYNC_ALL_REDUCE: Mapping[str, str] = {
+    "xla_enable_async_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+}
+
 _BY_KIND: Mapping[str, Mapping[str, str]] = {
     "TPU v5": SPARSE_CORE,
+    "TPU v5 lite": ASYNC_ALL_REDUCE,
     "TPU v6 lite": SPARSE_CORE,
 }
 
