@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -139,7 +140,10 @@ class GatheredWeights:
             dimension = self._dimensions.get("/".join((*path, name)))
             if dimension is None:
                 return shard
-            return jax.lax.all_gather(shard.astype(self._dtype), "fsdp", axis=dimension - sliced, tiled=True)
+            # Leading while it travels: the TPU compiler scatters a reduction along the major dimension only, and
+            # makes an all-reduce of any other. A transpose next to a product is a choice of layout, not a copy.
+            leading = jnp.moveaxis(shard.astype(self._dtype), dimension - sliced, 0)
+            return jnp.moveaxis(jax.lax.all_gather(leading, "fsdp", tiled=True), 0, dimension - sliced)
 
         return unflatten({name: whole(name, shard) for name, shard in flatten(shards).items()})
 

@@ -1,0 +1,100 @@
+"""What the TPU compiler made of the training step of a small model on four chips: traffic, buffers, sharding.
+
+Needs libtpu (pip install 'janus_jax[tpu]'); no TPU.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+
+import jax
+import pytest
+
+from configs import janus_pro_7b
+from janus_jax.compile_check.estimate import estimate
+from janus_jax.compile_check.hlo import parse
+from janus_jax.compile_check.program import compile_program, topology_devices
+from janus_jax.models.config import JANUS_PRO_TINY, PRESETS
+from janus_jax.models.parameters import flatten
+from janus_jax.training.plan import abstract_batch, make_plan
+
+pytestmark = pytest.mark.slow
+
+CHIPS, ROWS, LENGTH, VOCAB = 4, 2, 1024, 4096  # rows of a chip
+LLAMA = {"vocab_size": VOCAB, "width": 512, "num_heads": 4, "num_kv_heads": 4, "head_dim": 128, "mlp_dim": 1408}
+SMALL = dataclasses.replace(
+    JANUS_PRO_TINY, llama=dataclasses.replace(JANUS_PRO_TINY.llama, **LLAMA), image_head_width=512
+)
+SENT = (CHIPS - 1) / CHIPS  # share of a whole bfloat16 array that a chip sends to gather it or to scatter its sum
+
+
+@pytest.fixture(scope="module")
+def plan():
+    config = janus_pro_7b.get_config("stage2:debug").unlock()
+    config.model, config.dtype, config.remat = "small", "bfloat16", "projections"
+    config.train.batch_size, config.data.row_length, config.mesh.fsdp = ROWS * CHIPS, LENGTH, CHIPS
+    config.loss.chunk_size = LENGTH
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "small", SMALL)
+        plan = make_plan(config, topology_devices("v5e:2x2"))
+        yield plan, abstract_batch(config, plan)
+
+
+@pytest.fixture(scope="module")
+def program(plan):
+    plan, batch = plan
+    lowered = plan.make_step().lower(plan.state, batch)
+    return compile_program(lowered, list(plan.mesh.devices.flat), {})
+
+
+@pytest.fixture(scope="module")
+def traffic(program):
+    return estimate(program).wire_bytes
+
+
+@pytest.fixture(scope="module")
+def cut(plan):
+    """(trained, path) -> bytes of the whole in bfloat16, of matrices that are divided over the chips."""
+    state = plan[0].state
+    return {
+        (trained, path): 2 * leaf.size
+        for trained, tree in ((True, state.trainable), (False, state.frozen))
+        for path, leaf in flatten(tree).items()
+        if "fsdp" in leaf.sharding.spec and path.split("/")[-1] != "bias" and not path.startswith("vq/")
+    }
+
+
+def test_a_weight_is_gathered_once_per_layer_and_pass(traffic, cut):
+    """The backward pass gathers the layers of the LLM again; those of the frozen encoder have no backward pass."""
+    once = sum(cut.values())
+    again = sum(size for (trained, path), size in cut.items() if trained and "/layers/" in path)
+    assert traffic["all-gather"] == pytest.approx(SENT * (once + again), rel=1e-3)
+
+
+def test_gradients_leave_as_reduce_scatter(traffic, cut):
+    """But for the table of text embeddings: its gradient is scattered by rows, and cut along columns."""
+    trained = {path: size for (is_trained, path), size in cut.items() if is_trained}
+    table = trained.pop("llm/embed_tokens")
+    assert traffic["reduce-scatter"] == pytest.approx(SENT * sum(trained.values()), rel=1e-3)
+    assert traffic["all-reduce"] == pytest.approx(2 * SENT * table, rel=0.02)  # norms, biases and scalars are the rest
+
+
+def test_logits_never_exist_for_all_tokens(program):
+    module = parse(program.hlo)
+    shapes = {shape for part in module.computations.values() for inst in part.values() for shape in inst.shapes}
+    of_logits = [shape for shape in shapes if VOCAB in shape.dims and LENGTH in shape.dims]
+    assert of_logits  # of a chunk
+    assert not [shape for shape in of_logits if math.prod(shape.dims) >= ROWS * LENGTH * VOCAB]
+
+
+def test_no_large_parameter_or_moment_is_whole_on_a_chip(plan, program):
+    """By the inputs of the compiled program, not by what was asked for."""
+    state, batch = plan[0].state, plan[1]
+    module = parse(program.hlo)
+    inputs = [i.shapes[0].dims for i in module.computations[module.entry].values() if i.op == "parameter"]
+    leaves = jax.tree.leaves((state, batch))
+    used = Counter(leaf.sharding.shard_shape(leaf.shape) for leaf in leaves)
+    assert not Counter(inputs) - used
+    whole = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size * leaf.dtype.itemsize > 1 << 20}
+    assert whole
+    assert not whole & set(inputs)
