@@ -22,7 +22,7 @@ class PackedBatch(NamedTuple):
     tokens: Any  # [B, L] int32: text ids; VQ codes at generation positions (0 while not computed); 0 elsewhere
     modality: Any  # [B, L] int8, see `Modality`
     segment_ids: Any  # [B, L] int32: 0 padding, 1, 2, ... one per packed sample
-    positions: Any  # [B, L] int32, from 0 in each segment
+    positions: Any  # [B, L] int32, from 0 in each segment; a dropped caption of JanusFlow leaves a gap
     targets: Any  # [B, L] int32: id of the next token, text or VQ code
     text_weights: Any  # [B, L] float32: loss mask of the text head
     image_weights: Any  # [B, L] float32: loss mask of the image head

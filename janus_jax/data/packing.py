@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from janus_jax.batch import Modality
-
 
 class Item(NamedTuple):
     """A sample to be packed."""
@@ -72,6 +70,7 @@ class Packer:
 TOKEN_FEATURES = {
     "tokens": np.int32,
     "modality": np.int8,
+    "positions": np.int32,
     "targets": np.int32,
     "text_weights": np.float32,
     "image_weights": np.float32,
@@ -91,16 +90,14 @@ def assemble(rows: Sequence[Sequence[Item]], row_length: int, images: Sequence[s
             and `und_pixels_count`, `gen_pixels_count` [rows] tell how many are of each.
     """
     block = {name: np.zeros((len(rows), row_length), dtype) for name, dtype in TOKEN_FEATURES.items()}
-    block |= {name: np.zeros((len(rows), row_length), np.int32) for name in ("segment_ids", "positions")}
+    block["segment_ids"] = np.zeros((len(rows), row_length), np.int32)
     for row, items in enumerate(rows):
         start = 0
         for segment, item in enumerate(items, start=1):
             end = start + len(item.sample["tokens"])
             for name in TOKEN_FEATURES:
                 block[name][row, start:end] = item.sample[name]
-            hidden = item.sample["modality"] == Modality.PADDING  # within a sample: seen by nothing, keeps its place
-            block["segment_ids"][row, start:end] = np.where(hidden, 0, segment)
-            block["positions"][row, start:end] = np.arange(end - start)
+            block["segment_ids"][row, start:end] = segment
             start = end
     for name in images:
         block[name] = np.concatenate([item.sample[name] for items in rows for item in items])
@@ -110,7 +107,7 @@ def assemble(rows: Sequence[Sequence[Item]], row_length: int, images: Sequence[s
 
 def block_bytes(rows: int, row_length: int, slots: Mapping[str, tuple[int, int]]) -> int:
     """What `assemble` makes of `rows` rows at most; `slots`: image slots of a row and image size, per image feature."""
-    token = sum(np.dtype(dtype).itemsize for dtype in (*TOKEN_FEATURES.values(), np.int32, np.int32))
+    token = sum(np.dtype(dtype).itemsize for dtype in (*TOKEN_FEATURES.values(), np.int32))  # and segment_ids
     images = sum(count * size * size * 3 for count, size in slots.values())
     return rows * (row_length * token + images) + 1024 * (1 + len(slots))  # and the counts, each array aligned
 

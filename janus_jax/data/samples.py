@@ -27,8 +27,8 @@ from janus_jax.data.records import Record
 from janus_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from janus_jax.errors import UserError
 
-# What a sample is made of: `tokens`, `modality`, `targets`, `text_weights`, `image_weights` [L], `und_pixels`
-# [n, size, size, 3] and `gen_pixels` [m, size, size, 3], as in `PackedBatch`.
+# What a sample is made of: `tokens`, `modality`, `positions`, `targets`, `text_weights`, `image_weights` [L],
+# `und_pixels` [n, size, size, 3] and `gen_pixels` [m, size, size, 3], as in `PackedBatch`.
 Sample = dict[str, np.ndarray]
 SUPERVISION = ("all", "answers")
 # Latin: before white space and anything but a small letter or a digit ("approx. 5"). Chinese: anywhere.
@@ -68,7 +68,9 @@ class SampleBuilder:
     understanding_slots: int
     generation_slots: int
     supervision: str  # "all" text (pre-training) or only the "answers" (supervised fine-tuning)
-    drop_condition: float  # probability of replacing a generation prompt by pads, for guidance (Janus, footnote 2)
+    # Probability of a generation prompt without its text, for guidance: pads in its place (Janus, footnote 2), in
+    # JanusFlow nothing.
+    drop_condition: float
     first_sentence: float = 0.0  # probability of keeping only the first sentence of a generation caption (Janus, 4.2)
     crop: Crop = CENTRE  # of generation images
     stored_codes: bool = False  # take the VQ codes that the record holds, instead of pixels to compute them from
@@ -126,6 +128,7 @@ class SampleBuilder:
         sample = {
             "tokens": np.where(is_feature, 0, tokens),
             "modality": np.where(is_feature, Modality.UNDERSTANDING_IMAGE, Modality.TEXT).astype(np.int8),
+            "positions": np.arange(len(tokens), dtype=np.int32),
             "targets": np.append(tokens[1:], 0).astype(np.int32),
             "text_weights": np.append(supervised[1:], False).astype(np.float32),
             "image_weights": np.zeros(len(tokens), np.float32),
@@ -186,6 +189,7 @@ class SampleBuilder:
         sample = {
             "tokens": tokens,
             "modality": modality,
+            "positions": np.arange(length, dtype=np.int32),
             "targets": np.append(tokens[1:], 0).astype(np.int32),
             "text_weights": np.zeros(length, np.float32),
             "image_weights": image_weights,
@@ -198,21 +202,24 @@ class SampleBuilder:
     def _flow_sample(self, record: Record, prompt: list[int], drop: bool, rng: np.random.Generator) -> Sample:
         """Caption, then the places of the time and of the latents (JanusFlow, 3.2).
 
-        A dropped caption is padding but for BOS, which hides it from the image and leaves all positions as they are:
-        so does the sampler's unconditional half.
+        Of a dropped caption only BOS is left, and the image keeps the positions that it would have after all of it:
+        what the sampler's unconditional half sees, which masks the caption.
         """
-        length = self._drawing_length(prompt)
+        positions = np.arange(self._drawing_length(prompt), dtype=np.int32)
+        if drop:
+            positions = np.delete(positions, slice(1, len(prompt)))
+            prompt = prompt[:1]
+        length = len(positions)
         tokens = np.zeros(length, np.int32)
         tokens[: len(prompt)] = prompt
         modality = np.full(length, Modality.GENERATION_IMAGE, np.int8)
         modality[: len(prompt)] = Modality.TEXT
-        if drop:
-            tokens[1 : len(prompt)], modality[1 : len(prompt)] = 0, Modality.PADDING
         image_weights = np.zeros(length, np.float32)
         image_weights[len(prompt) + 1 :] = 1  # the latents, not the time
         return {
             "tokens": tokens,
             "modality": modality,
+            "positions": positions,
             "targets": np.zeros(length, np.int32),
             "text_weights": np.zeros(length, np.float32),
             "image_weights": image_weights,

@@ -82,8 +82,8 @@ def attend_packed(
 ) -> Float[Array, "B T N H"]:
     """RoPE and causal attention inside each segment of packed rows, by a backend of `BACKENDS`.
 
-    All backends agree for packed rows: segments are runs, in which positions grow one by one. Segment 0 is padding,
-    whose context is finite and has no meaning. What the backward pass needs is named "query", "key", "value" and
+    All backends agree for packed rows: segments are runs, in which positions grow. Segment 0 is padding, whose
+    context is finite and has no meaning. What the backward pass needs is named "query", "key", "value" and
     "context" for remat policies.
     """
     return BACKENDS[backend](q, k, v, angles, positions, segment_ids)

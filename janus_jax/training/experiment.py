@@ -125,11 +125,8 @@ def execution(config: ConfigDict, platform: str) -> Execution:
         raise UserError(f"config.remat={config.remat!r} is not one of {sorted(REMAT_POLICIES)}")
     architecture = model_config(config)
     attention = config.attention
-    # A dropped caption of JanusFlow lies within its segment, which the kernel expects in one run.
-    if attention == "flash" and isinstance(architecture, JanusFlowConfig):
-        raise UserError("config.attention='flash' cannot hide dropped captions of JanusFlow, expected 'xla' or 'auto'")
     if attention == "auto":
-        heads_fit = isinstance(architecture, JanusConfig) and flash_fits(
+        heads_fit = isinstance(architecture, FamilyConfig) and flash_fits(
             config.data.row_length, architecture.llama.head_dim
         )
         attention = "flash" if platform == "tpu" and heads_fit else "xla"

@@ -14,6 +14,7 @@ def make_item(i, length, und=0, gen=0, task="text"):
     sample = {
         "tokens": np.full(length, i + 1, np.int32),
         "modality": (1 + place % 3).astype(np.int8),
+        "positions": (2 * place).astype(np.int32),
         "targets": (100 * (i + 1) + place).astype(np.int32),
         "text_weights": (place % 2).astype(np.float32),
         "image_weights": (place % 5 == 0).astype(np.float32),
@@ -55,7 +56,6 @@ def test_every_sample_is_in_exactly_one_row_and_whole(rows):
             assert (np.diff(places) == 1).all()
             for name in TOKEN_FEATURES:
                 np.testing.assert_array_equal(row[name][places], item.sample[name], err_msg=name)
-            np.testing.assert_array_equal(row["positions"][places], np.arange(len(places)))
             seen.append(item.origin[1])
     assert sorted(seen) == list(range(60))
 
@@ -69,7 +69,7 @@ def test_images_stand_in_the_order_of_their_samples_and_unused_slots_are_zero(ro
 
 
 def test_rows_have_the_fixed_shapes_and_dtypes_of_a_batch(rows):
-    per_token = TOKEN_FEATURES | {"segment_ids": np.int32, "positions": np.int32}
+    per_token = TOKEN_FEATURES | {"segment_ids": np.int32}
     for _, row in rows:
         assert {name: (value.shape, value.dtype) for name, value in row.items()} == {
             **{name: ((ROW_LENGTH,), dtype) for name, dtype in per_token.items()},
@@ -90,7 +90,7 @@ def test_no_block_is_larger_than_told():
 def test_padding_is_at_the_end_and_zero_in_every_feature(rows):
     for items, row in rows:
         used = sum(item.lengths[0] for item in items)
-        for name in (*TOKEN_FEATURES, "segment_ids", "positions"):
+        for name in (*TOKEN_FEATURES, "segment_ids"):
             assert (row[name][used:] == 0).all(), name
 
 
@@ -164,11 +164,3 @@ def test_tasks_leave_in_the_ratio_in_which_they_come():
     assert {task: count / total for task, count in left.items()} == pytest.approx(
         {"u": 0.2, "t": 0.3, "g": 0.5}, abs=0.01
     )
-
-
-def test_padding_within_a_sample_is_no_part_of_its_segment_but_keeps_its_place():
-    item = make_item(1, 6)
-    item.sample["modality"][:] = [1, 0, 0, 3, 3, 3]
-    block = assemble([[make_item(2, 3), item]], ROW_LENGTH, ())
-    assert block["segment_ids"][0].tolist() == [1, 1, 1, 2, 0, 0, 2, 2, 2, *[0] * 11]
-    assert block["positions"][0].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, *[0] * 11]

@@ -47,12 +47,13 @@ def supervised_text(sample):
     return BYTE_TOKENIZER.backend.decode(ids.tolist(), skip_special_tokens=False)
 
 
-def check_sample(sample, tokens, modality, text_weights, image_weights):
+def check_sample(sample, tokens, modality, text_weights, image_weights, positions=None):
     expected = {"tokens": tokens, "modality": modality, "text_weights": text_weights, "image_weights": image_weights}
+    expected["positions"] = list(range(len(tokens))) if positions is None else positions
     for name, values in expected.items():
         assert sample[name].tolist() == values, name
     dtypes = [sample[name].dtype for name in (*expected, "targets", "und_pixels", "gen_pixels")]
-    assert dtypes == [np.int32, np.int8, np.float32, np.float32, np.int32, np.uint8, np.uint8]
+    assert dtypes == [np.int32, np.int8, np.float32, np.float32, np.int32, np.int32, np.uint8, np.uint8]
 
 
 def test_understanding_sample_written_by_hand():
@@ -381,16 +382,17 @@ def test_flow_understanding_also_takes_the_place_of_begin_of_image():
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_flow_drawing_written_by_hand(dropped):
-    """Four places: the time and three latents."""
+    """Four places: the time and three latents. They stay where they are when the caption before them is left out."""
     image = random_image(20, 10)
     sample = build(generate("a cat", encoded(image)), flow=True, drop_condition=float(dropped))
     prompt = [BOS, *byte_ids("<|User|>: a cat\n\n<|Assistant|>:")]  # the time has the place of begin-of-image
-    hidden = len(prompt) - 1
+    seen = 1 if dropped else len(prompt)
     check_sample(
         sample,
-        tokens=[BOS, *([0] * hidden if dropped else prompt[1:]), 0, 0, 0, 0],
-        modality=[TEXT, *[int(Modality.PADDING) if dropped else TEXT] * hidden, *[CODE] * 4],
-        text_weights=[0.0] * (len(prompt) + 4),
-        image_weights=[0.0] * (len(prompt) + 1) + [1.0] * 3,
+        tokens=[*prompt[:seen], 0, 0, 0, 0],
+        modality=[*[TEXT] * seen, *[CODE] * 4],
+        text_weights=[0.0] * (seen + 4),
+        image_weights=[0.0] * (seen + 1) + [1.0] * 3,
+        positions=[*range(seen), *range(len(prompt), len(prompt) + 4)],
     )
     np.testing.assert_array_equal(sample["gen_pixels"], generation_pixels(image, 8)[None])

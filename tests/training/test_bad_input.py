@@ -205,7 +205,6 @@ def test_a_resume_with_other_data_settings_is_refused_by_name_with_both_values(d
         ({"init.vae": "/nowhere"}, r"/nowhere: not a VAE folder"),
         ({"data.gen_slots": 40}, r"data\.gen_slots=40, but a row has room for 19 images"),
         ({"data.stored_codes": True}, r"JanusFlow learns latents"),
-        ({"attention": "flash"}, r"attention='flash' cannot hide dropped captions"),
         ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2: alignment\.layer=2 of 2 blocks"),
         ({"train.ema": 1.0}, r"train\.ema=1"),
         ({"init.vq": "/nowhere"}, r"init\.vq='/nowhere': JanusFlowConfig takes no such part"),

@@ -13,6 +13,8 @@ from tiny_runs import MICRO_FLOW
 
 from janus_jax.batch import FlowBatch, Modality, PackedBatch
 from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
+from janus_jax.inference.flow_sampling import run_prefix, velocities
+from janus_jax.inference.prompt import pad_prompts
 from janus_jax.models.config import Execution
 from janus_jax.models.parameters import bind, build, flatten, init_params
 from janus_jax.training.flow_objective import janusflow_loss
@@ -31,8 +33,14 @@ def params():
     return init_params(CONFIG, seed=0)
 
 
-def make_rows(*rows, drop=0.0):
-    """Packed rows of records."""
+def make_rows(*rows):
+    """Packed rows of records; (record, 1.0) drops its caption."""
+    pairs = [[entry if isinstance(entry, tuple) else (entry, 0.0) for entry in row] for row in rows]
+    items = [[Item(r.task, (), build_sample(r, drop), "", ("", 0)) for r, drop in row] for row in pairs]
+    return PackedBatch(**join_blocks([assemble(items, 96, IMAGE_FEATURES)], SLOTS))
+
+
+def build_sample(record, drop):
     builder = make_builder(
         tokenizer=BYTE_TOKENIZER,
         understanding_tokens=CONFIG.siglip.num_tokens,
@@ -44,14 +52,11 @@ def make_rows(*rows, drop=0.0):
         supervision="answers",
         flow=True,
     )
-    items = [
-        [Item(r.task, (), builder.build(r, np.random.default_rng(0))[0], "", ("", 0)) for r in row] for row in rows
-    ]
-    return PackedBatch(**join_blocks([assemble(items, 96, IMAGE_FEATURES)], SLOTS))
+    return builder.build(record, np.random.default_rng(0))[0]
 
 
-def make_batch(*rows, seed=0, **options):
-    packed = jax.tree.map(jnp.asarray, make_rows(*rows, **options))
+def make_batch(*rows, seed=0):
+    packed = jax.tree.map(jnp.asarray, make_rows(*rows))
     rng, uvit = np.random.default_rng(seed), CONFIG.uvit
     shape = (len(rows), 2, uvit.latent_size, uvit.latent_size, uvit.latent_channels)
     latents, noise = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
@@ -74,32 +79,41 @@ def objective(loss=LOSS, config=CONFIG):
 
 @pytest.fixture(scope="module")
 def run():
-    """The objective, compiled once per shape."""
+    """The objective. All its batches have two rows, so that it is compiled once."""
     return objective()
 
 
-def by_hand(params, batch, row, start, slot):
-    """(flow loss, alignment loss) of one image: its segment alone, a whole LLM without cuts, NumPy in float64."""
+@pytest.fixture(scope="module")
+def value_and_gradient(run):
+    return jax.jit(jax.value_and_grad(lambda params, batch: run(params, batch)[0]))
+
+
+@jax.jit
+def alone(params, prompt, z, t, pixels):
+    """Of one image after its prompt: velocity, projected features after the first block, those of SigLIP. No cuts."""
     apply, n = bind(build(CONFIG), params), CONFIG.uvit.num_tokens
-    length = start + 1 + n
-    data, noise, t = batch.latents[row, slot], batch.noise[row, slot], batch.time[row, slot]
-    z = t * data + (1 - t) * noise
     encoded = apply(z[None], 1000 * t[None], method="encode_latents")
-    segment = [p for p in range(96) if int(batch.rows.segment_ids[row, p]) == slot_segment(batch, row, slot)]
-    prompt = batch.rows.tokens[row, jnp.array(segment[:start])]
     x = jnp.concatenate([apply(prompt[None], method="embed_text"), apply(encoded, method="embed_latents")], axis=1)
-    ones = jnp.ones((1, length), jnp.int32)
-    hidden, _ = apply(x, jnp.arange(length)[None], ones)
-    velocity = np.asarray(apply(hidden[:, -n:], encoded, method="velocity")[0], np.float64)
-    flow = np.mean((velocity - (np.asarray(data, np.float64) - np.asarray(noise, np.float64))) ** 2)
+    places, ones = jnp.arange(x.shape[1])[None], jnp.ones((1, x.shape[1]), jnp.int32)
+    hidden, _ = apply(x, places, ones)
     cut = dataclasses.replace(CONFIG, alignment=None, llama=dataclasses.replace(CONFIG.llama, depth=1))
     decoder = params["llm"]["decoder"]
     first = jax.tree.map(lambda leaf: leaf[:1], decoder["layers"])
     short = params | {"llm": params["llm"] | {"decoder": decoder | {"layers": first}}}
-    features = bind(build(cut), short)(x, jnp.arange(length)[None], ones, method="blocks")[:, -n:]
-    predicted = np.asarray(apply(features, method="align")[0], np.float64)
-    pixels = normalize(batch.rows.gen_pixels[row, slot][None], jnp.float32)
-    target = np.asarray(apply(pixels, method="understand")[0], np.float64)
+    features = bind(build(cut), short)(x, places, ones, method="blocks")[:, -n:]
+    pixels = normalize(pixels[None], jnp.float32)
+    velocity = apply(hidden[:, -n:], encoded, method="velocity")
+    return velocity[0], apply(features, method="align")[0], apply(pixels, method="understand")[0]
+
+
+def by_hand(params, batch, row, start, slot):
+    """(flow loss, alignment loss) of one image: its segment alone, NumPy in float64."""
+    data, noise, t = batch.latents[row, slot], batch.noise[row, slot], batch.time[row, slot]
+    segment = np.flatnonzero(np.asarray(batch.rows.segment_ids[row]) == slot_segment(batch, row, slot))
+    prompt, pixels = batch.rows.tokens[row, segment[:start]], batch.rows.gen_pixels[row, slot]
+    outputs = alone(params, prompt, t * data + (1 - t) * noise, t, pixels)
+    velocity, predicted, target = (np.asarray(output, np.float64) for output in outputs)
+    flow = np.mean((velocity - (np.asarray(data, np.float64) - np.asarray(noise, np.float64))) ** 2)
     cosine = (predicted * target).sum(-1) / np.linalg.norm(predicted, axis=-1) / np.linalg.norm(target, axis=-1)
     return flow, -cosine.mean()
 
@@ -110,8 +124,7 @@ def slot_segment(batch, row, slot):
 
 
 def prompt_length(record):
-    sample = make_rows([record])
-    return int((sample.modality[0] == Modality.TEXT).sum())
+    return int((build_sample(record, 0.0)["modality"] == Modality.TEXT).sum())
 
 
 def test_image_terms_are_those_of_each_image_alone_in_float64(run, params, batch):
@@ -125,8 +138,9 @@ def test_image_terms_are_those_of_each_image_alone_in_float64(run, params, batch
 
 
 @pytest.mark.parametrize("normalization", ["tasks", "tokens"])
-def test_the_loss_is_the_sum_of_its_terms(params, batch, normalization):
-    total, metrics = objective(ConfigDict(LOSS.to_dict() | {"normalization": normalization}))(params, batch)
+def test_the_loss_is_the_sum_of_its_terms(run, params, batch, normalization):
+    other = objective(ConfigDict(LOSS.to_dict() | {"normalization": "tokens"}))
+    total, metrics = (run if normalization == LOSS.normalization else other)(params, batch)
     sums = {name: float(metrics[f"loss/{name}"][0]) for name in ("understand", "text", "flow", "alignment")}
     text_tokens = float(batch.rows.text_weights.sum())
     words, images = sums["understand"] + sums["text"], sums["flow"] + 0.7 * sums["alignment"]
@@ -140,10 +154,10 @@ def gradient_paths(gradient):
     return {path.split("/")[0] for path, leaf in flatten(gradient).items() if np.abs(leaf).max() > 0}
 
 
-def test_siglip_gets_no_gradient_from_drawings_and_everything_else_that_draws_does(run, params):
+def test_siglip_gets_no_gradient_from_drawings_and_everything_else_that_draws_does(value_and_gradient, params):
     """Through the alignment its features are targets only (JanusFlow, 3.4)."""
     drawings = make_batch([DRAWN], [OTHER])
-    gradient = jax.jit(jax.grad(lambda p: run(p, drawings)[0]))(params)
+    _, gradient = value_and_gradient(params, drawings)
     assert gradient_paths(gradient) == {
         "llm",
         "gen_encoder",
@@ -163,13 +177,45 @@ def test_without_alignment_neither_its_projector_nor_siglip_is_run(run, params, 
     np.testing.assert_allclose(metrics["loss/flow"][0], with_alignment["loss/flow"][0], rtol=1e-5)
 
 
-def test_a_dropped_caption_changes_nothing_but_its_length(run, params):
-    """As in the sampler's unconditional half: only BOS is seen, and all positions stay."""
-    first, second, longer = (generate(words, flat_png(30)) for words in ("a", "b", "abc"))
+def with_caption_masked(batch):
+    """A row whose second sample dropped its caption, as the sampler's unconditional half: it is there, but hidden."""
+    kept = jax.tree.map(np.array, make_rows([OTHER, DRAWN], []))
+    start, length = prompt_length(OTHER) + CONFIG.image_tokens, prompt_length(DRAWN)
+    kept.segment_ids[0, start + 1 : start + length] = 0
+    kept.modality[0, start + 1 : start + length] = Modality.PADDING
+    return batch._replace(rows=batch.rows._replace(**{name: getattr(kept, name) for name in ROW_FIELDS}))
 
-    def flow(record, drop):
-        return float(run(params, make_batch([record], drop=drop))[1]["loss/flow"][0])
 
-    assert flow(first, 1.0) == flow(second, 1.0)
-    assert flow(first, 0.0) != flow(second, 0.0)
-    assert flow(first, 1.0) != flow(longer, 1.0)
+ROW_FIELDS = ("tokens", "modality", "segment_ids", "positions")
+
+
+def test_leaving_out_a_dropped_caption_is_masking_it(run, value_and_gradient, params):
+    """Loss and gradient of rows without the caption, where the image keeps its positions, and of rows that hide it."""
+    left_out = make_batch([OTHER, (DRAWN, 1.0)], [])
+    masked = with_caption_masked(left_out)
+    assert int((left_out.rows.segment_ids > 0).sum()) == int((masked.rows.segment_ids > 0).sum())
+    assert int(left_out.rows.modality[0].argmin()) < int(masked.rows.segment_ids[0].nonzero()[0].max())
+    (loss, gradient), (masked_loss, masked_gradient) = (value_and_gradient(params, rows) for rows in (left_out, masked))
+    np.testing.assert_allclose(loss, masked_loss, rtol=1e-5)
+    scale = max(np.abs(leaf).max() for leaf in flatten(masked_gradient).values())
+    for path, leaf in flatten(gradient).items():
+        np.testing.assert_allclose(leaf, flatten(masked_gradient)[path], rtol=1e-5, atol=1e-5 * scale, err_msg=path)
+    renumbered = make_rows([OTHER, (DRAWN, 0.0)], []).positions  # from 0 one by one in the second sample too
+    renumbered = left_out._replace(rows=left_out.rows._replace(positions=jnp.asarray(renumbered)))
+    assert abs(run(params, renumbered)[0] - masked_loss) > 1e-4 * abs(masked_loss)
+
+
+def test_a_dropped_caption_is_trained_as_the_sampler_draws_without_one(run, params):
+    """The velocity of the unconditional half, at the time and the latents of the training example."""
+    batch = make_batch([(DRAWN, 1.0)], [])
+    prompt = build_sample(DRAWN, 0.0)["tokens"][: prompt_length(DRAWN)].tolist()
+    model, (data, noise, t) = build(CONFIG), (batch.latents[:1, 0], batch.noise[:1, 0], batch.time[0, 0])
+
+    @jax.jit
+    def draw(params):
+        prefix = run_prefix(model, params, pad_prompts([prompt], (), 32))
+        return velocities(model, params, prefix, t * data + (1 - t) * noise, 1000 * t)
+
+    _, unconditional = draw(params)
+    expected = np.mean((np.asarray(unconditional, np.float64) - np.asarray(data - noise, np.float64)) ** 2)
+    np.testing.assert_allclose(run(params, batch)[1]["loss/flow"][0], expected, rtol=1e-5)
