@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from janus_jax.batch import PackedBatch
+from janus_jax.batch import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, topology_devices
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import FamilyConfig
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
 
 
@@ -66,7 +66,7 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
         chips=len(devices),
         mesh=dict(plan.mesh.shape),
         rows=config.train.batch_size,
-        tokens=batch.tokens.size if isinstance(batch, PackedBatch) else 0,
+        tokens=0 if isinstance(batch, ImageBatch) else config.train.batch_size * config.data.row_length,
         image_slots=_image_slots(config, plan),
         steps=config.train.num_steps,
         remat=config.remat,
@@ -98,7 +98,7 @@ def _local_bytes(tree: Any) -> int:
 
 
 def _image_slots(config: ConfigDict, plan: Plan) -> int:
-    if not isinstance(plan.architecture, JanusConfig):
+    if not isinstance(plan.architecture, FamilyConfig):
         return config.train.batch_size
     present = tasks(config)
     per_row = config.data.und_slots * ("understand" in present) + config.data.gen_slots * ("generate" in present)

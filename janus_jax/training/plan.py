@@ -127,9 +127,8 @@ def model_flops(config: ConfigDict, plan: Plan) -> float | None:
     """Operations that one step needs, on all devices together; None for models that are not counted."""
     trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
     data = config.data
-    return step_flops(
-        plan.architecture, trained, tasks(config), config.train.batch_size, data.row_length, data.und_slots
-    )
+    rows = config.train.batch_size
+    return step_flops(plan.architecture, trained, tasks(config), rows, data.row_length, data.und_slots, data.gen_slots)
 
 
 def tasks(config: ConfigDict) -> tuple[str, ...]:

@@ -1,12 +1,15 @@
 """What surrounds the compiler: flops of a step, sweeps, reports, files. The compiler itself is in the `tpu` extra."""
 
+import dataclasses
 import gzip
 import json
 
+import jax
 import pytest
 from small_program import COORDINATES, CORES, KIND, TEXT
 
-from configs import janus_pro_7b
+from configs import janus_pro_7b, janusflow_1p3b, quickstart_flow
+from janus_jax.compile_check import check as check_module
 from janus_jax.compile_check import sweep
 from janus_jax.compile_check.check import Check
 from janus_jax.compile_check.chips import Machine
@@ -16,6 +19,8 @@ from janus_jax.compile_check.report import as_dict, format_report
 from janus_jax.compile_check.sweep import parse_sweep, with_variant
 from janus_jax.errors import UserError
 from janus_jax.models.config import JANUS_PRO_7B
+from janus_jax.models.parameters import abstract_params, flatten
+from janus_jax.training.experiment import model_config
 from janus_jax.training.model_flops import step_flops
 from launch.command_line import pairs
 
@@ -51,7 +56,7 @@ ATTENTION = 30 * 2 * 4096 * 4096 * 4096 / 2  # multiply-adds of a row: two produ
 
 def test_flops_of_text_rows_are_six_per_weight_and_token():
     expected = 6 * 4096 * (LAYERS + HEAD) + 6 * ATTENTION
-    assert step_flops(JANUS_PRO_7B, {"llm"}, ("text",), 3, 4096, 0) == pytest.approx(3 * expected, rel=1e-12)
+    assert step_flops(JANUS_PRO_7B, {"llm"}, ("text",), 3, 4096, 0, 0) == pytest.approx(3 * expected, rel=1e-12)
 
 
 def test_a_frozen_llm_has_no_gradient_of_weights_and_an_encoder_runs_for_every_slot():
@@ -59,7 +64,41 @@ def test_a_frozen_llm_has_no_gradient_of_weights_and_an_encoder_runs_for_every_s
     encoder = 24 * (576 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 576**2 * 1024)
     expected = 4 * 4096 * (LAYERS + HEAD) + 6 * ATTENTION + 6 * 4096 * image_head + 2 * 5 * encoder
     stage1 = {"aligner", "gen_aligner", "gen_head", "gen_embed"}
-    assert step_flops(JANUS_PRO_7B, stage1, ("understand", "generate"), 1, 4096, 5) == pytest.approx(expected)
+    assert step_flops(JANUS_PRO_7B, stage1, ("understand", "generate"), 1, 4096, 5, 7) == pytest.approx(expected)
+
+
+def test_janusflow_also_counts_the_convolutions_and_the_alignment_of_every_slot():
+    """All trained but SigLIP; blocks of C channels have 7 x 7 kernels, C x 4C both ways, and 2048 x 2C per image."""
+    config = janusflow_1p3b.get_config("stage2")
+    rows, length, width = 512, 4096, 2048
+    layers, head = 24 * (4 * width**2 + 3 * width * 5632), width * 102400
+    attention = 24 * 2 * width * length * length / 2
+    siglip = 24 * (576 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 576**2 * 1024)
+
+    def blocks(channels):
+        return 2 * (576 * channels * (49 + 8 * channels) + width * 2 * channels)
+
+    encoder = 576 * 16 * 768 + 768 * width + width**2 + blocks(768)
+    decoder = blocks(1536) + 576 * 1536 * 16
+    projector = 576 * (2 * width**2 + width * 1024)
+    drawing = encoder + decoder + 2 * 576 * 768 * width + projector
+    expected = 6 * length * (layers + head) + 6 * attention + 2 * 7 * siglip + 7 * (6 * drawing + 2 * siglip)
+    modules = {path.split("/")[0] for path in flatten(abstract_params(model_config(config)))} - {"siglip"}
+    tasks = ("understand", "text", "generate")
+    assert step_flops(model_config(config), modules, tasks, rows, length, 7, 7) == pytest.approx(rows * expected)
+    without = dataclasses.replace(model_config(config), alignment=None)
+    saved = rows * 7 * (6 * projector + 2 * siglip)
+    assert step_flops(without, modules, tasks, rows, length, 7, 7) == pytest.approx(rows * expected - saved)
+
+
+def test_a_check_of_janusflow_counts_its_tokens_and_slots(monkeypatch):
+    """And not those of the latents."""
+    monkeypatch.setattr(check_module, "topology_devices", lambda *_: jax.devices()[:1])
+    monkeypatch.setattr(check_module, "compile_program", lambda *_: PROGRAM)
+    monkeypatch.setattr(check_module, "estimate", lambda program: estimate(PROGRAM))
+    result = check_module.check(quickstart_flow.get_config("stage2"), "v5p-8", 1, {})
+    assert (result.tokens, result.image_slots) == (10 * 96, 10 * (2 + 3))
+    assert result.model_flops > 0
 
 
 def test_rates_and_utilisation_follow_from_the_predicted_time():
