@@ -122,7 +122,7 @@ def _read_noise(shape: tuple[int, ...]) -> np.ndarray | None:
     if INITIAL_NOISE.value is None:
         return None
     try:
-        noise = np.load(INITIAL_NOISE.value, mmap_mode="r", allow_pickle=False)
+        noise = np.lib.format.open_memmap(INITIAL_NOISE.value, mode="r")  # np.load would open archives too
     except (OSError, ValueError) as error:
         raise UserError(f"--initial_noise={INITIAL_NOISE.value}: not a readable .npy file ({error})") from error
     try:

@@ -104,9 +104,13 @@ class JanusFlowPipeline(Pipeline):
     def draw(self, latents: np.ndarray) -> list[PIL.Image.Image]:
         """Latents [B, H, W, Z] -> images.
 
-        Raises UserError without a VAE, unless the model draws pixels: latents of an image's size and channels.
+        Raises UserError for latents of another size, and without a VAE, unless the model draws pixels: latents of an
+        image's size and channels.
         """
         require_drawable(self.config, self._vae is not None)
+        if latents.shape[1:] != self.latent_shape:
+            expected = ", ".join(map(str, self.latent_shape))
+            raise UserError(f"latents of shape {latents.shape}, expected [images, {expected}]")
         if self._vae is None:
             return to_images(latents)
         config, params = self._vae
@@ -155,6 +159,8 @@ def check_noise(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise UserError(
             f"initial_noise of shape {noise.shape} and type {noise.dtype}, expected floats of shape {shape}"
         )
+    with np.errstate(over="ignore"):
+        noise = noise.astype(np.float32)
     if not np.isfinite(noise).all():
-        raise UserError("initial_noise has values that are not finite")
-    return noise.astype(np.float32)
+        raise UserError("initial_noise has values that are not finite in float32")
+    return noise

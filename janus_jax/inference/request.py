@@ -6,11 +6,18 @@ So that a mistake is told before the weights are loaded.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation, generation_prompt
+from janus_jax.data.prompts import (
+    BEGIN_OF_IMAGE,
+    IMAGE_PLACEHOLDER,
+    STYLES,
+    Message,
+    format_conversation,
+    generation_prompt,
+)
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.decoding import Sampling
-from janus_jax.models.config import FamilyConfig
+from janus_jax.models.config import FamilyConfig, JanusFlowConfig
 from janus_jax.ops.flow import SOLVERS
 
 DEFAULT_NEW_TOKENS = 512  # of an answer, where the context has room for them
@@ -95,6 +102,7 @@ class RequestReader:
         if not messages or messages[-1].role != "user":
             raise UserError("a conversation does not end with a message of the user, which could be answered")
         ids = self._tokenizer.encode(format_conversation([*messages, Message("assistant", "")], self._style))
+        self._refuse_begin_of_image(ids)
         placeholders = ids.count(self._tokenizer.image_id)
         if placeholders != num_images:
             raise UserError(f"{placeholders} {IMAGE_PLACEHOLDER} in the prompt, {num_images} images")
@@ -106,8 +114,14 @@ class RequestReader:
         ids = self._tokenizer.encode(generation_prompt(prompt, self._style))
         if self._tokenizer.image_id in ids:
             raise UserError(f"the prompt of a drawing contains {IMAGE_PLACEHOLDER}, which is for questions")
+        self._refuse_begin_of_image(ids[:-1])
         self._check_length(ids, self._config.image_tokens, "the tokens of an image")
         return ids
+
+    def _refuse_begin_of_image(self, ids: Sequence[int]) -> None:
+        """Before images are put in: JanusFlow would take a written one for the first place of an image."""
+        if isinstance(self._config, JanusFlowConfig) and self._tokenizer.begin_of_image_id in ids:
+            raise UserError(f"the prompt contains {BEGIN_OF_IMAGE}, where JanusFlow would put an image")
 
     def _room(self, prompt: Sequence[int], max_new_tokens: int | None) -> int:
         """New tokens of an answer: as many as asked for, else the default or what the context has left."""

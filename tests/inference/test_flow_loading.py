@@ -93,6 +93,7 @@ def test_the_command_starts_from_given_noise_and_keeps_the_latents(pipeline, fol
     noise = np.random.default_rng(0).standard_normal((2, *pipeline.latent_shape)).astype(np.float32)
     np.save(tmp_path / "noise.npy", noise)
     np.save(tmp_path / "wrong.npy", noise[:, :, :4])
+    np.savez(tmp_path / "archive.npz", noise)
 
     def run(*more):
         flags = [f"--checkpoint={folder}", "--prompt=a one", "--num_images=2", f"--output={tmp_path / 'out'}", *more]
@@ -101,6 +102,8 @@ def test_the_command_starts_from_given_noise_and_keeps_the_latents(pipeline, fol
 
     _, error, code = run(f"--initial_noise={tmp_path / 'wrong.npy'}")
     assert code == 2 and "wrong.npy: initial_noise of shape (2, 8, 4, 3)" in error and error.count("\n") == 1
+    _, error, code = run(f"--initial_noise={tmp_path / 'archive.npz'}")
+    assert code == 2 and "archive.npz: not a readable .npy file" in error and error.count("\n") == 1
     _, error, code = run("--top_k=3")
     assert code == 2 and "--top_k=3 means nothing for JanusFlow" in error
     flags = (f"--initial_noise={tmp_path / 'noise.npy'}", "--save_latents", "--num_steps=3", "--solver=heun")

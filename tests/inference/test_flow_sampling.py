@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -142,6 +143,7 @@ def test_images_are_the_vae_s_decoding_of_the_latents(pipeline):
 BAD = {
     "empty prompt": (dict(prompts=[" "]), "the prompt is empty"),
     "placeholder": (dict(prompts=["<image_placeholder>"]), "contains <image_placeholder>"),
+    "begin of image": (dict(prompts=["a <begin_of_image> one"]), "contains <begin_of_image>, where JanusFlow would"),
     "too long": (dict(prompts=["a nine " * 40]), "exceed the context of 60 tokens"),
     "no images": (dict(num_images=0), "num_images=0"),
     "no steps": (dict(num_steps=0), "num_steps=0"),
@@ -149,6 +151,7 @@ BAD = {
     "noise": (dict(initial_noise=np.zeros((1, 8, 8, 4), np.float32)), r"expected floats of shape \(1, 8, 8, 3\)"),
     "integers": (dict(initial_noise=np.zeros((1, 8, 8, 3), np.int32)), "type int32"),
     "nan": (dict(initial_noise=np.full((1, 8, 8, 3), np.nan)), "not finite"),
+    "too large": (dict(initial_noise=np.full((1, 8, 8, 3), 1e39)), "not finite in float32"),
 }
 
 
@@ -157,6 +160,19 @@ def test_bad_requests_are_one_line(pipeline, case):
     change, message = BAD[case]
     with pytest.raises(UserError, match=message):
         pipeline.generate_latents(**(dict(prompts=[SHORT], num_images=1) | change))
+
+
+def test_a_question_that_would_shift_its_image_is_refused(pipeline):
+    """A literal begin-of-image takes a feature's place, which moves all features after it."""
+    image = PIL.Image.new("RGB", (8, 8))
+    with pytest.raises(UserError, match="contains <begin_of_image>, where JanusFlow would put an image"):
+        pipeline.chat([image], "What does <begin_of_image> mean?", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 4, 8, 3), (8, 8, 3)])
+def test_latents_of_another_size_are_refused(pipeline, shape):
+    with pytest.raises(UserError, match=r"latents of shape .*, expected \[images, 8, 8, 3\]"):
+        pipeline.draw(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(
