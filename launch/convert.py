@@ -15,9 +15,11 @@ from absl import flags
 from etils import epath
 
 from janus_jax.convert import folders, verify
-from janus_jax.convert.vae_folder import load_vae
+from janus_jax.convert.vae_folder import compare_vaes, load_vae
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig
+from janus_jax.inference.loading import find_vae
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, VAEConfig
+from janus_jax.models.parameters import Params
 from launch import command_line
 from launch.progress import Progress
 
@@ -25,14 +27,16 @@ INPUT = flags.DEFINE_string("input", None, "model folder or training workdir")
 EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
 OUTPUT = flags.DEFINE_string("output", None, "folder to write; new or empty")
 TO = flags.DEFINE_enum("to", None, folders.LAYOUTS, "layout of the output")
-VAE = flags.DEFINE_string("vae", None, "JanusFlow: diffusers' AutoencoderKL folder, to go with it into --to=orbax")
+VAE = flags.DEFINE_string(
+    "vae", None, "JanusFlow: folder of the VAE to go with it into --to=orbax, diffusers' or ours; default: INPUT/vae"
+)
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "of the parameters; default: as they are")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print every tensor of the output and where it comes from; write nothing")
 VERIFY = flags.DEFINE_bool(
     "verify",
     False,
-    "read the output again and compare every tensor; with torch and transformers 5 or newer, also run both models; an "
-    "output that differs is not kept",
+    "read the output again and compare every tensor, the VAE's too; with torch and transformers 5 or newer, also run "
+    "both models; an output that differs is not kept",
 )
 
 
@@ -44,26 +48,42 @@ def main() -> None:
     if DRY_RUN.value:
         print("\n".join(folders.describe(source, layout)))
         return
-    vae = load_vae(VAE.value) if VAE.value else None
+    vae = _open_vae(source, layout)
     size = folders.total_bytes(source, dtype)
     print(f"{INPUT.value} ({source.layout}) -> {output} ({layout}), {size / 1e9:.2f} GB", flush=True)
-    check = functools.partial(_verify, source, dtype) if VERIFY.value else _accept
+    check = functools.partial(_verify, source, vae, dtype) if VERIFY.value else _accept
     with Progress(size) as progress:
         folders.write_folder(source, output, layout, dtype, progress.add, check, vae)
     print(f"wrote {progress.tensors} tensors")
+
+
+def _open_vae(source: folders.Source, layout: str) -> tuple[VAEConfig, Params] | None:
+    """The VAE that goes with a model into a folder of ours: of --vae, or the one beside the model."""
+    folder = find_vae(source, INPUT.value or "", VAE.value)
+    if folder is None or not isinstance(source.config, JanusFlowConfig):
+        return None
+    if layout != "orbax" and not VAE.value:
+        print(f"{folder} stays behind: the {layout} layout has no place for a VAE", flush=True)
+        return None
+    return load_vae(folder)
 
 
 def _accept(folder: epath.Path) -> None:
     """No check."""
 
 
-def _verify(source: folders.Source, dtype: np.dtype | None, folder: epath.Path) -> None:
+def _verify(
+    source: folders.Source, vae: tuple[VAEConfig, Params] | None, dtype: np.dtype | None, folder: epath.Path
+) -> None:
     """Every tensor, then, where PyTorch's model can be run, what both models compute.
 
     Raises UserError for a difference; the folder, which still has its temporary name, is then removed.
     """
     written = folders.open_folder(folder)
     print(f"verified: {folders.compare(source, written, dtype)} tensors are equal bit for bit", flush=True)
+    if vae is not None:
+        count = compare_vaes(vae, load_vae(folder / folders.VAE_FOLDER), VAE.value or folders.VAE_FOLDER)
+        print(f"verified: {count} tensors of the VAE are equal bit for bit", flush=True)
     reason = verify.why_not()
     theirs, ours = (folder, written) if written.layout == "hf" else (INPUT.value or "", source)
     if ours.layout != "hf":

@@ -1,6 +1,7 @@
 """The VAE of JanusFlow, from a diffusers AutoencoderKL folder or one of ours."""
 
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
 
@@ -12,7 +13,7 @@ from janus_jax.convert.tables import links, match_names
 from janus_jax.convert.tensor_files import open_tensors
 from janus_jax.errors import UserError
 from janus_jax.models.config import VAEConfig
-from janus_jax.models.parameters import Params, unflatten
+from janus_jax.models.parameters import Params, flatten, unflatten
 
 _TENSOR_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
@@ -44,3 +45,14 @@ def load_vae(folder: epath.PathLike, dtype: DTypeLike | None = None) -> tuple[VA
             for link in links(config, "vae")
         }
     return config, unflatten(flat)
+
+
+def compare_vaes(wanted: tuple[VAEConfig, Params], found: tuple[VAEConfig, Params], origin: str) -> int:
+    """How many tensors are equal bit for bit. Raises UserError naming the first thing that differs."""
+    if wanted[0] != found[0]:
+        raise UserError(f"{origin}: what was written is a VAE of another architecture: {found[0]}, not {wanted[0]}")
+    flat, read = flatten(wanted[1]), flatten(found[1])
+    for path, leaf in flat.items():
+        if leaf.dtype != read[path].dtype or np.asarray(leaf).tobytes() != np.asarray(read[path]).tobytes():
+            raise UserError(f"{origin}: what was written is not its {path}")
+    return len(flat)

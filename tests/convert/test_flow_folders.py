@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from small_folders import read_tensors
 
+sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 from small_models import SMALL_FLOW, random_params
+from tiny_runs import cache_folder, start_command
 
 from janus_jax.convert import folders
 from janus_jax.convert.tables import their_shapes
-from janus_jax.convert.vae_folder import load_vae
+from janus_jax.convert.vae_folder import compare_vaes, load_vae
 from janus_jax.data import digits
 from janus_jax.errors import UserError
 from janus_jax.models.config import VAE_TINY
@@ -63,6 +65,15 @@ def test_the_vae_travels_in_our_folder(ours):
     assert config == VAE
     for path, leaf in flatten(random_params(VAE)).items():
         np.testing.assert_array_equal(flatten(params)[path], leaf, err_msg=path)
+
+
+def test_the_command_takes_the_vae_along_and_verifies_it(ours, tmp_path, tmp_path_factory):
+    flags = (f"--input={ours}", f"--output={tmp_path / 'half'}", "--to=orbax", "--dtype=bfloat16", "--verify")
+    process = start_command("launch.convert", *flags, cache=cache_folder(tmp_path_factory))
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert f"verified: {len(flatten(random_params(VAE)))} tensors of the VAE are equal bit for bit" in out
+    assert compare_vaes(load_vae(ours / "vae"), load_vae(tmp_path / "half" / "vae"), "") > 0
 
 
 def test_what_cannot_be_is_refused_before_the_work(ours, tmp_path):

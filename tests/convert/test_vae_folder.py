@@ -1,5 +1,7 @@
 """A VAE that diffusers saved, read from its folder; also with the attention names of its old releases."""
 
+import dataclasses
+
 import diffusers
 import numpy as np
 import pytest
@@ -7,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from janus_jax.checkpoints import save_params, write_architecture
-from janus_jax.convert.vae_folder import load_vae
+from janus_jax.convert.vae_folder import compare_vaes, load_vae
 from janus_jax.errors import UserError
 from janus_jax.models.config import JANUSFLOW_TINY
-from janus_jax.models.parameters import flatten
+from janus_jax.models.parameters import flatten, unflatten
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -50,6 +52,17 @@ def test_old_names_new_names_and_our_folder_give_the_same_parameters(folder, tmp
         assert flatten(other).keys() == flatten(params).keys()
         for path, value in flatten(params).items():
             np.testing.assert_array_equal(flatten(other)[path], value, err_msg=path)
+
+
+def test_a_vae_that_was_written_otherwise_is_told_by_its_first_difference(folder):
+    config, params = load_vae(folder)
+    again = unflatten(flatten(params))
+    assert compare_vaes((config, params), (config, again), "vae") == len(flatten(params))
+    again["quant_conv"]["bias"] = params["quant_conv"]["bias"].at[3].add(1e-6)
+    with pytest.raises(UserError, match="vae: what was written is not its quant_conv/bias"):
+        compare_vaes((config, params), (config, again), "vae")
+    with pytest.raises(UserError, match="another architecture"):
+        compare_vaes((config, params), (dataclasses.replace(config, scaling_factor=1.0), params), "vae")
 
 
 def test_other_folders_are_one_line(folder, tmp_path):
