@@ -1,13 +1,17 @@
-# `make quickstart` trains, asks and draws, `make quickstart-flow` with a JanusFlow; `make test` runs the tests. Each makes its own virtual environment.
+# `make quickstart` trains, asks and draws, `make quickstart-flow` with a JanusFlow; `make ablation-flow` adds to the
+# latter what its alignment loss brings. `make test` runs the tests. Each makes its own virtual environment.
 PYTHON ?= python3
 
-.PHONY: quickstart quickstart-flow test lint clean
+.PHONY: quickstart quickstart-flow ablation-flow test lint clean
 
 quickstart: .venv/quickstart.done
 	.venv/bin/python -m launch.quickstart --output=quickstart
 
 quickstart-flow: .venv/quickstart.done
 	.venv/bin/python -m launch.quickstart --model=flow
+
+ablation-flow: .venv/quickstart.done
+	.venv/bin/python -m launch.quickstart --model=flow --ablation
 
 test: .venv/test.done
 	.venv/bin/python -m pytest

@@ -60,6 +60,7 @@ def get_config(stage: str = "stage1") -> ConfigDict:
         task: float(share) if isinstance(share, int) else share
         for task, share in zip(("understand", "text", "generate"), ratio, strict=True)
     }
+    # The average is updated in every step, and a stage goes on from the parameters, not from it (paper: not stated).
     config.train.update(train, weight_decay=0.0, schedule="constant", ema=0.99)
     config.data.crop.random = True  # section 4.2
     config.data.first_sentence = 0.25 if stage == "stage2" else 0.0  # appendix B

@@ -91,18 +91,27 @@ def chunked(params: Params) -> Any:
     )
 
 
-def load_params(folder: epath.PathLike, config: ModelConfig, dtype: DTypeLike | None = None) -> Params:
-    """Parameters of an exported model or of the newest checkpoint of a training workdir.
+def load_params(
+    folder: epath.PathLike,
+    config: ModelConfig,
+    dtype: DTypeLike | None = None,
+    *,
+    ema: bool = False,
+    step: int | None = None,
+) -> Params:
+    """Parameters of an exported model or of a checkpoint of a training workdir.
 
     Args:
         folder: see the head of this file.
         config: the folder's architecture.
         dtype: cast while reading; None keeps what was saved.
+        ema: of a workdir, the average of the parameters over its steps.
+        step: of a workdir, the checkpoint; None is the newest.
 
     Raises:
         UserError: nothing saved there, or it does not hold exactly the parameters of `config`.
     """
-    path = params_path(folder)
+    path = params_path(folder, ema, step)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -118,18 +127,20 @@ def load_params(folder: epath.PathLike, config: ModelConfig, dtype: DTypeLike | 
     return jax.tree.map(jnp.asarray, params)
 
 
-def params_path(folder: epath.PathLike, ema: bool = False) -> epath.Path:
-    """Where the parameters of a model folder, or their average over the steps of a workdir, lie.
+def params_path(folder: epath.PathLike, ema: bool = False, step: int | None = None) -> epath.Path:
+    """Where the parameters of a model folder, or their average over the steps of a workdir, lie; see `load_params`.
 
     Raises UserError when there are none.
     """
     folder = epath.Path(folder).resolve()
-    if not ema and (folder / "params").exists():
+    if not ema and step is None and (folder / "params").exists():
         return folder / "params"
     steps = saved_steps(folder)
     if not steps:
         raise UserError(f"{folder}: holds neither params/ nor a checkpoint under checkpoints/")
-    path = folder / "checkpoints" / str(steps[-1]) / ("ema" if ema else "params")
+    if step is not None and step not in steps:
+        raise UserError(f"{folder}: holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}")
+    path = folder / "checkpoints" / str(steps[-1] if step is None else step) / ("ema" if ema else "params")
     if ema and not path.exists():
         raise UserError(f"{folder}: keeps no average of its parameters (config.train.ema was 0)")
     return path

@@ -2,13 +2,15 @@
 
     python -m launch.quickstart --output=quickstart --seed=0
     python -m launch.quickstart --model=flow                     # a JanusFlow, in quickstart-flow/
+    python -m launch.quickstart --model=flow --ablation          # and what its alignment loss brings
 
     quickstart/report.html, report.json, samples.png    what came out
     quickstart/checkpoint/                              for launch.chat and launch.generate
     quickstart/examples/                                held-out images to ask about
     quickstart/data/, runs/                             records and tokenizer, training workdirs
+    quickstart/ablation/                                training workdirs of --ablation
 
-An interrupted run goes on where it stopped; a finished one is started afresh.
+An interrupted run goes on where it stopped; a finished one is started afresh, but for --ablation, which adds to it.
 """
 
 import importlib.metadata
@@ -48,7 +50,7 @@ from janus_jax.models.parameters import abstract_params, build
 from janus_jax.training.experiment import model_config
 from janus_jax.training.loop import read_metrics, train
 from janus_jax.training.stages import module_table, trainable_mask
-from launch import command_line
+from launch import command_line, quickstart_ablation
 from launch.quickstart_recipes import RECIPES, Recipe
 from launch.quickstart_report import Phase, Question, ReportPage, render
 
@@ -57,17 +59,21 @@ OUTPUT = flags.DEFINE_string("output", None, "folder for everything that is writ
 SEED = flags.DEFINE_integer("seed", 0, "seed of parameters, data order and drawings")
 CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "guidance of the drawings; default: 2.5, JanusFlow 1.5")
 
-WRITTEN = ("report.json", "report.html", "samples.png", "runs", "without_alignment", "checkpoint", "data", "examples")
+ABLATION = flags.DEFINE_bool("ablation", False, "JanusFlow: also train with and without the alignment loss and compare")
+
+WRITTEN = ("report.json", "report.html", "samples.png", "runs", "ablation", "checkpoint", "data", "examples")
 # Seed and seconds of the run so far; only a folder with this file is ever cleared.
 MARKER = ".janus_jax_quickstart"
 IMAGES_PER_CLASS = 20
 FLOW_STEPS = (1, 2, 4, 8, 16, 30)
-# Trained again without the alignment loss, and compared with what the run had then.
-ABLATED = ("stage1", "stage2")
+ABLATION_POINTS = 4  # at which both arms are compared
+NOT_COUNTED = ("ablation",)  # in the seconds of the whole
 
 
 def main() -> None:
     recipe = RECIPES[MODEL.value]
+    if ABLATION.value and MODEL.value != "flow":
+        raise UserError(f"--ablation is of the alignment loss, which --model={MODEL.value} does not have")
     output = prepare_folder("output", OUTPUT.value or ("quickstart-flow" if MODEL.value == "flow" else "quickstart"))
     phases = recipe.experiment.PHASES
     seconds = _claim(output)
@@ -78,22 +84,29 @@ def main() -> None:
     for phase in phases:
         with _timed(output, seconds, phase):
             train(_phase_config(recipe, phase, output, output / "runs"), output / "runs" / phase)
-    if MODEL.value == "flow":
-        with _timed(output, seconds, "without alignment"):
-            for phase in ABLATED:
-                config = _phase_config(recipe, phase, output, output / "without_alignment")
-                config.loss.alignment_weight = 0.0
-                train(config, output / "without_alignment" / phase)
+    arms: dict[str, Any] = {}
+    if ABLATION.value:
+        with _timed(output, seconds, "ablation"):
+            config = _with_data(recipe.experiment.get_config(recipe.experiment.ABLATION), output)
+            arms = quickstart_ablation.arm_configs(config, ABLATION_POINTS)
+            quickstart_ablation.train_arms(arms, output / "ablation")
     with _timed(output, seconds, "evaluation"):
         print(f"asking {len(held_out.labels)} questions, drawing {IMAGES_PER_CLASS} images per digit", flush=True)
         model = from_pretrained(output / "runs" / phases[-1], ema=recipe.ema)
         if not (output / "checkpoint").exists():
             model.save_pretrained(output / "checkpoint")
         cfg_weight = recipe.cfg_weight if CFG_WEIGHT.value is None else CFG_WEIGHT.value
-        results = _evaluate(model, output, training, held_out, cfg_weight)
+        judge = Judge(training)
+        results = _evaluate(model, output, judge, training, held_out, cfg_weight)
+    if arms:
+        with _timed(output, seconds, "ablation"):
+            assert isinstance(model, JanusFlowPipeline)
+            results["report"]["alignment"] = quickstart_ablation.compare(
+                arms, output / "ablation", model, lambda other: _draw(other, judge, training, cfg_weight).accuracy
+            )
     report = results.pop("report") | {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "total_seconds": round(sum(seconds.values()), 1),
+        "total_seconds": round(sum(value for name, value in seconds.items() if name not in NOT_COUNTED), 1),
         "seed": SEED.value,
         "cfg_weight": cfg_weight,
     }
@@ -105,29 +118,35 @@ def main() -> None:
 
 
 def _claim(output: epath.Path) -> dict[str, float]:
-    """Marks the folder as the quickstart's and clears a finished run; returns the seconds that a stopped one has spent.
+    """Marks the folder as the quickstart's; returns the seconds that a run which goes on has spent.
 
-    Raises UserError for somebody else's files and for a stopped run of another seed.
+    A stopped run goes on, with --ablation a finished one too, which is evaluated again; else a finished one is cleared.
+
+    Raises UserError for somebody else's files and for a run that would go on with another model or seed.
     """
     marker = output / MARKER
     if not marker.exists():
         for name in WRITTEN:
             if (output / name).exists():
                 raise UserError(f"--output={output}: holds {name}, which no quickstart wrote; expected a new folder")
-    elif (output / "report.json").exists():
+    elif (output / "report.json").exists() and not ABLATION.value:
         for name in WRITTEN:
             path = output / name
             path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
     else:
         started = json.loads(marker.read_text())
         if started.get("model", "janus") != MODEL.value:
-            raise UserError(f"--model={MODEL.value}, but the stopped run in {output} is of {started['model']}")
+            raise UserError(f"--model={MODEL.value}, but the run in {output} is of {started['model']}")
         if started["seed"] != SEED.value:
             raise UserError(
-                f"--seed={SEED.value}, but the stopped run in {output} has seed {started['seed']}: "
+                f"--seed={SEED.value}, but the run in {output} has seed {started['seed']}: "
                 "go on with that one, or remove the folder"
             )
-        return started["seconds"]
+        seconds = started["seconds"]
+        if (output / "report.json").exists():
+            (output / "report.json").unlink()
+            seconds.pop("evaluation", None)
+        return seconds
     _mark(output, {})
     return {}
 
@@ -170,11 +189,7 @@ def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:
 
 def _phase_config(recipe: Recipe, phase: str, output: epath.Path, runs: epath.Path) -> Any:
     """The phase's config with this run's data and seed, which goes on from the phase before in `runs`."""
-    config = recipe.experiment.get_config(phase)
-    config.seed = SEED.value
-    config.data.tokenizer = str(output / "data" / "tokenizer.json")
-    records = output / "data" / "records"
-    config.data.sources = {task: (str(records / f"{task}-*.array_record"),) for task in config.data.sources}
+    config = _with_data(recipe.experiment.get_config(phase), output)
     place = recipe.experiment.PHASES.index(phase)
     if place:
         previous = recipe.experiment.PHASES[place - 1]
@@ -182,21 +197,32 @@ def _phase_config(recipe: Recipe, phase: str, output: epath.Path, runs: epath.Pa
     return config
 
 
+def _with_data(config: Any, output: epath.Path) -> Any:
+    """The config with this run's data and seed."""
+    config.seed = SEED.value
+    config.data.tokenizer = str(output / "data" / "tokenizer.json")
+    records = output / "data" / "records"
+    config.data.sources = {task: (str(records / f"{task}-*.array_record"),) for task in config.data.sources}
+    return config
+
+
+def _draw(
+    model: JanusPipeline | JanusFlowPipeline, judge: Judge, training: digits.Digits, cfg_weight: float, **options: Any
+) -> Generation:
+    options |= {"images_per_class": IMAGES_PER_CLASS, "cfg_weight": cfg_weight, "seed": SEED.value}
+    return evaluate_generation(model, judge, training, **options)
+
+
 def _evaluate(
     model: JanusPipeline | JanusFlowPipeline,
     output: epath.Path,
+    judge: Judge,
     training: digits.Digits,
     held_out: digits.Digits,
     cfg_weight: float,
 ) -> dict[str, Any]:
-    judge = Judge(training)
-
-    def draw(drawer: JanusPipeline | JanusFlowPipeline, **options: Any) -> Generation:
-        options |= {"images_per_class": IMAGES_PER_CLASS, "cfg_weight": cfg_weight, "seed": SEED.value}
-        return evaluate_generation(drawer, judge, training, **options)
-
     understanding = evaluate_understanding(model, held_out)
-    generation = draw(model)
+    generation = _draw(model, judge, training, cfg_weight)
     _save_png(output / "samples.png", grid(generation.images, columns=IMAGES_PER_CLASS))
     originals = [digits.to_image(intensities) for intensities in held_out.intensities]
     report: dict[str, Any] = {
@@ -210,7 +236,7 @@ def _evaluate(
     }
     reconstructions: list[PIL.Image.Image] = []
     if isinstance(model, JanusFlowPipeline):
-        report |= _flow_report(model, output, draw)
+        report["solvers"] = _solvers(lambda **options: _draw(model, judge, training, cfg_weight, **options))
     else:
         reconstructions, report["vq_codes_used"] = _reconstruct(output / "runs" / "tokenizer", originals)
         report["vq_reconstruction_psnr"] = reconstruction_psnr(_pixels(originals), _pixels(reconstructions))
@@ -223,19 +249,15 @@ def _evaluate(
     }
 
 
-def _flow_report(model: JanusFlowPipeline, output: epath.Path, draw: Callable[..., Generation]) -> dict[str, Any]:
-    """Quality against the steps of both solvers, and of runs with and without the alignment loss."""
+def _solvers(draw: Callable[..., Generation]) -> list[dict[str, Any]]:
+    """Quality against the steps of both solvers."""
     solvers = []
     for solver, passes in (("euler", 1), ("heun", 2)):
         for steps in FLOW_STEPS:
-            drawn = draw(model, solver=solver, num_steps=steps)
+            drawn = draw(solver=solver, num_steps=steps)
             scores = {"accuracy": drawn.accuracy, "diversity": drawn.diversity}
             solvers.append({"solver": solver, "steps": steps, "passes": steps * passes, **scores})
-    alignment = {
-        name: draw(from_pretrained(output / runs / ABLATED[-1], ema=True)).accuracy
-        for name, runs in (("with", "runs"), ("without", "without_alignment"))
-    }
-    return {"solvers": solvers, "alignment": alignment}
+    return solvers
 
 
 def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:

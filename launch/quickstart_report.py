@@ -3,6 +3,7 @@
 `render` fills in the page section by section, in the order in which a visitor reads it; the style sheet comes last.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ def render(page: ReportPage) -> str:
         ("losses", "Losses", _losses(page)),
         *([("tokenizer", "Image tokenizer", _tokenizer(page))] if page.reconstructions else []),
         *([("steps", "Steps of the solver", _solvers(page))] if "solvers" in page.report else []),
+        *([("alignment", "Alignment loss", _alignment(page))] if "alignment" in page.report else []),
         ("modules", "What each phase trains", _modules(page)),
         ("time", "Time", _times(page)),
         ("run", "Settings and versions", _run(page)),
@@ -237,7 +239,7 @@ def _tokenizer(page: ReportPage) -> str:
 
 
 def _solvers(page: ReportPage) -> str:
-    """JanusFlow: quality against work, and what the alignment loss brings."""
+    """JanusFlow: quality against work."""
     rows = [
         (
             entry["solver"],
@@ -248,12 +250,26 @@ def _solvers(page: ReportPage) -> str:
         )
         for entry in page.report["solvers"]
     ]
-    alignment = page.report["alignment"]
+    return "<p>A step of Heun's method takes two passes through the model, one of Euler's takes one.</p>" + table(
+        "Drawings of one model", ("solver", "steps", "passes", "right", "diversity"), rows
+    )
+
+
+def _alignment(page: ReportPage) -> str:
+    """JanusFlow with --ablation: what the alignment loss brings."""
+    rows = []
+    for point in page.report["alignment"]:
+        arms = ((f"{arm['steps']:,}", f"{arm['accuracy']:.1%}") for arm in (point["with"], point["without"]))
+        rows.append((f"{point['tflop']:.2f}", *itertools.chain.from_iterable(arms)))
     return (
-        "<p>A step of Heun's method takes two passes through the model, one of Euler's takes one.</p>"
-        + table("Drawings of one model", ("solver", "steps", "passes", "right", "diversity"), rows)
-        + f"<p>At the end of stage 2, {alignment['with']:.1%} of the drawings are right with the alignment loss, "
-        f"{alignment['without']:.1%} of a second run that did the same steps without it.</p>"
+        "<p>Two more runs from fresh parameters, one with and one without the alignment loss, on stage 3's data at a "
+        "constant learning rate. A row is one amount of compute, counted in operations of the model: the run without "
+        f"the loss does more steps for it. {page.report['drawn_images']} drawings each.</p>"
+        + table(
+            "Drawings right at equal compute",
+            ("TFLOP", "steps with", "right with", "steps without", "right without"),
+            rows,
+        )
     )
 
 

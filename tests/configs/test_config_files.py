@@ -14,11 +14,12 @@ from ml_collections import config_flags
 
 from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
+from janus_jax.training.experiment import execution
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")
 RUNS = [(name, stage) for name in ("janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b") for stage in STAGES]
-RUNS += [("quickstart_flow", stage) for stage in STAGES]
+RUNS += [("quickstart_flow", stage) for stage in (*STAGES, "ablation")]
 RUNS += [("janus_pro_7b", "text_only"), ("janus_1p3b", "stage1:debug"), ("janus_pro_7b", "stage2:debug")]
 RUNS += [("finetune", "janus_pro_1b"), ("vq16", None), *(("quickstart", phase) for phase in ("tokenizer", *STAGES))]
 
@@ -90,6 +91,7 @@ def test_numbers_of_janusflow_are_those_of_its_table(stage):
     assert (train.learning_rate, train.warmup_steps, train.num_steps, train.batch_size, tuple(ratio)) == FLOW[stage]
     assert (train.schedule, train.weight_decay, train.clip_norm, train.ema) == ("constant", 0.0, 1.0, 0.99)
     assert config.data.drop_condition == 0.1 and config.data.crop.random and config.loss.alignment_layer == 6
+    assert execution(config, "tpu").attention == "flash" and execution(config, "cpu").attention == "xla"
 
 
 @pytest.mark.parametrize("name", ["janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b", "quickstart"])

@@ -1,11 +1,13 @@
-"""The quickstart clears only a folder that it made."""
+"""The quickstart clears only a folder that it made; its ablation compares at equal compute."""
 
 import pytest
 from absl.testing import flagsaver
 from etils import epath
 
+from configs import quickstart_flow
 from janus_jax.errors import UserError
 from launch.quickstart import WRITTEN, _claim, _timed
+from launch.quickstart_ablation import arm_configs, flops_of_step
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -29,6 +31,33 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_cleared(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [".janus_jax_quickstart", "mine.txt"]
 
 
+def test_an_ablation_is_added_to_a_finished_run_of_the_same_seed(tmp_path):
+    folder = epath.Path(tmp_path)
+    seconds = _claim(folder)
+    for name in ("stage1", "evaluation"):
+        with _timed(folder, seconds, name):
+            pass
+    (folder / "runs").mkdir()
+    (folder / "report.json").write_text("{}")
+    with flagsaver.flagsaver(ablation=True, seed=7), pytest.raises(UserError, match="has seed 0"):
+        _claim(folder)
+    with flagsaver.flagsaver(ablation=True):
+        assert list(_claim(folder)) == ["stage1"]  # evaluated again
+    assert (folder / "runs").exists() and not (folder / "report.json").exists()
+
+
+def test_arms_of_the_ablation_do_the_same_operations_at_every_point():
+    """To half a step; the arm without the loss has less to do in each."""
+    config = quickstart_flow.get_config("ablation")
+    arms = arm_configs(config, 4)
+    assert [arm.loss.alignment_weight for arm in arms.values()] == [1.0, 0.0]
+    assert arms["with"].train.num_steps == config.train.num_steps < arms["without"].train.num_steps
+    work = {name: arm.checkpoint.every_steps * flops_of_step(arm) for name, arm in arms.items()}
+    assert abs(work["with"] - work["without"]) <= flops_of_step(arms["without"]) / 2
+    assert all(arm.train.num_steps == 4 * arm.checkpoint.every_steps for arm in arms.values())
+    assert all(arm.checkpoint.keep == 4 and arm.train.schedule == "constant" for arm in arms.values())
+
+
 def test_a_stopped_run_keeps_its_seconds_and_refuses_another_seed(tmp_path):
     folder = epath.Path(tmp_path)
     seconds = _claim(folder)
@@ -42,5 +71,5 @@ def test_a_stopped_run_keeps_its_seconds_and_refuses_another_seed(tmp_path):
     with _timed(folder, again, "stage2"):
         pass
     assert _claim(folder)["stage2"] > seconds["stage2"]
-    with flagsaver.flagsaver(seed=7), pytest.raises(UserError, match=r"--seed=7, but the stopped run .* has seed 0"):
+    with flagsaver.flagsaver(seed=7), pytest.raises(UserError, match=r"--seed=7, but the run .* has seed 0"):
         _claim(folder)

@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
 
 from janus_jax.checkpoints import load_params, read_architecture
+from janus_jax.errors import UserError
 from janus_jax.models.parameters import flatten
 from janus_jax.training import loop, plan
 
@@ -112,6 +113,17 @@ def test_metrics_of_the_resumed_run_are_those_of_the_straight_one_without_repeat
 
     assert [line["step"] for line in loop.read_metrics(runs.resumed)] == [1, 2, 3, 4]
     assert without_times(runs.resumed) == without_times(runs.straight)
+
+
+def test_a_workdir_is_read_at_a_step_and_as_its_average(runs):
+    config = read_architecture(runs.straight)
+    for item in runs.parts & {"params", "ema"}:
+        params = flatten(load_params(runs.straight, config, ema=item == "ema", step=2))
+        loaded = {"".join(f"['{part}']" for part in (item, *path.split("/"))): leaf for path, leaf in params.items()}
+        saved = {path: leaf for path, leaf in saved_state(runs.straight, 2).items() if path.startswith(f"['{item}']")}
+        assert differing_leaves(loaded, saved) == []
+    with pytest.raises(UserError, match="holds no checkpoint of step 3, only of 2, 4"):
+        load_params(runs.straight, config, step=3)
 
 
 def test_a_workdir_is_read_at_its_newest_checkpoint(runs):
