@@ -240,18 +240,16 @@ def _tokenizer(page: ReportPage) -> str:
 
 def _solvers(page: ReportPage) -> str:
     """JanusFlow: quality against work."""
-    rows = [
-        (
-            entry["solver"],
-            f"{entry['steps']}",
-            f"{entry['passes']}",
-            f"{entry['accuracy']:.1%}",
-            f"{entry['diversity']:.2f}",
-        )
-        for entry in page.report["solvers"]
-    ]
-    return "<p>A step of Heun's method takes two passes through the model, one of Euler's takes one.</p>" + table(
-        "Drawings of one model", ("solver", "steps", "passes", "right", "diversity"), rows
+    tables = ""
+    for solver, entries in itertools.groupby(page.report["solvers"], key=operator.itemgetter("solver")):
+        rows = [
+            (str(entry["steps"]), str(entry["passes"]), f"{entry['accuracy']:.1%}", f"{entry['diversity']:.2f}")
+            for entry in entries
+        ]
+        tables += table(solver.capitalize(), ("steps", "passes", "right", "diversity"), rows)
+    return (
+        "<p>Drawings of the same model. A step of Heun's method takes two passes through it, one of Euler's takes one."
+        f'</p><div class="columns">{tables}</div>'
     )
 
 
@@ -261,15 +259,12 @@ def _alignment(page: ReportPage) -> str:
     for point in page.report["alignment"]:
         arms = ((f"{arm['steps']:,}", f"{arm['accuracy']:.1%}") for arm in (point["with"], point["without"]))
         rows.append((f"{point['tflop']:.2f}", *itertools.chain.from_iterable(arms)))
+    head = ("TFLOP", "steps with", "right with", "steps without", "right without")
     return (
         "<p>Two more runs from fresh parameters, one with and one without the alignment loss, on stage 3's data at a "
         "constant learning rate. A row is one amount of compute, counted in operations of the model: the run without "
         f"the loss does more steps for it. {page.report['drawn_images']} drawings each.</p>"
-        + table(
-            "Drawings right at equal compute",
-            ("TFLOP", "steps with", "right with", "steps without", "right without"),
-            rows,
-        )
+        f'<div class="columns">{table("Drawings that are right", head, rows)}</div>'
     )
 
 
@@ -292,7 +287,8 @@ def _times(page: ReportPage) -> str:
         f'<span>{_duration(value)}</span><b style="--share:{value / max(seconds.values()):.3f}"></b></li>'
         for name, value in seconds.items()
     )
-    return f'<p>{_duration(page.report["total_seconds"])} in all.</p><ul class="bars">{bars}</ul>'
+    beside = ", the ablation not counted" if "ablation" in seconds else ""
+    return f'<p>{_duration(page.report["total_seconds"])} in all{beside}.</p><ul class="bars">{bars}</ul>'
 
 
 def _duration(seconds: float) -> str:
@@ -322,6 +318,8 @@ def _sheet(images: Sequence[PIL.Image.Image], rows: int) -> PIL.Image.Image:
 
 
 STYLE = """
+:root { --violet: #7c3fbf; }
+@media (prefers-color-scheme: dark) { :root { --violet: #c69cff; } }
 .pass { --state: var(--green); }
 .fail { --state: var(--red); }
 li strong { color: var(--state); }
@@ -358,7 +356,8 @@ circle { fill: var(--color); }
 .loss { --color: var(--ink); }
 .understand, .pixel { --color: var(--blue); }
 .text, .codebook { --color: var(--orange); }
-.generate, .commitment { --color: var(--green); }
+.generate, .commitment, .flow { --color: var(--green); }
+.alignment { --color: var(--violet); }
 .legend { display: flex; flex-wrap: wrap; gap: 0.5rem 1.1rem; margin-top: 0.5rem; }
 .legend li { border-left: 1rem solid var(--color); padding-left: 0.4rem; line-height: 1; }
 .legend span { color: var(--ink); }
