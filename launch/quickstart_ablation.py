@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.checkpoints import load_params, read_architecture
 from janus_jax.inference.flow_pipeline import JanusFlowPipeline
+from janus_jax.models.config import JanusFlowConfig
 from janus_jax.training.loop import train
 from janus_jax.training.plan import make_plan, model_flops
 
@@ -59,6 +60,7 @@ def compare(
     points: list[dict[str, Any]] = []
     for name, config in arms.items():
         architecture, every = read_architecture(folder / name), config.checkpoint.every_steps
+        assert isinstance(architecture, JanusFlowConfig)
         for i, step in enumerate(range(every, config.train.num_steps + 1, every)):
             params = load_params(folder / name, architecture, ema=True, step=step)
             drawn = accuracy(JanusFlowPipeline(architecture, params, finished.tokenizer))

@@ -1,6 +1,7 @@
 """Bad input ends every command with one line on stderr that names the thing, before any long work."""
 
-import concurrent.futures
+import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -113,24 +114,35 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(folder):
-    """All cases, two processes at a time."""
-
-    def run(case):
-        command, arguments, _ = CASES[case]
-        line = [sys.executable, "-m", f"launch.{command}", *(argument.format(folder=folder) for argument in arguments)]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+def results(folder, tmp_path_factory):
+    """Exit code and standard error of each case."""
+    said = tmp_path_factory.mktemp("said")
+    commands = [
+        [command, *(argument.format(folder=folder) for argument in arguments)]
+        for command, arguments, _ in CASES.values()
+    ]
+    line = [sys.executable, "tests/launch/forked_commands.py", str(said)]
+    run = subprocess.run(
+        line,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    codes = json.loads(run.stdout)
+    return {case: (codes[i], (said / f"{i}.err").read_text()) for i, case in enumerate(CASES)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_line_names_the_mistake(case, results, folder):
-    result = results[case]
-    lines = result.stderr.strip().splitlines()
-    assert result.returncode == 2, result.stderr
-    assert len(lines) == 1, result.stderr
+    code, error = results[case]
+    lines = error.strip().splitlines()
+    assert code == 2, error
+    assert len(lines) == 1, error
     assert lines[0].startswith("error: ")
     assert CASES[case][2].format(folder=folder) in lines[0]
 
