@@ -66,7 +66,7 @@ WRITTEN = ("report.json", "report.html", "samples.png", "runs", "ablation", "che
 MARKER = ".janus_jax_quickstart"
 IMAGES_PER_CLASS = 20
 FLOW_STEPS = (1, 2, 4, 8, 16, 30)
-ABLATION_POINTS = 4  # at which both arms are compared
+ABLATION_POINTS = 3  # at which both arms are compared
 NOT_COUNTED = ("ablation",)  # in the seconds of the whole
 
 
