@@ -104,7 +104,7 @@ def load_params(
     Args:
         folder: see the head of this file.
         config: the folder's architecture.
-        dtype: cast while reading; None keeps what was saved.
+        dtype: cast while reading; None is float32.
         ema: of a workdir, the average of the parameters over its steps.
         step: of a workdir, the checkpoint; None is the newest.
 

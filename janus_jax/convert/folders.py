@@ -80,14 +80,7 @@ class OrbaxSource:
         _check_vocabulary(folder, self.tokenizer, config)
         own = (folder / preprocessor.FILE_NAME).exists()  # only a model that is not normalised as usual has one
         self.normalization = preprocessor.read_preprocessor(folder, config) if own else JANUS_NORMALIZATION
-        self._reader = OrbaxReader(params_path(folder, ema))
-        found = {path: entry.shape for path, entry in self._reader.shapes.items()}
-        expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
-        if found != expected:
-            different = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
-            raise UserError(f"{folder}: the parameters are not those of model.json: {', '.join(different[:10])}")
-        for path, entry in self._reader.shapes.items():
-            _check_floating(folder, path, entry.dtype)
+        self._reader = open_params(folder, config, ema)
 
     def dtype(self, path: str) -> np.dtype:
         return self._reader.shapes[path].dtype
@@ -97,6 +90,19 @@ class OrbaxSource:
 
     def origin(self, piece: Piece) -> str:
         return _ours(piece)
+
+
+def open_params(folder: epath.Path, config: ModelConfig, ema: bool = False) -> OrbaxReader:
+    """The parameters of a folder of ours. Raises UserError when they are not those of its architecture."""
+    reader = OrbaxReader(params_path(folder, ema))
+    found = {path: entry.shape for path, entry in reader.shapes.items()}
+    expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
+    if found != expected:
+        different = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+        raise UserError(f"{folder}: the parameters are not those of model.json: {', '.join(different[:10])}")
+    for path, entry in reader.shapes.items():
+        _check_floating(folder, path, entry.dtype)
+    return reader
 
 
 class ForeignSource:

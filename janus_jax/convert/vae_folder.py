@@ -5,10 +5,10 @@ import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
 
-from janus_jax.checkpoints import load_params, read_architecture
+from janus_jax.checkpoints import read_architecture
 from janus_jax.convert.flow_config import FILE_NAME, read_vae_config
 from janus_jax.convert.flow_tables import with_present_names
-from janus_jax.convert.folders import block_of
+from janus_jax.convert.folders import block_of, open_params
 from janus_jax.convert.tables import links, match_names
 from janus_jax.convert.tensor_files import open_tensors
 from janus_jax.errors import UserError
@@ -29,7 +29,8 @@ def load_vae(folder: epath.PathLike, dtype: DTypeLike | None = None) -> tuple[VA
         config = read_architecture(folder)
         if not isinstance(config, VAEConfig):
             raise UserError(f"{folder}: holds a {type(config).__name__}, expected a VAE")
-        return config, load_params(folder, config, dtype)
+        reader = open_params(folder, config)
+        return config, unflatten({path: jnp.asarray(reader.read(path, None), dtype) for path in reader.shapes})
     if not (folder / FILE_NAME).exists():
         raise UserError(f"{folder}: not a VAE folder (neither model.json nor {FILE_NAME} is there)")
     config = read_vae_config(folder)

@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_folders import read_tensors
@@ -28,13 +30,17 @@ VAE = dataclasses.replace(VAE_TINY, latent_channels=CONFIG.uvit.latent_channels)
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    """Our folder with its VAE."""
+    """Our folder with its VAE, which is in bfloat16."""
     assert CONFIG.uvit.latent_size * VAE.downsampling == CONFIG.siglip.image_size
     tokenizer = digits.build_tokenizer(digits.text_records(), CONFIG.llama.vocab_size, CONFIG.prompt_style)
     source = folders.MemorySource(CONFIG, random_params(CONFIG), tokenizer)
     output = tmp_path_factory.mktemp("flow") / "ours"
-    folders.write_folder(source, output, "orbax", vae=(VAE, random_params(VAE)))
+    folders.write_folder(source, output, "orbax", vae=(VAE, random_vae()))
     return output
+
+
+def random_vae():
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(VAE))
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +69,13 @@ def test_the_original_layout_has_the_original_tensors_and_reads_back_bit_for_bit
 def test_the_vae_travels_in_our_folder(ours):
     config, params = load_vae(ours / folders.VAE_FOLDER)
     assert config == VAE
-    for path, leaf in flatten(random_params(VAE)).items():
+    for path, leaf in flatten(random_vae()).items():
+        assert flatten(params)[path].dtype == leaf.dtype
         np.testing.assert_array_equal(flatten(params)[path], leaf, err_msg=path)
 
 
 def test_the_command_takes_the_vae_along_and_verifies_it(ours, tmp_path, tmp_path_factory):
-    flags = (f"--input={ours}", f"--output={tmp_path / 'half'}", "--to=orbax", "--dtype=bfloat16", "--verify")
+    flags = (f"--input={ours}", f"--output={tmp_path / 'half'}", "--to=orbax", "--dtype=float16", "--verify")
     process = start_command("launch.convert", *flags, cache=cache_folder(tmp_path_factory))
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
