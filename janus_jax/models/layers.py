@@ -28,6 +28,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         default = TorchDefault(fan_in)
+        kernel: jax.Array
         if self.has_variable("params", TRANSPOSED):
             kernel = self.get_variable("params", TRANSPOSED).T
         else:
