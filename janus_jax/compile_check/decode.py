@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from janus_jax.compile_check.hlo import Computation, Module, collective_kind, parse
+from janus_jax.compile_check.hlo import HBM, Computation, Module, collective_kind, parse
 from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
 from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.errors import UserError
@@ -157,9 +157,13 @@ def moved_weights(module: Module, least_bytes: int) -> Iterator[str]:
 
 
 def copied_caches(body: Computation, leaf_bytes: int) -> Iterator[str]:
-    """Names of the copies of exactly as many bytes as the keys or values of a layer."""
+    """Names of the copies to HBM of exactly as many bytes as the keys or values of a layer.
+
+    What goes to VMEM is read, which a step has to do.
+    """
     for instruction in body.values():
-        if instruction.op in ("copy", "copy-start") and instruction.shapes[0].bytes == leaf_bytes:
+        target = instruction.shapes[0] if instruction.shapes else None
+        if instruction.op in ("copy", "copy-start") and target and (target.space, target.bytes) == (HBM, leaf_bytes):
             yield instruction.name
 
 
