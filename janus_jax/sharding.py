@@ -100,7 +100,7 @@ def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
     """A `KVCache` with a PartitionSpec for every array of a cache of unrolled layers."""
     whole = cache.segment_ids.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES)
     rows: Any = PartitionSpec(None if whole else ROW_AXES)
-    values: Any = tuple(PartitionSpec(*rows, None, "tensor", None) for _ in cache.k)
+    values: Any = tuple(PartitionSpec(*rows, "tensor", None, None) for _ in cache.k)
     nowhere: Any = PartitionSpec()
     return cache._replace(k=values, v=values, positions=rows, segment_ids=rows, length=nowhere)
 

@@ -13,19 +13,25 @@ from janus_jax.sharding import MESH_AXES, make_mesh
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
 QUANTIZE = flags.DEFINE_enum("quantize", None, QUANTIZATIONS, "hold what every decoding step reads in 8 bits")
 MESH = flags.DEFINE_list("mesh", None, "sizes data,fsdp,tensor, -1: the rest; default: the first device alone")
+ALL = (DTYPE, QUANTIZE, MESH)
 
 
 def load_options() -> dict[str, Any]:
     """Arguments of `inference.loading.load`. Raises UserError for a mesh that is not one of all devices."""
-    mesh = None
-    if MESH.value is not None:
-        try:
-            sizes = dict(zip(MESH_AXES, map(int, MESH.value), strict=True))
-        except ValueError as error:
-            given = ",".join(MESH.value)
-            raise UserError(f"--mesh={given}, expected three whole numbers data,fsdp,tensor") from error
-        if jax.process_count() > 1:
-            raise UserError("--mesh: decoding takes the devices of one process, there are several")
-        mesh = make_mesh(sizes)
+    sizes = mesh_sizes()
+    if sizes is not None and jax.process_count() > 1:
+        raise UserError("--mesh: decoding takes the devices of one process, there are several")
+    mesh = None if sizes is None else make_mesh(sizes)
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
     return {"dtype": dtype, "mesh": mesh, "quantization": QUANTIZE.value}
+
+
+def mesh_sizes() -> dict[str, int] | None:
+    """By axis, as --mesh says."""
+    if MESH.value is None:
+        return None
+    try:
+        return dict(zip(MESH_AXES, map(int, MESH.value), strict=True))
+    except ValueError as error:
+        given = ",".join(MESH.value)
+        raise UserError(f"--mesh={given}, expected three whole numbers data,fsdp,tensor") from error

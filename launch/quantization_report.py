@@ -23,7 +23,7 @@ from launch import command_line
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder of the quickstart")
 QUANTIZE = flags.DEFINE_enum("quantize", "int8", QUANTIZATIONS, "what is compared with the full model")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of compute, and of the full model's weights")
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "of compute, and of the full model's weights")
 IMAGES_PER_CLASS = flags.DEFINE_integer("images_per_class", 20, "drawings of each digit", lower_bound=2)
 OUTPUT = flags.DEFINE_string("output", None, "file for the figures as JSON")
 CFG_WEIGHT = 2.5  # of the quickstart

@@ -1,17 +1,14 @@
 """One config on one topology: compiles its training step and says what it needs."""
 
 import dataclasses
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from janus_jax.batch import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
-from janus_jax.compile_check.program import Program, compile_program, topology_devices
+from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
 from janus_jax.models.config import FamilyConfig
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
 
@@ -52,13 +49,7 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
     plan = make_plan(config, devices)
     batch = abstract_batch(config, plan)
     lowered = plan.make_step().lower(plan.state, batch)
-    program, reason = None, ""
-    try:
-        program = compile_program(lowered, list(plan.mesh.devices.flat), options)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
+    program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
     result = estimate(program) if program is not None else None
     return Check(
         name=config.name,
@@ -72,7 +63,7 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
         remat=config.remat,
         state_bytes=_state_bytes(plan, batch),
         fits=program is not None and program.memory.peak <= program.machine.hbm_bytes,
-        needed_bytes=program.memory.peak if program is not None else _bytes_in(reason),
+        needed_bytes=program.memory.peak if program is not None else needed_bytes(reason),
         reason=reason,
         model_flops=model_flops(config, plan),
         estimate=result,
@@ -82,19 +73,14 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
 
 def _state_bytes(plan: Plan, batch: Any) -> dict[str, int]:
     state = plan.state
-    trainable = _local_bytes(state.trainable)
+    trainable = local_bytes(state.trainable)
     return {
         "trained parameters": trainable,
-        "frozen parameters": _local_bytes(state.frozen),
-        "optimizer": _local_bytes(state.opt_state),
+        "frozen parameters": local_bytes(state.frozen),
+        "optimizer": local_bytes(state.opt_state),
         "gradients": trainable,
-        "batch": _local_bytes(batch),
+        "batch": local_bytes(batch),
     }
-
-
-def _local_bytes(tree: Any) -> int:
-    """Bytes of one device's shards."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _image_slots(config: ConfigDict, plan: Plan) -> int:
@@ -103,9 +89,3 @@ def _image_slots(config: ConfigDict, plan: Plan) -> int:
     present = tasks(config)
     per_row = config.data.und_slots * ("understand" in present) + config.data.gen_slots * ("generate" in present)
     return config.train.batch_size * per_row
-
-
-def _bytes_in(reason: str) -> int:
-    """What the compiler says that it needs, "Used 101.31G of 95.74G hbm"."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of", reason)
-    return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0

@@ -4,7 +4,9 @@ import dataclasses
 import gzip
 import importlib.metadata
 import json
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,9 +86,14 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
         raise UserError(f"--topology={name}: {str(error).splitlines()[0][:200]}") from error
 
 
-def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, str]) -> Program:
-    """Compiles; a program that does not fit into memory raises `jax.errors.JaxRuntimeError`."""
-    compiled = lowered.compile(compiler_options=dict(options) or None)
+def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, str]) -> tuple[Program | None, str]:
+    """Compiles; for a program that does not fit into memory None and what the compiler says."""
+    try:
+        compiled = lowered.compile(compiler_options=dict(options) or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, str(error).strip().splitlines()[0]
     analysis = compiled.memory_analysis()
     first = devices[0]
     machine = Machine(
@@ -102,7 +109,19 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
         peak=analysis.peak_memory_in_bytes,
         program=analysis.generated_code_size_in_bytes,
     )
-    return Program(compiled.as_text(), machine, memory, jax.__version__, importlib.metadata.version("libtpu"))
+    libtpu = importlib.metadata.version("libtpu")
+    return Program(compiled.as_text(), machine, memory, jax.__version__, libtpu), ""
+
+
+def needed_bytes(reason: str) -> int:
+    """Per device, as the compiler says for what does not fit, "Used 101.31G of 95.74G hbm"; 0 if it does not."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", reason)
+    return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def write_program(program: Program, path: str) -> None:

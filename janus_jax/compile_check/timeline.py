@@ -239,8 +239,9 @@ class _Replay:
         if HOST in spaces:
             self._begin(instruction, "host", size / HOST_BANDWIDTH)
         else:
-            both_ways = 1 if VMEM in spaces else 2
-            self._begin(instruction, "copies", size * both_ways / self.timeline.machine.hbm_bandwidth)
+            moved = size * (1 if VMEM in spaces else 2)
+            self.sums.add("hbm copies", moved)
+            self._begin(instruction, "copies", moved / self.timeline.machine.hbm_bandwidth)
 
 
 def exposed(sums: Mapping[str, float]) -> float:

@@ -1,6 +1,6 @@
-"""The decoding step of a model over a mesh without its weights or devices, to compile it ahead of time."""
+"""The loop of image codes over a mesh, without weights or devices: to compile it ahead of time."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,30 @@ from janus_jax.models.parameters import Params, abstract_params, build, flatten,
 from janus_jax.models.stack import STACKED, unstacked_path
 from janus_jax.sharding import cache_specs, decoding_shardings
 
+SAMPLING = Sampling(1.0)
 
-def lower_image_step(
+
+class ImageLoop(NamedTuple):
+    """The arguments of `decoding.continue_images`, as shapes with dtypes and shardings."""
+
+    model: Any
+    params: Params  # all of the model, also what the loop does not read
+    state: ImageState
+    keys: jax.ShapeDtypeStruct
+    mesh: Mesh
+
+    def lower(self) -> Any:
+        """Ready to `compile`."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        weight = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+        until = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return continue_images.lower(
+                self.model, self.params, self.state, self.keys, weight, until, sampling=SAMPLING
+            )
+
+
+def abstract_image_loop(
     config: JanusConfig,
     mesh: Mesh,
     *,
@@ -25,39 +47,31 @@ def lower_image_step(
     prompt_length: int,
     dtype: DTypeLike = jnp.bfloat16,
     quantization: str | None = None,
-) -> Any:
-    """The lowered loop of guided codes of `images` images of one prompt: ready to `compile`.
+) -> ImageLoop:
+    """The loop of guided codes of `images` images of one prompt.
 
     Args:
         mesh: of any devices, also of a topology that is not there.
         prompt_length: tokens, padding included.
+
+    Raises:
+        UserError: the mesh does not divide a parameter.
     """
     model: Any = build(config, Execution(dtype=dtype, scan_layers=False))
     params = abstract_decoding_params(config, mesh, dtype, quantization)
-    sampling = Sampling(1.0)
     row = np.zeros((1, prompt_length), np.int32)
     prompt = Prompts(row, row.astype(np.int8), row + 1, row)
-    everywhere = NamedSharding(mesh, PartitionSpec())
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
 
     def start(params: Params, keys: jax.Array) -> ImageState:
-        return start_images(
-            model, params, prompt, prompt, np.zeros(1, np.int32), keys, jnp.float32(5), sampling=sampling
-        )
+        weight = jnp.float32(5)
+        return start_images(model, params, prompt, prompt, np.zeros(1, np.int32), keys, weight, sampling=SAMPLING)
 
     state = jax.eval_shape(start, params, keys)
-    placed = jax.tree.map(lambda leaf: _placed(leaf, everywhere), state)._replace(
-        **{
-            name: jax.tree.map(
-                lambda leaf, spec: _placed(leaf, NamedSharding(mesh, spec)), cache, cache_specs(cache, mesh)
-            )
-            for name, cache in (("cache", state.cache), ("prefix", state.prefix))
-        }
-    )
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    until = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return continue_images.lower(model, params, placed, _placed(keys, everywhere), scalar, until, sampling=sampling)
+    prefix, cache = cache_specs(state.prefix, mesh), cache_specs(state.cache, mesh)
+    specs = jax.tree.map(lambda _: PartitionSpec(), state)._replace(prefix=prefix, cache=_specs_slots_first(cache))
+    state = jax.tree.map(lambda leaf, spec: _placed(leaf, NamedSharding(mesh, spec)), state, specs)
+    return ImageLoop(model, params, state, _placed(keys, NamedSharding(mesh, PartitionSpec())), mesh)
 
 
 def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, quantization: str | None) -> Params:
@@ -75,6 +89,16 @@ def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, 
                 scales = scale_path(path)
                 result[scales] = jax.ShapeDtypeStruct(shape[-1:], jnp.float32, sharding=shardings[scales])
     return unflatten(result)
+
+
+def _specs_slots_first(specs: Any) -> Any:
+    """The specs of `decoding.slots_first` of a cache of unrolled layers: [B, K, S, H] -> [S, K, B, H]."""
+
+    def moved(spec: PartitionSpec) -> PartitionSpec:
+        rows, heads, slots, head = spec
+        return PartitionSpec(slots, heads, rows, head)
+
+    return specs._replace(k=tuple(map(moved, specs.k)), v=tuple(map(moved, specs.v)))
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

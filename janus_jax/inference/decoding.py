@@ -54,7 +54,7 @@ class TextState(NamedTuple):
 class ImageState(NamedTuple):
     step: jax.Array  # codes known so far, from 1
     codes: jax.Array  # [B G, N]
-    cache: KVCache  # [2 B G] rows
+    cache: KVCache  # [2 B G] rows, in the layout of `slots_first`
     prefix: KVCache  # [2 B] rows
 
 
@@ -215,18 +215,16 @@ def start_images(
     # From one row per distinct prompt to one per prompt and half of the guidance.
     halves = jnp.concatenate([jnp.arange(batch), batch + unconditional_of])
     axis = 1 if model.execution.scan_layers else 0
-    prefix = prefix._replace(
-        k=jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), prefix.k),
-        v=jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), prefix.v),
-        positions=positions[halves],
-        segment_ids=segment_ids[halves],
-    )
+    prefix = _with_values(prefix, lambda leaf: jnp.take(leaf, halves, axis))
+    prefix = prefix._replace(positions=positions[halves], segment_ids=segment_ids[halves])
     logits = _guided_logits(apply, jnp.repeat(hidden[halves, -1], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
     return ImageState(
         step=jnp.ones((), jnp.int32),
         codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
-        cache=spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes - 1)),
+        cache=slots_first(
+            spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes - 1))
+        ),
         prefix=spread_cache(prefix),
     )
 
@@ -258,8 +256,21 @@ def continue_images(
         new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
         return jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1), spread_cache(cache)
 
-    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, state.cache))
-    return ImageState(jnp.asarray(until, jnp.int32), codes, cache, prefix)
+    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, slots_first(state.cache)))
+    return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache), prefix)
+
+
+def slots_first(cache: KVCache) -> KVCache:
+    """Keys and values [..., B, K, S, H] -> [..., S, K, B, H], as XLA:TPU holds them inside of the loop.
+
+    There a step writes one block for all rows. With rows first, each call would copy the whole cache before its first
+    step and after its last. Its own inverse.
+    """
+    return _with_values(cache, lambda leaf: jnp.swapaxes(leaf, -4, -2))
+
+
+def _with_values(cache: KVCache, change: Callable[[jax.Array], jax.Array]) -> KVCache:
+    return cache._replace(k=jax.tree.map(change, cache.k), v=jax.tree.map(change, cache.v))
 
 
 def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from janus_jax.convert import folders
 from janus_jax.convert.vae_folder import load_vae
 from janus_jax.errors import UserError
 from janus_jax.inference.flow_pipeline import JanusFlowPipeline
+from janus_jax.inference.kernels import transposed_path
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import QUANTIZATIONS, is_quantized, quantize, scale_path
 from janus_jax.inference.request import RequestReader
@@ -75,10 +76,13 @@ def load(
     if isinstance(source.config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
         folders.require_vae(source.config, loaded_vae[0])
+    transposed = mesh is None and jax.default_backend() == "cpu"
     loaded: dict[str, jax.Array] = {}
 
     def place(path: str, values: np.ndarray) -> None:  # as a copy: they may be a part of a larger buffer of the reader
-        if shardings is None:
+        if transposed and is_quantized(path):
+            loaded[transposed_path(path)] = jnp.array(values.T)
+        elif shardings is None:
             loaded[path] = jnp.array(values)
         else:
             own = shardings[path]

@@ -28,6 +28,7 @@ from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.conversation import Conversation
 from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
+from janus_jax.inference.kernels import restore_kernels
 from janus_jax.inference.memory import cache_bytes, check_fits
 from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
@@ -63,7 +64,8 @@ class Pipeline:
         buckets: Buckets = BUCKETS,
         mesh: Mesh | None = None,
     ):
-        """Takes parameters with layers stacked, as checkpoints hold them, or apart, or of `quantization`.
+        """Takes parameters with layers stacked, as checkpoints hold them, or apart, also as `quantization` or
+        `kernels` make them.
 
         Args:
             mesh: of devices of this process (`sharding.make_mesh`), over which parameters, caches and rows of a
@@ -194,7 +196,7 @@ class Pipeline:
     def _write(self, folder: epath.PathLike, format: str, dtype: DTypeLike | None, vae: Any = None) -> None:
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
-        params = stack_layers(self.params, join=_Layers)  # still a layer at a time in memory
+        params = stack_layers(restore_kernels(self.params), join=_Layers)  # still a layer at a time in memory
         source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
         folders.write_folder(source, folder, format, dtype, vae=vae)
 

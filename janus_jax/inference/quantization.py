@@ -1,8 +1,13 @@
 """Weights in 8 bits: the kernels that every decoding step reads, symmetric, with a scale per output channel.
 
 The products stay in the compute dtype: `models.layers.Linear` multiplies with the integers and its result with the
-scales, which is the product with the rounded weights. Ours and not qwix's: there a parameter becomes an object and the
-modules are patched to accept it; here it stays an array at a path, which loads, shards and counts like any other.
+scales, which is the product with the rounded weights.
+
+Ours and not qwix's, whose version 0.1.8 installs beside our jax and flax: there a weight in the tree of parameters is a
+`WithAux` object around integers and scales, which works because `nn.Module.param` and `jax.lax.dot_general` are
+patched. It has no transpose, which decoding on CPUs needs (`kernels`), and it is made of a whole tree, where `loading`
+reads tensor by tensor. Here it stays an array at a path, which loads, shards and counts like any other; what qwix would
+replace is `quantize`.
 """
 
 import jax

@@ -11,6 +11,7 @@ from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDef
 from janus_jax.ops.norms import rms_norm
 
 SCALE = "kernel_scale"  # beside a kernel in 8 bits (`inference.quantization`)
+TRANSPOSED = "kernel_transposed"  # in the place of a kernel, [features, in] (`inference.kernels`)
 LARGE = 1 << 18  # elements, 1 MB of float32; a larger kernel is cut over the devices
 
 
@@ -27,7 +28,11 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         default = TorchDefault(fan_in)
-        kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
+        kernel: jax.Array
+        if self.has_variable("params", TRANSPOSED):
+            kernel = self.get_variable("params", TRANSPOSED).T
+        else:
+            kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.has_variable("params", SCALE):
             y = (y.astype(jnp.float32) * self.get_variable("params", SCALE)).astype(self.dtype)

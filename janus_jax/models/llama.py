@@ -26,7 +26,9 @@ class KVCache(NamedTuple):
     Unwritten slots have segment 0, so `attention_mask` hides them.
     """
 
-    k: jax.Array | tuple[jax.Array, ...]  # [layers, B, S, K, H] after RoPE; unrolled: one [B, S, K, H] per layer
+    # [layers, B, K, S, H] after RoPE; unrolled: one [B, K, S, H] per layer. Heads come before slots, as the products
+    # of attention take them: XLA:CPU would copy the whole cache to this order in every step.
+    k: jax.Array | tuple[jax.Array, ...]
     v: jax.Array | tuple[jax.Array, ...]
     positions: jax.Array  # [B, S]
     segment_ids: jax.Array  # [B, S]
@@ -35,7 +37,7 @@ class KVCache(NamedTuple):
 
 def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int) -> KVCache:
     """An empty cache of `slots` tokens for each of `batch` rows."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
     zeros: jax.Array | tuple[jax.Array, ...]
     if execution.scan_layers:
         zeros = jnp.zeros((config.depth, *shape), execution.dtype)
@@ -84,16 +86,24 @@ class Attention(nn.Module):
 def _attend_cached(
     q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple, shared: _Shared
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Context [B, T, N, H], and the keys and values [B, S, K, H] with the new ones in their place."""
+    """Context [B, T, N, H], and the keys and values [B, K, S, H] with the new ones in their place."""
     old_k, old_v, prefix = cache
-    k = jax.lax.dynamic_update_slice_in_dim(old_k, k.astype(old_k.dtype), shared.offset, axis=1)
-    v = jax.lax.dynamic_update_slice_in_dim(old_v, v.astype(old_v.dtype), shared.offset, axis=1)
+    k, v = (
+        jax.lax.dynamic_update_slice_in_dim(old, _swapped(new.astype(old.dtype)), shared.offset, axis=2)
+        for old, new in ((old_k, k), (old_v, v))
+    )
     assert shared.mask is not None
     if shared.prefix_mask is None:
-        return attend(q, k, v, shared.mask), (k, v)
+        return attend(q, _swapped(k), _swapped(v), shared.mask), (k, v)
     assert prefix is not None
-    prefix_k, prefix_v = prefix
-    return attend_with_prefix(q, k, v, shared.mask, prefix_k, prefix_v, shared.prefix_mask), (k, v)
+    prefix_k, prefix_v = map(_swapped, prefix)
+    context = attend_with_prefix(q, _swapped(k), _swapped(v), shared.mask, prefix_k, prefix_v, shared.prefix_mask)
+    return context, (k, v)
+
+
+def _swapped(x: jax.Array) -> jax.Array:
+    """[B, S, K, H] <-> [B, K, S, H]."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 class MLP(nn.Module):

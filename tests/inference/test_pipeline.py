@@ -16,6 +16,7 @@ from janus_jax.checkpoints import save_params
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.inference.kernels import restore_kernels
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
 from janus_jax.inference.request import user_message
@@ -85,7 +86,7 @@ def test_generated_images_are_the_drawn_codes(pipeline):
 def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
     loaded = from_pretrained(saved)
     assert loaded.config == pipeline.config
-    before, after = flatten(pipeline.params), flatten(loaded.params)
+    before, after = flatten(pipeline.params), flatten(restore_kernels(loaded.params))
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
@@ -97,10 +98,22 @@ def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
     np.testing.assert_array_equal(*codes)
 
 
-def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
-    loaded = from_pretrained(saved, jnp.bfloat16)
+def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, saved, tmp_path):
+    loaded = from_pretrained(saved)
+    kernels = {path: leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")}
+    assert len(kernels) == 2 * 7 + 3  # of each layer, the text head and the image head
+    wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
+    np.testing.assert_array_equal(kernels["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
+    loaded.save_pretrained(tmp_path / "again")
+    again = flatten(restore_kernels(from_pretrained(tmp_path / "again").params))
     for path, leaf in flatten(pipeline.params).items():
-        np.testing.assert_array_equal(flatten(loaded.params)[path], leaf.astype(jnp.bfloat16), err_msg=path)
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
+    loaded = flatten(restore_kernels(from_pretrained(saved, jnp.bfloat16).params))
+    for path, leaf in flatten(pipeline.params).items():
+        np.testing.assert_array_equal(loaded[path], leaf.astype(jnp.bfloat16), err_msg=path)
 
 
 def test_loading_refuses_values_that_the_dtype_cannot_hold(pipeline, tmp_path):

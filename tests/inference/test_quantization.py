@@ -7,7 +7,7 @@ import pytest
 
 from janus_jax import UserError, from_pretrained
 from janus_jax.evaluation.quantization import image_agreement, text_agreement
-from janus_jax.inference.abstract import abstract_decoding_params, lower_image_step
+from janus_jax.inference.abstract import abstract_decoding_params, abstract_image_loop
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
@@ -105,6 +105,6 @@ def test_the_abstract_step_is_that_of_the_pipeline_and_copies_no_cache(pipeline,
         assert {path: (leaf.shape, leaf.dtype) for path, leaf in found.items()} == {
             path: (leaf.shape, leaf.dtype) for path, leaf in expected.items()
         }
-    lowered = lower_image_step(pipeline.config, mesh, images=3, prompt_length=32, dtype=jnp.float32)
-    memory = lowered.compile().memory_analysis()
+    loop = abstract_image_loop(pipeline.config, mesh, images=3, prompt_length=32, dtype=jnp.float32)
+    memory = loop.lower().compile().memory_analysis()
     assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, jnp.float32, 6, 15)

@@ -22,10 +22,11 @@ def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch
             *inference._text(sides, 1, 1e10),
             *inference._text(sides, 3, 1e10),
             *inference._images(sides, 2),
-            *inference._encoders(sides),
+            *inference._first_token(sides),
+            *inference._encoders(sides, 4),
         ]
-    assert len(results) == 3 + 3 + 2 + 2
+    assert len(results) == 3 + 3 + 2 + 2 + 2
     same = [result for result in results if "that are the peer's" in result.case]
-    assert [result.passed for result in same] == [True] * 3
+    assert [result.passed for result in same] == [True] * 4
     assert all(result.value > 0 for result in results)
     assert all(float(result.case.split("difference ")[1].rstrip(")")) < 1e-3 for result in results[-2:])
