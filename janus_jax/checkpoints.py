@@ -24,6 +24,7 @@ from janus_jax.data.prompts import STYLES
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten, unflatten
+from janus_jax.whole_files import write_whole
 
 FORMAT_VERSION = 1
 KINDS: dict[str, type] = {"janus": JanusConfig, "janusflow": JanusFlowConfig, "vq": VQConfig, "vae": VAEConfig}
@@ -41,7 +42,7 @@ def write_architecture(folder: epath.PathLike, config: ModelConfig) -> None:
     """Writes model.json."""
     kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
     content = {"format_version": FORMAT_VERSION, "kind": kind, "config": dataclasses.asdict(config)}
-    (epath.Path(folder) / "model.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(epath.Path(folder) / "model.json", json.dumps(content, indent=2) + "\n")
 
 
 def read_architecture(folder: epath.PathLike) -> ModelConfig:

@@ -5,6 +5,7 @@
 Suites:
     data       the training stream against a plain loop and a PyTorch DataLoader; needs the extra [test]
     inference  decoding against transformers and the memory bandwidth; needs the extra [test]
+    training   the training step against transformers on a CPU; needs the extra [test]
 """
 
 import json
@@ -15,10 +16,10 @@ from absl import flags
 from etils import epath
 
 from launch import command_line
-from launch.benchmarks import data, inference
+from launch.benchmarks import data, inference, training
 from launch.benchmarks.result import format_results
 
-SUITES = {"data": data.run, "inference": inference.run}
+SUITES = {"data": data.run, "inference": inference.run, "training": training.run}
 SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure")
 JSON = flags.DEFINE_string("json", None, "file for the results")
 

@@ -9,6 +9,7 @@ from etils import epath
 
 from janus_jax.data import prompts
 from janus_jax.errors import UserError
+from janus_jax.whole_files import write_whole
 
 SPECIAL_TOKENS = (
     prompts.BOS,
@@ -55,7 +56,7 @@ class Tokenizer:
             raise UserError(f"{self.origin}: role token(s) of the prompts missing: {', '.join(missing)}")
 
     def save(self, path: epath.PathLike) -> None:
-        epath.Path(path).write_text(self.backend.to_str())
+        write_whole(path, self.backend.to_str())
 
     def fingerprint(self) -> str:
         """Tells whether another tokenizer makes the same ids."""

@@ -45,9 +45,11 @@ class FiniteCheck:
             if name.startswith(("loss", "grad_norm")) and not _is_finite(pair)
         }
         listed = ", ".join(f"{name} is {value}" for name, value in sorted(values.items()))
-        raise FloatingPointError(
-            f"step {step}: {listed}. Its batch is in {self._save(step, batch)}; the last checkpoint is kept"
-        )
+        try:
+            kept = f"is in {self._save(step, batch)}"
+        except OSError as error:  # a full disk must not hide what happened
+            kept = f"could not be written ({error})"
+        raise FloatingPointError(f"step {step}: {listed}. Its batch {kept}; the last checkpoint is kept")
 
     def _save(self, step: int, batch: Any) -> epath.Path:
         """Writes the fields of the batch as arrays [rows of this process, ...]."""

@@ -33,6 +33,7 @@ from janus_jax.training.stages import format_table, merge, module_table
 from janus_jax.training.state import TrainState
 from janus_jax.training.stopping import StopRequest
 from janus_jax.training.stored_codes import check_stored_codes
+from janus_jax.whole_files import write_whole
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
@@ -167,9 +168,12 @@ def _write_run(
     tokenizer: Tokenizer | None,
     vae: tuple[VAEConfig, Params] | None,
 ) -> None:
-    """What tells what the workdir holds: only once nothing can fail any more before the first step."""
+    """What tells what the workdir holds: only once nothing can fail any more before the first step.
+
+    Each start writes the same again; where that fails, the workdir stays readable.
+    """
     write_architecture(workdir, architecture)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    write_whole(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(workdir / FILE_NAME)
     if vae is not None and not (workdir / VAE_FOLDER).exists():

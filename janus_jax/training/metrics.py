@@ -14,6 +14,7 @@ from tensorboardX import SummaryWriter
 
 from janus_jax.errors import UserError
 from janus_jax.training.objective import Metrics
+from janus_jax.whole_files import write_whole
 
 
 class MetricsLog:
@@ -154,7 +155,7 @@ class MetricsLog:
         text = self._file.read_text()
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         kept = [line for line in lines if line["step"] <= step]
-        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(self._file, "".join(json.dumps(line) + "\n" for line in kept))
         return kept[-1] if kept else {}
 
 

@@ -82,9 +82,9 @@ run() {
   need NAME ZONE BUCKET
   local command
   command=$(printf '%q ' .venv/bin/python -m launch.train --multihost "--workdir=$BUCKET/runs/$NAME" "$@")
-  # setsid: the run outlives this connection; a host that still trains is left alone.
-  on_hosts all "cd janus_jax; if pgrep -f launch.train >/dev/null; then echo 'already running'; else \
-setsid nohup $command </dev/null >train.log 2>&1 & sleep 1; fi"
+  # setsid: the run outlives this connection. The lock is held until the run and its workers have ended.
+  on_hosts all "cd janus_jax; if flock --nonblock train.lock true; then \
+setsid nohup flock --nonblock train.lock $command </dev/null >>train.log 2>&1 & sleep 1; else echo 'already running'; fi"
 }
 
 watch() {

@@ -1,6 +1,8 @@
 """The pod scripts, with a `gcloud` that only notes its arguments; the JobSet is what launch.train understands."""
 
+import contextlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,12 +17,17 @@ if [[ "$*" == *describe* ]]; then
   line=$(grep -c describe "$LOG")
   echo "$STATES" | cut -d' ' -f"$line"
 fi
+if [[ "$*" == *"tpu-vm ssh"* ]]; then
+  for argument in "$@"; do
+    if [[ "$argument" == --command=* ]]; then cd "$HOST" && bash -c "${argument#--command=}"; fi
+  done
+fi
 """
 
 
 @pytest.fixture
 def pod(tmp_path):
-    """Runs the script; returns (exit code, error text, gcloud's calls)."""
+    """Runs the script; returns (exit code, what it told, gcloud's calls)."""
     (tmp_path / "gcloud").write_text(FAKE)
     (tmp_path / "gcloud").chmod(0o755)
     log = tmp_path / "log"
@@ -28,6 +35,7 @@ def pod(tmp_path):
     def run(*arguments, **variables):
         log.unlink(missing_ok=True)
         settings = {"NAME": "n", "ZONE": "z", "ACCELERATOR": "v5p-128", "BUCKET": "gs://b", "POLL_SECONDS": "0"}
+        settings["HOST"] = str(tmp_path / "host")
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
         environment |= {"STATES": " ".join(STATES)} | settings | variables
         done = subprocess.run(
@@ -37,7 +45,7 @@ def pod(tmp_path):
             text=True,
             cwd=LAUNCH.parent,
         )
-        return done.returncode, done.stderr, log.read_text().splitlines() if log.exists() else []
+        return done.returncode, done.stdout + done.stderr, log.read_text().splitlines() if log.exists() else []
 
     return run
 
@@ -59,24 +67,42 @@ def test_a_request_that_failed_is_told(pod):
     assert code == 1 and "ended as FAILED" in error
 
 
-def test_run_quotes_the_flags_and_starts_on_all_hosts(pod):
-    sources = '--config.data.sources.text=("gs://b/a b-*.array_record",)'
-    code, error, (call,) = pod("run", "--config=configs/janus_pro_7b.py:stage1", sources)
-    assert code == 0, error
+@pytest.fixture
+def host(tmp_path):
+    """A host of the slice: what it is told over SSH runs in this folder; its Python notes its arguments and waits."""
+    python = tmp_path / "host" / "janus_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\" >> started; echo trains; exec sleep 60\n")
+    python.chmod(0o755)
+    yield python.parents[2]
+    for process in running(python.parents[2]):
+        os.kill(process, signal.SIGKILL)
+
+
+def running(folder):
+    """The processes that work in a folder."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and (process / "cwd").readlink() == folder:
+                yield int(process.name)
+
+
+def test_run_starts_on_all_hosts_once_until_it_ends_and_keeps_its_quoted_flags(pod, host):
+    arguments = ["--config=configs/janus_pro_7b.py:stage1", '--config.data.sources.text=("gs://b/a b-*.array_record",)']
+    code, told, (call,) = pod("run", *arguments)
+    assert code == 0 and "already running" not in told
     assert call.startswith("compute tpus tpu-vm ssh n --worker=all --command=cd janus_jax; ")
-    started = call.partition("setsid nohup ")[2].partition(" </dev/null")[0]
-    words = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {started}"], capture_output=True, text=True, check=True
-    ).stdout
-    assert words.splitlines() == [
-        ".venv/bin/python",
-        "-m",
-        "launch.train",
-        "--multihost",
-        "--workdir=gs://b/runs/n",
-        "--config=configs/janus_pro_7b.py:stage1",
-        sources,
-    ]
+    command = ["-m", "launch.train", "--multihost", "--workdir=gs://b/runs/n", *arguments]
+    assert (host / "started").read_text().splitlines() == command
+    code, told, _ = pod("run", *arguments)
+    assert code == 0 and "already running" in told
+    assert (host / "started").read_text().splitlines() == command
+    for process in running(host):
+        os.kill(process, signal.SIGKILL)
+    code, told, _ = pod("run", *arguments)
+    assert code == 0 and "already running" not in told
+    assert (host / "started").read_text().splitlines() == command * 2
+    assert (host / "train.log").read_text() == "trains\n" * 2  # why the first one ended stays readable
 
 
 @pytest.mark.parametrize(

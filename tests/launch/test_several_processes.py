@@ -1,13 +1,22 @@
 """Several local processes train as one: same losses, and a checkpoint that any number of processes continues."""
 
+import json
 import signal
 import socket
 import time
 
+import jax
+import numpy as np
 import pytest
-from tiny_runs import cache_folder, start_command, write_digit_files
+from tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, start_command, write_digit_files
 
+from janus_jax.checkpoints import save_params
+from janus_jax.data import digits
+from janus_jax.data.records import write_records
+from janus_jax.models.parameters import fingerprint, init_params
 from janus_jax.training.loop import read_metrics
+
+SAME = ("loss", "accuracy", "tokens", "images", "fill", "grad_norm")  # metrics that do not depend on the processes
 
 
 def free_port():
@@ -51,16 +60,34 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(start):
-    """Trains to the end; returns the losses by step."""
+    """Trains to the end; returns the losses, means and counts by step."""
 
-    def run(workdir, count, steps, model=""):
-        processes = start(workdir, count, steps, model=model)
+    def run(workdir, count, steps, *flags, model=""):
+        processes = start(workdir, count, steps, *flags, model=model)
         outputs = [process.communicate(timeout=300) for process in processes]
         assert [process.returncode for process in processes] == [0] * count, outputs
         assert all("loss" not in out for out, _ in outputs[1:])  # the first alone reports
-        return {line["step"]: line["loss"] for line in read_metrics(workdir)}
+        return {
+            line["step"]: {k: v for k, v in line.items() if k.startswith(SAME) and not k.endswith("_per_second")}
+            for line in read_metrics(workdir)
+        }
 
     return run
+
+
+def wait_for_step(processes, workdir, step):
+    while not (workdir / "metrics.jsonl").exists() or len(read_metrics(workdir)) < step:
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.5)
+
+
+def assert_same(ours, expected):
+    assert ours.keys() == expected.keys()
+    assert {"loss/understand", "loss/text", "loss/generate", "tokens", "grad_norm"} <= set().union(*expected.values())
+    for step, values in expected.items():
+        for name, value in values.items():
+            rel = 1e-5 if name.startswith("grad_norm") else 1e-6
+            assert ours[step][name] == pytest.approx(value, rel=rel), (step, name)
 
 
 @pytest.mark.parametrize(
@@ -71,17 +98,17 @@ def test_several_processes_train_as_one_and_any_number_goes_on(train, tmp_path, 
     alone = train(tmp_path / "alone", 1, steps)
     half = train(tmp_path / "joined", count, steps // 2)
     assert list(half) == list(range(1, steps // 2 + 1))
-    assert half == pytest.approx({step: alone[step] for step in half}, rel=1e-6)
-    joined = train(tmp_path / "joined", {2: 1, 4: 2}[count], steps)
-    assert joined == pytest.approx(alone, rel=1e-6)
+    assert_same(half, {step: alone[step] for step in half})
+    assert_same(train(tmp_path / "joined", {2: 1, 4: 2}[count], steps), alone)
 
 
 @pytest.mark.slow
 def test_janusflow_too_trains_in_several_processes_as_in_one(train, tmp_path):
-    alone = train(tmp_path / "alone", 1, 4, "flow=")
-    train(tmp_path / "joined", 2, 2, "flow=")
-    joined = train(tmp_path / "joined", 1, 4, "flow=")
-    assert joined == pytest.approx(alone, rel=1e-6)
+    alone = train(tmp_path / "alone", 1, 4, model="flow=")
+    train(tmp_path / "joined", 2, 2, model="flow=")
+    joined = train(tmp_path / "joined", 1, 4, model="flow=")
+    losses, expected = ({step: line["loss"] for step, line in lines.items()} for lines in (joined, alone))
+    assert losses == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -89,14 +116,64 @@ def test_janusflow_too_trains_in_several_processes_as_in_one(train, tmp_path):
 def test_when_a_process_dies_or_hangs_the_others_stop_with_a_message_in_bounded_time(start, tmp_path, blow, message):
     """Well before the steps of the run could be done."""
     processes = start(tmp_path, 2, 10**6, "--peer_timeout=10", "--config.checkpoint.every_steps=1000000")
-    metrics = tmp_path / "metrics.jsonl"
     try:
-        while not metrics.exists() or len(read_metrics(tmp_path)) < 3:
-            assert processes[0].poll() is None
-            time.sleep(0.5)
+        wait_for_step(processes, tmp_path, 3)
         processes[1].send_signal(blow)
         _, errors = processes[0].communicate(timeout=60)
     finally:
         for process in processes:
             process.kill()
     assert processes[0].returncode != 0 and message in errors
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_saved_step_and_damage_is_found_by_all(start, train, tmp_path):
+    processes = start(tmp_path, 2, 10**6, "--config.checkpoint.every_steps=1000000")
+    wait_for_step(processes, tmp_path, 3)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [130, 130], ends
+    (checkpoint,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    step = int(checkpoint.name)
+    assert all(f"after step {step}, which is saved" in errors for _, errors in ends)
+    assert max(line["step"] for line in read_metrics(tmp_path)) == step
+    train(tmp_path, 2, step + 1)
+    for file in (tmp_path / "checkpoints" / str(step + 1) / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = read_metrics(tmp_path)[-1]["loss"]
+    after = train(tmp_path, 2, step + 1)  # the last step again
+    assert after[step + 1]["loss"] == pytest.approx(before, rel=1e-6)
+    assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_several_processes_know_the_tokenizer_of_stored_codes(start, train, tmp_path):
+    """Its parameters are divided over the processes, and each must find the fingerprint of the whole."""
+    training, _ = digits.load_digits()
+    records = digits.generation_records(digits.Digits(training.intensities[:40], training.labels[:40]))
+    rng = np.random.default_rng(0)
+    coded = [record.with_codes(rng.integers(0, MICRO_VQ.num_codes, 16)) for record in records]
+    write_records(tmp_path / "coded.array_record", coded)
+    flags = ["--config.data.stored_codes=True", f'--config.data.sources.generate=("{tmp_path}/coded.array_record",)']
+    own = fingerprint(MICRO_VQ, init_params(MICRO_JANUS, seed=0)["vq"])
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"identity": {"image_tokenizer_sha256": own}}))
+    assert_same(train(tmp_path / "joined", 2, 2, *flags), train(tmp_path / "alone", 1, 2, *flags))
+    manifest.write_text(json.dumps({"identity": {"image_tokenizer_sha256": "0123456789abcdef"}}))
+    processes = start(tmp_path / "other", 2, 2, *flags)
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2 and f"the run's is {own[:12]}" in errors, errors
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_all_processes_with_their_rows(start, tmp_path):
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, init_params(MICRO_JANUS, seed=0))
+    save_params(tmp_path / "broken", MICRO_JANUS, broken)
+    processes = start(tmp_path / "run", 2, 4, f"--config.init.checkpoint={tmp_path}/broken")
+    for i, process in enumerate(processes):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2 and "error: step 1: " in errors and "loss/generate is nan" in errors, errors
+        with np.load(tmp_path / "run" / "not_finite" / f"step-000001-process-{i}.npz", allow_pickle=False) as kept:
+            assert kept["tokens"].shape == (2, 96)

@@ -1,5 +1,6 @@
 """When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts."""
 
+import contextlib
 import resource
 import shutil
 import signal
@@ -148,6 +149,41 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_spares_the_earlie
     assert saved_steps(tmp_path) == [2, 4]
     run([1.0] * 6)
     assert saved_steps(tmp_path) == [2, 4, 6]
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond 16 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_start_on_a_full_disk_leaves_the_workdir_as_it_was(run, tmp_path, capsys):
+    del capsys  # prints go to memory
+    run([1.0] * 3, every_steps=2)
+    (tmp_path / "checkpoints" / "3").rename(tmp_path / "lost")  # so that a line of metrics.jsonl is one too many
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {"model.json", "config.json", "metrics.jsonl"} <= before.keys()
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        run([1.0] * 4)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    (tmp_path / "model.json").unlink()
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        run([1.0] * 4)
+    assert not (tmp_path / "model.json").exists()
+    run([1.0] * 4)
+    assert list(logged(tmp_path)) == [1, 2, 3, 4]
+
+
+def test_a_full_disk_does_not_hide_that_a_loss_is_not_finite(run, tmp_path, capsys):
+    del capsys
+    disk = contextlib.ExitStack()
+    with disk, pytest.raises(FloatingPointError, match=r"^step 2: loss is nan, .* could not be written .*too large"):
+        run([1.0, float("nan")], log_every=2, before_step={2: lambda: disk.enter_context(full_disk())})
 
 
 def test_chosen_steps_are_profiled(run, tmp_path):

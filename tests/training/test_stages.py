@@ -48,6 +48,7 @@ TRAINED = {
 }
 # Adding one vector to all keys shifts all scores of a query alike, so its gradient is zero but for rounding.
 NO_GRADIENT = "siglip/layers/k_proj/bias"
+DECAY = 0.75  # of the average
 
 abstract = functools.cache(abstract_params)
 
@@ -103,12 +104,12 @@ def step(request, data_folder, batch):
     mask = trainable_mask(params, rules_of("janus_1p3b", request.param))
     optimizer = make_optimizer(config.train)
     mesh = make_mesh(config.mesh)
-    abstract_state = jax.eval_shape(lambda params: create_state(params, mask, optimizer), params)
+    abstract_state = jax.eval_shape(lambda params: create_state(params, mask, optimizer, ema=True), params)
     shardings = state_shardings(MICRO_JANUS, mask, optimizer, abstract_state, mesh)
-    state = jax.jit(lambda params: create_state(params, mask, optimizer), out_shardings=shardings)(params)
+    state = jax.jit(lambda params: create_state(params, mask, optimizer, ema=True), out_shardings=shardings)(params)
     squares = Objective(lambda batch: {}, sum_of_squares)
     loss = make_loss(MICRO_JANUS, Execution(), config.loss) if request.param == "stage3" else squares
-    step_fn = make_step(loss, optimizer, shardings, mesh)
+    step_fn = make_step(loss, optimizer, shardings, mesh, ema=DECAY)
     for _ in range(2):
         state, _ = step_fn(state, batch)
     return request.param, before, state
@@ -131,6 +132,16 @@ def test_steps_change_every_trainable_leaf_and_no_bit_of_a_frozen_one(step):
     changed = set(differing_leaves(before, after))
     assert changed - {NO_GRADIENT} == {path for path in before if path.split("/")[0] in TRAINED[stage]} - {NO_GRADIENT}
     assert int(state.step) == 2
+
+
+def test_the_average_follows_the_trained_parameters(step):
+    """It begins at them, and the first step has the rate 0."""
+    stage, before, state = step
+    trained, average = flatten(state.trainable), flatten(state.ema)
+    assert average.keys() == trained.keys()
+    for path, leaf in trained.items():
+        expected = DECAY * before[path] + (1 - DECAY) * np.asarray(leaf)
+        np.testing.assert_allclose(average[path], expected, rtol=1e-6, atol=1e-7, err_msg=f"{stage} {path}")
 
 
 def test_merge_inverts_split():
