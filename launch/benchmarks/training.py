@@ -137,6 +137,7 @@ def _write_data(folder: Path, config: ConfigDict) -> Tokenizer:
 def _batches(config: ConfigDict, plan: Plan, params: Params) -> list[PackedBatch]:
     """Rows with their codes."""
     architecture = plan.architecture
+    assert isinstance(architecture, JanusConfig)
     vq = build(architecture.vq, Execution())
     encode = jax.jit(lambda batch: with_codes(batch, lambda pixels: bind(vq, params["vq"])(pixels, method="encode")))
     with contextlib.closing(open_stream(config, architecture, open_tokenizer(config, architecture))) as stream:

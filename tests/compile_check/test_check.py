@@ -97,7 +97,7 @@ def test_a_check_of_janusflow_counts_its_tokens_and_slots(monkeypatch):
     """And not those of the latents; nothing is compiled."""
     monkeypatch.setattr(Plan, "make_step", lambda plan: SimpleNamespace(lower=lambda state, batch: None))
     monkeypatch.setattr(check_module, "topology_devices", lambda *_: jax.devices()[:1])
-    monkeypatch.setattr(check_module, "compile_program", lambda *_: PROGRAM)
+    monkeypatch.setattr(check_module, "compile_program", lambda *_: (PROGRAM, ""))
     monkeypatch.setattr(check_module, "estimate", lambda program: estimate(PROGRAM))
     result = check_module.check(quickstart_flow.get_config("stage2"), "v5p-8", 1, {})
     assert (result.tokens, result.image_slots) == (10 * 96, 10 * (2 + 3))

@@ -44,7 +44,9 @@ def plan():
 def program(plan):
     plan, batch = plan
     lowered = plan.make_step().lower(plan.state, batch)
-    return compile_program(lowered, list(plan.mesh.devices.flat), {})
+    program, reason = compile_program(lowered, list(plan.mesh.devices.flat), {})
+    assert program is not None, reason
+    return program
 
 
 @pytest.fixture(scope="module")
