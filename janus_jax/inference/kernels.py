@@ -1,7 +1,8 @@
 """The order of axes of the kernels that every decoding step reads.
 
-XLA:CPU multiplies few rows with a kernel [out, in] faster than with one [in, out]: 1.2 to 2.3 times, for 1 to 32 rows at
-width 2048. Such a kernel has another path, so that none is taken for the other; `models.layers.Linear` takes both.
+XLA:CPU multiplies few rows with a kernel [out, in] faster than with one [in, out]: 1.3 times for 1 or 2 rows and 1.9
+for 8, at width 2048 in float32; not in bfloat16. Such a kernel has another path, so that none is taken for the other;
+`models.layers.Linear` takes both.
 """
 
 import numpy as np

@@ -76,7 +76,8 @@ def load(
     if isinstance(source.config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
         folders.require_vae(source.config, loaded_vae[0])
-    transposed = mesh is None and jax.default_backend() == "cpu"
+    exact = quantization is None and jnp.dtype(dtype) == jnp.float32
+    transposed = exact and mesh is None and jax.default_backend() == "cpu"
     loaded: dict[str, jax.Array] = {}
 
     def place(path: str, values: np.ndarray) -> None:  # as a copy: they may be a part of a larger buffer of the reader

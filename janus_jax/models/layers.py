@@ -28,12 +28,15 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         default = TorchDefault(fan_in)
+        x, last = x.astype(self.dtype), (x.ndim - 1,)
         kernel: jax.Array
         if self.has_variable("params", TRANSPOSED):
-            kernel = self.get_variable("params", TRANSPOSED).T
+            # Not a product with the transpose: XLA:CPU would write that to memory in every step of one row.
+            kernel, contracted = self.get_variable("params", TRANSPOSED), (1,)
         else:
             kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+            contracted = (0,)
+        y = jax.lax.dot_general(x, kernel.astype(self.dtype), ((last, contracted), ((), ())))
         if self.has_variable("params", SCALE):
             y = (y.astype(jnp.float32) * self.get_variable("params", SCALE)).astype(self.dtype)
         if not self.use_bias:

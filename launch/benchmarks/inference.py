@@ -121,7 +121,10 @@ def _sides(config: JanusConfig, dtype: str) -> Iterator[Sides]:
     roles = [style.user, style.assistant]
     tokenizer = train_tokenizer(["a few words"], config.llama.vocab_size, extra_special_tokens=roles)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config, seed=0))
-    pipeline = JanusPipeline(config, transpose_kernels(unstack_layers(params)), tokenizer, dtype)
+    params = unstack_layers(params)
+    if dtype == "float32":  # as `inference.loading` does
+        params = transpose_kernels(params)
+    pipeline = JanusPipeline(config, params, tokenizer, dtype)
     del params
     with tempfile.TemporaryDirectory() as name:
         pipeline.save_pretrained(Path(name) / "model", format="hf")
