@@ -16,7 +16,7 @@ PHASES = ("stage1", "stage2", "stage3")
 ABLATION = "ablation"
 RATIOS = {"stage1": (50, 0, 50), "stage2": (14, 6, 80), "stage3": (21, 9, 70)}  # understanding, text, generation
 RATIOS[ABLATION] = RATIOS["stage3"]
-STEPS = {"stage1": 150, "stage2": 350, "stage3": 1700, ABLATION: 900}
+STEPS = {"stage1": 150, "stage2": 350, "stage3": 2200, ABLATION: 900}
 
 
 def get_config(phase: str = "stage1") -> ConfigDict:
