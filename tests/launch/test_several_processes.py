@@ -1,6 +1,7 @@
 """Several local processes train as one: same losses, and a checkpoint that any number of processes continues."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -26,10 +27,14 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def data(tmp_path_factory):
+    return write_digit_files(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, data):
     """Starts `count` processes of one device each that train `steps` steps."""
     cache = cache_folder(tmp_path_factory)
-    data = write_digit_files(tmp_path_factory.mktemp("data"))
 
     def start_all(workdir, count, steps, *flags, model=""):
         command = [
@@ -86,7 +91,7 @@ def assert_same(ours, expected):
     assert {"loss/understand", "loss/text", "loss/generate", "tokens", "grad_norm"} <= set().union(*expected.values())
     for step, values in expected.items():
         for name, value in values.items():
-            rel = 1e-5 if name.startswith("grad_norm") else 1e-6
+            rel = 1e-4 if name.startswith("grad_norm") else 1e-6  # sums over all parameters, of rounded gradients
             assert ours[step][name] == pytest.approx(value, rel=rel), (step, name)
 
 
@@ -168,9 +173,10 @@ def test_several_processes_know_the_tokenizer_of_stored_codes(start, train, tmp_
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_ends_all_processes_with_their_rows(start, tmp_path):
+def test_a_loss_that_is_not_finite_ends_all_processes_with_their_rows(start, data, tmp_path):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, init_params(MICRO_JANUS, seed=0))
     save_params(tmp_path / "broken", MICRO_JANUS, broken)
+    shutil.copy(data / "tokenizer.json", tmp_path / "broken")
     processes = start(tmp_path / "run", 2, 4, f"--config.init.checkpoint={tmp_path}/broken")
     for i, process in enumerate(processes):
         _, errors = process.communicate(timeout=120)
