@@ -295,7 +295,7 @@ def _page(
         phases=[_phase(recipe, name, output / "runs" / name) for name in recipe.experiment.PHASES],
         drawings=by_class(generation.images, generation.labels),
         real=[(name, images[:6]) for name, images in by_class(originals, understanding.labels)],
-        reconstructions=list(zip(originals, reconstructions, strict=False))[:12],
+        reconstructions=list(zip(originals, reconstructions, strict=True))[:12] if reconstructions else [],
         questions=(wrong + right)[:24],
         confusion=generation.confusion,
         class_names=list(digits.NAMES),

@@ -75,10 +75,11 @@ def evaluate_generation(
         sampling: options of the drawing, e.g. `cfg_weight`.
     """
     images: list[PIL.Image.Image] = []
+    size = to_image(digits.intensities[0]).size  # of what the judge was fitted to
     for name in NAMES:
         caption = CAPTIONS[0].format(name)
         drawn = model.generate_images(caption, images_per_class, seed=seed, **sampling)
-        images += [image.resize(to_image(digits.intensities[0]).size, PIL.Image.Resampling.BICUBIC) for image in drawn]
+        images += [image.resize(size, PIL.Image.Resampling.BICUBIC) for image in drawn]
     labels = np.repeat(np.arange(len(NAMES)), images_per_class)
     read = judge(images)
     shuffled = np.random.default_rng(seed).permutation(labels)

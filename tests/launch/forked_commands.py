@@ -35,7 +35,7 @@ def start(folder, number, command):
         code = 0
     except SystemExit as exit:
         code = exit.code or 0
-    except BaseException:
+    except BaseException:  # also KeyboardInterrupt: a fork must never return into the loop of its parent
         traceback.print_exc()
     finally:
         sys.stdout.flush()

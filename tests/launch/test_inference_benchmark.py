@@ -6,8 +6,6 @@ import pytest
 
 from launch.benchmarks import inference
 
-pytest.importorskip("transformers")
-
 
 @pytest.mark.slow
 def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch):

@@ -7,8 +7,6 @@ import pytest
 from janus_jax.models.config import PRESETS
 from launch.benchmarks import training
 
-pytest.importorskip("transformers")
-
 
 @pytest.mark.slow
 def test_both_sides_have_the_same_losses_and_every_case_has_its_rows(monkeypatch):
