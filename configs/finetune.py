@@ -13,7 +13,7 @@ import importlib
 
 from ml_collections import ConfigDict
 
-from configs.common import lock
+from configs.base import lock
 from janus_jax.errors import UserError
 
 MODELS = ("janus_1p3b", "janus_pro_1b", "janus_pro_7b")

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, lock, ratio
+from configs.base import base_config, lock, ratio
 from janus_jax.errors import UserError
 
 STAGES = ("stage1", "stage2", "stage3")

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, lock
+from configs.base import base_config, lock
 from configs.janusflow import add_flow_fields
 from janus_jax.errors import UserError
 

@@ -7,7 +7,7 @@ Learning rates and lengths are chosen for 1.3 M parameters and minutes on a CPU.
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, lock, ratio
+from configs.base import base_config, lock, ratio
 from configs.vq16 import vq_config
 from janus_jax.errors import UserError
 

@@ -8,7 +8,7 @@ minutes on a CPU. `ablation` is stage 3 from fresh parameters at a constant rate
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, lock
+from configs.base import base_config, lock
 from configs.janusflow import add_flow_fields
 from janus_jax.errors import UserError
 

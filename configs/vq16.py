@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, lock
+from configs.base import base_config, lock
 
 
 def get_config() -> ConfigDict:

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs.common import base_config
+from configs.base import base_config
 from configs.janusflow import add_flow_fields
 from configs.vq16 import vq_config
 from janus_jax.checkpoints import save_params

@@ -21,9 +21,9 @@ import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
 
-from janus_jax.checkpoints import params_path, read_architecture, save_params, write_architecture
+from janus_jax.checkpoints import read_architecture, save_params, write_architecture
 from janus_jax.convert import config_files, flow_config, preprocessor, side_files, token_ids
-from janus_jax.convert.orbax_files import OrbaxReader, OrbaxWriter
+from janus_jax.convert.orbax_files import OrbaxWriter, check_floating, open_params
 from janus_jax.convert.tables import Link, Shape, links, match_names, table_of, their_shapes
 from janus_jax.convert.tensor_files import MAX_SHARD_BYTES, SafetensorsWriter, open_tensors
 from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
@@ -92,19 +92,6 @@ class OrbaxSource:
         return _ours(piece)
 
 
-def open_params(folder: epath.Path, config: ModelConfig, ema: bool = False) -> OrbaxReader:
-    """The parameters of a folder of ours. Raises UserError when they are not those of its architecture."""
-    reader = OrbaxReader(params_path(folder, ema))
-    found = {path: entry.shape for path, entry in reader.shapes.items()}
-    expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
-    if found != expected:
-        different = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
-        raise UserError(f"{folder}: the parameters are not those of model.json: {', '.join(different[:10])}")
-    for path, entry in reader.shapes.items():
-        _check_floating(folder, path, entry.dtype)
-    return reader
-
-
 class ForeignSource:
     """A Hugging Face or DeepSeek folder."""
 
@@ -139,7 +126,7 @@ class ForeignSource:
         for link in self._links.values():
             name = self._names[link.name]
             dtype = self._tensors.shapes[name].dtype
-            _check_floating(folder, name, dtype)
+            check_floating(folder, name, dtype)
             dtypes[link.path] = jnp.promote_types(dtypes.get(link.path, dtype), dtype)
         return dtypes
 
@@ -366,12 +353,6 @@ def _check_vocabulary(folder: epath.Path, tokenizer: Tokenizer, config: FamilyCo
             f"{folder}: {tokenizer.vocab_size} tokens in {FILE_NAME}, "
             f"but the model embeds only {config.llama.vocab_size}"
         )
-
-
-def _check_floating(folder: epath.Path, name: str, dtype: np.dtype) -> None:
-    """Quantised weights would be read as the numbers of their codes."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError(f"{folder}: {name} has dtype {dtype}, expected floating-point numbers")
 
 
 def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

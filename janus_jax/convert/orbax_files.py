@@ -19,13 +19,17 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
 from numpy.typing import DTypeLike
 
+from janus_jax.checkpoints import params_path
 from janus_jax.convert.tensor_files import TensorInfo
 from janus_jax.errors import UserError
+from janus_jax.models.config import ModelConfig
+from janus_jax.models.parameters import abstract_params, flatten
 
 _METADATA = "_METADATA"
 _CHUNK_BYTES = 64 * 2**20  # a shard of a large matrix is restored without reading all of it
@@ -72,6 +76,25 @@ class OrbaxReader:
             return (array[layers] if array.rank else array).read().result()
         except ValueError as error:
             raise UserError(f"{self._folder}: {path} cannot be read ({error})") from error
+
+
+def open_params(folder: epath.Path, config: ModelConfig, ema: bool = False) -> OrbaxReader:
+    """The parameters of a folder of ours. Raises UserError when they are not those of its architecture."""
+    reader = OrbaxReader(params_path(folder, ema))
+    found = {path: entry.shape for path, entry in reader.shapes.items()}
+    expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
+    if found != expected:
+        different = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+        raise UserError(f"{folder}: the parameters are not those of model.json: {', '.join(different[:10])}")
+    for path, entry in reader.shapes.items():
+        check_floating(folder, path, entry.dtype)
+    return reader
+
+
+def check_floating(folder: epath.Path, name: str, dtype: np.dtype) -> None:
+    """Quantised weights would be read as the numbers of their codes."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{folder}: {name} has dtype {dtype}, expected floating-point numbers")
 
 
 class OrbaxWriter:

@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 from janus_jax.checkpoints import read_architecture
 from janus_jax.convert.flow_config import FILE_NAME, read_vae_config
 from janus_jax.convert.flow_tables import with_present_names
-from janus_jax.convert.folders import block_of, open_params
+from janus_jax.convert.folders import block_of
+from janus_jax.convert.orbax_files import open_params
 from janus_jax.convert.tables import links, match_names
 from janus_jax.convert.tensor_files import open_tensors
 from janus_jax.errors import UserError

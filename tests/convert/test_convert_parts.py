@@ -11,7 +11,7 @@ import torch
 from small_folders import make_small, save_small
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
-from configs.common import base_config
+from configs.base import base_config
 from janus_jax.checkpoints import save_params, write_architecture
 from janus_jax.convert.folders import MemorySource, open_folder, write_folder
 from janus_jax.convert.parts import load_part

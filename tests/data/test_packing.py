@@ -135,7 +135,7 @@ def realistic_lengths(count, seed=0):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_of_4096_are_filled_to_97_percent_at_the_default_number_of_open_rows(seed):
-    from configs.common import base_config
+    from configs.base import base_config
 
     bins = base_config("any", "any").data.packing_bins
     empty = make_item(0, 0).sample
@@ -146,7 +146,7 @@ def test_rows_of_4096_are_filled_to_97_percent_at_the_default_number_of_open_row
 
 def test_tasks_leave_in_the_ratio_in_which_they_come():
     """2,000 samples of the default number of shards, short texts among long images."""
-    from configs.common import base_config
+    from configs.base import base_config
 
     data = base_config("any", "any").data
     left = {"u": 0, "t": 0, "g": 0}

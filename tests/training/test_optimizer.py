@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from configs.common import base_config
+from configs.base import base_config
 from janus_jax import UserError
 from janus_jax.training.optimizer import make_optimizer, make_schedule
 from janus_jax.training.state import gradient_norms
