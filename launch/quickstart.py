@@ -169,11 +169,7 @@ def _timed(output: epath.Path, seconds: dict[str, float], name: str) -> Iterator
 def _write_data(folder: epath.Path, training: digits.Digits) -> None:
     """Records of the training images, as `launch.prepare_data` writes them, and a tokenizer trained on their texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    records = (
-        *digits.understanding_records(training),
-        *digits.text_records(),
-        *digits.generation_records(training),
-    )
+    records = tuple(digits.all_records(training))
     tokenizer = digits.build_tokenizer(records, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
     tokenizer.save(folder / "tokenizer.json")
     prepare(make_job(Memory(name="digits", records=records), folder / "records", Settings(), num_shards=4))

@@ -22,7 +22,6 @@ from configs.janusflow import add_flow_fields
 from configs.vq16 import vq_config
 from janus_jax.checkpoints import save_params
 from janus_jax.data import digits
-from janus_jax.data.records import write_records
 from janus_jax.models.config import (
     PRESETS,
     AlignmentConfig,
@@ -133,19 +132,9 @@ def _configure(settings):
 
 def write_digit_files(folder):
     """ArrayRecord files and a tokenizer of the first real training digits; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     training, _ = digits.load_digits()
     some = digits.Digits(training.intensities[:NUM_DIGITS], training.labels[:NUM_DIGITS])
-    records = {
-        "understand": digits.understanding_records(some),
-        "text": digits.text_records(),
-        "generate": digits.generation_records(some),
-    }
-    for task, task_records in records.items():
-        write_records(folder / f"{task}.array_record", task_records)
-    everything = [record for task_records in records.values() for record in task_records]
-    tokenizer = digits.build_tokenizer(everything, MICRO_JANUS.llama.vocab_size, MICRO_JANUS.prompt_style)
-    tokenizer.save(folder / "tokenizer.json")
+    digits.write_files(folder, some, MICRO_JANUS.llama.vocab_size, MICRO_JANUS.prompt_style)
     save_params(folder / "vae", MICRO_VAE, init_params(MICRO_VAE, seed=0))
     return folder
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
+from etils import epath
 
 from janus_jax.data.prompts import IMAGE_MARKER, STYLES, Message, format_conversation, generation_prompt
-from janus_jax.data.records import Record
-from janus_jax.data.tokenizer import Tokenizer, train_tokenizer
+from janus_jax.data.records import TASKS, Record, write_records
+from janus_jax.data.tokenizer import FILE_NAME, Tokenizer, train_tokenizer
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUESTIONS = ("Which digit is this?", "What number is written here?", "Name the digit in the image.")
@@ -101,6 +102,11 @@ def text_records() -> list[Record]:
     ]
 
 
+def all_records(digits: Digits) -> list[Record]:
+    """Of the three tasks."""
+    return [*understanding_records(digits), *text_records(), *generation_records(digits)]
+
+
 def build_tokenizer(records: Sequence[Record], vocab_size: int, prompt_style: str) -> Tokenizer:
     """A byte-level BPE trained on the formatted records, so that whole words are single tokens."""
     style = STYLES[prompt_style]
@@ -111,6 +117,17 @@ def build_tokenizer(records: Sequence[Record], vocab_size: int, prompt_style: st
         else:
             texts.append(format_conversation(record.messages, style))
     return train_tokenizer(texts, vocab_size, extra_special_tokens=(style.user, style.assistant))
+
+
+def write_files(folder: epath.PathLike, digits: Digits, vocab_size: int, prompt_style: str) -> Tokenizer:
+    """TASK.array_record of each task and tokenizer.json, for runs that need no `launch.prepare_data`."""
+    folder, records = epath.Path(folder), all_records(digits)
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        write_records(folder / f"{task}.array_record", [record for record in records if record.task == task])
+    tokenizer = build_tokenizer(records, vocab_size, prompt_style)
+    tokenizer.save(folder / FILE_NAME)
+    return tokenizer
 
 
 def _encode(image: PIL.Image.Image) -> bytes:

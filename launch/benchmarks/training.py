@@ -26,8 +26,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from janus_jax.batch import Modality, PackedBatch
 from janus_jax.data import digits
-from janus_jax.data.records import write_records
-from janus_jax.data.tokenizer import Tokenizer
+from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.config import JANUS_PRO_1B, JANUS_PRO_TINY, PRESETS, Execution, JanusConfig
 from janus_jax.models.parameters import Params, bind, build, init_params
@@ -118,20 +117,10 @@ def _write_data(folder: Path, config: ConfigDict) -> Tokenizer:
     """Records of the quickstart; `config` gets their paths."""
     training, _ = digits.load_digits()
     some = digits.Digits(training.intensities[:100], training.labels[:100])
-    records = {
-        "understand": digits.understanding_records(some),
-        "text": digits.text_records(),
-        "generate": digits.generation_records(some),
-    }
-    for task, records_of_task in records.items():
-        write_records(folder / f"{task}.array_record", records_of_task)
+    for task in config.data.sources:
         config.data.sources[task] = (str(folder / f"{task}.array_record"),)
-    everything = list(itertools.chain.from_iterable(records.values()))
-    llama = JANUS_PRO_TINY.llama
-    tokenizer = digits.build_tokenizer(everything, llama.vocab_size, JANUS_PRO_TINY.prompt_style)
-    config.data.tokenizer = str(folder / "tokenizer.json")
-    tokenizer.save(config.data.tokenizer)
-    return tokenizer
+    config.data.tokenizer = str(folder / FILE_NAME)
+    return digits.write_files(folder, some, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
 
 
 def _batches(config: ConfigDict, plan: Plan, params: Params) -> list[PackedBatch]:
