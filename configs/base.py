@@ -43,6 +43,9 @@ def base_config(name: str, model: str) -> ConfigDict:
             "loss": {
                 "normalization": "tokens",  # or "tasks"; papers: not stated
                 "chunk_size": 1024,  # tokens of a device whose logits exist at a time
+                # Compute no logits for chunks of tokens without loss: less work where answers are few, but a time
+                # that depends on the data, differs between devices, and that launch.compile_check cannot predict.
+                "skip_unsupervised": False,
                 "z_loss": 0.0,  # weight of log_partition^2 of both heads (papers: not stated)
             },
             "data": {

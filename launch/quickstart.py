@@ -51,6 +51,7 @@ from janus_jax.training.experiment import model_config
 from janus_jax.training.loop import read_metrics, train
 from janus_jax.training.stages import module_table, trainable_mask
 from launch import command_line, quickstart_ablation
+from launch.host_memory import keep_freed_memory
 from launch.quickstart_recipes import RECIPES, Recipe
 from launch.quickstart_report import Phase, Question, ReportPage, render
 
@@ -71,6 +72,7 @@ NOT_COUNTED = ("ablation",)  # in the seconds of the whole
 
 
 def main() -> None:
+    keep_freed_memory()
     recipe = RECIPES[MODEL.value]
     if ABLATION.value and MODEL.value != "flow":
         raise UserError(f"--ablation is of the alignment loss, which --model={MODEL.value} does not have")

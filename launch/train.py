@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from janus_jax.errors import UserError
 from janus_jax.training.loop import train
 from launch import command_line, distributed
+from launch.host_memory import keep_freed_memory
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:STAGE; fields: --config.a.b=value")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and TensorBoard logs")
@@ -22,6 +23,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics a
 def main() -> None:
     command_line.require("config", "workdir")
     distributed.join()
+    keep_freed_memory()
     try:
         train(CONFIG.value, WORKDIR.value)
     except jax.errors.JaxRuntimeError as error:

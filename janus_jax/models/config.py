@@ -18,6 +18,7 @@ class Execution:
 
     dtype: DTypeLike = jnp.float32  # compute dtype; norms, softmax, RoPE angles and losses stay float32
     scan_layers: bool = True  # False: layers unrolled over unstacked parameters (`models.stack.unstack_layers`)
+    unroll_scan: bool = False  # write the scan's steps out: faster on a CPU, which copies what a scan slices
     remat: str = "none"  # a key of `models.stack.REMAT_POLICIES`
     attention: str = "xla"  # of packed rows: a key of `ops.attention.BACKENDS`
     fusion_barriers: bool = False  # keep XLA:TPU from slowing products down (`models.layers.apart`)

@@ -28,7 +28,8 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         default = TorchDefault(fan_in)
-        x, last = x.astype(self.dtype), (x.ndim - 1,)
+        # Rows of one matrix: with more dimensions, XLA:CPU transposes the operands of the kernel's gradient in memory.
+        rows = x.astype(self.dtype).reshape(-1, fan_in)
         kernel: jax.Array
         if self.has_variable("params", TRANSPOSED):
             # Not a product with the transpose: XLA:CPU would write that to memory in every step of one row.
@@ -36,7 +37,8 @@ class Linear(nn.Module):
         else:
             kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
             contracted = (0,)
-        y = jax.lax.dot_general(x, kernel.astype(self.dtype), ((last, contracted), ((), ())))
+        y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (((1,), contracted), ((), ())))
+        y = y.reshape(*x.shape[:-1], self.features)
         if self.has_variable("params", SCALE):
             y = (y.astype(jnp.float32) * self.get_variable("params", SCALE)).astype(self.dtype)
         if not self.use_bias:

@@ -68,6 +68,7 @@ def run_layers(
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=depth,
+            unroll=depth if execution.unroll_scan else 1,
             metadata_params={nn.PARTITION_NAME: STACKED},
         )
         return scanned(config, execution, name=STACKED)(x, per_layer, shared)

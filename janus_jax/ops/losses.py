@@ -31,6 +31,7 @@ def chunked_cross_entropy(
     groups: Float[Array, "G T"],
     chunk_size: int,
     z_loss: float = 0.0,
+    skip_unweighted: bool = False,
 ) -> tuple[Float[Array, ""], TokenLoss]:
     """Next-token cross-entropy (Janus, eq. 1) without ever holding the logits of all tokens.
 
@@ -42,26 +43,35 @@ def chunked_cross_entropy(
         params: of the head; the gradient reaches them and `hidden` through the first result only.
         weights: the first result is sum(weights * (cross-entropy + z_loss * log_partition^2)).
         groups: weights of the sums of the second result, one row per group, e.g. per task; no gradient.
+        skip_unweighted: tokens with a weight go first, and chunks without any are not computed. Less work, but how
+            much depends on the data.
 
     Returns:
         The weighted sum, and sums per group.
     """
-    return _chunked(logits_fn, chunk_size, z_loss, params, hidden, targets, weights, groups.T)
+    tokens: tuple[Array, ...] = (hidden, targets, weights, groups.T)
+    used = None
+    if skip_unweighted:
+        weighted = (weights != 0) | (groups != 0).any(axis=0)
+        order = jnp.argsort(~weighted)
+        tokens = tuple(x.at[order].get(unique_indices=True, mode="promise_in_bounds") for x in tokens)
+        used = -(-jnp.sum(weighted) // min(chunk_size, weighted.size))
+    return _chunked(logits_fn, chunk_size, z_loss, params, used, *tokens)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(
-    logits_fn: LogitsFn, chunk_size: int, z_loss: float, params: Any, hidden: Array, *labels: Array
+    logits_fn: LogitsFn, chunk_size: int, z_loss: float, params: Any, used: Array | None, hidden: Array, *labels: Array
 ) -> tuple[Array, TokenLoss]:
     def add_chunk(total: Any, chunk: tuple[Array, ...]) -> tuple[Any, None]:
         loss, sums, _ = _cross_entropy(logits_fn(params, chunk[0]), z_loss, *chunk[1:])
         return jax.tree.map(jnp.add, total, (loss, sums)), None
 
-    return jax.lax.scan(add_chunk, _zero_sums(labels[-1]), _split((hidden, *labels), chunk_size))[0]
+    return _scan(add_chunk, _zero_sums(labels[-1]), _split((hidden, *labels), chunk_size), used)[0]
 
 
 def _chunked_forward(
-    logits_fn: LogitsFn, chunk_size: int, z_loss: float, params: Any, hidden: Array, *labels: Array
+    logits_fn: LogitsFn, chunk_size: int, z_loss: float, params: Any, used: Array | None, hidden: Array, *labels: Array
 ) -> tuple[tuple[Array, TokenLoss], tuple[Any, Array]]:
     def add_chunk(total: Any, chunk: tuple[Array, ...]) -> tuple[Any, Array]:
         logits, pull_back = jax.vjp(logits_fn, params, chunk[0])
@@ -70,7 +80,7 @@ def _chunked_forward(
         return jax.tree.map(jnp.add, total, (loss, sums, params_gradient)), hidden_gradient
 
     zero = (*_zero_sums(labels[-1]), jax.tree.map(jnp.zeros_like, params))
-    total, hidden_gradient = jax.lax.scan(add_chunk, zero, _split((hidden, *labels), chunk_size))
+    total, hidden_gradient = _scan(add_chunk, zero, _split((hidden, *labels), chunk_size), used)
     loss, sums, params_gradient = total
     return (loss, sums), (params_gradient, hidden_gradient.reshape(-1, hidden.shape[1])[: hidden.shape[0]])
 
@@ -79,11 +89,30 @@ def _chunked_backward(
     logits_fn: LogitsFn, chunk_size: int, z_loss: float, gradients: tuple[Any, Array], cotangents: tuple[Array, Any]
 ) -> tuple[Any, ...]:
     del logits_fn, chunk_size, z_loss
-    scaled = jax.tree.map(lambda gradient: gradient * cotangents[0].astype(gradient.dtype), gradients)
-    return (*scaled, None, None, None)
+    params_gradient, hidden_gradient = jax.tree.map(
+        lambda gradient: gradient * cotangents[0].astype(gradient.dtype), gradients
+    )
+    return params_gradient, None, hidden_gradient, None, None, None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _scan(
+    add_chunk: Callable[[Any, Any], tuple[Any, Any]], total: Any, chunks: tuple[Array, ...], used: Array | None
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` over the first `used` chunks (None: all); the outputs of the others are zero."""
+    if used is None:
+        return jax.lax.scan(add_chunk, total, chunks)
+    one = jax.eval_shape(add_chunk, total, tuple(x[0] for x in chunks))[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((chunks[0].shape[0], *leaf.shape), leaf.dtype), one)
+
+    def step(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        total, outputs = state
+        total, output = add_chunk(total, tuple(x[i] for x in chunks))
+        return total, jax.tree.map(lambda all_outputs, new: all_outputs.at[i].set(new), outputs, output)
+
+    return jax.lax.fori_loop(0, used, step, (total, zeros))
 
 
 def _zero_sums(groups: Array) -> tuple[Array, TokenLoss]:

@@ -133,7 +133,11 @@ def execution(config: ConfigDict, platform: str) -> Execution:
     if attention not in BACKENDS:
         raise UserError(f"config.attention={config.attention!r} is not 'auto' or one of {sorted(BACKENDS)}")
     return Execution(
-        dtype=DTYPES[config.dtype], remat=config.remat, attention=attention, fusion_barriers=platform == "tpu"
+        dtype=DTYPES[config.dtype],
+        unroll_scan=platform == "cpu",
+        remat=config.remat,
+        attention=attention,
+        fusion_barriers=platform == "tpu",
     )
 
 

@@ -72,6 +72,7 @@ def head_loss(
         jnp.stack(groups).reshape(len(groups), -1),
         loss.chunk_size,
         loss.z_loss,
+        loss.skip_unsupervised,
     )
 
 

@@ -38,7 +38,7 @@ from launch.benchmarks.result import Result
 ROUNDS, BATCHES = 7, 4
 SECONDS = 2.0  # of each side, per round
 LOSS_TOLERANCE = 1e-5  # relative, of each of the first BATCHES steps
-Step = Callable[[], float]  # does the next step; returns its loss
+Step = Callable[[], Any]  # starts the next step; returns its loss, which can be made a float
 
 
 def run() -> list[Result]:
@@ -53,7 +53,7 @@ def run() -> list[Result]:
 def compare(case: str, config: ConfigDict, bar: float | None = None) -> list[Result]:
     """Agreement of the losses, and the ratio of the steps' times."""
     with _sides(config) as (ours, theirs):
-        losses = np.array([[step() for _ in range(BATCHES)] for step in (ours, theirs)])
+        losses = np.array([[float(step()) for _ in range(BATCHES)] for step in (ours, theirs)])
         error = float(np.max(np.abs(losses[0] / losses[1] - 1)))
         ours_seconds, their_seconds = _interleaved(case, ours, theirs)
     return [
@@ -134,14 +134,15 @@ def _batches(config: ConfigDict, plan: Plan, params: Params) -> list[PackedBatch
 
 
 def _our_steps(plan: Plan, params: Params, batches: Sequence[PackedBatch]) -> Step:
-    """Batches come from the host, as in training."""
-    state, compiled, turns = plan.new_state(params), plan.make_step(), itertools.cycle(batches)
+    """Batches are on the device, like the peer's, where training puts them ahead of the loop."""
+    state, compiled = plan.new_state(params), plan.make_step()
+    turns = itertools.cycle(jax.device_put(batches, plan.rows))
 
     def step() -> float:
         nonlocal state
-        state, metrics = compiled(state, jax.device_put(next(turns), plan.rows))
-        total, weight = jax.block_until_ready(metrics["loss"])
-        return float(total) / float(weight)
+        state, metrics = compiled(state, next(turns))
+        total, weight = metrics["loss"]
+        return total / weight
 
     return step
 
@@ -176,7 +177,7 @@ def _their_steps(peer: Any, config: ConfigDict, batches: Sequence[PackedBatch]) 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, train.clip_norm)
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     return step
 
@@ -225,16 +226,26 @@ def _their_loss(peer: Any, batch: dict[str, Any]) -> Any:
 
 
 def _interleaved(case: str, ours: Step, theirs: Step) -> tuple[float, float]:
-    """Median seconds of a step of each, over rounds in turns."""
-    medians: tuple[list[float], list[float]] = ([], [])
-    for _ in tqdm.trange(ROUNDS, desc=case):
-        for step, own in zip((ours, theirs), medians, strict=True):
-            seconds, end = [], time.perf_counter() + SECONDS
-            while (start := time.perf_counter()) < end:
-                step()
-                seconds.append(time.perf_counter() - start)
-            own.append(statistics.median(seconds))
-    return statistics.median(medians[0]), statistics.median(medians[1])
+    """Median seconds of a step of each, over rounds in turns of some `SECONDS`.
+
+    As in training, nobody waits for a step before the next is started.
+    """
+    sides = (ours, theirs)
+    numbers = [max(1, round(SECONDS / _seconds(step, 1))) for step in sides]
+    rounds = [
+        [_seconds(step, number) for step, number in zip(sides, numbers, strict=True)]
+        for _ in tqdm.trange(ROUNDS, desc=case)
+    ]
+    return statistics.median(own for own, _ in rounds), statistics.median(own for _, own in rounds)
+
+
+def _seconds(step: Step, number: int) -> float:
+    """Of a step, of some in a sequence."""
+    start = time.perf_counter()
+    for _ in range(number):
+        loss = step()
+    float(loss)
+    return (time.perf_counter() - start) / number
 
 
 def _torch_threads() -> int:

@@ -26,15 +26,17 @@ def linear(head, hidden):
     return hidden @ head
 
 
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("chunk_size", [1, 8, 22, 23, 1000])
-def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size, z_loss):
+def test_value_and_gradient_equal_torch_for_every_chunk_size(chunk_size, z_loss, skip):
     hidden, head, targets, weights = problem()
-    scales = np.random.default_rng(3).standard_normal(TOKENS).astype(np.float32)
+    rng = np.random.default_rng(3)
+    scales = (rng.standard_normal(TOKENS) * (rng.random(TOKENS) < 0.5)).astype(np.float32)
 
     def total(hidden, head):
         value, out = chunked_cross_entropy(
-            linear, head, hidden, targets, jnp.asarray(scales), weights, chunk_size, z_loss
+            linear, head, hidden, targets, jnp.asarray(scales), weights, chunk_size, z_loss, skip
         )
         return 3 * value, out
 
@@ -69,6 +71,27 @@ def test_tokens_without_weight_do_not_count_even_with_huge_logits():
     hidden[5] = 1e6
     for after, before in zip(loss(jnp.asarray(hidden)), expected, strict=True):
         np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("weighted", [0, 8, 16])
+def test_chunks_without_weight_are_not_computed(weighted):
+    hidden, head, targets, weights = problem(groups=1)
+    chosen = np.zeros(TOKENS, bool)
+    chosen[np.random.default_rng(1).permutation(TOKENS)[:weighted]] = True
+    hidden[~chosen] = np.nan
+    weights = jnp.where(chosen, 0.5 + weights, 0)
+
+    def loss(hidden, head):
+        return chunked_cross_entropy(linear, head, hidden, targets, weights[0], weights, 8, skip_unweighted=True)
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (value, out), gradients = gradient(jnp.asarray(hidden), jnp.asarray(head))
+
+    per_token = torch_cross_entropy(torch.tensor(hidden[chosen] @ head), targets[chosen]).numpy()
+    assert float(value) == pytest.approx(np.sum(np.asarray(weights[0])[chosen] * per_token), rel=1e-5)
+    assert float(out.weight[0]) == pytest.approx(float(weights.sum()))
+    assert all(np.isfinite(leaf).all() for leaf in gradients)
+    assert np.all((np.abs(gradients[0]) > 0).any(axis=1) == chosen)
 
 
 def test_cross_entropy_of_bfloat16_logits_is_summed_in_float32():

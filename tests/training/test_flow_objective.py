@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 from tiny_data import BYTE_TOKENIZER, flat_png, generate, make_builder, text, understand
 
 CONFIG = MICRO_FLOW
-LOSS = ConfigDict(dict(normalization="tasks", alignment_weight=0.7, chunk_size=16, z_loss=0.0))
+LOSS = ConfigDict(dict(normalization="tasks", alignment_weight=0.7, chunk_size=16, z_loss=0.0, skip_unsupervised=False))
 SLOTS = dict.fromkeys(IMAGE_FEATURES, 2)
 
 
