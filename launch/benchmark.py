@@ -18,7 +18,6 @@ from etils import epath
 from launch import command_line
 from launch.benchmarks import data, inference, training
 from launch.benchmarks.result import format_results
-from launch.host_memory import keep_freed_memory
 
 SUITES = {"data": data.run, "inference": inference.run, "training": training.run}
 SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure")
@@ -27,7 +26,6 @@ JSON = flags.DEFINE_string("json", None, "file for the results")
 
 def main() -> None:
     command_line.require("suite")
-    keep_freed_memory()
     results = SUITES[SUITE.value or ""]()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(format_results(results))

@@ -1,11 +1,13 @@
-"""The order of axes of the kernels that every decoding step reads.
+"""The kernels that every decoding step reads, as a CPU reads them fastest: [out, in], in float32.
 
 XLA:CPU multiplies few rows with a kernel [out, in] faster than with one [in, out]: 1.3 times for 1 or 2 rows and 1.9
-for 8, at width 2048 in float32; not in bfloat16. Such a kernel has another path, so that none is taken for the other;
-`models.layers.Linear` takes both.
+for 8, at width 2048. It has no product of bfloat16: it would convert all kernels to float32 in each call, which takes
+longer than 20 steps, and hold them twice. Such a kernel has another path, so that none is taken for the other;
+`models.layers.Linear` takes both, and rounds activations to the dtype of the run in either case.
 """
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from janus_jax.inference.quantization import is_quantized
 from janus_jax.models.layers import TRANSPOSED
@@ -18,17 +20,21 @@ def transposed_path(path: str) -> str:
 
 
 def transpose_kernels(params: Params) -> Params:
-    """Of a model with layers apart: [in, out] -> [out, in]."""
+    """Of a model with layers apart: [in, out] -> float32 [out, in]."""
     flat = flatten(params)
     return unflatten(
-        {transposed_path(path): leaf.T for path, leaf in flat.items() if is_quantized(path)}
+        {transposed_path(path): leaf.T.astype(np.float32) for path, leaf in flat.items() if is_quantized(path)}
         | {path: leaf for path, leaf in flat.items() if not is_quantized(path)}
     )
 
 
-def restore_kernels(params: Params) -> Params:
-    """The inverse, without copies: views on the memory of the host."""
+def restore_kernels(params: Params, dtype: DTypeLike) -> Params:
+    """The inverse, to the dtype of the run; in float32 without copies: views on the memory of the host."""
     flat = flatten(params)
-    kernels = {path: np.asarray(leaf).T for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)}
+    kernels = {
+        path: np.asarray(leaf).T.astype(dtype, copy=False)
+        for path, leaf in flat.items()
+        if path.endswith("/" + TRANSPOSED)
+    }
     others = {path: leaf for path, leaf in flat.items() if path not in kernels}
     return unflatten({path.removesuffix(TRANSPOSED) + "kernel": leaf for path, leaf in kernels.items()} | others)

@@ -33,7 +33,8 @@ def from_pretrained(
     """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
 
     Args:
-        dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators.
+        dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators. On a CPU the kernels of
+            the LLM are rounded to it but held in float32 (`inference.kernels`).
         vae: JanusFlow only: folder of its VAE, ours or diffusers'; None is that beside the model, if there is one.
         ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
         mesh: of devices of this process, over which the model is divided (`sharding.make_mesh`).
@@ -76,13 +77,12 @@ def load(
     if isinstance(source.config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
         folders.require_vae(source.config, loaded_vae[0])
-    exact = quantization is None and jnp.dtype(dtype) == jnp.float32
-    transposed = exact and mesh is None and jax.default_backend() == "cpu"
+    transposed = quantization is None and mesh is None and jax.default_backend() == "cpu"
     loaded: dict[str, jax.Array] = {}
 
     def place(path: str, values: np.ndarray) -> None:  # as a copy: they may be a part of a larger buffer of the reader
         if transposed and is_quantized(path):
-            loaded[transposed_path(path)] = jnp.array(values.T)
+            loaded[transposed_path(path)] = jnp.array(values.T, jnp.float32)
         elif shardings is None:
             loaded[path] = jnp.array(values)
         else:

@@ -196,7 +196,9 @@ class Pipeline:
     def _write(self, folder: epath.PathLike, format: str, dtype: DTypeLike | None, vae: Any = None) -> None:
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
-        params = stack_layers(restore_kernels(self.params), join=_Layers)  # still a layer at a time in memory
+        params = stack_layers(
+            restore_kernels(self.params, self._model.execution.dtype), join=_Layers
+        )  # still a layer at a time in memory
         source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
         folders.write_folder(source, folder, format, dtype, vae=vae)
 

@@ -34,11 +34,12 @@ class Linear(nn.Module):
         if self.has_variable("params", TRANSPOSED):
             # Not a product with the transpose: XLA:CPU would write that to memory in every step of one row.
             kernel, contracted = self.get_variable("params", TRANSPOSED), (1,)
+            rows = rows.astype(kernel.dtype)
         else:
             kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
-            contracted = (0,)
-        y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (((1,), contracted), ((), ())))
-        y = y.reshape(*x.shape[:-1], self.features)
+            kernel, contracted = kernel.astype(self.dtype), (0,)
+        y = jax.lax.dot_general(rows, kernel, (((1,), contracted), ((), ())))
+        y = y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
         if self.has_variable("params", SCALE):
             y = (y.astype(jnp.float32) * self.get_variable("params", SCALE)).astype(self.dtype)
         if not self.use_bias:

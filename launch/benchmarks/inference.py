@@ -29,7 +29,7 @@ from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.prompt import pad_prompts
 from janus_jax.models.config import JANUS_PRO_1B, JanusConfig
-from janus_jax.models.parameters import bind, count, init_params
+from janus_jax.models.parameters import bind, init_params
 from janus_jax.models.stack import unstack_layers
 from launch.benchmarks.result import Result
 
@@ -54,7 +54,10 @@ class Sides(NamedTuple):
 def run() -> list[Result]:
     """All cases; the bars are those of float32, and of the width that they are named for."""
     bandwidth = copy_bandwidth()
-    results = [Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s")]
+    results = [
+        Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s"),
+        Result("read bandwidth: the largest number of 1 GiB", read_bandwidth() / 1e9, "GB/s"),
+    ]
     with _sides(tiny(), "float32") as sides:
         results += [*_text(sides, 1, bandwidth), *_images(sides, 4)]
     with _sides(width_512(), "float32") as sides:
@@ -121,9 +124,7 @@ def _sides(config: JanusConfig, dtype: str) -> Iterator[Sides]:
     roles = [style.user, style.assistant]
     tokenizer = train_tokenizer(["a few words"], config.llama.vocab_size, extra_special_tokens=roles)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config, seed=0))
-    params = unstack_layers(params)
-    if dtype == "float32":  # as `inference.loading` does
-        params = transpose_kernels(params)
+    params = transpose_kernels(unstack_layers(params))  # as `inference.loading` does
     pipeline = JanusPipeline(config, params, tokenizer, dtype)
     del params
     with tempfile.TemporaryDirectory() as name:
@@ -196,7 +197,7 @@ def _text(
 def _bytes_per_step(pipeline: JanusPipeline, rows: int) -> float:
     """Weights of the layers and the head, and the keys and values of the average step."""
     llm, dtype = pipeline.params["llm"], pipeline._model.execution.dtype
-    weights = (count(llm["decoder"]) + count(llm["lm_head"])) * jnp.dtype(dtype).itemsize
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves((llm["decoder"], llm["lm_head"])))
     return weights + cache_bytes(pipeline.config.llama, dtype, rows, PROMPT + NEW_TOKENS // 2)
 
 
@@ -348,13 +349,24 @@ def _ratio(case: str, seconds: list[float], amount: int, unit: str, bar: float |
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second that all cores read and write when they copy: the best of seven."""
+    """Bytes per second that all cores read and write when they copy."""
     source = np.ones((CORES, COPY_BYTES // CORES), np.uint8)
     target = np.ones_like(source)  # written once, so that its pages exist
+    return _bandwidth(np.copyto, 2 * source.nbytes, target, source)
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that all cores read: what a step could take if it did nothing else."""
+    source = np.ones((CORES, COPY_BYTES // CORES // 8), np.int64)
+    return _bandwidth(np.max, source.nbytes, source)
+
+
+def _bandwidth(work: Callable[..., Any], moved: int, *rows: np.ndarray) -> float:
+    """Of some work on a row by each core: the best of seven."""
     best = 0.0
     with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
         for _ in range(7):
             start = time.perf_counter()
-            list(pool.map(np.copyto, target, source))
-            best = max(best, 2 * source.nbytes / (time.perf_counter() - start))
+            list(pool.map(work, *rows))
+            best = max(best, moved / (time.perf_counter() - start))
     return best

@@ -34,6 +34,7 @@ from janus_jax.training.experiment import open_stream, open_tokenizer
 from janus_jax.training.objectives import with_codes
 from janus_jax.training.plan import Plan, make_plan
 from launch.benchmarks.result import Result
+from launch.host_memory import keep_freed_memory
 
 ROUNDS, BATCHES = 7, 4
 SECONDS = 2.0  # of each side, per round
@@ -43,6 +44,7 @@ Step = Callable[[], Any]  # starts the next step; returns its loss, which can be
 
 def run() -> list[Result]:
     """All cases."""
+    keep_freed_memory()  # as launch.train does
     with mock.patch.dict(PRESETS, {"tiny": tiny(), "wide": wide()}):
         return [
             *compare("tiny", config_of("tiny"), bar=1.0),

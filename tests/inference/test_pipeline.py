@@ -86,7 +86,7 @@ def test_generated_images_are_the_drawn_codes(pipeline):
 def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
     loaded = from_pretrained(saved)
     assert loaded.config == pipeline.config
-    before, after = flatten(pipeline.params), flatten(restore_kernels(loaded.params))
+    before, after = flatten(pipeline.params), flatten(restore_kernels(loaded.params, jnp.float32))
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
@@ -105,15 +105,32 @@ def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, s
     wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(kernels["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
     loaded.save_pretrained(tmp_path / "again")
-    again = flatten(restore_kernels(from_pretrained(tmp_path / "again").params))
+    again = flatten(restore_kernels(from_pretrained(tmp_path / "again").params, jnp.float32))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
 
 def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
-    loaded = flatten(restore_kernels(from_pretrained(saved, jnp.bfloat16).params))
+    loaded = flatten(restore_kernels(from_pretrained(saved, jnp.bfloat16).params, jnp.bfloat16))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(loaded[path], leaf.astype(jnp.bfloat16), err_msg=path)
+
+
+def test_bfloat16_kernels_are_held_in_float32_and_compute_the_same(pipeline, saved):
+    """A product of bfloat16 values summed in float32 is what a product of bfloat16 means."""
+    loaded = from_pretrained(saved, jnp.bfloat16)
+    kernels = [leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")]
+    assert {leaf.dtype for leaf in kernels} == {jnp.dtype(jnp.float32)}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipeline.params)
+    tokens = jnp.arange(12).reshape(1, 12)
+    logits = []
+    for model, params in ((loaded._model, loaded.params), (loaded._model, rounded)):
+        apply = bind(model, params)
+        hidden, _ = apply(apply(tokens, method="embed_text"), tokens, jnp.ones_like(tokens))
+        logits.append(apply(hidden, method="text_logits"))
+    assert logits[0].dtype == jnp.bfloat16
+    scale = float(np.abs(np.asarray(logits[1], np.float32)).max())
+    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in logits), rtol=0, atol=scale / 128)
 
 
 def test_loading_refuses_values_that_the_dtype_cannot_hold(pipeline, tmp_path):
