@@ -196,9 +196,8 @@ class Pipeline:
     def _write(self, folder: epath.PathLike, format: str, dtype: DTypeLike | None, vae: Any = None) -> None:
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
-        params = stack_layers(
-            restore_kernels(self.params, self._model.execution.dtype), join=_Layers
-        )  # still a layer at a time in memory
+        params = restore_kernels(self.params, self._model.execution.dtype)
+        params = stack_layers(params, join=_Layers)  # joined a layer at a time
         source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
         folders.write_folder(source, folder, format, dtype, vae=vae)
 
