@@ -62,12 +62,8 @@ def abstract_image_loop(
     row = np.zeros((1, prompt_length), np.int32)
     prompt = Prompts(row, row.astype(np.int8), row + 1, row)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-
-    def start(params: Params, keys: jax.Array) -> ImageState:
-        weight = jnp.float32(5)
-        return start_images(model, params, prompt, prompt, np.zeros(1, np.int32), keys, weight, sampling=SAMPLING)
-
-    state = jax.eval_shape(start, params, keys)
+    options = (np.zeros(1, np.int32), keys, jnp.float32(5))
+    state: ImageState = start_images.eval_shape(model, params, prompt, prompt, *options, sampling=SAMPLING)
     prefix, cache = cache_specs(state.prefix, mesh), cache_specs(state.cache, mesh)
     specs = jax.tree.map(lambda _: PartitionSpec(), state)._replace(prefix=prefix, cache=_specs_slots_first(cache))
     state = jax.tree.map(lambda leaf, spec: _placed(leaf, NamedSharding(mesh, spec)), state, specs)

@@ -121,14 +121,14 @@ class Conversation:
         capacity = cache.segment_ids.shape[1]
         more = round_up(needed, CAPACITY) - capacity if needed > capacity else 0
 
-        def grown(leaf: jax.Array, slots: int = 2) -> jax.Array:
+        def grown(leaf: jax.Array, slots: int) -> jax.Array:
             """With more of its axis `slots`."""
             return jnp.pad(leaf, [(0, more if axis == slots else 0) for axis in range(leaf.ndim)]) if more else leaf
 
         segment_ids = jnp.where(jnp.arange(capacity) < start, cache.segment_ids, 0)
         return KVCache(
-            k=jax.tree.map(grown, cache.k),
-            v=jax.tree.map(grown, cache.v),
+            k=tuple(grown(leaf, 2) for leaf in cache.k),
+            v=tuple(grown(leaf, 3) for leaf in cache.v),
             positions=grown(cache.positions, 1),
             segment_ids=grown(segment_ids, 1),
             length=jnp.asarray(start, jnp.int32),

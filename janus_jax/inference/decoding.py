@@ -21,12 +21,17 @@ from janus_jax.inference.prompt import Prompts
 from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.parameters import Params, bind
+from janus_jax.ops.few_rows import COMPILER_OPTIONS
 from janus_jax.ops.sampling import guide, sample_tokens
 from janus_jax.sharding import spread_cache
 
 # Programs traced so far in this process, by name of the function: each new shape or option compiles another.
 programs: collections.Counter[str] = collections.Counter()
 PORTION = 64  # codes between two reports of progress
+
+
+def _program(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    return functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, **options)
 
 
 class Sampling(NamedTuple):
@@ -54,7 +59,7 @@ class TextState(NamedTuple):
 class ImageState(NamedTuple):
     step: jax.Array  # codes known so far, from 1
     codes: jax.Array  # [B G, N]
-    cache: KVCache  # [2 B G] rows, in the layout of `slots_first`
+    cache: KVCache  # [2 B G] rows, its keys and values with `slots_first`
     prefix: KVCache  # [2 B] rows
 
 
@@ -82,7 +87,7 @@ def decode_text(
     return state.tokens
 
 
-@functools.partial(jax.jit, static_argnames=("model", "slots", "sampling", "eos_id"), donate_argnames="cache")
+@_program(static_argnames=("model", "slots", "sampling", "eos_id"), donate_argnames="cache")
 def start_text(
     model: Janus,
     params: Params,
@@ -119,7 +124,7 @@ def start_text(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling", "eos_id"), donate_argnames="state")
+@_program(static_argnames=("model", "sampling", "eos_id"), donate_argnames="state")
 def continue_text(
     model: Janus,
     params: Params,
@@ -189,7 +194,7 @@ def decode_image_codes(
     return state.codes.reshape(*keys.shape, num_codes)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling"))
+@_program(static_argnames=("model", "sampling"))
 def start_images(
     model: Janus,
     params: Params,
@@ -215,21 +220,21 @@ def start_images(
     # From one row per distinct prompt to one per prompt and half of the guidance.
     halves = jnp.concatenate([jnp.arange(batch), batch + unconditional_of])
     axis = 1 if model.execution.scan_layers else 0
-    prefix = _with_values(prefix, lambda leaf: jnp.take(leaf, halves, axis))
-    prefix = prefix._replace(positions=positions[halves], segment_ids=segment_ids[halves])
+    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (prefix.k, prefix.v))
+    prefix = prefix._replace(k=k, v=v, positions=positions[halves], segment_ids=segment_ids[halves])
     logits = _guided_logits(apply, jnp.repeat(hidden[halves, -1], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
     return ImageState(
         step=jnp.ones((), jnp.int32),
         codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
         cache=slots_first(
-            spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes - 1))
+            spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes))
         ),
         prefix=spread_cache(prefix),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames="state")
+@_program(static_argnames=("model", "sampling"), donate_argnames="state")
 def continue_images(
     model: Janus,
     params: Params,
@@ -256,21 +261,28 @@ def continue_images(
         new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
         return jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1), spread_cache(cache)
 
-    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, slots_first(state.cache)))
+    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, rows_first(state.cache)))
     return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache), prefix)
 
 
 def slots_first(cache: KVCache) -> KVCache:
-    """Keys and values [..., B, K, S, H] -> [..., S, K, B, H], as XLA:TPU holds them inside of the loop.
+    """Keys [B, K, S, H] and values [B, K, H, S] of each layer -> [S, K, B, H], as XLA:TPU holds them inside of the loop.
 
     There a step writes one block for all rows. With rows first, each call would copy the whole cache before its first
-    step and after its last. Its own inverse.
+    step and after its last.
     """
-    return _with_values(cache, lambda leaf: jnp.swapaxes(leaf, -4, -2))
+    return cache._replace(
+        k=jax.tree.map(lambda k: jnp.einsum("...BKSH->...SKBH", k), cache.k),
+        v=jax.tree.map(lambda v: jnp.einsum("...BKHS->...SKBH", v), cache.v),
+    )
 
 
-def _with_values(cache: KVCache, change: Callable[[jax.Array], jax.Array]) -> KVCache:
-    return cache._replace(k=jax.tree.map(change, cache.k), v=jax.tree.map(change, cache.v))
+def rows_first(cache: KVCache) -> KVCache:
+    """The inverse of `slots_first`."""
+    return cache._replace(
+        k=jax.tree.map(lambda k: jnp.einsum("...SKBH->...BKSH", k), cache.k),
+        v=jax.tree.map(lambda v: jnp.einsum("...SKBH->...BKHS", v), cache.v),
+    )
 
 
 def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax.Array) -> jax.Array:

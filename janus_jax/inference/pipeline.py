@@ -85,7 +85,8 @@ class Pipeline:
         self._normalization = normalization
         self._buckets = buckets
         self._requests = RequestReader(config, tokenizer)
-        self._model: Any = build(config, Execution(dtype=dtype, scan_layers=False))
+        few_rows = mesh is None and jax.default_backend() == "cpu"
+        self._model: Any = build(config, Execution(dtype=dtype, scan_layers=False, few_rows=few_rows))
 
     @overload
     def chat(self, images: Image | Sequence[Image], prompt: str, **options: Any) -> str: ...

@@ -21,6 +21,7 @@ class Execution:
     unroll_scan: bool = False  # write the scan's steps out: faster on a CPU, which copies what a scan slices
     remat: str = "none"  # a key of `models.stack.REMAT_POLICIES`
     attention: str = "xla"  # of packed rows: a key of `ops.attention.BACKENDS`
+    few_rows: bool = False  # decode with the products of `ops.few_rows`: faster on a CPU
     fusion_barriers: bool = False  # keep XLA:TPU from slowing products down (`models.layers.apart`)
     weights: "Weights | None" = None  # how a device gets whole weights from its shards; None: it has them
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
+from janus_jax.ops.few_rows import SUMS, multiply_few_rows
 from janus_jax.ops.norms import rms_norm
 
 SCALE = "kernel_scale"  # beside a kernel in 8 bits (`inference.quantization`)
@@ -30,21 +31,25 @@ class Linear(nn.Module):
         default = TorchDefault(fan_in)
         # Rows of one matrix: with more dimensions, XLA:CPU transposes the operands of the kernel's gradient in memory.
         rows = x.astype(self.dtype).reshape(-1, fan_in)
-        kernel: jax.Array
         if self.has_variable("params", TRANSPOSED):
-            # Not a product with the transpose: XLA:CPU would write that to memory in every step of one row.
-            kernel, contracted = self.get_variable("params", TRANSPOSED), (1,)
-            rows = rows.astype(kernel.dtype)
+            y = _multiply_transposed(rows, self.get_variable("params", TRANSPOSED))
         else:
             kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
-            kernel, contracted = kernel.astype(self.dtype), (0,)
-        y = jax.lax.dot_general(rows, kernel, (((1,), contracted), ((), ())))
+            y = rows @ kernel.astype(self.dtype)
         y = y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
         if self.has_variable("params", SCALE):
             y = (y.astype(jnp.float32) * self.get_variable("params", SCALE)).astype(self.dtype)
         if not self.use_bias:
             return y
         return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)
+
+
+def _multiply_transposed(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[R, in], [features, in] -> [R, features]."""
+    rows = rows.astype(kernel.dtype)
+    if len(rows) <= SUMS:
+        return multiply_few_rows(rows, kernel)
+    return jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
 
 
 def apart(x: jax.Array, barrier: bool) -> jax.Array:

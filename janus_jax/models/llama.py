@@ -15,8 +15,8 @@ from janus_jax.models.config import Execution, LlamaConfig
 from janus_jax.models.initializers import Axes, Normal, declare
 from janus_jax.models.layers import Linear, RMSNorm, apart, gradient_apart
 from janus_jax.models.stack import run_layers
-from janus_jax.ops.attention import attend, attend_packed, attention_mask
-from janus_jax.ops.prefix_attention import attend_with_prefix
+from janus_jax.ops.attention import attend_packed, attention_mask
+from janus_jax.ops.cached_attention import Prefix, attend_cached
 from janus_jax.ops.rope import apply_rope, rope_angles
 
 
@@ -26,10 +26,9 @@ class KVCache(NamedTuple):
     Unwritten slots have segment 0, so `attention_mask` hides them.
     """
 
-    # [layers, B, K, S, H] after RoPE; unrolled: one [B, K, S, H] per layer. Heads come before slots, as the products
-    # of attention take them: XLA:CPU would copy the whole cache to this order in every step.
-    k: jax.Array | tuple[jax.Array, ...]
-    v: jax.Array | tuple[jax.Array, ...]
+    # The order of axes is that of the products of attention: XLA:CPU would copy the whole cache to it in every step.
+    k: jax.Array | tuple[jax.Array, ...]  # [layers, B, K, S, H] after RoPE; unrolled: one [B, K, S, H] per layer
+    v: jax.Array | tuple[jax.Array, ...]  # [layers, B, K, H, S]; unrolled: one [B, K, H, S] per layer
     positions: jax.Array  # [B, S]
     segment_ids: jax.Array  # [B, S]
     length: jax.Array  # scalar: slots written so far, the same for all rows
@@ -37,14 +36,21 @@ class KVCache(NamedTuple):
 
 def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int) -> KVCache:
     """An empty cache of `slots` tokens for each of `batch` rows."""
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
-    zeros: jax.Array | tuple[jax.Array, ...]
-    if execution.scan_layers:
-        zeros = jnp.zeros((config.depth, *shape), execution.dtype)
-    else:
-        zeros = tuple(jnp.zeros(shape, execution.dtype) for _ in range(config.depth))
+
+    def zeros(*shape: int) -> jax.Array | tuple[jax.Array, ...]:
+        shape = (batch, config.num_kv_heads, *shape)
+        if execution.scan_layers:
+            return jnp.zeros((config.depth, *shape), execution.dtype)
+        return tuple(jnp.zeros(shape, execution.dtype) for _ in range(config.depth))
+
     table = jnp.zeros((batch, slots), jnp.int32)
-    return KVCache(zeros, zeros, positions=table, segment_ids=table, length=jnp.zeros((), jnp.int32))
+    return KVCache(
+        k=zeros(slots, config.head_dim),
+        v=zeros(config.head_dim, slots),
+        positions=table,
+        segment_ids=table,
+        length=jnp.zeros((), jnp.int32),
+    )
 
 
 class _Shared(NamedTuple):
@@ -77,33 +83,23 @@ class Attention(nn.Module):
             context = attend_packed(q, k, v, shared.angles, shared.positions, shared.segment_ids, execution.attention)
         else:
             q, k = apply_rope(q, shared.angles), apply_rope(k, shared.angles)
-            context, cache = _attend_cached(q, k, v, cache, shared)
+            context, cache = _attend_cached(q, k, v, cache, shared, execution.few_rows)
         context = context.reshape(batch, length, c.num_heads * c.head_dim)
         attended = _linear(c, execution.dtype, c.width, ("heads", "embed"), "o_proj")(context)
         return checkpoint_name(attended, "attended"), cache
 
 
 def _attend_cached(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple, shared: _Shared
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple, shared: _Shared, few_rows: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Context [B, T, N, H], and the keys and values [B, K, S, H] with the new ones in their place."""
+    """Context [B, T, N, H], and the cached keys and values with the new ones in their place."""
     old_k, old_v, prefix = cache
-    k, v = (
-        jax.lax.dynamic_update_slice_in_dim(old, _swapped(new.astype(old.dtype)), shared.offset, axis=2)
-        for old, new in ((old_k, k), (old_v, v))
-    )
+    new_k, new_v = k.swapaxes(1, 2).astype(old_k.dtype), v.transpose(0, 2, 3, 1).astype(old_v.dtype)
+    k = jax.lax.dynamic_update_slice_in_dim(old_k, new_k, shared.offset, axis=2)
+    v = jax.lax.dynamic_update_slice_in_dim(old_v, new_v, shared.offset, axis=3)
     assert shared.mask is not None
-    if shared.prefix_mask is None:
-        return attend(q, _swapped(k), _swapped(v), shared.mask), (k, v)
-    assert prefix is not None
-    prefix_k, prefix_v = map(_swapped, prefix)
-    context = attend_with_prefix(q, _swapped(k), _swapped(v), shared.mask, prefix_k, prefix_v, shared.prefix_mask)
-    return context, (k, v)
-
-
-def _swapped(x: jax.Array) -> jax.Array:
-    """[B, S, K, H] <-> [B, K, S, H]."""
-    return jnp.swapaxes(x, 1, 2)
+    before = None if prefix is None else Prefix(*prefix, shared.prefix_mask)
+    return attend_cached(q, k, v, shared.mask, before, few_rows), (k, v)
 
 
 class MLP(nn.Module):

@@ -124,7 +124,7 @@ def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
         keys = jax.random.split(jax.random.key(0), images)
         model, params, sampling = pipeline._model, pipeline.params, Sampling(1.0)
         arguments = (model, params, prompt, prompt, np.zeros(1, np.int32), keys, 5.0)
-        state = jax.eval_shape(lambda params: start_images(model, params, *arguments[2:], sampling=sampling), params)
+        state = start_images.eval_shape(*arguments, sampling=sampling)
         lowered = continue_images.lower(model, params, state, keys, 5.0, 16, sampling=sampling)
         memory = lowered.compile().memory_analysis()
         assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes  # no second cache

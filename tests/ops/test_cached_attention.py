@@ -1,15 +1,16 @@
-"""Attention with a shared prefix equals `attend` over each row's copy of it."""
+"""Attention to a cache, with a shared prefix or none, equals `attend` over each row's copy of everything."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from janus_jax.ops.attention import attend
-from janus_jax.ops.prefix_attention import attend_with_prefix
+from janus_jax.ops.cached_attention import Prefix, attend_cached
 
 
+@pytest.mark.parametrize("few_rows", [False, True])
 @pytest.mark.parametrize("queries", [1, 3])
-def test_shared_prefixes_equal_their_copies(queries):
+def test_shared_prefixes_equal_their_copies(queries, few_rows):
     rng = np.random.default_rng(queries)
     prefixes, group, length, keys, heads, kv_heads, dim = 2, 3, 7, 5, 4, 2, 8
     rows = prefixes * group
@@ -33,5 +34,11 @@ def test_shared_prefixes_equal_their_copies(queries):
         jnp.concatenate([copied(prefix_v), v], axis=1),
         jnp.concatenate([whole_mask, mask], axis=2),
     )
-    actual = attend_with_prefix(q, k, v, jnp.asarray(mask), prefix_k, prefix_v, jnp.asarray(prefix_mask))
+    prefix = Prefix(prefix_k.swapaxes(1, 2), prefix_v.transpose(0, 2, 3, 1), jnp.asarray(prefix_mask))
+    own = k.swapaxes(1, 2), v.transpose(0, 2, 3, 1), jnp.asarray(mask)
+    actual = attend_cached(q, *own, prefix, few_rows)
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6)
+
+    alone = attend_cached(q, *own, None, few_rows)
+    seen = mask.any(-1)  # the context of the others has no meaning
+    np.testing.assert_allclose(alone[seen], attend(q, k, v, jnp.asarray(mask))[seen], rtol=2e-5, atol=2e-6)

@@ -1,0 +1,80 @@
+"""Attention of decoding: to the cached keys and values of a row, and to those of a prefix that rows share.
+
+What belongs to a prefix is held, and read, once for all of its rows. Slots are the last axis of cached values, so that
+both products, with keys and with values, contract last axes: XLA:CPU would transpose the values in every step.
+
+Letters: B rows, T queries, N heads, K key-value heads, H head dim, S slots, R prefixes, P slots of a prefix; Q queries
+of a row and key-value head, T N / K.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from janus_jax.ops.attention import MASKED_SCORE
+from janus_jax.ops.few_rows import SUMS, multiply_few_rows
+
+
+class Prefix(NamedTuple):
+    """What comes before B rows; row b has prefix b // (B / R)."""
+
+    k: Float[Array, "R K P H"]
+    v: Float[Array, "R K H P"]
+    mask: Bool[Array, "R P"]  # False at its padding; all queries see the rest
+
+
+def attend_cached(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K H S"],
+    mask: Bool[Array, "B T S"],
+    prefix: Prefix | None = None,
+    few_rows: bool = False,
+) -> Float[Array, "B T N H"]:
+    """As `attend` over the keys of the row's prefix followed by its own.
+
+    Args:
+        mask: True where a query may see a key of its own row. The context of a query that sees no key, not of its
+            prefix either, is finite and has no meaning.
+        few_rows: take `multiply_few_rows` where it can be.
+    """
+    batch, length, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[1]
+    q = q.reshape(batch, length, num_kv_heads, -1, head_dim).swapaxes(1, 2).reshape(batch, num_kv_heads, -1, head_dim)
+    visible = jnp.repeat(mask, num_heads // num_kv_heads, axis=1)[:, None]  # [B, 1, Q, S]
+    scores = jnp.where(visible, _product(q, k, few_rows), MASKED_SCORE)
+    before = 0
+    if prefix is not None:
+        before = prefix.mask.shape[1]
+        shared = _product(_by_prefix(q, prefix), prefix.k, few_rows)
+        shared = jnp.where(prefix.mask[:, None, None], shared, MASKED_SCORE)
+        scores = jnp.concatenate([_by_row(shared, batch), scores], axis=-1)
+    weights = jax.nn.softmax(scores * head_dim**-0.5, axis=-1).astype(v.dtype)  # [B, K, Q, P + S]
+    context = _product(weights[..., before:], v, few_rows)
+    if prefix is not None:
+        context += _by_row(_product(_by_prefix(weights[..., :before], prefix), prefix.v, few_rows), batch)
+    context = context.reshape(batch, num_kv_heads, length, -1, head_dim).swapaxes(1, 2)
+    return context.reshape(batch, length, num_heads, head_dim).astype(v.dtype)
+
+
+def _by_prefix(x: jax.Array, prefix: Prefix) -> jax.Array:
+    """[B, K, Q, any] -> [R, K, (B / R) Q, any]."""
+    batch, num_kv_heads, queries, size = x.shape
+    x = x.reshape(len(prefix.mask), -1, num_kv_heads, queries, size).swapaxes(1, 2)
+    return x.reshape(len(prefix.mask), num_kv_heads, -1, size)
+
+
+def _by_row(x: jax.Array, batch: int) -> jax.Array:
+    """The inverse of `_by_prefix`."""
+    prefixes, num_kv_heads, _, size = x.shape
+    x = x.reshape(prefixes, num_kv_heads, batch // prefixes, -1, size).swapaxes(1, 2)
+    return x.reshape(batch, num_kv_heads, -1, size)
+
+
+def _product(rows: jax.Array, matrix: jax.Array, few_rows: bool) -> jax.Array:
+    """[..., Q, any], [..., M, any] -> float32 [..., Q, M]."""
+    if few_rows and rows.shape[-2] <= SUMS:
+        return multiply_few_rows(rows.astype(jnp.float32), matrix.astype(jnp.float32))
+    return jnp.einsum("...qd,...md->...qm", rows, matrix, preferred_element_type=jnp.float32)

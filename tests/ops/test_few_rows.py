@@ -1,0 +1,33 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.ops.few_rows import COMPILER_OPTIONS, SUMS, multiply_few_rows
+
+
+@pytest.mark.parametrize("num_rows", range(1, SUMS + 1))
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+@pytest.mark.parametrize("shape", [(64, 40), (7, 129), (12, 1)])
+def test_equals_the_product_in_float64(num_rows, lead, shape):
+    rng = np.random.default_rng(num_rows)
+    rows, matrix = (rng.normal(size=(*lead, *size)).astype(np.float32) for size in ((num_rows, shape[1]), shape))
+    transposed = matrix.swapaxes(-1, -2)
+    exact = rows.astype(np.float64) @ transposed.astype(np.float64)
+    bound = 1e-6 * (np.abs(rows) @ np.abs(transposed))
+    for options in (None, COMPILER_OPTIONS):
+        product = jax.jit(multiply_few_rows, compiler_options=options)(rows, matrix)
+        assert (np.abs(product - exact) <= bound).all()
+
+
+def test_what_the_rows_come_from_is_computed_once():
+    """Inlined, XLA would take the exponentials of the rows again for each of the 64 sums."""
+
+    def program(rows, matrix):
+        return multiply_few_rows(2 * jnp.exp(rows) + 1, matrix)
+
+    compiled = jax.jit(program, compiler_options=COMPILER_OPTIONS).lower(jnp.ones((4, 32)), jnp.ones((64, 32)))
+    text = compiled.compile().as_text()
+    assert " call(" in text
+    sums = next(part for part in text.split("\n\n") if " reduce(" in part and "f32[64,32]" in part)
+    assert "exponential" not in sums
