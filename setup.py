@@ -36,6 +36,7 @@ TEST = [
     *DATA,
     "beartype>=0.21",
     "diffusers>=0.37,<1",
+    "kubeflow-trainer-api>=2.3,<3",  # the published schema of a JobSet
     "mypy>=1.15",
     "pytest>=8.3",
     "pyyaml>=6",

@@ -227,9 +227,7 @@ def start_images(
     return ImageState(
         step=jnp.ones((), jnp.int32),
         codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
-        cache=slots_first(
-            spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes))
-        ),
+        cache=slots_first(spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes))),
         prefix=spread_cache(prefix),
     )
 
@@ -266,7 +264,7 @@ def continue_images(
 
 
 def slots_first(cache: KVCache) -> KVCache:
-    """Keys [B, K, S, H] and values [B, K, H, S] of each layer -> [S, K, B, H], as XLA:TPU holds them inside of the loop.
+    """Keys [B, K, S, H], values [B, K, H, S] of each layer -> [S, K, B, H], as XLA:TPU holds them inside of the loop.
 
     There a step writes one block for all rows. With rows first, each call would copy the whole cache before its first
     step and after its last.

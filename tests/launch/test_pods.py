@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 STATES = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
@@ -123,6 +124,8 @@ def test_mistakes_are_told_before_anything_is_asked_for(pod, arguments, variable
 def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     (document,) = yaml.safe_load_all((LAUNCH / "tpu" / "jobset.yaml").read_text())
     assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    # The published schema has a place, of the same type, for everything that the file says.
+    assert JobsetV1alpha2JobSet.from_dict(document).to_dict() == document
     (job,) = document["spec"]["replicatedJobs"]
     hosts, pods = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
     x, y, z = map(int, pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
