@@ -97,8 +97,11 @@ def _attend_cached(
     new_k, new_v = k.swapaxes(1, 2).astype(old_k.dtype), v.transpose(0, 2, 3, 1).astype(old_v.dtype)
     k = jax.lax.dynamic_update_slice_in_dim(old_k, new_k, shared.offset, axis=2)
     v = jax.lax.dynamic_update_slice_in_dim(old_v, new_v, shared.offset, axis=3)
+    before = None
+    if prefix is not None:
+        assert shared.prefix_mask is not None
+        before = Prefix(prefix[0], prefix[1], shared.prefix_mask)
     assert shared.mask is not None
-    before = None if prefix is None else Prefix(*prefix, shared.prefix_mask)
     return attend_cached(q, k, v, shared.mask, before, few_rows), (k, v)
 
 
