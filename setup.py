@@ -44,6 +44,7 @@ TEST = [
     "torch==2.13.0",
     "transformers>=5.0,<6",
 ]
+TPU = ["libtpu", "gcsfs>=2025.3", "google-cloud-storage>=2.19"]  # and buckets: for etils, for tensorboardX
 
 setup(
     name="janus_jax",
@@ -53,5 +54,5 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["janus_jax", "janus_jax.*", "configs", "launch"]),
     install_requires=CORE,
-    extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": ["libtpu"]},
+    extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": TPU},
 )

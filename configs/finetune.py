@@ -26,9 +26,9 @@ def get_config(model: str = "janus_pro_1b") -> ConfigDict:
     stage = f"stage3:{variant}" if variant else "stage3"
     config = importlib.import_module(f"configs.{name}").get_config(stage).unlock()
     config.name = f"{name} finetune"
-    # No paper says how to fine-tune: a tenth of the batch, half the rate, warm-up, and a rate that fades.
-    config.train.update(learning_rate=2e-5, schedule="cosine", warmup_steps=100, final_fraction=0.1, num_steps=2_000)
+    # No paper says how to fine-tune: few rows, the lowest rate of the papers' last stages, warm-up, a rate that fades.
+    config.train.update(learning_rate=2e-5, schedule="cosine", final_fraction=0.1)
     if not variant:
-        config.train.batch_size = 16
+        config.train.update(batch_size=16, warmup_steps=100, num_steps=2_000)
     config.checkpoint.every_steps = 500
     return lock(config)

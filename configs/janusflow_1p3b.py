@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import base_config, lock
+from configs.base import base_config, lock, ratio
 from configs.janusflow import add_flow_fields
 from janus_jax.errors import UserError
 
@@ -55,11 +55,8 @@ def get_config(stage: str = "stage1") -> ConfigDict:
     add_flow_fields(config)
     config.trainable = TRAINABLE[stage]
     train = dict(_NUMBERS[stage])
-    ratio = train.pop("ratio")
-    config.data.ratio = {
-        task: float(share) if isinstance(share, int) else share
-        for task, share in zip(("understand", "text", "generate"), ratio, strict=True)
-    }
+    shares = (float(share) if isinstance(share, int) else share for share in train.pop("ratio"))
+    config.data.ratio = ratio(*shares)
     # The average is updated in every step, and a stage goes on from the parameters, not from it (paper: not stated).
     config.train.update(train, weight_decay=0.0, schedule="constant", ema=0.99)
     config.data.crop.random = True  # section 4.2

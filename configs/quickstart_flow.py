@@ -8,7 +8,7 @@ minutes on a CPU. `ablation` is stage 3 from fresh parameters at a constant rate
 
 from ml_collections import ConfigDict
 
-from configs.base import base_config, lock
+from configs.base import base_config, lock, ratio
 from configs.janusflow import add_flow_fields
 from janus_jax.errors import UserError
 
@@ -27,7 +27,7 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     # Neighbouring pixels tell the same, so that they can be seen through more noise than the latents of a VAE: more of
     # the training is there.
     config.loss.update(alignment_layer=2, alignment_width=96, time_location=-1.0)
-    config.data.ratio = dict(zip(("understand", "text", "generate"), map(float, RATIOS[phase]), strict=True))
+    config.data.ratio = ratio(*map(float, RATIOS[phase]))
     config.dtype, config.remat = "float32", "none"
     config.train.update(
         batch_size=10,

@@ -8,6 +8,7 @@ DIR/checkpoints/N/    Orbax, one folder per saved step with `params`, perhaps `e
 
 import dataclasses
 import json
+import os
 import reprlib
 import typing
 import uuid
@@ -75,7 +76,7 @@ def save_params(folder: epath.PathLike, config: ModelConfig, params: Params) -> 
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder.resolve() / "params", jax.tree.map(np.asarray, params), save_args=chunked(params))
+        checkpointer.save(absolute(folder) / "params", jax.tree.map(np.asarray, params), save_args=chunked(params))
 
 
 def chunked(params: Params) -> Any:
@@ -133,7 +134,7 @@ def params_path(folder: epath.PathLike, ema: bool = False, step: int | None = No
 
     Raises UserError when there are none.
     """
-    folder = epath.Path(folder).resolve()
+    folder = absolute(folder)
     if not ema and step is None and (folder / "params").exists():
         return folder / "params"
     steps = saved_steps(folder)
@@ -153,9 +154,15 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A local path from the root of the file system, as Orbax asks for; `resolve` would make one of gs://bucket too."""
+    path = epath.Path(path)
+    return path if "://" in os.fspath(path) else path.resolve()
+
+
 def prepare_folder(flag: str, folder: epath.PathLike) -> epath.Path:
     """Creates the folder and proves that it can be written. Raises UserError naming the flag."""
-    folder = epath.Path(folder).resolve()
+    folder = absolute(folder)
     probe = folder / f".write_test_{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

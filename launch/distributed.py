@@ -1,5 +1,6 @@
 """Joins the processes of a run: one per host of a TPU slice or cluster, or several on one machine."""
 
+import math
 from typing import Any
 
 import jax
@@ -16,10 +17,19 @@ PEER_TIMEOUT = flags.DEFINE_integer(
 )
 
 
+STEP_TIMEOUT = flags.DEFINE_integer(
+    "step_timeout",
+    1800,
+    "seconds without the end of a step after which one of several processes ends",
+    lower_bound=1,
+)
+
+
 def join() -> None:
     """To be called before anything touches JAX's devices. Raises UserError for flags that do not go together.
 
-    From then on a host that dies or hangs ends the others: JAX's coordination service asks each for heartbeats.
+    From then on a host that dies or is stopped ends the others: JAX's coordination service asks each for heartbeats.
+    Those go on in a process that hangs while it lives; `--step_timeout` is for that.
     """
     limits: dict[str, Any] = {
         "heartbeat_timeout_seconds": PEER_TIMEOUT.value,
@@ -28,10 +38,21 @@ def join() -> None:
     coordinator, count, process = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     if coordinator is None and count is None and process is None:
         if MULTIHOST.value:
-            jax.distributed.initialize(**limits)
+            try:
+                jax.distributed.initialize(**limits)
+            except (ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"--multihost: the other hosts cannot be found or joined ({error}); on a machine that neither TPU "
+                    "metadata, GKE nor Slurm describes, give --coordinator, --num_processes and --process_id"
+                ) from error
         return
     if coordinator is None or count is None or process is None or MULTIHOST.value:
         raise UserError("expected --coordinator, --num_processes and --process_id together, without --multihost")
     if process >= count:
         raise UserError(f"--process_id={process}, expected less than --num_processes={count}")
     jax.distributed.initialize(coordinator, count, process, **limits)
+
+
+def step_timeout() -> float:
+    """Of this process, in seconds: infinite for one that trains alone."""
+    return STEP_TIMEOUT.value if jax.process_count() > 1 else math.inf

@@ -25,7 +25,7 @@ def main() -> None:
     distributed.join()
     keep_freed_memory()
     try:
-        train(CONFIG.value, WORKDIR.value)
+        train(CONFIG.value, WORKDIR.value, distributed.step_timeout())
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

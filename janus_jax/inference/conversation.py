@@ -39,7 +39,7 @@ class Conversation:
     def ask(
         self,
         question: str,
-        images: "Sequence[Image]" = (),
+        images: "Image | Sequence[Image]" = (),
         *,
         on_text: Callable[[str], Any] | None = None,
         max_new_tokens: int | None = None,
@@ -51,12 +51,13 @@ class Conversation:
         """The next turn; options and errors of `Pipeline.answer`. After an error the conversation is as before.
 
         Args:
-            images: of this question.
+            images: of this question: one, or a list.
             on_text: given the answer piece by piece while it is written; the pieces joined are its text.
         """
         pipeline = self._pipeline
-        messages = [*self._messages, user_message(question, len(images))]
-        all_images = [*self._images, *images]
+        asked: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
+        messages = [*self._messages, user_message(question, len(asked))]
+        all_images = [*self._images, *asked]
         request = pipeline._requests.text(
             [messages],
             [all_images],

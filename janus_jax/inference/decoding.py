@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.inference.prompt import Prompts
+from janus_jax.models.config import Execution
 from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.parameters import Params, bind
@@ -224,10 +225,11 @@ def start_images(
     prefix = prefix._replace(k=k, v=v, positions=positions[halves], segment_ids=segment_ids[halves])
     logits = _guided_logits(apply, jnp.repeat(hidden[halves, -1], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
+    empty = init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes)
     return ImageState(
         step=jnp.ones((), jnp.int32),
         codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
-        cache=slots_first(spread_cache(init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes))),
+        cache=slots_first(spread_cache(empty), model.execution),
         prefix=spread_cache(prefix),
     )
 
@@ -259,24 +261,28 @@ def continue_images(
         new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
         return jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1), spread_cache(cache)
 
-    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, rows_first(state.cache)))
-    return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache), prefix)
+    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, rows_first(state.cache, model.execution)))
+    return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix)
 
 
-def slots_first(cache: KVCache) -> KVCache:
+def slots_first(cache: KVCache, execution: Execution) -> KVCache:
     """Keys [B, K, S, H], values [B, K, H, S] of each layer -> [S, K, B, H], as XLA:TPU holds them inside of the loop.
 
     There a step writes one block for all rows. With rows first, each call would copy the whole cache before its first
-    step and after its last.
+    step and after its last. A CPU, where slots first would cost these copies, keeps the cache as it is.
     """
+    if execution.few_rows:
+        return cache
     return cache._replace(
         k=jax.tree.map(lambda k: jnp.einsum("...BKSH->...SKBH", k), cache.k),
         v=jax.tree.map(lambda v: jnp.einsum("...BKHS->...SKBH", v), cache.v),
     )
 
 
-def rows_first(cache: KVCache) -> KVCache:
+def rows_first(cache: KVCache, execution: Execution) -> KVCache:
     """The inverse of `slots_first`."""
+    if execution.few_rows:
+        return cache
     return cache._replace(
         k=jax.tree.map(lambda k: jnp.einsum("...SKBH->...BKSH", k), cache.k),
         v=jax.tree.map(lambda v: jnp.einsum("...SKBH->...BKHS", v), cache.v),

@@ -77,12 +77,12 @@ def load(
     if isinstance(source.config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
         folders.require_vae(source.config, loaded_vae[0])
-    transposed = quantization is None and mesh is None and jax.default_backend() == "cpu"
+    transposed = mesh is None and jax.default_backend() == "cpu"
     loaded: dict[str, jax.Array] = {}
 
     def place(path: str, values: np.ndarray) -> None:  # as a copy: they may be a part of a larger buffer of the reader
         if transposed and is_quantized(path):
-            loaded[transposed_path(path)] = jnp.array(values.T, jnp.float32)
+            loaded[transposed_path(path)] = jnp.array(values.T, None if values.dtype == np.int8 else jnp.float32)
         elif shardings is None:
             loaded[path] = jnp.array(values)
         else:

@@ -33,6 +33,7 @@ from janus_jax.inference.memory import cache_bytes, check_fits
 from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
+from janus_jax.models.llama import cache_dtype
 from janus_jax.models.parameters import Params, build, flatten, unflatten
 from janus_jax.models.stack import stack_layers, unstack_layers
 from janus_jax.sharding import ROW_AXES, decoding_shardings
@@ -229,7 +230,7 @@ class Pipeline:
 
     def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
         """Of a request whose caches have these (rows, slots); devices of a CPU have one memory together."""
-        dtype = self._model.execution.dtype
+        dtype = cache_dtype(self._model.execution)
         parts = 1 if self._mesh is None or jax.default_backend() == "cpu" else self._mesh.size
         check_fits({what: cache_bytes(self.config.llama, dtype, *shape) // parts for what, shape in caches.items()})
 
@@ -274,7 +275,8 @@ class JanusPipeline(Pipeline):
     ) -> np.ndarray:
         """Image codes [len(prompts) * num_images, N] int32, the images of a prompt together.
 
-        Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in.
+        Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in; but for the
+        rounding of bfloat16, which may differ between programs of other shapes.
 
         Args:
             on_codes: told now and then how many codes each image has.
@@ -295,11 +297,13 @@ class JanusPipeline(Pipeline):
         if not request.prompts:
             return np.zeros((0, self.config.image_tokens), np.int32)
         conditional, unconditional, unconditional_of = self._guided(request.prompts)
-        drawn = round_up(num_images, self._row_shares)  # so that the devices have equally many
+        # So that the devices have equally many.
+        whole = len(prompts) * num_images % self._row_shares == 0
+        drawn = num_images if whole else round_up(num_images, self._row_shares)
         self._check_memory(
             {
                 f"{len(prompts)} prompts": (2 * len(prompts), conditional.tokens.shape[1]),
-                f"{len(prompts) * drawn} images": (2 * len(prompts) * drawn, self.config.image_tokens - 1),
+                f"{len(prompts) * drawn} images": (2 * len(prompts) * drawn, self.config.image_tokens),
             }
         )
         per_image = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(drawn))
@@ -318,10 +322,16 @@ class JanusPipeline(Pipeline):
         return np.asarray(codes)[:, :num_images].reshape(-1, self.config.image_tokens)
 
     def draw(self, codes: np.ndarray) -> list[PIL.Image.Image]:
-        """Image codes [B, N] -> images.
+        """Image codes [B, N] -> images, decoded in portions of 1, 2, 4, 8 or 16, each a compiled program.
 
-        Decoded in portions of 1, 2, 4, 8 or 16, each a compiled program.
+        Raises:
+            UserError: another shape, or numbers that are not codes.
         """
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[1] != self.config.image_tokens:
+            raise UserError(f"codes of shape {codes.shape}, expected [images, {self.config.image_tokens}]")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.config.vq.num_codes:
+            raise UserError(f"codes from {codes.min()} to {codes.max()}, expected 0 to {self.config.vq.num_codes - 1}")
         images = []
         for start in range(0, len(codes), PIXEL_CHUNK):
             chunk = codes[start : start + PIXEL_CHUNK]

@@ -45,11 +45,11 @@ class Linear(nn.Module):
 
 
 def _multiply_transposed(rows: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[R, in], [features, in] -> [R, features]."""
-    rows = rows.astype(kernel.dtype)
+    """[R, in], [features, in] of float32 or 8 bits -> float32 [R, features]."""
+    rows = rows.astype(jnp.float32)
     if len(rows) <= SUMS:
         return multiply_few_rows(rows, kernel)
-    return jax.lax.dot_general(rows, kernel, (((1,), (1,)), ((), ())))
+    return jax.lax.dot_general(rows, kernel.astype(jnp.float32), (((1,), (1,)), ((), ())))
 
 
 def apart(x: jax.Array, barrier: bool) -> jax.Array:

@@ -34,14 +34,21 @@ class KVCache(NamedTuple):
     length: jax.Array  # scalar: slots written so far, the same for all rows
 
 
+def cache_dtype(execution: Execution) -> DTypeLike:
+    """XLA:CPU would convert a whole cache of bfloat16 to float32 and back in every step."""
+    return jnp.float32 if execution.few_rows else execution.dtype
+
+
 def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int) -> KVCache:
     """An empty cache of `slots` tokens for each of `batch` rows."""
+
+    dtype = cache_dtype(execution)
 
     def zeros(*shape: int) -> jax.Array | tuple[jax.Array, ...]:
         shape = (batch, config.num_kv_heads, *shape)
         if execution.scan_layers:
-            return jnp.zeros((config.depth, *shape), execution.dtype)
-        return tuple(jnp.zeros(shape, execution.dtype) for _ in range(config.depth))
+            return jnp.zeros((config.depth, *shape), dtype)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
 
     table = jnp.zeros((batch, slots), jnp.int32)
     return KVCache(

@@ -51,12 +51,12 @@ def attend_cached(
         shared = _product(_by_prefix(q, prefix), prefix.k, few_rows)
         shared = jnp.where(prefix.mask[:, None, None], shared, MASKED_SCORE)
         scores = jnp.concatenate([_by_row(shared, batch), scores], axis=-1)
-    weights = jax.nn.softmax(scores * head_dim**-0.5, axis=-1).astype(v.dtype)  # [B, K, Q, P + S]
+    weights = jax.nn.softmax(scores * head_dim**-0.5, axis=-1).astype(q.dtype)  # [B, K, Q, P + S]
     context = _product(weights[..., before:], v, few_rows)
     if prefix is not None:
         context += _by_row(_product(_by_prefix(weights[..., :before], prefix), prefix.v, few_rows), batch)
     context = context.reshape(batch, num_kv_heads, length, -1, head_dim).swapaxes(1, 2)
-    return context.reshape(batch, length, num_heads, head_dim).astype(v.dtype)
+    return context.reshape(batch, length, num_heads, head_dim).astype(q.dtype)
 
 
 def _by_prefix(x: jax.Array, prefix: Prefix) -> jax.Array:

@@ -8,7 +8,7 @@ row of the matrix at once, which LLVM holds in registers.
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 SUMS = 8  # at once: half of the vector registers of AVX2; the most rows, too
 
@@ -17,8 +17,8 @@ SUMS = 8  # at once: half of the vector registers of AVX2; the most rows, too
 COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True}
 
 
-def multiply_few_rows(rows: Float[Array, "*B R K"], matrix: Float[Array, "*B N K"]) -> Float[Array, "*B R N"]:
-    """rows @ matrix^T, of at most `SUMS` rows."""
+def multiply_few_rows(rows: Float[Array, "*B R K"], matrix: Num[Array, "*B N K"]) -> Float[Array, "*B R N"]:
+    """rows @ matrix^T in the dtype of the rows, of at most `SUMS` rows; a matrix of 8 bits is read as it is."""
     # A function of its own also when compiled, or XLA would compute what the rows come from again for each of N sums.
     with set_xla_metadata(inlineable="false"):
         return _products(rows, matrix)
@@ -28,9 +28,9 @@ def multiply_few_rows(rows: Float[Array, "*B R K"], matrix: Float[Array, "*B N K
 def _products(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
     together = max(n for n in range(1, SUMS // num_rows + 1) if num_columns % n == 0)  # rows of the matrix
-    groups = matrix.reshape(*lead, -1, together, contracted)
+    groups = matrix.reshape(*lead, -1, together, contracted).astype(rows.dtype)  # on the way: nothing is written
     products = [groups[..., i, :] * rows[..., j, None, :] for j in range(num_rows) for i in range(together)]
-    zeros = [jnp.zeros((), matrix.dtype)] * len(products)
+    zeros = [jnp.zeros((), rows.dtype)] * len(products)
     sums = jax.lax.reduce(products, zeros, lambda x, y: [a + b for a, b in zip(x, y, strict=True)], (len(lead) + 1,))
     sums = jnp.stack(sums, -1).reshape(*lead, -1, num_rows, together)
     return jnp.moveaxis(sums, -2, len(lead)).reshape(*lead, num_rows, num_columns)

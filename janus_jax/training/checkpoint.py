@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from janus_jax.checkpoints import chunked, read_architecture
+from janus_jax.checkpoints import absolute, chunked, read_architecture
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.training.stages import merge, split
@@ -38,11 +38,14 @@ class Checkpoints:
                     f"{workdir}: holds another architecture than the config's: {differences(saved, config)}"
                 )
         self._blocked = 0.0
+        self.host_gib = 0.0  # of a save, in this process: Orbax copies all of it to the host before it writes
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+    def check(self) -> None:
+        """Raises UserError when a save in the background has failed."""
+        with self._writing():
+            self._manager.check_for_errors()
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
         """Starts an asynchronous save of this step; does nothing when the step is already saved.
@@ -61,6 +64,7 @@ class Checkpoints:
             }
             if state.ema is not None:  # a whole model, as `params` is
                 items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
+            self.host_gib = _local_bytes((params, state.opt_state, state.ema)) / 2**30
             with self._writing():
                 self._manager.save(step, args=ocp.args.Composite(**items))
         self._blocked += time.monotonic() - start
@@ -85,6 +89,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but none can be restored: damaged, or of a run that trained other
                 parameters.
+            OSError, MemoryError, JaxRuntimeError: not of the files: no connection, no permission, no memory.
         """
         first_error: UserError | None = None
         damaged: list[int] = []
@@ -123,6 +128,8 @@ class Checkpoints:
             items["ema"] = whole
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (TimeoutError, ConnectionError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # says nothing of the files
         except Exception as error:  # for damaged files Orbax raises bare ones
             raise UserError(
                 f"{self._workdir}: checkpoint {step} cannot be restored into this config: {_reason(error)}"
@@ -166,12 +173,18 @@ class Checkpoints:
 
 def read_data_state(workdir: epath.PathLike, step: int) -> dict[str, Any]:
     """The state of the data stream alone. Raises UserError when it is damaged."""
-    folder = epath.Path(workdir).resolve() / "checkpoints" / str(step) / "data"
+    folder = absolute(workdir) / "checkpoints" / str(step) / "data"
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             return checkpointer.restore(folder)
     except (ValueError, OSError) as error:
         raise UserError(f"{folder}: not a readable data state ({error})") from error
+
+
+def _local_bytes(tree: Any) -> int:
+    """Of the parts that this process saves: each part is saved once, by the first process that has it."""
+    shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
 
 
 def _reason(error: Exception) -> str:

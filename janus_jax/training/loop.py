@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 from typing import Any
 
 import jax
@@ -33,14 +34,18 @@ from janus_jax.training.stages import format_table, merge, module_table
 from janus_jax.training.state import TrainState
 from janus_jax.training.stopping import StopRequest
 from janus_jax.training.stored_codes import check_stored_codes
+from janus_jax.training.watchdog import Watchdog
 from janus_jax.whole_files import write_whole
 
 
-def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
+def train(config: ConfigDict, workdir: epath.PathLike, step_timeout: float = math.inf) -> dict[str, float]:
     """Trains one stage to `config.train.num_steps`, resuming by itself when the workdir holds a checkpoint.
 
     Ctrl-C and SIGTERM finish the step, save a checkpoint and raise KeyboardInterrupt; with several processes, which
     must share the workdir, SIGTERM to any of them does so in all. Only the first process prints and writes logs.
+
+    Args:
+        step_timeout: seconds without the end of a step after which the process ends itself (`Watchdog`).
 
     Returns:
         The last written metrics.
@@ -87,11 +92,16 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     finite = FiniteCheck(workdir / "not_finite")
     profile = Profile(workdir / "profile", **config.profile)
     batches = DevicePrefetch(stream, plan.rows)
-    with contextlib.ExitStack() as ending:
+    # Around the endings too: a signal while the last checkpoint is being written shall not cost it.
+    with StopRequest() as stop, contextlib.ExitStack() as ending:
         ending.callback(lambda: _say(format_reports(batches.state, stream.patterns)))
         for part in (log, checkpoints, profile, batches):  # closed from the last one on
             ending.push(functools.partial(_close, part))
-        return _run(config, state, prepare, step_fn, batches, checkpoints, log, finite, profile)
+        watchdog = None
+        if math.isfinite(step_timeout):
+            watchdog = Watchdog(step_timeout)
+            ending.callback(watchdog.close)  # first: to write the last checkpoint may take longer
+        return _run(config, state, prepare, step_fn, batches, checkpoints, log, finite, profile, stop, watchdog)
 
 
 def _close(part: Any, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -115,35 +125,42 @@ def _run(
     log: MetricsLog,
     finite: FiniteCheck,
     profile: Profile,
+    stop: StopRequest,
+    watchdog: Watchdog | None,
 ) -> dict[str, float]:
     schedule = make_schedule(config.train)
     # Queued steps take a CPU's cores from each other: five times slower (measured), deadlocks with several devices.
     on_cpu = jax.default_backend() == "cpu"
     means: dict[str, float] = {}
+    metrics = None
     start = int(state.step)
-    with StopRequest() as stop:
-        for step in range(start + 1, config.train.num_steps + 1):
-            profile.before(step)
-            batch = prepare(next(batches), step)
-            state, metrics = step_fn(state, batch)
-            if on_cpu:
-                jax.block_until_ready(metrics)
-            finite.add(step, metrics, batch)
-            log.add(metrics)
-            stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
-            last = step == config.train.num_steps or stopping
-            writing = last or step % config.log_every == 0
-            saving = last or step % config.checkpoint.every_steps == 0
-            if writing or saving:
-                finite.check()  # what is written or saved is finite
-            if writing:
-                dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(batches.state).items()}
-                extra = {"learning_rate": float(schedule(step - 1)), **dropped}
-                means = log.write(step, batches.take_waited(), checkpoints.take_blocked(), extra)
-            if saving:
-                checkpoints.save(state, batches.state)
-            if stopping:
-                raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
+    for step in range(start + 1, config.train.num_steps + 1):
+        profile.before(step, metrics)
+        batch = prepare(next(batches), step)
+        state, metrics = step_fn(state, batch)
+        if on_cpu:
+            jax.block_until_ready(metrics)
+        finite.add(step, metrics, batch)
+        log.add(metrics)
+        if watchdog is not None:
+            watchdog.step_ended(step)
+        if step == start + 1:
+            batches.take_waited()  # for the first batch: a part of the start
+        stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
+        last = step == config.train.num_steps or stopping
+        writing = last or step % config.log_every == 0
+        saving = last or step % config.checkpoint.every_steps == 0
+        if writing or saving:
+            finite.check()  # what is written or saved is finite
+        if writing:
+            checkpoints.check()
+            dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(batches.state).items()}
+            extra = {"learning_rate": float(schedule(step - 1)), "memory/save_gib": checkpoints.host_gib, **dropped}
+            means = log.write(step, batches.take_waited(), checkpoints.take_blocked(), extra)
+        if saving:
+            checkpoints.save(state, batches.state)
+        if stopping:
+            raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
     return means
 
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import tqdm
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from janus_jax.errors import UserError
 from janus_jax.training.objective import Metrics
+from janus_jax.training.tensorboard import Scalars
 from janus_jax.whole_files import write_whole
 
 
@@ -23,12 +23,14 @@ class MetricsLog:
     A line of `metrics.jsonl` holds the step, the means since the last line, and of the same time:
         images_per_second, tokens_per_second, steps_per_second: of the whole run, all processes.
         step_seconds/median, /p90, /max: from the end of a step to the end of the next; not the first one's.
-        data_wait_share, save_wait_share: the part in which the loop waited for data, and for checkpoints.
+        data_wait_share, save_wait_share: the part in which the loop waited for data (but for a process's first batch),
+            and for checkpoints.
         goodput: since the run was first started, the part of the wall time in which steps were done that count; not
             starts, compilation, waiting, and what a crash lost. With `time` (Unix) and `wall_seconds` it goes on
             through restarts.
         mfu: of those steps on average, where the peak of the devices and the operations of the model are known.
         memory/host_gib, memory/device_gib: the peaks of this process and of its fullest device.
+        memory/save_gib: what the last save held on the host of this process, beside the devices' own; one at a time.
     On a terminal a progress bar shows loss, images/s and the remaining time; elsewhere each write is one plain line.
     """
 
@@ -42,6 +44,7 @@ class MetricsLog:
         """
         self._ideal_seconds = ideal_seconds
         self._file = workdir / "metrics.jsonl" if workdir else None
+        self._lines = ""  # of the file
         last_line = self._discard_after(first_step)
         now = time.time()
         wall_seconds = last_line.get("wall_seconds", 0.0)
@@ -49,7 +52,7 @@ class MetricsLog:
         self._productive = last_line.get("goodput", 0.0) * wall_seconds
         self._step_ended: float | None = None  # None before the first step of this process, which compiles
         self._step_seconds: list[float] = []
-        self._writer = SummaryWriter(str(workdir / "tensorboard")) if workdir else None
+        self._scalars = Scalars(workdir / "tensorboard") if workdir else None
         self._pending: list[Metrics] = []
         self._started = time.monotonic()
         self._interactive = sys.stderr.isatty()
@@ -104,22 +107,21 @@ class MetricsLog:
         }
         # A task absent from the batch has no mean: leave it out, since NaN (and infinity) is not JSON.
         known = {key: value for key, value in means.items() if math.isfinite(value)}
-        if self._file and self._writer:
+        if self._file and self._scalars:
+            self._lines += json.dumps({"step": step, **known}) + "\n"
             try:
-                with self._file.open("a") as file:
-                    file.write(json.dumps({"step": step, **known}) + "\n")
+                write_whole(self._file, self._lines)  # a bucket has no appending
+                self._scalars.write(step, {key: known[key] for key in known.keys() - {"time"}})
             except OSError as error:
-                raise UserError(f"{self._file}: cannot be written ({error.strerror})") from error
-            for key in known.keys() - {"time"}:
-                self._writer.add_scalar(key, known[key], step)
+                raise UserError(f"{self._file.parent}: metrics cannot be written ({error.strerror})") from error
             self._show(step, means)
         self._pending, self._step_seconds, self._started = [], [], time.monotonic()
         return means
 
     def close(self) -> None:
         self._bar.close()
-        if self._writer:
-            self._writer.close()
+        if self._scalars:
+            self._scalars.close()
 
     def _step_times(self, waited: float) -> dict[str, float]:
         """Percentiles and MFU of the steps since the last write, and goodput."""
@@ -155,7 +157,8 @@ class MetricsLog:
         text = self._file.read_text()
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         kept = [line for line in lines if line["step"] <= step]
-        write_whole(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+        self._lines = "".join(json.dumps(line) + "\n" for line in kept)
+        write_whole(self._file, self._lines)
         return kept[-1] if kept else {}
 
 

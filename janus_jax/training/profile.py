@@ -3,6 +3,8 @@
 import jax
 from etils import epath
 
+from janus_jax.training.objective import Metrics
+
 
 class Profile:
     """Records steps `first_step` .. `first_step + steps - 1`.
@@ -15,14 +17,17 @@ class Profile:
 
     def __init__(self, folder: epath.Path, first_step: int, steps: int):
         self._folder = folder
-        self._first, self._end = first_step, first_step + steps
+        self._first = max(first_step, 1)
+        self._end = self._first + steps
         self._recording = False
 
-    def before(self, step: int) -> None:
-        """To be called before each step."""
+    def before(self, step: int, metrics: Metrics | None) -> None:
+        """To be called before each step, with the metrics of the one before, whose end a recording waits for."""
         if self._recording and step >= self._end:
+            jax.block_until_ready(metrics)
             self.close()
         elif not self._recording and self._first <= step < self._end:
+            jax.block_until_ready(metrics)
             jax.profiler.start_trace(str(self._folder))
             self._recording = True
 

@@ -31,3 +31,10 @@ def test_what_the_rows_come_from_is_computed_once():
     assert " call(" in text
     sums = next(part for part in text.split("\n\n") if " reduce(" in part and "f32[64,32]" in part)
     assert "exponential" not in sums
+
+
+def test_a_matrix_of_8_bits_is_not_written_in_another_dtype():
+    rows, matrix = jnp.ones((2, 512)), jnp.ones((4096, 512), jnp.int8)
+    compiled = jax.jit(multiply_few_rows, compiler_options=COMPILER_OPTIONS).lower(rows, matrix).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < matrix.nbytes / 10
+    np.testing.assert_array_equal(compiled(rows, matrix), np.full((2, 4096), 512.0))

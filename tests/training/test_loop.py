@@ -16,6 +16,7 @@ from janus_jax.checkpoints import save_params
 from janus_jax.errors import UserError
 from janus_jax.models.parameters import init_params
 from janus_jax.training import loop, plan
+from janus_jax.training.checkpoint import Checkpoints
 from janus_jax.training.experiment import open_stream
 
 
@@ -128,6 +129,46 @@ def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
     with pytest.raises(UserError, match=r"checkpoint 4 cannot be restored"):
         run([1.0] * 6)
     assert saved_steps(tmp_path) == [2, 4] and not (tmp_path / "damaged_checkpoints").exists()
+
+
+def test_an_error_that_says_nothing_of_the_files_puts_no_checkpoint_aside(run, tmp_path, monkeypatch):
+    run([1.0] * 4)
+
+    def restore(*_, **__):
+        raise TimeoutError("storage does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.restore", restore)
+        with pytest.raises(TimeoutError):
+            run([1.0] * 6)
+    assert saved_steps(tmp_path) == [2, 4] and not (tmp_path / "damaged_checkpoints").exists()
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_does_not_cost_it(run, tmp_path, monkeypatch):
+    close = Checkpoints.close
+
+    def interrupted(checkpoints):
+        signal.raise_signal(signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "close", interrupted)
+    run([1.0] * 3)
+    assert saved_steps(tmp_path)[-1] == 3
+
+
+def test_metrics_that_cannot_be_written_stop_the_run(run, tmp_path, capsys):
+    """Not only `metrics.jsonl`: the thread of tensorboardX would end, and then the run would wait for it."""
+    del capsys  # prints go to memory
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+
+    try:
+        with pytest.raises(UserError, match=rf"{tmp_path}: metrics cannot be written \(File too large\)"):
+            run([1.0] * 60, log_every=1, every_steps=100, before_step={3: fill_disk})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks that failed
