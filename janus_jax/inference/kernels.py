@@ -1,9 +1,9 @@
-"""The kernels that every decoding step reads, as a CPU reads them fastest: [out, in], in float32.
+"""The kernels that every decoding step reads, as a CPU reads them fastest: [out, in], in float32 or 8 bits.
 
-XLA:CPU multiplies few rows with a kernel [out, in] faster than with one [in, out]: 1.3 times for 1 or 2 rows and 1.9
-for 8, at width 2048. It has no product of bfloat16: it would convert all kernels to float32 in each call, which takes
-longer than 20 steps, and hold them twice. Such a kernel has another path, so that none is taken for the other;
-`models.layers.Linear` takes both, and rounds activations to the dtype of the run in either case.
+`ops.few_rows` sums along the rows of such a kernel. XLA:CPU has no product of bfloat16: it would convert all kernels to
+float32 in each call, which takes longer than 20 steps, and hold them twice. Such a kernel has another path, so that
+none is taken for the other; `models.layers.Linear` takes both, and rounds activations to the dtype of the run in either
+case.
 """
 
 import numpy as np

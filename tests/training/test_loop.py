@@ -122,6 +122,14 @@ def test_damaged_checkpoints_are_put_aside_loudly_for_the_newest_whole_one(run, 
     assert list(logged(tmp_path)) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_a_save_reports_what_it_holds_on_the_host(run, tmp_path):
+    """All parameters, and two moments of the only ones that are trained."""
+    run([1.0] * 4, log_every=2, every_steps=1)
+    params = init_params(MICRO_VQ, seed=0)
+    expected = sum(leaf.nbytes for leaf in jax.tree.leaves((params, 2 * [params["codebook"]])))
+    assert logged(tmp_path)[4]["memory/save_gib"] * 2**30 == pytest.approx(expected, abs=16)  # and the steps' counts
+
+
 def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
     run([1.0] * 4)
     for step in (2, 4):
