@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import ModelConfig
+from janus_jax.models.config import FamilyConfig, ModelConfig
 from janus_jax.models.layers import SCALE
 from janus_jax.models.llama import KVCache
 from janus_jax.models.parameters import abstract_params, flatten, logical_axes, unflatten
@@ -105,8 +105,14 @@ def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
     return cache._replace(k=values, v=values, positions=rows, segment_ids=rows, length=nowhere)
 
 
-def decoding_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Path -> sharding of every parameter with layers apart, and of the scales of kernels in 8 bits."""
+def decoding_shardings(config: FamilyConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Path -> sharding of every parameter with layers apart, and of the scales of kernels in 8 bits.
+
+    Raises UserError when `tensor` divides a parameter, but not the heads of the caches.
+    """
+    heads, tensor = config.llama.num_kv_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        raise UserError(f"mesh.tensor={tensor} does not divide llama.num_kv_heads={heads}")
     result: dict[str, NamedSharding] = {}
     shapes = flatten(abstract_params(config))
     for path, sharding in flatten(param_shardings(config, mesh)).items():

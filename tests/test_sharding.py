@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_runs import MICRO_JANUS
 
 from janus_jax import sharding
 from janus_jax.errors import UserError
@@ -147,3 +148,9 @@ def test_sharded_training_losses_metrics_and_gradients_equal_those_of_one_device
         for name, pair in expected.items():
             assert ours[name] == pytest.approx(pair, abs=2e-5), name
     assert max(result["gradient_difference"].values()) < 1e-5, result["gradient_difference"]
+
+
+def test_heads_of_caches_that_tensor_does_not_divide_are_refused():
+    mesh = jax.sharding.AbstractMesh((1, 1, 4), MESH_AXES)
+    with pytest.raises(UserError, match=r"mesh\.tensor=4 does not divide llama\.num_kv_heads=2"):
+        sharding.decoding_shardings(MICRO_JANUS, mesh)

@@ -13,6 +13,7 @@ from janus_jax.errors import UserError
 from janus_jax.inference.flow_pipeline import JanusFlowPipeline
 from janus_jax.inference.kernels import transposed_path
 from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.prompt import BUCKETS, Buckets
 from janus_jax.inference.quantization import QUANTIZATIONS, is_quantized, quantize, scale_path
 from janus_jax.inference.request import RequestReader
 from janus_jax.models.config import JanusFlowConfig
@@ -29,6 +30,7 @@ def from_pretrained(
     *,
     mesh: Mesh | None = None,
     quantization: str | None = None,
+    buckets: Buckets = BUCKETS,
 ) -> JanusPipeline | JanusFlowPipeline:
     """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
 
@@ -39,13 +41,14 @@ def from_pretrained(
         ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
         mesh: of devices of this process, over which the model is divided (`sharding.make_mesh`).
         quantization: "int8" holds what every step of decoding reads in 8 bits (`inference.quantization`).
+        buckets: the lengths of prompts and answers that get a compiled program are multiples of these.
 
     Raises:
         UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, or an
             unknown quantization.
     """
     source = folders.open_folder(path, ema)
-    return load(source, dtype, find_vae(source, path, vae), mesh=mesh, quantization=quantization)
+    return load(source, dtype, find_vae(source, path, vae), mesh=mesh, quantization=quantization, buckets=buckets)
 
 
 def find_vae(source: folders.Source, path: epath.PathLike, vae: epath.PathLike | None) -> epath.Path | None:
@@ -65,6 +68,7 @@ def load(
     *,
     mesh: Mesh | None = None,
     quantization: str | None = None,
+    buckets: Buckets = BUCKETS,
 ) -> JanusPipeline | JanusFlowPipeline:
     """`from_pretrained` of a folder that is open already. Each tensor is in memory once."""
     RequestReader(source.config, source.tokenizer)  # refuses a model that could not be asked
@@ -100,5 +104,5 @@ def load(
             place(path, folders.cast(values, jax.dtypes.canonicalize_dtype(dtype), piece.path))
     params, rest = unflatten(loaded), (source.tokenizer, dtype, source.normalization)
     if isinstance(source.config, JanusFlowConfig):
-        return JanusFlowPipeline(source.config, params, *rest, mesh=mesh, vae=loaded_vae)
-    return JanusPipeline(source.config, params, *rest, mesh=mesh)
+        return JanusFlowPipeline(source.config, params, *rest, mesh=mesh, buckets=buckets, vae=loaded_vae)
+    return JanusPipeline(source.config, params, *rest, mesh=mesh, buckets=buckets)

@@ -19,6 +19,7 @@ from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.inference.kernels import restore_kernels
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
+from janus_jax.inference.prompt import Buckets
 from janus_jax.inference.request import user_message
 from janus_jax.models.config import Execution
 from janus_jax.models.parameters import bind, build, count, flatten
@@ -64,6 +65,19 @@ def test_drawing_in_other_portions_gives_the_same_images(pipeline, codes, drawn)
     assert differs.mean() < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((2, 3), np.int32), r"codes of shape \(2, 3\), expected \[images, 16\]"),
+        (np.full((1, 16), -1), r"codes from -1 to -1, expected 0 to"),
+        (np.full((1, 16), 10**6), r"codes from 1000000 to 1000000, expected 0 to"),
+    ],
+)
+def test_what_are_not_codes_is_refused(pipeline, bad, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.draw(bad)
+
+
 def test_few_images_are_not_decoded_as_many(pipeline, codes, monkeypatch):
     sizes = []
 
@@ -84,7 +98,8 @@ def test_generated_images_are_the_drawn_codes(pipeline):
 
 
 def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
-    loaded = from_pretrained(saved)
+    loaded = from_pretrained(saved, buckets=Buckets(prompt=5))
+    assert loaded._pad([[1, 2, 3]]).tokens.shape == (1, 5)
     assert loaded.config == pipeline.config
     before, after = flatten(pipeline.params), flatten(restore_kernels(loaded.params, jnp.float32))
     assert before.keys() == after.keys()
