@@ -89,6 +89,7 @@ def test_a_vae_is_asked_for_where_there_is_none_and_refused_where_it_means_nothi
         janus_jax.from_pretrained(folder, vae=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_starts_from_given_noise_and_keeps_the_latents(pipeline, folder, tmp_path, tmp_path_factory):
     noise = np.random.default_rng(0).standard_normal((2, *pipeline.latent_shape)).astype(np.float32)
     np.save(tmp_path / "noise.npy", noise)

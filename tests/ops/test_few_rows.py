@@ -6,7 +6,7 @@ import pytest
 from janus_jax.ops.few_rows import COMPILER_OPTIONS, SUMS, multiply_few_rows
 
 
-@pytest.mark.parametrize("num_rows", range(1, SUMS + 1))
+@pytest.mark.parametrize("num_rows", [1, 3, SUMS])
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 @pytest.mark.parametrize("shape", [(64, 40), (7, 129), (12, 1)])
 def test_equals_the_product_in_float64(num_rows, lead, shape):

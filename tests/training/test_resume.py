@@ -68,7 +68,9 @@ def crash():
 
 # Ctrl-C during step 2 saves that step; a crash in step 4 loses step 3, since the last checkpoint is that of step 2.
 @pytest.fixture(
-    scope="module", params=[("janus", 2, ctrl_c), ("vq", 4, crash), ("flow", 2, ctrl_c)], ids=lambda p: p[0]
+    scope="module",
+    params=[("janus", 2, ctrl_c), ("vq", 4, crash), pytest.param(("flow", 2, ctrl_c), marks=pytest.mark.slow)],
+    ids=lambda p: p[0],
 )
 def runs(request, data_folder, tmp_path_factory):
     name, number, action = request.param
