@@ -41,7 +41,6 @@ def cache_dtype(execution: Execution) -> DTypeLike:
 
 def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int) -> KVCache:
     """An empty cache of `slots` tokens for each of `batch` rows."""
-
     dtype = cache_dtype(execution)
 
     def zeros(*shape: int) -> jax.Array | tuple[jax.Array, ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 SUMS = 8  # at once: half of the vector registers of AVX2; the most rows, too
 
 # For `jax.jit` of a program that calls `multiply_few_rows`: a sum may be computed in parts, one per lane of a vector.
-# Without it the product is right, and slow. XLA for other devices takes the option and has no use for it.
+# Without it the product is right, and slow. libtpu takes the option too, and has no use for it; no GPU was tried.
 COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True}
 
 
