@@ -116,6 +116,12 @@ def test_their_losses_stay_those_of_one_process_of_as_many_devices(train, tmp_pa
 
 
 @pytest.mark.slow
+def test_the_losses_of_two_processes_are_those_of_one_device_over_20_steps(train, tmp_path):
+    """Without a change of the number of devices, whose rounding would come on top."""
+    assert_same(train(tmp_path / "joined", 2, 20), train(tmp_path / "alone", 1, 20))
+
+
+@pytest.mark.slow
 def test_janusflow_too_trains_in_several_processes_as_in_one(train, tmp_path):
     alone = train(tmp_path / "alone", 1, 4, model="flow=")
     train(tmp_path / "joined", 2, 2, model="flow=")
