@@ -17,7 +17,7 @@ from janus_jax.models.layers import Linear, RMSNorm, apart, gradient_apart
 from janus_jax.models.stack import run_layers
 from janus_jax.ops.attention import attend_packed, attention_mask
 from janus_jax.ops.cached_attention import Prefix, attend_cached
-from janus_jax.ops.rope import apply_rope, rope_angles
+from janus_jax.ops.rope import Rotation, apply_rotation, rope_angles, rotation_once
 
 
 class KVCache(NamedTuple):
@@ -65,7 +65,9 @@ class _Shared(NamedTuple):
     angles: jax.Array  # [B, T, H/2]
     positions: jax.Array  # [B, T]
     segment_ids: jax.Array  # [B, T]
-    mask: jax.Array | None = None  # [B, T, S], with a cache only; without one: causal inside each segment
+    # With a cache only:
+    rotation: Rotation | None = None  # of the angles
+    mask: jax.Array | None = None  # [B, T, S]; without a cache: causal inside each segment
     offset: jax.Array | int = 0  # where the new keys go in the cache
     prefix_mask: jax.Array | None = None  # [R, P]
 
@@ -88,7 +90,8 @@ class Attention(nn.Module):
         if cache is None:
             context = attend_packed(q, k, v, shared.angles, shared.positions, shared.segment_ids, execution.attention)
         else:
-            q, k = apply_rope(q, shared.angles), apply_rope(k, shared.angles)
+            assert shared.rotation is not None
+            q, k = apply_rotation(q, shared.rotation), apply_rotation(k, shared.rotation)
             context, cache = _attend_cached(q, k, v, cache, shared, execution.few_rows)
         context = context.reshape(batch, length, c.num_heads * c.head_dim)
         attended = _linear(c, execution.dtype, c.width, ("heads", "embed"), "o_proj")(context)
@@ -108,7 +111,8 @@ def _attend_cached(
         assert shared.prefix_mask is not None
         before = Prefix(prefix[0], prefix[1], shared.prefix_mask)
     assert shared.mask is not None
-    return attend_cached(q, k, v, shared.mask, before, few_rows), (k, v)
+    written = shared.offset + q.shape[1]
+    return attend_cached(q, k, v, shared.mask, before, few_rows, written), (k, v)
 
 
 class MLP(nn.Module):
@@ -210,7 +214,7 @@ class Llama(nn.Module):
         if not scanned:
             befores = [None] * len(cache.k) if prefix is None else zip(prefix.k, prefix.v, strict=True)
             per_layer = tuple(zip(cache.k, cache.v, befores, strict=True))
-        shared = _Shared(angles, positions, segment_ids, mask, cache.length, prefix_mask)
+        shared = _Shared(angles, positions, segment_ids, rotation_once(angles), mask, cache.length, prefix_mask)
         hidden, new = self.decoder(x, per_layer, shared)
         k, v = new if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])

@@ -7,14 +7,18 @@ Letters: B rows, T queries, N heads, K key-value heads, H head dim, S slots, R p
 of a row and key-value head, T N / K.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.ops.attention import MASKED_SCORE
 from janus_jax.ops.few_rows import SUMS, multiply_few_rows
+
+# With few rows a cache is read as far as it is written, up to a whole part: a branch of the program each.
+PARTS, SMALLEST_PART = 4, 32  # slots
 
 
 class Prefix(NamedTuple):
@@ -32,6 +36,7 @@ def attend_cached(
     mask: Bool[Array, "B T S"],
     prefix: Prefix | None = None,
     few_rows: bool = False,
+    written: Int[Array, ""] | int | None = None,
 ) -> Float[Array, "B T N H"]:
     """As `attend` over the keys of the row's prefix followed by its own.
 
@@ -39,12 +44,27 @@ def attend_cached(
         mask: True where a query may see a key of its own row. The context of a query that sees no key, not of its
             prefix either, is finite and has no meaning.
         few_rows: take `multiply_few_rows` where it can be.
+        written: slots of the cache, all behind them being masked; None for all of it.
     """
+    slots, queries = k.shape[2], q.shape[1] * q.shape[2] // k.shape[1]
+    if written is None or not few_rows or queries > SUMS:
+        return _attend(q, k, v, mask, prefix, few_rows, slots)
+    part = max(SMALLEST_PART, -(-slots // (PARTS * SUMS)) * SUMS)
+    sizes = [*range(part, slots, part), slots]
+    branches = [functools.partial(_attend, few_rows=few_rows, slots=size) for size in sizes]
+    return jax.lax.switch(jnp.sum(jnp.asarray(sizes) < written), branches, q, k, v, mask, prefix)
+
+
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, prefix: Prefix | None, few_rows: bool, slots: int
+) -> jax.Array:
+    """`attend_cached` to the first slots of a cache."""
+    mask = mask[..., :slots]
     batch, length, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
     q = q.reshape(batch, length, num_kv_heads, -1, head_dim).swapaxes(1, 2).reshape(batch, num_kv_heads, -1, head_dim)
     visible = jnp.repeat(mask, num_heads // num_kv_heads, axis=1)[:, None]  # [B, 1, Q, S]
-    scores = jnp.where(visible, _product(q, k, few_rows), MASKED_SCORE)
+    scores = jnp.where(visible, _product(q, k, few_rows, (slots, head_dim)), MASKED_SCORE)
     before = 0
     if prefix is not None:
         before = prefix.mask.shape[1]
@@ -52,7 +72,7 @@ def attend_cached(
         shared = jnp.where(prefix.mask[:, None, None], shared, MASKED_SCORE)
         scores = jnp.concatenate([_by_row(shared, batch), scores], axis=-1)
     weights = jax.nn.softmax(scores * head_dim**-0.5, axis=-1).astype(q.dtype)  # [B, K, Q, P + S]
-    context = _product(weights[..., before:], v, few_rows)
+    context = _product(weights[..., before:], v, few_rows, (head_dim, slots))
     if prefix is not None:
         context += _by_row(_product(_by_prefix(weights[..., :before], prefix), prefix.v, few_rows), batch)
     context = context.reshape(batch, num_kv_heads, length, -1, head_dim).swapaxes(1, 2)
@@ -73,8 +93,8 @@ def _by_row(x: jax.Array, batch: int) -> jax.Array:
     return x.reshape(batch, num_kv_heads, -1, size)
 
 
-def _product(rows: jax.Array, matrix: jax.Array, few_rows: bool) -> jax.Array:
-    """[..., Q, any], [..., M, any] -> float32 [..., Q, M]."""
+def _product(rows: jax.Array, matrix: jax.Array, few_rows: bool, size: tuple[int, int] | None = None) -> jax.Array:
+    """[..., Q, any], [..., M, any] -> float32 [..., Q, M] of the matrix, or of its first corner of this size."""
     if few_rows and rows.shape[-2] <= SUMS:
-        return multiply_few_rows(rows.astype(jnp.float32), matrix.astype(jnp.float32))
+        return multiply_few_rows(rows.astype(jnp.float32), matrix.astype(jnp.float32), size)
     return jnp.einsum("...qd,...md->...qm", rows, matrix, preferred_element_type=jnp.float32)

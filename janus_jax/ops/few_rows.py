@@ -5,6 +5,8 @@ rows of width 2048 they take 1.8 times as long as this, for 8 rows of width 512 
 row of the matrix at once, which LLVM holds in registers.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
@@ -17,15 +19,22 @@ SUMS = 8  # at once: half of the vector registers of AVX2; the most rows, too
 COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True}
 
 
-def multiply_few_rows(rows: Float[Array, "*B R K"], matrix: Num[Array, "*B N K"]) -> Float[Array, "*B R N"]:
-    """rows @ matrix^T in the dtype of the rows, of at most `SUMS` rows; a matrix of 8 bits is read as it is."""
+def multiply_few_rows(
+    rows: Float[Array, "*B R K"], matrix: Num[Array, "*B M L"], size: tuple[int, int] | None = None
+) -> Float[Array, "*B R N"]:
+    """rows @ matrix^T in the dtype of the rows, of at most `SUMS` rows; a matrix of 8 bits is read as it is.
+
+    Args:
+        size: (N, K) of the matrix's first corner, which alone is read; None for the whole of it.
+    """
     # A function of its own also when compiled, or XLA would compute what the rows come from again for each of N sums.
     with set_xla_metadata(inlineable="false"):
-        return _products(rows, matrix)
+        return _products(rows, matrix, matrix.shape[-2:] if size is None else size)
 
 
-@jax.jit
-def _products(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="size")
+def _products(rows: jax.Array, matrix: jax.Array, size: tuple[int, int]) -> jax.Array:
+    matrix = matrix[..., : size[0], : size[1]]
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
     together = max(n for n in range(1, SUMS // num_rows + 1) if num_columns % n == 0)  # rows of the matrix
     groups = matrix.reshape(*lead, -1, together, contracted).astype(rows.dtype)  # on the way: nothing is written

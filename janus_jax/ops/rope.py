@@ -3,8 +3,17 @@
 Letters: B batch, T tokens, N heads, H head dim, R = H / 2 rotated pairs.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int
+
+
+class Rotation(NamedTuple):
+    cos: Float[Array, "B T R"]
+    sin: Float[Array, "B T R"]
 
 
 def rope_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Float[Array, "B T R"]:
@@ -19,7 +28,18 @@ def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T R"]) -> Flo
     PyTorch casts cos and sin to the activation dtype first; keeping float32 is more exact in bfloat16 and the
     same in float32.
     """
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [B, T, 1, R]
+    return apply_rotation(x, Rotation(jnp.cos(angles), jnp.sin(angles)))
+
+
+def rotation_once(angles: Float[Array, "B T R"]) -> Rotation:
+    """For `apply_rotation` in many layers: XLA would compute cosines and sines for each head of each of them again."""
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(lambda x: Rotation(jnp.cos(x), jnp.sin(x)))(angles)
+
+
+def apply_rotation(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
+    """`apply_rope` of angles whose cosines and sines are known."""
+    cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]  # [B, T, 1, R]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

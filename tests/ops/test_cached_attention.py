@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from janus_jax.ops.attention import attend
-from janus_jax.ops.cached_attention import Prefix, attend_cached
+from janus_jax.ops.cached_attention import PARTS, SMALLEST_PART, Prefix, attend_cached
 
 
 @pytest.mark.parametrize("few_rows", [False, True])
@@ -42,3 +42,21 @@ def test_shared_prefixes_equal_their_copies(queries, few_rows):
     alone = attend_cached(q, *own, None, few_rows)
     seen = mask.any(-1)  # the context of the others has no meaning
     np.testing.assert_allclose(alone[seen], attend(q, k, v, jnp.asarray(mask))[seen], rtol=2e-5, atol=2e-6)
+
+
+def test_slots_behind_the_written_ones_are_read_up_to_a_part_of_the_cache():
+    rng = np.random.default_rng(0)
+    rows, heads, dim, part = 2, 3, 8, SMALLEST_PART
+    slots = PARTS * part
+    q = jnp.asarray(rng.normal(size=(rows, 1, heads, dim)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, rows, slots, heads, dim)), jnp.float32)
+    for written in (1, part, part + 1, slots - part, slots):
+        mask = jnp.broadcast_to(jnp.arange(slots) < written, (rows, 1, slots))
+        seen = -(-written // part) * part
+        cache = k.at[:, seen:].set(jnp.nan).swapaxes(1, 2), v.at[:, seen:].set(jnp.nan).transpose(0, 2, 3, 1)
+        actual = attend_cached(q, *cache, mask, few_rows=True, written=jnp.asarray(written))
+        np.testing.assert_allclose(actual, attend(q, k, v, mask), rtol=2e-5, atol=2e-6, err_msg=str(written))
+        if seen < slots:  # the part itself is read to its end
+            cache = k.at[:, seen - 1 :].set(jnp.nan).swapaxes(1, 2), cache[1]
+            mask = jnp.ones_like(mask)
+            assert np.isnan(attend_cached(q, *cache, mask, few_rows=True, written=written)).all()
