@@ -23,6 +23,12 @@ STEP_TIMEOUT = flags.DEFINE_integer(
     "seconds without the end of a step after which one of several processes ends",
     lower_bound=1,
 )
+STOP_TIMEOUT = flags.DEFINE_integer(
+    "stop_timeout",
+    120,
+    "the same once one of them got a SIGTERM: all must do the step that they agree to stop after",
+    lower_bound=1,
+)
 
 
 def join() -> None:

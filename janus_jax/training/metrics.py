@@ -75,6 +75,11 @@ class MetricsLog:
         self._pending.append(metrics)
         self._bar.update()
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._pending)
+
     def write(self, step: int, waited: float, saving: float, extra: dict[str, float]) -> dict[str, float]:
         """Means since the last write, to all sinks; this waits for the device.
 

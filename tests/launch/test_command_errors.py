@@ -147,5 +147,17 @@ def test_one_line_names_the_mistake(case, results, folder):
     assert CASES[case][2].format(folder=folder) in lines[0]
 
 
+def test_an_interrupted_command_can_end_without_waiting_for_its_threads():
+    program = (
+        "import threading, time; from launch import command_line as c; "
+        "threading.Thread(target=time.sleep, args=(60,)).start(); "
+        "c.run(lambda: c.end_at_once(KeyboardInterrupt('no data')))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (result.returncode, result.stderr) == (130, "interrupted: no data\n")
+
+
 def test_nothing_was_trained_before_the_errors(results, folder):
     assert not (folder / "w" / "metrics.jsonl").exists()
