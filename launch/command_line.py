@@ -1,7 +1,5 @@
 """What all commands share: one-line errors instead of tracebacks for mistakes that a user can correct."""
 
-import multiprocessing
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,6 +8,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from janus_jax import process_end
 from janus_jax.errors import UserError
 
 
@@ -49,12 +48,7 @@ def run(main: Callable[[], None]) -> None:
 
 def end_at_once(interrupt: KeyboardInterrupt) -> NoReturn:
     """Ends an interrupted command whose threads and worker processes may never end by themselves."""
-    code = _interrupted(interrupt)
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    process_end.end_at_once(_interrupted(interrupt))
 
 
 def require(*names: str) -> None:

@@ -174,6 +174,8 @@ def _run(
         if step == start + 1:
             batches.take_waited()  # for the first batch: a part of the start
         stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
+        if stopping and watchdog is not None:
+            watchdog.close()  # a step no longer has to end, and to write the last checkpoint may take longer
         end_of(step, last=step == config.train.num_steps or stopping)
         if stopping:
             raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")

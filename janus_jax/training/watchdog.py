@@ -1,10 +1,11 @@
 """Ends a process whose steps no longer end, as when another process of the run hangs but lives."""
 
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+
+from janus_jax.process_end import end_at_once
 
 
 class Watchdog:
@@ -49,6 +50,5 @@ class Watchdog:
         print(
             f"error: {reason} after step {self._step}: this process, its data or another process of the run hangs",
             file=sys.stderr,
-            flush=True,
         )
-        os._exit(1)
+        end_at_once(1)
