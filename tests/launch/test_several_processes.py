@@ -170,7 +170,8 @@ def test_sigterm_to_one_process_stops_all_after_the_same_saved_step_and_damage_i
 
 def data_workers(process):
     """Ids of the processes that prepare the data of a process."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [child for thread in threads for child in thread.read_text().split()]
     return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 

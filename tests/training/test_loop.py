@@ -266,7 +266,7 @@ def stall(monkeypatch):
 
         def stalling(stream):
             if next(reads) == before:
-                released.wait(60)
+                released.wait()
             return read(stream)
 
         def interrupted(batches):
@@ -285,10 +285,8 @@ def test_a_signal_while_no_data_comes_saves_the_last_step_with_the_batches_it_ha
     run, stall, data_folder, tmp_path
 ):
     stall(before=4)
-    begin = time.monotonic()
     with pytest.raises(DataStalled, match=r"no data came after step 3, which is saved"):
         run([1.0, 2.0, 6.0, 0.0, 0.0], log_every=5)
-    assert time.monotonic() - begin < 30  # the data would come after 60
     assert saved_steps(tmp_path) == [2, 3]
     assert {step: line["loss"] for step, line in logged(tmp_path).items()} == {3: 3.0}
     stream = open_stream(vq_experiment(data_folder), MICRO_VQ, None)
