@@ -193,7 +193,7 @@ def test_sigterm_while_the_data_of_a_process_stalls_ends_all(start, tmp_path, co
         os.kill(worker, signal.SIGSTOP)
         step = 0
         while step < (step := len(read_metrics(tmp_path))):
-            time.sleep(3)  # what is prepared already is trained on
+            time.sleep(10)  # what is prepared already is trained on
         processes[-1].send_signal(signal.SIGTERM)
         ends = [process.communicate(timeout=60) for process in processes]
     finally:
@@ -202,7 +202,8 @@ def test_sigterm_while_the_data_of_a_process_stalls_ends_all(start, tmp_path, co
     assert [process.returncode for process in processes] == [code] * count, ends
     assert all(message.format(step=step) in errors for _, errors in ends), ends
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ([str(step)] if count == 1 else [])
-    assert not Path(f"/proc/{worker}").exists()
+    command = Path(f"/proc/{worker}/cmdline")
+    assert not command.exists() or not command.read_text()  # a zombie has none
 
 
 @pytest.mark.slow
