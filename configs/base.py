@@ -38,7 +38,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "b2": 0.95,  # Janus, Table 1
                 "eps": 1e-8,  # papers: not stated
                 "clip_norm": 1.0,  # Janus, Table 1
-                "ema": 0.0,  # decay of an average of the trained parameters, kept beside them; 0: none
+                "ema": 0.0,  # decay of an average of the trained parameters, kept beside them from step 0 on; 0: none
             },
             "loss": {
                 "normalization": "tokens",  # or "tasks"; papers: not stated

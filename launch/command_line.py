@@ -3,10 +3,12 @@
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from janus_jax import process_end
 from janus_jax.errors import UserError
 
 
@@ -25,8 +27,7 @@ def run(main: Callable[[], None]) -> None:
         except (UserError, FloatingPointError, OSError) as error:  # OSError: also from within a config file
             return _fail(_config_mistake(error) or error)
         except KeyboardInterrupt as interrupt:
-            print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
-            return 130
+            return _interrupted(interrupt)
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -45,6 +46,11 @@ def run(main: Callable[[], None]) -> None:
     app.run(report, flags_parser=parse)
 
 
+def end_at_once(interrupt: KeyboardInterrupt) -> NoReturn:
+    """Ends an interrupted command whose threads and worker processes may never end by themselves."""
+    process_end.end_at_once(_interrupted(interrupt))
+
+
 def require(*names: str) -> None:
     """Raises UserError for the first of the flags that was not given."""
     for name in names:
@@ -59,6 +65,12 @@ def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
         if not name or not equals:
             raise UserError(f"--{flag}={name}: expected name=value")
     return {name: value for name, _, value in split}
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Prints what was interrupted; returns the exit code."""
+    print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
+    return 130
 
 
 def _fail(error: object) -> int:

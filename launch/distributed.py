@@ -1,6 +1,8 @@
 """Joins the processes of a run: one per host of a TPU slice or cluster, or several on one machine."""
 
 import math
+import socket
+import time
 from typing import Any
 
 import jax
@@ -12,6 +14,9 @@ MULTIHOST = flags.DEFINE_bool("multihost", False, "join the other hosts, as TPU 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where nothing names the hosts")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "with --coordinator: of the run", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "with --coordinator: of this process", lower_bound=0)
+COORDINATOR_TIMEOUT = flags.DEFINE_integer(
+    "coordinator_timeout", 300, "seconds in which process 0 must be there, and all others join it", lower_bound=1
+)
 PEER_TIMEOUT = flags.DEFINE_integer(
     "peer_timeout", 100, "seconds without a sign of life of another host after which this one stops", lower_bound=1
 )
@@ -21,6 +26,12 @@ STEP_TIMEOUT = flags.DEFINE_integer(
     "step_timeout",
     1800,
     "seconds without the end of a step after which one of several processes ends",
+    lower_bound=1,
+)
+STOP_TIMEOUT = flags.DEFINE_integer(
+    "stop_timeout",
+    120,
+    "the same once one of them got a SIGTERM: all must do the step that they agree to stop after",
     lower_bound=1,
 )
 
@@ -50,7 +61,39 @@ def join() -> None:
         raise UserError("expected --coordinator, --num_processes and --process_id together, without --multihost")
     if process >= count:
         raise UserError(f"--process_id={process}, expected less than --num_processes={count}")
+    address = _host_and_port(coordinator)
+    if process > 0:
+        _wait_for(address, COORDINATOR_TIMEOUT.value)
+    limits["initialization_timeout"] = COORDINATOR_TIMEOUT.value
     jax.distributed.initialize(coordinator, count, process, **limits)
+
+
+def _host_and_port(coordinator: str) -> tuple[str, int]:
+    """Raises UserError for anything else; of an IPv6 address the host is in brackets."""
+    host, colon, port = coordinator.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not (colon and host and (bracketed or ":" not in host) and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"--coordinator={coordinator}: expected host:port, e.g. 10.0.0.2:1234")
+    return host.strip("[]"), int(port)
+
+
+def _wait_for(address: tuple[str, int], seconds: float) -> None:
+    """Returns once something listens there: JAX would end the process without an error that can be caught.
+
+    Raises UserError after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(address, timeout=max(end - time.monotonic(), 0.1)).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= end:
+                reason = error.strerror or error
+                raise UserError(
+                    f"--coordinator={COORDINATOR.value}: process 0 cannot be reached in {seconds:g} s ({reason})"
+                ) from error
+        time.sleep(min(0.5, max(end - time.monotonic(), 0)))
 
 
 def step_timeout() -> float:

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from janus_jax.errors import UserError
 from janus_jax.training.loop import train
+from janus_jax.training.stopping import DataStalled
 from launch import command_line, distributed
 from launch.host_memory import keep_freed_memory
 
@@ -25,7 +26,9 @@ def main() -> None:
     distributed.join()
     keep_freed_memory()
     try:
-        train(CONFIG.value, WORKDIR.value, distributed.step_timeout())
+        train(CONFIG.value, WORKDIR.value, distributed.step_timeout(), distributed.STOP_TIMEOUT.value)
+    except DataStalled as stop:
+        command_line.end_at_once(stop)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

@@ -15,6 +15,7 @@ from etils import epath
 
 from janus_jax.compile_check.chips import Machine
 from janus_jax.errors import UserError
+from janus_jax.training.device_kinds import canonical_kind
 
 # Names in use -> (name that JAX knows). The number after v4 and v5p counts cores, two per chip; others count chips.
 TOPOLOGIES = {
@@ -97,7 +98,7 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
     analysis = compiled.memory_analysis()
     first = devices[0]
     machine = Machine(
-        kind=first.device_kind,
+        kind=canonical_kind(first.device_kind),
         cores=getattr(first, "num_cores", 1),
         coordinates=tuple(tuple(device.coords) for device in devices),
     )

@@ -88,12 +88,14 @@ class Checkpoints:
 
         Raises:
             UserError: there are checkpoints, but none can be restored: damaged, or of a run that trained other
-                parameters.
+                parameters or, unlike this one, kept an average of them.
             OSError, MemoryError, JaxRuntimeError: not of the files: no connection, no permission, no memory.
         """
         first_error: UserError | None = None
         damaged: list[int] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        self._require_average(steps, abstract_state.ema is not None)
+        for step in steps:
             try:
                 result = self.restore(step, abstract_state, mask)
             except UserError as error:
@@ -138,6 +140,20 @@ class Checkpoints:
         number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
         average = None if abstract_state.ema is None else split(restored["ema"], mask)[0]
         return TrainState(number, trainable, frozen, restored["opt_state"], average), restored["data"]
+
+    def _require_average(self, steps: list[int], kept: bool) -> None:
+        """Raises UserError when the run keeps an average of its parameters and the checkpoints do not, or inversely."""
+        having = [step for step in steps if (self._workdir / "checkpoints" / str(step) / "ema").exists()]
+        if having and not kept:
+            raise UserError(
+                f"config.train.ema=0, but checkpoint {having[0]} in {self._workdir} holds an average of parameters, "
+                "which would end here: expected the run's own train.ema, or a new workdir with init.checkpoint"
+            )
+        if steps and kept and not having:
+            raise UserError(
+                f"config.train.ema is above 0, but no checkpoint in {self._workdir} holds an average of parameters: "
+                "expected 0, or a new workdir with init.checkpoint, where an average begins"
+            )
 
     def close(self) -> None:
         """Waits for saves in progress. Raises UserError when one of them fails."""

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-# Dense bf16 operations per second of one device, by how its `jax.Device.device_kind` starts: data sheets of the makers.
+from janus_jax.training.device_kinds import canonical_kind
+
+# Dense bf16 operations per second of one device, by how its kind starts: data sheets of the makers.
 # The first match decides. On v4 and v5p a device is a chip with two cores.
 _PEAKS = (
     ("TPU v6 lite", 918e12),
@@ -20,6 +22,7 @@ _PEAKS = (
 
 def peak_flops(devices: Iterable[Any]) -> float | None:
     """Of all devices together, per second; None if the peak of one is not known, as a CPU's."""
-    peaks = [next((peak for kind, peak in _PEAKS if device.device_kind.startswith(kind)), None) for device in devices]
+    kinds = [canonical_kind(device.device_kind) for device in devices]
+    peaks = [next((peak for start, peak in _PEAKS if kind.startswith(start)), None) for kind in kinds]
     known = [peak for peak in peaks if peak is not None]
     return math.fsum(known) if len(known) == len(peaks) else None

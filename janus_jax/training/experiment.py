@@ -1,6 +1,7 @@
 """From an experiment's ConfigDict to typed objects, once, at the edge."""
 
 import dataclasses
+import functools
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.flash_attention import flash_fits
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Field -> smallest and largest value.
+# Field -> smallest and largest value; some fields only some models have.
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "train.batch_size": (1, 2**20),
@@ -43,11 +44,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.final_fraction": (0, 1),
     "train.warmup_steps": (0, 2**31 - 1),
     "train.weight_decay": (0, 1e3),
-    "train.b1": (0, 1),
-    "train.b2": (0, 1),
-    "train.eps": (0, 1),
+    "train.b1": (0, 0.999999),
+    "train.b2": (0, 0.999999),
+    "train.eps": (1e-30, 1),
     "train.clip_norm": (1e-9, 1e9),
     "train.ema": (0, 0.999999),
+    "loss.chunk_size": (1, 2**30),
+    "loss.z_loss": (0, 1e3),
+    "loss.pixel_weight": (0, 1e6),
+    "loss.alignment_weight": (0, 1e6),
+    "loss.alignment_width": (1, 2**20),
+    "loss.time_location": (-100, 100),
+    "loss.time_scale": (1e-6, 100),
+    "data.image_size": (0, 2**14),
     "data.row_length": (2, 2**20),
     "data.und_slots": (0, 1024),
     "data.gen_slots": (0, 1024),
@@ -70,9 +79,13 @@ RANGES: dict[str, tuple[float, float]] = {
 def check_config(config: ConfigDict) -> None:
     """Raises UserError for a value that cannot work, before it ends in a traceback or an endless wait."""
     for field, (low, high) in RANGES.items():
-        value = operator.attrgetter(field)(config)
+        *groups, name = field.split(".")
+        value = functools.reduce(operator.getitem, groups, config).get(name, low)
         if not low <= value <= high:  # also NaN
             raise UserError(f"config.{field}={value}, expected {low:.10g} to {high:.10g}")
+    for rule in config.trainable:
+        if not (isinstance(rule, Sequence) and [type(part) for part in rule] == [str, bool]):
+            raise UserError(f"config.trainable: {rule!r}, expected (regular expression, True or False)")
     for pattern in (config.train.decay_pattern, *(pattern for pattern, _ in config.trainable)):
         try:
             re.compile(pattern)

@@ -32,20 +32,24 @@ from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.profile import Profile
 from janus_jax.training.stages import format_table, merge, module_table
 from janus_jax.training.state import TrainState
-from janus_jax.training.stopping import StopRequest
+from janus_jax.training.stopping import DataStalled, StopRequest, stop_announced
 from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.watchdog import Watchdog
 from janus_jax.whole_files import write_whole
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, step_timeout: float = math.inf) -> dict[str, float]:
+def train(
+    config: ConfigDict, workdir: epath.PathLike, step_timeout: float = math.inf, stop_timeout: float = 120.0
+) -> dict[str, float]:
     """Trains one stage to `config.train.num_steps`, resuming by itself when the workdir holds a checkpoint.
 
-    Ctrl-C and SIGTERM finish the step, save a checkpoint and raise KeyboardInterrupt; with several processes, which
-    must share the workdir, SIGTERM to any of them does so in all. Only the first process prints and writes logs.
+    Ctrl-C and SIGTERM finish the step, save a checkpoint and raise KeyboardInterrupt, also while data is waited for;
+    with several processes, which must share the workdir, SIGTERM to any of them does so in all when they have done the
+    step that they agree on. Only the first process prints and writes logs.
 
     Args:
         step_timeout: seconds without the end of a step after which the process ends itself (`Watchdog`).
+        stop_timeout: the same once any of several processes has been asked to stop.
 
     Returns:
         The last written metrics.
@@ -54,6 +58,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, step_timeout: float = mat
         UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step. Later, a
             checkpoint that cannot be written: earlier ones stay as they are.
         FloatingPointError: a loss or gradient is not finite; the batch is kept in the workdir.
+        DataStalled: a KeyboardInterrupt while no data came; threads that read it are left behind.
     """
     plan = make_plan(config)
     architecture = plan.architecture
@@ -91,15 +96,15 @@ def train(config: ConfigDict, workdir: epath.PathLike, step_timeout: float = mat
     )
     finite = FiniteCheck(workdir / "not_finite")
     profile = Profile(workdir / "profile", **config.profile)
-    batches = DevicePrefetch(stream, plan.rows)
     # Around the endings too: a signal while the last checkpoint is being written shall not cost it.
     with StopRequest() as stop, contextlib.ExitStack() as ending:
+        batches = DevicePrefetch(stream, plan.rows, stop.pending)
         ending.callback(lambda: _say(format_reports(batches.state, stream.patterns)))
         for part in (log, checkpoints, profile, batches):  # closed from the last one on
             ending.push(functools.partial(_close, part))
         watchdog = None
         if math.isfinite(step_timeout):
-            watchdog = Watchdog(step_timeout)
+            watchdog = Watchdog(step_timeout, stop_announced, stop_timeout)
             ending.callback(watchdog.close)  # first: to write the last checkpoint may take longer
         return _run(config, state, prepare, step_fn, batches, checkpoints, log, finite, profile, stop, watchdog)
 
@@ -134,21 +139,11 @@ def _run(
     means: dict[str, float] = {}
     metrics = None
     start = int(state.step)
-    for step in range(start + 1, config.train.num_steps + 1):
-        profile.before(step, metrics)
-        batch = prepare(next(batches), step)
-        state, metrics = step_fn(state, batch)
-        if on_cpu:
-            jax.block_until_ready(metrics)
-        finite.add(step, metrics, batch)
-        log.add(metrics)
-        if watchdog is not None:
-            watchdog.step_ended(step)
-        if step == start + 1:
-            batches.take_waited()  # for the first batch: a part of the start
-        stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
-        last = step == config.train.num_steps or stopping
-        writing = last or step % config.log_every == 0
+
+    def end_of(step: int, last: bool) -> None:
+        """Writes and saves, where it is time or the last chance."""
+        nonlocal means
+        writing = log.has_steps and (last or step % config.log_every == 0)
         saving = last or step % config.checkpoint.every_steps == 0
         if writing or saving:
             finite.check()  # what is written or saved is finite
@@ -159,6 +154,29 @@ def _run(
             means = log.write(step, batches.take_waited(), checkpoints.take_blocked(), extra)
         if saving:
             checkpoints.save(state, batches.state)
+
+    for step in range(start + 1, config.train.num_steps + 1):
+        profile.before(step, metrics)
+        rows = next(batches, None)
+        if rows is None:  # told to stop while no data came
+            if step == start + 1:
+                raise DataStalled("stopped by a signal while no data came, before any step")
+            end_of(step - 1, last=True)
+            raise DataStalled(f"stopped by a signal while no data came after step {step - 1}, which is saved")
+        batch = prepare(rows, step)
+        state, metrics = step_fn(state, batch)
+        if on_cpu:
+            jax.block_until_ready(metrics)
+        finite.add(step, metrics, batch)
+        log.add(metrics)
+        if watchdog is not None:
+            watchdog.step_ended(step)
+        if step == start + 1:
+            batches.take_waited()  # for the first batch: a part of the start
+        stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
+        if stopping and watchdog is not None:
+            watchdog.close()  # a step no longer has to end, and to write the last checkpoint may take longer
+        end_of(step, last=step == config.train.num_steps or stopping)
         if stopping:
             raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
     return means

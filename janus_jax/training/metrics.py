@@ -20,7 +20,8 @@ from janus_jax.whole_files import write_whole
 class MetricsLog:
     """Collects metrics per step without waiting for the device; writes means every `log_every` steps.
 
-    A line of `metrics.jsonl` holds the step, the means since the last line, and of the same time:
+    A line of `metrics.jsonl` holds the step, the means since the last line (of counts, as `tokens/generate`, per step),
+    and of the same time:
         images_per_second, tokens_per_second, steps_per_second: of the whole run, all processes.
         step_seconds/median, /p90, /max: from the end of a step to the end of the next; not the first one's.
         data_wait_share, save_wait_share: the part in which the loop waited for data (but for a process's first batch),
@@ -52,7 +53,7 @@ class MetricsLog:
         self._productive = last_line.get("goodput", 0.0) * wall_seconds
         self._step_ended: float | None = None  # None before the first step of this process, which compiles
         self._step_seconds: list[float] = []
-        self._scalars = Scalars(workdir / "tensorboard") if workdir else None
+        self._scalars = Scalars(workdir / "tensorboard", first_step + 1) if workdir else None
         self._pending: list[Metrics] = []
         self._started = time.monotonic()
         self._interactive = sys.stderr.isatty()
@@ -74,6 +75,11 @@ class MetricsLog:
         self._step_ended = now
         self._pending.append(metrics)
         self._bar.update()
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._pending)
 
     def write(self, step: int, waited: float, saving: float, extra: dict[str, float]) -> dict[str, float]:
         """Means since the last write, to all sinks; this waits for the device.

@@ -42,11 +42,9 @@ class Objective:
 
 
 def check_normalization(loss: ConfigDict) -> None:
-    """Raises UserError for a field of the loss over rows that cannot work."""
+    """Raises UserError for a normalisation that does not exist."""
     if loss.normalization not in ("tokens", "tasks"):
         raise UserError(f"loss.normalization={loss.normalization!r} is neither 'tokens' nor 'tasks'")
-    if loss.chunk_size < 1:
-        raise UserError(f"loss.chunk_size={loss.chunk_size}, expected at least 1")
 
 
 def head_loss(
@@ -93,16 +91,29 @@ def text_loss(
 def row_metrics(
     config: JanusConfig | JanusFlowConfig, batch: PackedBatch, total: jax.Array, num_rows: jax.Array
 ) -> Metrics:
-    """Of some of the step's `num_rows` rows, with their share of the loss."""
+    """Of some of the step's `num_rows` rows, with their share of the loss.
+
+    `tokens` counts all tokens, `tokens/TASK` those that bear its loss: targets of a head, or JanusFlow's latents.
+    """
     part = batch.tokens.shape[0] / num_rows
+    drawn = batch.modality == Modality.GENERATION_IMAGE
+    spoken = batch.text_weights > 0
+    has_image = segments_with(batch.segment_ids, batch.modality == Modality.UNDERSTANDING_IMAGE)
+    if isinstance(config, JanusConfig):
+        generated = jnp.sum(batch.image_weights > 0)
+    else:
+        generated = jnp.sum(drawn) // config.image_tokens * config.uvit.num_tokens
     understanding = config.siglip.num_tokens + isinstance(config, JanusFlowConfig)  # the learned begin of an image
     images = jnp.sum(batch.modality == Modality.UNDERSTANDING_IMAGE) / understanding
-    images += jnp.sum(batch.modality == Modality.GENERATION_IMAGE) / config.image_tokens
+    images += jnp.sum(drawn) / config.image_tokens
     filled = batch.modality != Modality.PADDING
     return {
         "loss": (total, part),
         "images": (images, part),
         "tokens": (jnp.sum(filled), part),
+        "tokens/understand": (jnp.sum(spoken & has_image), part),
+        "tokens/text": (jnp.sum(spoken & ~has_image), part),
+        "tokens/generate": (generated, part),
         "fill": (part * jnp.mean(filled), part),
     }
 

@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,16 +12,18 @@ from jax.sharding import NamedSharding
 from janus_jax.data.pipeline import Stream
 
 AHEAD = 2  # batches on the devices that wait for their step
+POLL_SECONDS = 0.5  # how often a wait for a batch looks whether it shall end
 
 
 class DevicePrefetch:
     """Batches of a stream as global arrays of which this process holds its rows.
 
-    `state` belongs to the last batch returned.
+    `state` belongs to the last batch returned. The batches end when `stopping()` becomes true while none is there.
     """
 
-    def __init__(self, stream: Stream, sharding: NamedSharding):
+    def __init__(self, stream: Stream, sharding: NamedSharding, stopping: Callable[[], bool] = lambda: False):
         self.state = stream.get_state()
+        self._stopping, self._stopped = stopping, False
         self._waited = 0.0
         self._stream, self._sharding = stream, sharding
         self._batches: queue.Queue[tuple[Any, Any, BaseException | None]] = queue.Queue(AHEAD)
@@ -28,11 +31,16 @@ class DevicePrefetch:
         self._thread = threading.Thread(target=self._fill, daemon=True, name="device-prefetch")
         self._thread.start()
 
+    def __iter__(self) -> "DevicePrefetch":
+        return self
+
     def __next__(self) -> Any:
         """Raises what the stream raised."""
         start = time.monotonic()
-        batch, state, error = self._batches.get()
-        self._waited += time.monotonic() - start
+        try:
+            batch, state, error = self._get()
+        finally:
+            self._waited += time.monotonic() - start
         if error is not None:
             raise error
         self.state = state
@@ -44,14 +52,24 @@ class DevicePrefetch:
         return waited
 
     def close(self) -> None:
-        """Stops the thread and the stream."""
+        """Stops the thread and the stream; but not those that gave no batch until a stop: they may never end."""
         self._closed.set()
-        while self._thread.is_alive():
+        while self._thread.is_alive() and not self._stopped:
             try:
                 self._batches.get(timeout=0.1)  # it may wait for a free place
             except queue.Empty:
                 continue
-        self._stream.close()
+        if not self._stopped:
+            self._stream.close()
+
+    def _get(self) -> tuple[Any, Any, BaseException | None]:
+        while True:
+            try:
+                return self._batches.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if self._stopping():
+                    self._stopped = True
+                    raise StopIteration from None
 
     def _fill(self) -> None:
         while not self._closed.is_set():

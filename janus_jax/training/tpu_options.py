@@ -7,6 +7,8 @@ only if asked, and only one by one. Sources: MaxText's flags for these chips, an
 
 from collections.abc import Mapping
 
+from janus_jax.training.device_kinds import canonical_kind
+
 _OFFLOADED = ("all_gather", "all_reduce", "reduce_scatter")
 SPARSE_CORE: Mapping[str, str] = {
     **{f"xla_tpu_enable_async_collective_fusion_fuse_{kind}": "false" for kind in _OFFLOADED},
@@ -33,4 +35,5 @@ _BY_KIND: Mapping[str, Mapping[str, str]] = {
 
 def compiler_options(device_kind: str) -> dict[str, str] | None:
     """Options for a kind of device (`jax.Device.device_kind`); None for what is not listed."""
-    return dict(_BY_KIND[device_kind]) if device_kind in _BY_KIND else None
+    kind = canonical_kind(device_kind)
+    return dict(_BY_KIND[kind]) if kind in _BY_KIND else None

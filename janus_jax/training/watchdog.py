@@ -1,19 +1,25 @@
 """Ends a process whose steps no longer end, as when another process of the run hangs but lives."""
 
-import os
 import sys
 import threading
 import time
+from collections.abc import Callable
+
+from janus_jax.process_end import end_at_once
 
 
 class Watchdog:
     """From the first `step_ended` on: without another one for `seconds`, says so and ends the process with code 1.
 
     At once, without closing anything: whoever hangs cannot be asked. The last complete checkpoint stays.
+
+    Args:
+        stopping: whether the run has been asked to stop; from then on a step has `stop_seconds` at most.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, stopping: Callable[[], bool], stop_seconds: float):
         self._seconds = seconds
+        self._stopping, self._stop_seconds = stopping, min(stop_seconds, seconds)
         self._step = 0
         self._ended: float | None = None
         self._closed = threading.Event()
@@ -28,13 +34,21 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self._seconds / 4)):
-            ended = self._ended
-            if ended is not None and time.monotonic() - ended > self._seconds:
-                print(
-                    f"error: no step has ended for {self._seconds:g} s after step {self._step}: this process, "
-                    "its data or another process of the run hangs",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)
+        asked: float | None = None  # when the run was asked to stop
+        while not self._closed.wait(min(1.0, self._stop_seconds / 4)):
+            if self._ended is None:
+                continue
+            now = time.monotonic()
+            if asked is None and self._stopping():
+                asked = now
+            if now - self._ended > self._seconds:
+                self._end(f"no step has ended for {self._seconds:g} s")
+            if asked is not None and now - max(asked, self._ended) > self._stop_seconds:
+                self._end(f"asked to stop, but no step has ended for {self._stop_seconds:g} s")
+
+    def _end(self, reason: str) -> None:
+        print(
+            f"error: {reason} after step {self._step}: this process, its data or another process of the run hangs",
+            file=sys.stderr,
+        )
+        end_at_once(1)

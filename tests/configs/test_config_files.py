@@ -1,6 +1,6 @@
 """Every config resolves to its committed text, so that a changed number is a reviewed diff.
 
-To regenerate after an intended change: `python tests/configs/test_config_files.py`.
+To regenerate after an intended change: `PYTHONPATH=. python tests/configs/test_config_files.py`.
 """
 
 import importlib
@@ -14,14 +14,16 @@ from ml_collections import config_flags
 
 from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
-from janus_jax.training.experiment import execution
+from janus_jax.training.experiment import check_config, execution
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")
-RUNS = [(name, stage) for name in ("janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b") for stage in STAGES]
+JANUS = ("janus_1p3b", "janus_pro_1b", "janus_pro_7b")
+RUNS = [(name, f"{stage}{debug}") for name in JANUS for stage in (*STAGES, "text_only") for debug in ("", ":debug")]
+RUNS += [("finetune", f"{name}{debug}") for name in JANUS for debug in ("", ":debug")]
+RUNS += [("janusflow_1p3b", stage) for stage in STAGES]
+RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [("vq16", None)]
 RUNS += [("quickstart_flow", stage) for stage in (*STAGES, "ablation")]
-RUNS += [("janus_pro_7b", "text_only"), ("janus_1p3b", "stage1:debug"), ("janus_pro_7b", "stage2:debug")]
-RUNS += [("finetune", "janus_pro_1b"), ("vq16", None), *(("quickstart", phase) for phase in ("tokenizer", *STAGES))]
 
 
 def resolve(name, stage):
@@ -39,7 +41,9 @@ def golden_file(name, stage):
 
 @pytest.mark.parametrize(("name", "stage"), RUNS)
 def test_resolved_config_equals_the_golden_file(name, stage):
-    assert as_text(resolve(name, stage)) == golden_file(name, stage).read_text()
+    config = resolve(name, stage)
+    check_config(config)
+    assert as_text(config) == golden_file(name, stage).read_text()
 
 
 # Janus, Table 1; Janus-Pro, Table 2: learning rate, schedule, warm-up, steps, batch, decay, data ratio

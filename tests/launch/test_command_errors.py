@@ -18,6 +18,7 @@ from janus_jax.models.parameters import init_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = "--config=configs/quickstart.py:stage1"
+JOIN = (TRAIN, "--workdir={folder}/w", "--num_processes=2", "--process_id=1")
 
 # name: (command, its arguments, what the line must name). {folder} is the fixture's.
 CASES = {
@@ -30,6 +31,21 @@ CASES = {
         "train",
         ["--config={folder}/broken.py", "--workdir={folder}/w"],
         "--config={folder}/broken.py: ZeroDivisionError: division by zero (line 2)",
+    ),
+    "coordinator without a port": (
+        "train",
+        [*JOIN, "--coordinator=localhost"],
+        "--coordinator=localhost: expected host",
+    ),
+    "coordinator with a bad port": (
+        "train",
+        [*JOIN, "--coordinator=localhost:0"],
+        "--coordinator=localhost:0: expected",
+    ),
+    "coordinator that is not there": (
+        "train",
+        [*JOIN, "--coordinator=127.0.0.1:1", "--coordinator_timeout=1"],  # a port that nothing listens on
+        "--coordinator=127.0.0.1:1: process 0 cannot be reached in 1 s (Connection refused)",
     ),
     "stray argument": ("train", [TRAIN, "--workdir={folder}/w", "stray"], "stray"),
     "unwritable workdir": (
@@ -145,6 +161,18 @@ def test_one_line_names_the_mistake(case, results, folder):
     assert len(lines) == 1, error
     assert lines[0].startswith("error: ")
     assert CASES[case][2].format(folder=folder) in lines[0]
+
+
+def test_an_interrupted_command_can_end_without_waiting_for_its_threads():
+    program = (
+        "import threading, time; from launch import command_line as c; "
+        "threading.Thread(target=time.sleep, args=(60,)).start(); "
+        "c.run(lambda: c.end_at_once(KeyboardInterrupt('no data')))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (result.returncode, result.stderr) == (130, "interrupted: no data\n")
 
 
 def test_nothing_was_trained_before_the_errors(results, folder):

@@ -1,10 +1,12 @@
 """Several local processes train as one: same losses, and a checkpoint that any number of processes continues."""
 
 import json
+import os
 import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -164,6 +166,44 @@ def test_sigterm_to_one_process_stops_all_after_the_same_saved_step_and_damage_i
     after = train(tmp_path, 2, step + 1)  # the last step again
     assert after[step + 1]["loss"] == pytest.approx(before, rel=1e-6)
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
+
+
+def data_workers(process):
+    """Ids of the processes that prepare the data of a process."""
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [child for thread in threads for child in thread.read_text().split()]
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "code", "message"),
+    [
+        (1, 130, "no data came after step {step}, which is saved"),
+        (2, 1, "asked to stop, but no step has ended for 5 s"),
+    ],
+)
+def test_sigterm_while_the_data_of_a_process_stalls_ends_all(start, tmp_path, count, code, message):
+    """With the last step saved if the process is alone."""
+    flags = ("--stop_timeout=5", "--config.data.workers=1", "--config.checkpoint.every_steps=1000000")
+    processes = start(tmp_path, count, 10**6, *flags)
+    wait_for_step(processes, tmp_path, 3)
+    (worker,) = data_workers(processes[-1])
+    try:
+        os.kill(worker, signal.SIGSTOP)
+        step = 0
+        while step < (step := len(read_metrics(tmp_path))):
+            time.sleep(10)  # what is prepared already is trained on
+        processes[-1].send_signal(signal.SIGTERM)
+        ends = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [code] * count, ends
+    assert all(message.format(step=step) in errors for _, errors in ends), ends
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ([str(step)] if count == 1 else [])
+    command = Path(f"/proc/{worker}/cmdline")
+    assert not command.exists() or not command.read_text()  # a zombie has none
 
 
 @pytest.mark.slow

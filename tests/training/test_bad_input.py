@@ -67,6 +67,12 @@ def no_step(monkeypatch):
         ({"train.clip_norm": 0.0}, r"train\.clip_norm=0"),
         ({"train.b2": float("nan")}, r"train\.b2=nan"),
         ({"train.warmup_steps": -1}, r"train\.warmup_steps=-1"),
+        ({"train.b1": 1.0}, r"train\.b1=1\.0, expected 0 to 0\.999999"),
+        ({"train.b2": -0.1}, r"train\.b2=-0\.1"),
+        ({"train.eps": 0.0}, r"train\.eps=0\.0, expected 1e-30 to 1"),
+        ({"train.weight_decay": -0.1}, r"train\.weight_decay=-0\.1"),
+        ({"loss.z_loss": -1e-4}, r"loss\.z_loss=-0\.0001, expected 0 to 1000"),
+        ({"trainable": ("ab", (".*", True))}, r"trainable: 'ab', expected \(regular expression, True or False\)"),
         ({"seed": 2**32}, r"seed=4294967296"),
         ({"data.gen_slots": 0}, r"data\.ratio\.generate=1\.0.*no image slot"),
         ({"data.row_length": 129}, r"data\.row_length=129.*context of 128"),
@@ -163,7 +169,8 @@ def test_stored_codes_of_another_image_tokenizer_are_refused(data_folder, tmp_pa
 def checkpoint(workdir, config, rules=None):
     """A checkpoint of step 0 of a run of this config, or with these `trainable` rules."""
     params = init_params(MICRO_JANUS, seed=0)
-    state = create_state(params, trainable_mask(params, rules or config.trainable), make_optimizer(config.train))
+    mask = trainable_mask(params, rules or config.trainable)
+    state = create_state(params, mask, make_optimizer(config.train), config.train.ema > 0)
     stream = open_stream(config, MICRO_JANUS, open_tokenizer(config, MICRO_JANUS))
     checkpoints = Checkpoints(epath.Path(workdir), MICRO_JANUS, keep=1)
     checkpoints.save(state, stream.get_state())
@@ -175,6 +182,20 @@ def test_checkpoint_of_a_stage_that_trained_other_parameters_is_refused(data_fol
     checkpoint(tmp_path, config, rules=(("gen_head/.*", True), (".*", False)))
     with pytest.raises(UserError, match=rf"{tmp_path}: checkpoint 0 cannot be restored"):
         loop.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [(0.9, 0.0, "ema=0, but checkpoint 0 in .* holds an average"), (0.0, 0.9, "ema is above 0, but no checkpoint in")],
+)
+def test_an_average_neither_ends_nor_begins_by_a_resume(data_folder, tmp_path, before, now, message):
+    config = janus_experiment(data_folder)
+    config.train.ema = before
+    checkpoint(tmp_path, config)
+    config.train.ema = now
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path)
+    assert (tmp_path / "checkpoints" / "0").exists() and not (tmp_path / "damaged_checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -207,6 +228,10 @@ def test_a_resume_with_other_data_settings_is_refused_by_name_with_both_values(d
         ({"data.stored_codes": True}, r"JanusFlow learns latents"),
         ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2: alignment\.layer=2 of 2 blocks"),
         ({"train.ema": 1.0}, r"train\.ema=1"),
+        ({"loss.alignment_weight": -1.0}, r"loss\.alignment_weight=-1\.0"),
+        ({"loss.alignment_width": 0}, r"loss\.alignment_width=0"),
+        ({"loss.time_location": float("nan")}, r"loss\.time_location=nan"),
+        ({"loss.time_scale": 0.0}, r"loss\.time_scale=0\.0"),
         ({"init.vq": "/nowhere"}, r"init\.vq='/nowhere': JanusFlowConfig takes no such part"),
     ],
 )
@@ -217,6 +242,14 @@ def test_mistakes_of_a_flow_run_are_one_line(data_folder, tmp_path, changes, mes
     with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("field", "value"), [("loss.pixel_weight", -1.0), ("data.image_size", -8)])
+def test_mistakes_of_a_run_of_the_image_tokenizer_are_named(data_folder, tmp_path, field, value):
+    config = vq_experiment(data_folder)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=rf"{field}={value}, expected 0 to"):
+        loop.train(config, tmp_path)
 
 
 def test_a_vae_of_another_kind_is_refused(data_folder, tmp_path):

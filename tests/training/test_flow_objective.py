@@ -148,6 +148,9 @@ def test_the_loss_is_the_sum_of_its_terms(run, params, batch, normalization):
     expected = {"tasks": words / text_tokens + images / 3, "tokens": (words + n * images) / (text_tokens + 3 * n)}
     np.testing.assert_allclose(float(total), expected[normalization], rtol=1e-5)
     assert float(metrics["images"][0]) == pytest.approx(4.0)
+    counts = {task: int(metrics[f"tokens/{task}"][0]) for task in ("understand", "text", "generate")}
+    assert counts["generate"] == 3 * n and counts["understand"] + counts["text"] == text_tokens
+    assert counts["text"] == float(metrics["loss/text"][1]) > 0
 
 
 def gradient_paths(gradient):

@@ -121,6 +121,8 @@ def test_each_task_equals_its_float64_cross_entropy(params, batch, expected, los
         for kind in (Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE)
     )
     assert metrics["images"] == (images, 1)
+    for task, want in expected.items():
+        assert metrics[f"tokens/{task}"] == (want["weight"], 1)  # all weights of the batch are 0 or 1
     np.testing.assert_allclose(metrics["fill"][0], np.mean(batch.segment_ids > 0), rtol=1e-6)
 
 

@@ -1,9 +1,11 @@
 """When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts."""
 
 import contextlib
+import itertools
 import resource
 import shutil
 import signal
+import threading
 import time
 
 import jax
@@ -13,11 +15,14 @@ import pytest
 from tiny_runs import MICRO_VQ, vq_experiment
 
 from janus_jax.checkpoints import save_params
+from janus_jax.data.pipeline import Stream
 from janus_jax.errors import UserError
 from janus_jax.models.parameters import init_params
 from janus_jax.training import loop, plan
-from janus_jax.training.checkpoint import Checkpoints
+from janus_jax.training.checkpoint import Checkpoints, read_data_state
 from janus_jax.training.experiment import open_stream
+from janus_jax.training.prefetch import DevicePrefetch
+from janus_jax.training.stopping import DataStalled
 
 
 class CountingStep:
@@ -248,6 +253,56 @@ def test_a_signal_ends_the_run_after_its_step_is_saved(run, tmp_path, number):
     assert saved_steps(tmp_path) == [2, 3]
     assert list(logged(tmp_path)) == [3]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.fixture
+def stall(monkeypatch):
+    """Makes the data stall before a batch, and SIGTERM come while that batch is waited for."""
+    released = threading.Event()
+    read, take = Stream.__next__, DevicePrefetch.__next__
+
+    def stall(before):
+        reads, takes = itertools.count(1), itertools.count(1)
+
+        def stalling(stream):
+            if next(reads) == before:
+                released.wait()
+            return read(stream)
+
+        def interrupted(batches):
+            if next(takes) == before:
+                signal.raise_signal(signal.SIGTERM)
+            return take(batches)
+
+        monkeypatch.setattr(Stream, "__next__", stalling)
+        monkeypatch.setattr(DevicePrefetch, "__next__", interrupted)
+
+    yield stall
+    released.set()
+
+
+def test_a_signal_while_no_data_comes_saves_the_last_step_with_the_batches_it_has_seen(
+    run, stall, data_folder, tmp_path
+):
+    stall(before=4)
+    with pytest.raises(DataStalled, match=r"no data came after step 3, which is saved"):
+        run([1.0, 2.0, 6.0, 0.0, 0.0], log_every=5)
+    assert saved_steps(tmp_path) == [2, 3]
+    assert {step: line["loss"] for step, line in logged(tmp_path).items()} == {3: 3.0}
+    stream = open_stream(vq_experiment(data_folder), MICRO_VQ, None)
+    for _ in range(3):
+        next(stream)
+    assert read_data_state(tmp_path, 3) == stream.get_state()
+    stream.close()
+    run([1.0] * 5, log_every=5)
+    assert saved_steps(tmp_path) == [2, 3, 4, 5]
+
+
+def test_a_signal_before_any_data_came_saves_nothing(run, stall, tmp_path):
+    stall(before=1)
+    with pytest.raises(DataStalled, match="before any step"):
+        run([1.0] * 3)
+    assert saved_steps(tmp_path) == [] and not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(run, tmp_path):

@@ -1,16 +1,19 @@
 """What metrics.jsonl holds: exact means between two writes, and no step twice."""
 
 import json
+import struct
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 from etils import epath
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from janus_jax.compile_check.chips import CORES
 from janus_jax.training import metrics
 from janus_jax.training.device_peaks import peak_flops
 from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.tpu_options import compiler_options
 
 
 def log_in(folder, first_step=0, ideal_seconds=None):
@@ -79,6 +82,34 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path, resumed_at, kept):
     assert lines(tmp_path) == [line for line in before if line["step"] in kept]
 
 
+def events(file):
+    """Of a TensorBoard file: length (8 bytes), checksum (4), Event, checksum (4), ..."""
+    data, place = file.read_bytes(), 0
+    while place < len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        yield Event.FromString(data[place + 12 : place + 12 + length])
+        place += length + 16
+
+
+def test_tensorboard_shows_no_step_that_a_crash_lost(tmp_path):
+    """It drops events of the step of a START, and of later ones, of the files before; here with those left out."""
+    for first_step, steps in ((0, range(1, 7)), (3, range(4, 6))):
+        log = log_in(tmp_path, first_step)
+        for step in steps:
+            log.add(step_metrics(loss=10.0 * first_step + step, text=1.0, text_tokens=1))
+            log.write(step, 0.0, 0.0, {})
+        log.close()
+        (file,) = (tmp_path / "tensorboard").glob("events*")
+        file.rename(tmp_path / "tensorboard" / f"run {first_step}")  # in the same second the name would be the same
+    shown = {}
+    for name in ("run 0", "run 3"):
+        for event in events(tmp_path / "tensorboard" / name):
+            if event.session_log.status == SessionLog.START:
+                shown = {step: loss for step, loss in shown.items() if step < event.step}
+            shown.update((event.step, value.simple_value) for value in event.summary.value if value.tag == "loss")
+    assert shown == {1: 1.0, 2: 2.0, 3: 3.0, 4: 34.0, 5: 35.0}
+
+
 class Clock:
     """Replaces `time`: both clocks stand still until they are moved."""
 
@@ -143,6 +174,15 @@ def test_the_peak_of_a_device_is_that_of_its_cores(core):
     two_cores = core in ("TPU v4", "TPU v5")
     device = SimpleNamespace(device_kind=core)
     assert peak_flops([device] * 3) == pytest.approx(3 * (1 + two_cores) * CORES[core].flops, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("TPU v5e", "TPU v5 lite"), ("TPU v5p", "TPU v5"), ("TPU v6e", "TPU v6 lite")]
+)
+def test_a_device_by_its_other_name_has_the_same_peak_and_compiler_options(name, kind):
+    devices = [SimpleNamespace(device_kind=device_kind) for device_kind in (name, kind)]
+    assert peak_flops(devices[:1]) == peak_flops(devices[1:]) is not None
+    assert compiler_options(name) == compiler_options(kind) is not None
 
 
 def test_a_device_without_a_known_peak_has_no_utilisation():

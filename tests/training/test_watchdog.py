@@ -4,7 +4,7 @@ import sys
 PROGRAM = """
 import time
 from janus_jax.training.watchdog import Watchdog
-watchdog = Watchdog(0.5)
+watchdog = Watchdog({seconds}, lambda: {stopping}, 0.5)
 time.sleep({before})
 watchdog.step_ended(6)
 if {closed}:
@@ -13,16 +13,26 @@ time.sleep(60 if not {closed} else 1.5)
 """
 
 
-def run(**fields):
+def run(seconds=0.5, stopping=False, **fields):
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(**fields)], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", PROGRAM.format(seconds=seconds, stopping=stopping, **fields)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
     )
 
 
 def test_a_process_whose_steps_no_longer_end_says_so_and_ends():
     result = run(before=0, closed=False)
     assert result.returncode == 1
-    assert "no step has ended for 0.5 s after step 6" in result.stderr
+    assert "error: no step has ended for 0.5 s after step 6" in result.stderr
+
+
+def test_a_process_that_was_asked_to_stop_waits_less_for_its_steps():
+    result = run(seconds=1800, stopping=True, before=0, closed=False)
+    assert result.returncode == 1
+    assert "asked to stop, but no step has ended for 0.5 s after step 6" in result.stderr
 
 
 def test_the_first_step_may_compile_and_what_follows_the_last_step_may_take_time():
