@@ -14,7 +14,7 @@ ablation-flow: .venv/quickstart.done
 	.venv/bin/python -m launch.quickstart --model=flow --ablation
 
 test: .venv/test.done
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/test.done
 	.venv/bin/ruff check .

