@@ -108,6 +108,7 @@ class JanusFlowPipeline(Pipeline):
         image's size and channels.
         """
         require_drawable(self.config, self._vae is not None)
+        latents = np.asarray(latents)
         if latents.shape[1:] != self.latent_shape:
             expected = ", ".join(map(str, self.latent_shape))
             raise UserError(f"latents of shape {latents.shape}, expected [images, {expected}]")
@@ -155,6 +156,7 @@ def require_drawable(config: JanusFlowConfig, has_vae: bool) -> None:
 
 def check_noise(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The noise in float32. Raises UserError for another shape, integers, or values that are not finite."""
+    noise = np.asarray(noise)
     if noise.shape != shape or noise.dtype.kind != "f":
         raise UserError(
             f"initial_noise of shape {noise.shape} and type {noise.dtype}, expected floats of shape {shape}"

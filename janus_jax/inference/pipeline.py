@@ -328,6 +328,8 @@ class JanusPipeline(Pipeline):
             UserError: another shape, or numbers that are not codes.
         """
         codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"codes of type {codes.dtype}, expected whole numbers")
         if codes.ndim != 2 or codes.shape[1] != self.config.image_tokens:
             raise UserError(f"codes of shape {codes.shape}, expected [images, {self.config.image_tokens}]")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.config.vq.num_codes:

@@ -70,6 +70,7 @@ def test_drawing_in_other_portions_gives_the_same_images(pipeline, codes, drawn)
     [
         (np.zeros((2, 3), np.int32), r"codes of shape \(2, 3\), expected \[images, 16\]"),
         (np.full((1, 16), -1), r"codes from -1 to -1, expected 0 to"),
+        (np.full((1, 16), 1.5), r"codes of type float64, expected whole numbers"),
         (np.full((1, 16), 10**6), r"codes from 1000000 to 1000000, expected 0 to"),
     ],
 )
