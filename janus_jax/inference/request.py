@@ -18,7 +18,7 @@ from janus_jax.data.prompts import (
 )
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.decoding import Sampling
+from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import FamilyConfig, JanusFlowConfig
 from janus_jax.ops.flow import SOLVERS
 
@@ -152,7 +152,7 @@ def _sampling(temperature: float, top_p: float, top_k: int, seed: int) -> Sampli
         raise UserError(f"top_p={top_p}, expected a value in (0, 1]")
     _check_whole("top_k", top_k, 0)  # 0 is off
     _check_whole("seed", seed, 0, MAX_SEED)
-    return Sampling(float(temperature), float(top_p), int(top_k))
+    return Sampling.of(float(temperature), float(top_p), int(top_k))
 
 
 def _check_drawing(prompts: Sequence[str], num_images: int, cfg_weight: float) -> None:
