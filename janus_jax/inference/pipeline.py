@@ -1,7 +1,6 @@
 """The objects behind the public API: a model with its tokenizer that answers questions and draws."""
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -29,14 +28,14 @@ from janus_jax.errors import UserError
 from janus_jax.inference.conversation import Conversation
 from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
 from janus_jax.inference.kernels import restore_kernels
-from janus_jax.inference.memory import cache_bytes, check_fits
+from janus_jax.inference.memory import check_fits
 from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
 from janus_jax.models.llama import cache_dtype
 from janus_jax.models.parameters import Params, build, flatten, unflatten
 from janus_jax.models.stack import stack_layers, unstack_layers
-from janus_jax.sharding import ROW_AXES, decoding_shardings
+from janus_jax.sharding import decoding_shardings, row_shares
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
 PIXEL_CHUNK = 16  # most images per VQ decoding call, a power of two: bounds its memory
@@ -211,7 +210,7 @@ class Pipeline:
     @property
     def _row_shares(self) -> int:
         """In how many equal parts the devices need the rows of a request."""
-        return 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in ROW_AXES)
+        return 1 if self._mesh is None else row_shares(self._mesh)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         """Where the decoding loops run."""
@@ -229,10 +228,8 @@ class Pipeline:
         return pad_prompts(prompts, self._image_ids, self._buckets.prompt)
 
     def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
-        """Of a request whose caches have these (rows, slots); devices of a CPU have one memory together."""
-        dtype = cache_dtype(self._model.execution)
-        parts = 1 if self._mesh is None or jax.default_backend() == "cpu" else self._mesh.size
-        check_fits({what: cache_bytes(self.config.llama, dtype, *shape) // parts for what, shape in caches.items()})
+        """Of a request whose caches have these (rows, slots)."""
+        check_fits(self.config.llama, cache_dtype(self._model.execution), caches, self._mesh)
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
         """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""

@@ -306,7 +306,7 @@ def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
 
 def test_a_request_larger_than_the_free_memory_is_refused_with_its_sizes(pipeline, monkeypatch):
     """2 layers, keys and values of 2 heads of 8, float32: 256 bytes per token and row."""
-    monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda: 20_000)
+    monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices: 20_000)
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", None)
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_image_codes", None)
     with pytest.raises(UserError, match=r"needs 0\.00 GiB \(0\.00 GiB for 1 prompts\), but 0\.00 GiB are free"):
