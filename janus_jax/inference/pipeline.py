@@ -65,7 +65,7 @@ class Pipeline:
         mesh: Mesh | None = None,
     ):
         """Takes parameters with layers stacked, as checkpoints hold them, or apart, also as `quantization` or
-        `kernels` make them.
+        `kernels` make them; a mesh, which divides kernels as [in, out], turns transposed ones back.
 
         Args:
             mesh: of devices of this process (`sharding.make_mesh`), over which parameters, caches and rows of a
@@ -79,6 +79,7 @@ class Pipeline:
         self._mesh = mesh
         if mesh is not None:
             shardings = decoding_shardings(config, mesh)
+            self.params = restore_kernels(self.params, dtype)
             placed = {path: jax.device_put(leaf, shardings[path]) for path, leaf in flatten(self.params).items()}
             self.params = unflatten(placed)
         self.tokenizer = tokenizer

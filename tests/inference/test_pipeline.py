@@ -16,13 +16,15 @@ from janus_jax.checkpoints import save_params
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.kernels import restore_kernels
+from janus_jax.inference.kernels import restore_kernels, transpose_kernels
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
 from janus_jax.inference.prompt import Buckets
+from janus_jax.inference.quantization import quantize_params
 from janus_jax.inference.request import user_message
 from janus_jax.models.config import Execution
 from janus_jax.models.parameters import bind, build, count, flatten
+from janus_jax.sharding import MESH_AXES, make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,18 @@ def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, s
     again = flatten(restore_kernels(from_pretrained(tmp_path / "again").params, jnp.float32))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_transposed_kernels_are_turned_back_for_a_mesh(pipeline):
+    """Of a model in full precision and in 8 bits."""
+    mesh = make_mesh(dict.fromkeys(MESH_AXES, 1))
+    for params in (pipeline.params, quantize_params(pipeline.params)):
+        on_mesh = JanusPipeline(pipeline.config, transpose_kernels(params), pipeline.tokenizer, mesh=mesh).params
+        expected, found = flatten(params), flatten(on_mesh)
+        assert found.keys() == expected.keys()
+        for path, leaf in expected.items():
+            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+            assert (found[path].dtype, found[path].sharding.mesh) == (leaf.dtype, mesh)
 
 
 def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
