@@ -101,6 +101,14 @@ def spread_cache(cache: KVCache) -> KVCache:
     return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh))
 
 
+def spread_rows(x: jax.Array) -> jax.Array:
+    """Inside a compiled program: rows over `data` and `fsdp`; as `spread_cache`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(x) % row_shares(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH_SPEC)
+
+
 def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
     """A `KVCache` with a PartitionSpec for every array of a cache of unrolled layers."""
     whole = cache.segment_ids.shape[0] % row_shares(mesh)

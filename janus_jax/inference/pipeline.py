@@ -213,6 +213,11 @@ class Pipeline:
         """In how many equal parts the devices need the rows of a request."""
         return 1 if self._mesh is None else row_shares(self._mesh)
 
+    def _drawn(self, num_prompts: int, num_images: int) -> int:
+        """Images of each prompt that are drawn, so that the devices have equally many; also some nobody asked for."""
+        whole = num_prompts * num_images % self._row_shares == 0
+        return num_images if whole else round_up(num_images, self._row_shares)
+
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         """Where the decoding loops run."""
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -295,9 +300,7 @@ class JanusPipeline(Pipeline):
         if not request.prompts:
             return np.zeros((0, self.config.image_tokens), np.int32)
         conditional, unconditional, unconditional_of = self._guided(request.prompts)
-        # So that the devices have equally many.
-        whole = len(prompts) * num_images % self._row_shares == 0
-        drawn = num_images if whole else round_up(num_images, self._row_shares)
+        drawn = self._drawn(len(prompts), num_images)
         self._check_memory(
             {
                 f"{len(prompts)} prompts": (2 * len(prompts), conditional.tokens.shape[1]),
