@@ -29,7 +29,7 @@ from janus_jax.inference.conversation import Conversation
 from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
 from janus_jax.inference.kernels import restore_kernels
 from janus_jax.inference.memory import check_fits
-from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
+from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, check_buckets, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
 from janus_jax.models.llama import cache_dtype
@@ -72,8 +72,9 @@ class Pipeline:
                 request are divided; None is the default device.
 
         Raises:
-            UserError: the mesh does not divide a parameter.
+            UserError: the mesh does not divide a parameter, or buckets that are not whole numbers from 1.
         """
+        check_buckets(buckets)
         self.config = config
         self.params = unstack_layers(params)
         self._mesh = mesh

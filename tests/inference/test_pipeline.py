@@ -13,10 +13,12 @@ import tokenizers
 
 from janus_jax import UserError, from_pretrained
 from janus_jax.checkpoints import save_params
+from janus_jax.convert.folders import MemorySource
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.inference.kernels import restore_kernels, transpose_kernels
+from janus_jax.inference.loading import load
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
 from janus_jax.inference.prompt import Buckets
@@ -114,6 +116,22 @@ def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
     assert answers[0] == answers[1] != ""
     codes = [model.generate_codes(["the digit one"], 1, temperature=0.0) for model in (pipeline, loaded)]
     np.testing.assert_array_equal(*codes)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "message"),
+    [
+        (Buckets(prompt=0), "buckets.prompt=0, expected a whole number from 1 to 65536"),
+        (Buckets(answer=2.5), r"buckets.answer=2\.5"),
+        (Buckets(answer=65537), "buckets.answer=65537"),
+        ((32, 64), r"buckets=\(32, 64\), expected inference.prompt.Buckets"),
+    ],
+)
+def test_buckets_that_are_no_lengths_are_refused_before_the_weights(pipeline, buckets, message):
+    with pytest.raises(UserError, match=message):
+        JanusPipeline(pipeline.config, {}, pipeline.tokenizer, buckets=buckets)
+    with pytest.raises(UserError, match=message):
+        load(MemorySource(pipeline.config, {}, pipeline.tokenizer), buckets=buckets)
 
 
 def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, saved, tmp_path):
