@@ -62,6 +62,11 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
+def row_shares(mesh: Mesh | AbstractMesh) -> int:
+    """In how many equal parts the devices hold the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
 def own_rows(rows: NamedSharding, batch_size: int) -> tuple[int, int]:
     """(i, n): this process feeds the i-th of n equal parts of the rows of a batch; several may feed the same one.
 
@@ -96,9 +101,17 @@ def spread_cache(cache: KVCache) -> KVCache:
     return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh))
 
 
+def spread_rows(x: jax.Array) -> jax.Array:
+    """Inside a compiled program: rows over `data` and `fsdp`; as `spread_cache`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(x) % row_shares(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH_SPEC)
+
+
 def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
     """A `KVCache` with a PartitionSpec for every array of a cache of unrolled layers."""
-    whole = cache.segment_ids.shape[0] % math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    whole = cache.segment_ids.shape[0] % row_shares(mesh)
     rows: Any = PartitionSpec(None if whole else ROW_AXES)
     values: Any = tuple(PartitionSpec(*rows, "tensor", None, None) for _ in cache.k)
     nowhere: Any = PartitionSpec()

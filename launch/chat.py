@@ -4,19 +4,17 @@ python -m launch.chat --checkpoint=quickstart/checkpoint --image=digit.png --pro
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
-import PIL.Image
 from absl import flags
 
 from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import load_image
 from janus_jax.errors import UserError
-from janus_jax.inference.conversation import Conversation
 from janus_jax.inference.loading import load
 from janus_jax.inference.request import RequestReader, user_message
 from launch import command_line, model_flags
+from launch.converse import converse, print_answer
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
 EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
@@ -45,31 +43,12 @@ def main() -> None:
     RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
     conversation = load(source, **model_flags.load_options()).conversation()
     if PROMPT.value is None:
-        converse(conversation, images)
+        converse(conversation, images, _options())
     elif JSON.value:
         answer = conversation.ask(PROMPT.value, images, **_options())
         print(json.dumps(answer._asdict(), ensure_ascii=False))
     else:
-        _print_answer(conversation, PROMPT.value, images)
-
-
-def converse(conversation: Conversation, images: Sequence[PIL.Image.Image]) -> None:
-    """Reads questions until the end of input; images belong to the first one."""
-    print("Ask; an empty line or Ctrl-D ends the conversation.")
-    while True:
-        try:
-            question = input("> ")
-        except EOFError:
-            return
-        if not question.strip():
-            return
-        _print_answer(conversation, question, () if conversation.messages else images)
-
-
-def _print_answer(conversation: Conversation, question: str, images: Sequence[PIL.Image.Image]) -> None:
-    """While it is written."""
-    conversation.ask(question, images, on_text=lambda text: print(text, end="", flush=True), **_options())
-    print()
+        print_answer(conversation, PROMPT.value, images, _options())
 
 
 def _options() -> dict[str, Any]:

@@ -35,7 +35,8 @@ OPTIONS = flags.DEFINE_multi_string("compiler_option", [], "name=value for XLA, 
 JSON = flags.DEFINE_bool("json", False, "print JSON")
 DECODE = flags.DEFINE_bool("decode", False, "the loop that draws images; --mesh: default 1,1,-1; --dtype: bfloat16")
 IMAGES = flags.DEFINE_integer("images", 16, "with --decode: images of one prompt", lower_bound=1)
-TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP), (IMAGES, *model_flags.ALL)
+# Buckets mean nothing in either case: a program has the lengths that it is asked for.
+TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, *model_flags.ALL)
 
 
 def main() -> None:

@@ -8,15 +8,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from janus_jax.inference.decoding import ImageState, Sampling, continue_images, start_images
+from janus_jax.inference.decoding import ImageState, continue_images, start_images
 from janus_jax.inference.prompt import Prompts
 from janus_jax.inference.quantization import is_quantized, scale_path
+from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import Execution, JanusConfig
 from janus_jax.models.parameters import Params, abstract_params, build, flatten, unflatten
 from janus_jax.models.stack import STACKED, unstacked_path
 from janus_jax.sharding import cache_specs, decoding_shardings
-
-SAMPLING = Sampling(1.0)
 
 
 class ImageLoop(NamedTuple):
@@ -31,11 +30,11 @@ class ImageLoop(NamedTuple):
     def lower(self) -> Any:
         """Ready to `compile`."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        weight = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+        number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)  # the guidance, and the temperature
         until = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return continue_images.lower(
-                self.model, self.params, self.state, self.keys, weight, until, sampling=SAMPLING
+                self.model, self.params, self.state, self.keys, number, until, sampling=Sampling(number)
             )
 
 
@@ -63,7 +62,7 @@ def abstract_image_loop(
     prompt = Prompts(row, row.astype(np.int8), row + 1, row)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
     options = (np.zeros(1, np.int32), keys, jnp.float32(5))
-    state: ImageState = start_images.eval_shape(model, params, prompt, prompt, *options, sampling=SAMPLING)
+    state: ImageState = start_images.eval_shape(model, params, prompt, prompt, *options, sampling=Sampling.of(1.0))
     prefix, cache = cache_specs(state.prefix, mesh), cache_specs(state.cache, mesh)
     specs = jax.tree.map(lambda _: PartitionSpec(), state)._replace(prefix=prefix, cache=_specs_slots_first(cache))
     state = jax.tree.map(lambda leaf, spec: _placed(leaf, NamedSharding(mesh, spec)), state, specs)

@@ -77,7 +77,7 @@ class Conversation:
         answer_slots = round_up(limit, pipeline._buckets.answer)
         start = self._slots[kept - 1] + 1 if kept else 0  # the first slot of the new tokens
         end = start + padded.tokens.shape[1]
-        pipeline._check_memory({"the conversation": (1, end + answer_slots)})
+        pipeline._check_memory({"the conversation": (1, self._new_slots(start, end + answer_slots))})
         old, slots = self._prefix(start, end + answer_slots), self._slots[:kept]
         self._cache, self._known, self._slots = None, [], []  # decoding uses the old cache up
         keys = jax.random.fold_in(jax.random.key(seed), 0)[None]
@@ -114,13 +114,19 @@ class Conversation:
         image_tokens = ids[kept:].count(self._pipeline.tokenizer.image_id)
         return 0 if image_tokens % self._pipeline.config.siglip.num_tokens else kept  # an image is read as a whole
 
+    def _new_slots(self, start: int, needed: int) -> int:
+        """Of the cache that a turn makes; the old one is in use until then, and used again where it is large enough."""
+        if start == 0 or self._cache is None:
+            return needed
+        return round_up(needed, CAPACITY) if needed > self._cache.segment_ids.shape[1] else 0
+
     def _prefix(self, start: int, needed: int) -> KVCache | None:
         """The cache up to slot `start` with room for `needed` slots; None when nothing is kept."""
         if start == 0 or self._cache is None:
             return None
         cache = self._cache
         capacity = cache.segment_ids.shape[1]
-        more = round_up(needed, CAPACITY) - capacity if needed > capacity else 0
+        more = max(self._new_slots(start, needed) - capacity, 0)
 
         def grown(leaf: jax.Array, slots: int) -> jax.Array:
             """With more of its axis `slots`."""

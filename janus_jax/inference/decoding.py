@@ -18,34 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.inference.prompt import Prompts
+from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import Execution
 from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.parameters import Params, bind
 from janus_jax.ops.few_rows import COMPILER_OPTIONS
-from janus_jax.ops.sampling import guide, sample_tokens
+from janus_jax.ops.sampling import guide
 from janus_jax.sharding import spread_cache
 
-# Programs traced so far in this process, by name of the function: each new shape or option compiles another.
+# Programs traced so far in this process, by name of the function: each new shape or static option compiles another.
 programs: collections.Counter[str] = collections.Counter()
 PORTION = 64  # codes between two reports of progress
 
 
 def _program(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, **options)
-
-
-class Sampling(NamedTuple):
-    """How the next token is drawn; temperature 0 is argmax."""
-
-    temperature: float
-    top_p: float = 1.0
-    top_k: int = 0
-
-    def __call__(self, keys: jax.Array, step: jax.Array, logits: jax.Array) -> jax.Array:
-        """Tokens [B] of logits [B, V]; keys [B]."""
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        return sample_tokens(step_keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 class TextState(NamedTuple):
@@ -88,7 +76,7 @@ def decode_text(
     return state.tokens
 
 
-@_program(static_argnames=("model", "slots", "sampling", "eos_id"), donate_argnames="cache")
+@_program(static_argnames=("model", "slots", "eos_id"), donate_argnames="cache")
 def start_text(
     model: Janus,
     params: Params,
@@ -125,7 +113,7 @@ def start_text(
     )
 
 
-@_program(static_argnames=("model", "sampling", "eos_id"), donate_argnames="state")
+@_program(static_argnames=("model", "eos_id"), donate_argnames="state")
 def continue_text(
     model: Janus,
     params: Params,
@@ -195,7 +183,7 @@ def decode_image_codes(
     return state.codes.reshape(*keys.shape, num_codes)
 
 
-@_program(static_argnames=("model", "sampling"))
+@_program(static_argnames="model")
 def start_images(
     model: Janus,
     params: Params,
@@ -234,7 +222,7 @@ def start_images(
     )
 
 
-@_program(static_argnames=("model", "sampling"), donate_argnames="state")
+@_program(static_argnames="model", donate_argnames="state")
 def continue_images(
     model: Janus,
     params: Params,

@@ -76,7 +76,8 @@ class JanusFlowPipeline(Pipeline):
             initial_noise: in the shape of the result, instead of noise from the seed.
 
         Raises:
-            UserError: empty prompt, bad option, noise of another shape, or a prompt that does not fit the context.
+            UserError: empty prompt, bad option, noise of another shape, a prompt that does not fit the context, or
+                images that do not fit the memory.
         """
         ids = self._requests.latents(
             prompts, num_images, cfg_weight=cfg_weight, num_steps=num_steps, solver=solver, seed=seed
@@ -87,19 +88,29 @@ class JanusFlowPipeline(Pipeline):
         if not prompts:
             return np.zeros(shape, np.float32)
         # The time token takes the place of `<begin_of_image>`.
-        padded = self._pad([prompt[:-1] for prompt in ids for _ in range(num_images)])
-        self._check_memory({f"{shape[0]} images": (2 * shape[0], padded.tokens.shape[1] + self.config.image_tokens)})
-        noise = self._noise(len(prompts), num_images, seed) if initial_noise is None else initial_noise
-        latents = sample_latents(
-            self._model,
-            self.params,
-            padded,
-            jnp.asarray(noise),
-            jnp.float32(cfg_weight),
-            num_steps=num_steps,
-            solver=solver,
+        padded = self._pad([prompt[:-1] for prompt in ids])
+        drawn = self._drawn(len(prompts), num_images)
+        self._check_memory(
+            {
+                f"{len(prompts)} prompts": (2 * len(prompts), padded.tokens.shape[1]),
+                f"{len(prompts) * drawn} images": (2 * len(prompts) * drawn, self.config.image_tokens),
+            }
         )
-        return np.asarray(latents)
+        noise = self._noise(len(prompts), num_images, seed) if initial_noise is None else initial_noise
+        by_prompt = jnp.reshape(noise, (len(prompts), num_images, *self.latent_shape))
+        spare = jnp.zeros((len(prompts), drawn - num_images, *self.latent_shape))
+        with self._on_mesh():
+            latents = sample_latents(
+                self._model,
+                self.params,
+                padded,
+                jnp.concatenate([by_prompt, spare], axis=1).reshape(-1, *self.latent_shape),
+                jnp.float32(cfg_weight),
+                num_steps=num_steps,
+                solver=solver,
+            )
+        latents = np.asarray(latents).reshape(len(prompts), drawn, *self.latent_shape)
+        return latents[:, :num_images].reshape(shape)
 
     def draw(self, latents: np.ndarray) -> list[PIL.Image.Image]:
         """Latents [B, H, W, Z] -> images.
@@ -108,6 +119,7 @@ class JanusFlowPipeline(Pipeline):
         image's size and channels.
         """
         require_drawable(self.config, self._vae is not None)
+        latents = np.asarray(latents)
         if latents.shape[1:] != self.latent_shape:
             expected = ", ".join(map(str, self.latent_shape))
             raise UserError(f"latents of shape {latents.shape}, expected [images, {expected}]")
@@ -155,6 +167,7 @@ def require_drawable(config: JanusFlowConfig, has_vae: bool) -> None:
 
 def check_noise(noise: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The noise in float32. Raises UserError for another shape, integers, or values that are not finite."""
+    noise = np.asarray(noise)
     if noise.shape != shape or noise.dtype.kind != "f":
         raise UserError(
             f"initial_noise of shape {noise.shape} and type {noise.dtype}, expected floats of shape {shape}"

@@ -1,6 +1,9 @@
 """Drawing by rectified flow: one compiled program from prompts and noise to latents (JanusFlow, section 3.1).
 
-Letters: B images, P prompt length, N latent tokens per image, D width, H W latents, Z their channels.
+On a mesh (`jax.set_mesh`) images and heads of the caches are divided over its devices.
+
+Letters: B prompts, P prompt length, G images per prompt, N latent tokens per image, D width, H W latents, Z their
+channels.
 """
 
 import functools
@@ -16,19 +19,20 @@ from janus_jax.models.parameters import Params, bind
 from janus_jax.models.sdxl_vae import VAE
 from janus_jax.ops.flow import TIME_SCALE, integrate
 from janus_jax.ops.sampling import guide
+from janus_jax.sharding import spread_cache, spread_rows
 
 
 class Prefix(NamedTuple):
-    """The prompts of 2B rows, seen once: what follows never changes them, since attention is causal."""
+    """The prompts, seen once: what follows never changes them, since attention is causal."""
 
-    cache: KVCache  # conditional rows, then unconditional ones; with room for the tokens of an image
-    lengths: jax.Array  # [2B] tokens in each prompt, which is the position of its time token
+    cache: KVCache  # 2B rows of P slots: conditional, then unconditional
+    lengths: jax.Array  # [B] tokens in each prompt, which is the position of its time token
 
 
 def run_prefix(model: JanusFlow, params: Params, prompts: Prompts) -> Prefix:
-    """Runs the LLM over both halves of the guidance.
+    """Runs the LLM over the prompts, and over what the unconditional half of the guidance sees of any of them: BOS.
 
-    The unconditional half sees of its prompt only BOS. All positions stay as they are: renumbering changes the result.
+    All positions stay as they are: renumbering changes the result.
 
     Args:
         prompts: without the last token, whose place the time token takes.
@@ -36,23 +40,28 @@ def run_prefix(model: JanusFlow, params: Params, prompts: Prompts) -> Prefix:
     apply = bind(model, params)
     batch, length = prompts.tokens.shape
     tokens, modality, positions = (
-        jnp.concatenate([x, x]) for x in (prompts.tokens, prompts.modality, prompts.positions)
+        jnp.concatenate([x, x[:1]]) for x in (prompts.tokens, prompts.modality, prompts.positions)
     )
-    only_bos = prompts.segment_ids * (prompts.positions == 0)
+    only_bos = prompts.segment_ids[:1] * (prompts.positions[:1] == 0)
     segment_ids = jnp.concatenate([prompts.segment_ids, only_bos])
-    cache = init_cache(model.config.llama, model.execution, 2 * batch, length + model.config.image_tokens)
+    cache = spread_cache(init_cache(model.config.llama, model.execution, batch + 1, length))
     _, cache = apply(apply(tokens, modality, method="embed"), positions, segment_ids, cache)
     assert cache is not None
-    return Prefix(cache, jnp.tile(prompts.segment_ids.sum(axis=1), 2))
+    # From one unconditional row to one for each prompt.
+    halves = jnp.concatenate([jnp.arange(batch), jnp.full(batch, batch)])
+    axis = 1 if model.execution.scan_layers else 0
+    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (cache.k, cache.v))
+    cache = cache._replace(k=k, v=v, positions=positions[halves], segment_ids=segment_ids[halves])
+    return Prefix(spread_cache(cache), jnp.asarray(prompts.segment_ids).sum(axis=1))
 
 
 def velocities(
     model: JanusFlow, params: Params, prefix: Prefix, latents: jax.Array, time: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Conditional and unconditional velocity, each [B, H, W, Z] float32.
+    """Conditional and unconditional velocity, each [B G, H, W, Z] float32.
 
     Args:
-        latents: [B, H, W, Z] at `time`.
+        latents: [B G, H, W, Z] at `time`, the images of a prompt together.
         time: scalar in [0, 1000).
     """
     apply = bind(model, params)
@@ -60,8 +69,11 @@ def velocities(
     # Both halves have the same latents and time, and differ only in what the LLM sees before them.
     encoded = jax.tree.map(lambda x: jnp.concatenate([x, x]), encoded)
     x = apply(encoded, method="embed_latents")
-    positions = prefix.lengths[:, None] + jnp.arange(x.shape[1])
-    hidden, _ = apply(x, positions, jnp.ones_like(positions), prefix.cache)
+    rows, length, _ = x.shape
+    lengths = jnp.tile(jnp.repeat(prefix.lengths, len(latents) // len(prefix.lengths)), 2)
+    positions = lengths[:, None] + jnp.arange(length)
+    cache = spread_cache(init_cache(model.config.llama, model.execution, rows, length))
+    hidden, _ = apply(spread_rows(x), positions, jnp.ones_like(positions), cache, prefix.cache)
     velocity = apply(hidden[:, 1:], encoded, method="velocity")  # without the time token
     conditional, unconditional = jnp.split(velocity, 2)
     return conditional, unconditional
@@ -78,11 +90,13 @@ def sample_latents(
     num_steps: int,
     solver: str,
 ) -> jax.Array:
-    """Latents [B, H, W, Z] float32 from noise of the same shape, by guided velocities.
+    """Latents [B G, H, W, Z] float32 from noise of the same shape, by guided velocities.
+
+    What comes before the images is computed once per prompt and held once for its G images.
 
     Args:
         prompts: without the last token, whose place the time token takes.
-        noise: standard normal.
+        noise: standard normal, that of the images of a prompt together.
         cfg_weight: 1 is purely conditional, 0 unconditional.
         num_steps: of the solver; each costs one pass through the model, two with "heun".
         solver: a key of `ops.flow.SOLVERS`.
@@ -90,7 +104,8 @@ def sample_latents(
     prefix = run_prefix(model, params, prompts)
 
     def velocity(latents: jax.Array, time: jax.Array) -> jax.Array:
-        return guide(*velocities(model, params, prefix, latents, TIME_SCALE * time), cfg_weight)
+        both = velocities(model, params, prefix, spread_rows(latents), TIME_SCALE * time)
+        return guide(*both, cfg_weight)
 
     return integrate(velocity, noise, num_steps, solver)
 

@@ -6,6 +6,8 @@ none is taken for the other; `models.layers.Linear` takes both, and rounds activ
 case.
 """
 
+from typing import Any
+
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -20,21 +22,22 @@ def transposed_path(path: str) -> str:
 
 
 def transpose_kernels(params: Params) -> Params:
-    """Of a model with layers apart: [in, out] -> float32 [out, in]."""
+    """Of a model with layers apart: [in, out] -> [out, in], in float32 or 8 bits."""
     flat = flatten(params)
     return unflatten(
-        {transposed_path(path): leaf.T.astype(np.float32) for path, leaf in flat.items() if is_quantized(path)}
+        {transposed_path(path): _cast(leaf.T, np.float32) for path, leaf in flat.items() if is_quantized(path)}
         | {path: leaf for path, leaf in flat.items() if not is_quantized(path)}
     )
 
 
 def restore_kernels(params: Params, dtype: DTypeLike) -> Params:
-    """The inverse, to the dtype of the run; in float32 without copies: views on the memory of the host."""
+    """The inverse, to the dtype of the run or in 8 bits; in float32 without copies: views on the memory of the host."""
     flat = flatten(params)
-    kernels = {
-        path: np.asarray(leaf).T.astype(dtype, copy=False)
-        for path, leaf in flat.items()
-        if path.endswith("/" + TRANSPOSED)
-    }
+    kernels = {path: _cast(np.asarray(leaf).T, dtype) for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)}
     others = {path: leaf for path, leaf in flat.items() if path not in kernels}
     return unflatten({path.removesuffix(TRANSPOSED) + "kernel": leaf for path, leaf in kernels.items()} | others)
+
+
+def _cast(kernel: Any, dtype: DTypeLike) -> Any:
+    """Integers stay as they are: their scales are beside them."""
+    return kernel if kernel.dtype == np.int8 else kernel.astype(dtype, copy=False)

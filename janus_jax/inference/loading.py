@@ -13,7 +13,7 @@ from janus_jax.errors import UserError
 from janus_jax.inference.flow_pipeline import JanusFlowPipeline
 from janus_jax.inference.kernels import transposed_path
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.inference.prompt import BUCKETS, Buckets
+from janus_jax.inference.prompt import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.quantization import QUANTIZATIONS, is_quantized, quantize, scale_path
 from janus_jax.inference.request import RequestReader
 from janus_jax.models.config import JanusFlowConfig
@@ -44,8 +44,8 @@ def from_pretrained(
         buckets: the lengths of prompts and answers that get a compiled program are multiples of these.
 
     Raises:
-        UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, or an
-            unknown quantization.
+        UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, an
+            unknown quantization, or buckets that are not whole numbers from 1.
     """
     source = folders.open_folder(path, ema)
     return load(source, dtype, find_vae(source, path, vae), mesh=mesh, quantization=quantization, buckets=buckets)
@@ -72,6 +72,7 @@ def load(
 ) -> JanusPipeline | JanusFlowPipeline:
     """`from_pretrained` of a folder that is open already. Each tensor is in memory once."""
     RequestReader(source.config, source.tokenizer)  # refuses a model that could not be asked
+    check_buckets(buckets)
     if quantization not in (None, *QUANTIZATIONS):
         raise UserError(f"quantization={quantization!r} is not one of {sorted(QUANTIZATIONS)}")
     shardings = None if mesh is None else decoding_shardings(source.config, mesh)

@@ -1,7 +1,6 @@
 """The objects behind the public API: a model with its tokenizer that answers questions and draws."""
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -29,14 +28,14 @@ from janus_jax.errors import UserError
 from janus_jax.inference.conversation import Conversation
 from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
 from janus_jax.inference.kernels import restore_kernels
-from janus_jax.inference.memory import cache_bytes, check_fits
-from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, pad_prompts, round_up
+from janus_jax.inference.memory import check_fits
+from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, check_buckets, pad_prompts, round_up
 from janus_jax.inference.request import RequestReader, user_message
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
 from janus_jax.models.llama import cache_dtype
 from janus_jax.models.parameters import Params, build, flatten, unflatten
 from janus_jax.models.stack import stack_layers, unstack_layers
-from janus_jax.sharding import ROW_AXES, decoding_shardings
+from janus_jax.sharding import decoding_shardings, row_shares
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
 PIXEL_CHUNK = 16  # most images per VQ decoding call, a power of two: bounds its memory
@@ -66,20 +65,22 @@ class Pipeline:
         mesh: Mesh | None = None,
     ):
         """Takes parameters with layers stacked, as checkpoints hold them, or apart, also as `quantization` or
-        `kernels` make them.
+        `kernels` make them; a mesh, which divides kernels as [in, out], turns transposed ones back.
 
         Args:
             mesh: of devices of this process (`sharding.make_mesh`), over which parameters, caches and rows of a
                 request are divided; None is the default device.
 
         Raises:
-            UserError: the mesh does not divide a parameter.
+            UserError: the mesh does not divide a parameter, or buckets that are not whole numbers from 1.
         """
+        check_buckets(buckets)
         self.config = config
         self.params = unstack_layers(params)
         self._mesh = mesh
         if mesh is not None:
             shardings = decoding_shardings(config, mesh)
+            self.params = restore_kernels(self.params, dtype)
             placed = {path: jax.device_put(leaf, shardings[path]) for path, leaf in flatten(self.params).items()}
             self.params = unflatten(placed)
         self.tokenizer = tokenizer
@@ -211,7 +212,12 @@ class Pipeline:
     @property
     def _row_shares(self) -> int:
         """In how many equal parts the devices need the rows of a request."""
-        return 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in ROW_AXES)
+        return 1 if self._mesh is None else row_shares(self._mesh)
+
+    def _drawn(self, num_prompts: int, num_images: int) -> int:
+        """Images of each prompt that are drawn, so that the devices have equally many; also some nobody asked for."""
+        whole = num_prompts * num_images % self._row_shares == 0
+        return num_images if whole else round_up(num_images, self._row_shares)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         """Where the decoding loops run."""
@@ -229,10 +235,8 @@ class Pipeline:
         return pad_prompts(prompts, self._image_ids, self._buckets.prompt)
 
     def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
-        """Of a request whose caches have these (rows, slots); devices of a CPU have one memory together."""
-        dtype = cache_dtype(self._model.execution)
-        parts = 1 if self._mesh is None or jax.default_backend() == "cpu" else self._mesh.size
-        check_fits({what: cache_bytes(self.config.llama, dtype, *shape) // parts for what, shape in caches.items()})
+        """Of a request whose caches have these (rows, slots)."""
+        check_fits(self.config.llama, cache_dtype(self._model.execution), caches, self._mesh)
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
         """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""
@@ -297,9 +301,7 @@ class JanusPipeline(Pipeline):
         if not request.prompts:
             return np.zeros((0, self.config.image_tokens), np.int32)
         conditional, unconditional, unconditional_of = self._guided(request.prompts)
-        # So that the devices have equally many.
-        whole = len(prompts) * num_images % self._row_shares == 0
-        drawn = num_images if whole else round_up(num_images, self._row_shares)
+        drawn = self._drawn(len(prompts), num_images)
         self._check_memory(
             {
                 f"{len(prompts)} prompts": (2 * len(prompts), conditional.tokens.shape[1]),
@@ -328,6 +330,8 @@ class JanusPipeline(Pipeline):
             UserError: another shape, or numbers that are not codes.
         """
         codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"codes of type {codes.dtype}, expected whole numbers")
         if codes.ndim != 2 or codes.shape[1] != self.config.image_tokens:
             raise UserError(f"codes of shape {codes.shape}, expected [images, {self.config.image_tokens}]")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.config.vq.num_codes:

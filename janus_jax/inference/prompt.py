@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from janus_jax.batch import Modality
+from janus_jax.errors import UserError
 
 
 class Buckets(NamedTuple):
@@ -22,6 +23,16 @@ class Buckets(NamedTuple):
 
 
 BUCKETS = Buckets()
+MAX_BUCKET = 1 << 16
+
+
+def check_buckets(buckets: Buckets) -> None:
+    """Raises UserError for other than two whole numbers from 1 to `MAX_BUCKET`."""
+    if not isinstance(buckets, Buckets):
+        raise UserError(f"buckets={buckets!r}, expected inference.prompt.Buckets(prompt, answer)")
+    for name, value in buckets._asdict().items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_BUCKET:
+            raise UserError(f"buckets.{name}={value!r}, expected a whole number from 1 to {MAX_BUCKET}")
 
 
 def round_up(length: int, bucket: int) -> int:

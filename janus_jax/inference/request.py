@@ -3,6 +3,8 @@
 So that a mistake is told before the weights are loaded.
 """
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from janus_jax.data.prompts import (
 )
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.decoding import Sampling
+from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import FamilyConfig, JanusFlowConfig
 from janus_jax.ops.flow import SOLVERS
 
@@ -61,8 +63,8 @@ class RequestReader:
     ) -> TextRequest:
         """Arguments and errors of `JanusPipeline.answer`, except that images are only counted."""
         sampling = _sampling(temperature, top_p, top_k, seed)
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}, expected at least 1")
+        if max_new_tokens is not None:
+            _check_whole("max_new_tokens", max_new_tokens, 1)
         if len(conversations) != len(images):
             raise UserError(f"got {len(conversations)} conversations but {len(images)} lists of images")
         prompts = [self._question(messages, len(own)) for messages, own in zip(conversations, images, strict=True)]
@@ -90,9 +92,9 @@ class RequestReader:
     ) -> list[list[int]]:
         """Arguments and errors of `JanusFlowPipeline.generate_latents`, except its noise; returns the prompts' ids."""
         _check_drawing(prompts, num_images, cfg_weight)
-        _check_range("seed", seed, 0, MAX_SEED)
-        _check_range("num_steps", num_steps, 1, MAX_FLOW_STEPS)
-        if solver not in SOLVERS:
+        _check_whole("seed", seed, 0, MAX_SEED)
+        _check_whole("num_steps", num_steps, 1, MAX_FLOW_STEPS)
+        if not isinstance(solver, str) or solver not in SOLVERS:
             raise UserError(f"solver={solver!r} is not one of {sorted(SOLVERS)}")
         return [self._drawing(prompt) for prompt in prompts]
 
@@ -109,8 +111,7 @@ class RequestReader:
         return self._tokenizer.expand_images(ids, self._config.siglip.num_tokens).tolist()
 
     def _drawing(self, prompt: str) -> list[int]:
-        if not prompt.strip():
-            raise UserError("the prompt is empty, expected a description of the image")
+        _check_text(prompt, "a description of the image")
         ids = self._tokenizer.encode(generation_prompt(prompt, self._style))
         if self._tokenizer.image_id in ids:
             raise UserError(f"the prompt of a drawing contains {IMAGE_PLACEHOLDER}, which is for questions")
@@ -138,30 +139,49 @@ class RequestReader:
 
 def user_message(text: str, num_images: int) -> Message:
     """A user's turn with its images in front, a line each, as in the official prompts."""
-    if not text.strip():
-        raise UserError("the prompt is empty, expected a question")
+    _check_text(text, "a question")
     return Message("user", f"{IMAGE_PLACEHOLDER}\n" * num_images + text)
 
 
 def _sampling(temperature: float, top_p: float, top_k: int, seed: int) -> Sampling:
+    _check_number("temperature", temperature)
     if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:  # also NaN
         raise UserError(f"temperature={temperature}, expected 0 or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
+    _check_number("top_p", top_p)
     if not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p}, expected a value in (0, 1]")
-    if top_k < 0:
-        raise UserError(f"top_k={top_k}, expected 0 (off) or more")
-    _check_range("seed", seed, 0, MAX_SEED)
-    return Sampling(temperature, top_p, top_k)
+    _check_whole("top_k", top_k, 0)  # 0 is off
+    _check_whole("seed", seed, 0, MAX_SEED)
+    return Sampling.of(float(temperature), float(top_p), int(top_k))
 
 
 def _check_drawing(prompts: Sequence[str], num_images: int, cfg_weight: float) -> None:
+    _check_number("cfg_weight", cfg_weight)
     _check_range("cfg_weight", cfg_weight, -MAX_CFG_WEIGHT, MAX_CFG_WEIGHT)
-    if num_images < 1:
-        raise UserError(f"num_images={num_images}, expected at least 1")
+    _check_whole("num_images", num_images, 1)
     if isinstance(prompts, str):
         raise UserError(f"prompts={prompts!r}, expected a list of prompts")
 
 
+def _check_text(prompt: str, expected: str) -> None:
+    if not isinstance(prompt, str):
+        raise UserError(f"a prompt of type {type(prompt).__name__}, expected {expected}")
+    if not prompt.strip():
+        raise UserError(f"the prompt is empty, expected {expected}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise UserError(f"{name}={value!r}, expected a number")
+
+
+def _check_whole(name: str, value: int, low: int, high: float = math.inf) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise UserError(f"{name}={value!r}, expected a whole number")
+    _check_range(name, value, low, high)
+
+
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UserError(f"{name}={value}, expected {low:.10g} to {high:.10g}")
+        expected = f"at least {low}" if high == math.inf else f"{low:.10g} to {high:.10g}"
+        raise UserError(f"{name}={value}, expected {expected}")

@@ -87,10 +87,15 @@ class JanusFlow(nn.Module):
         return jnp.concatenate([encoded.time_embedding[:, None], tokens], axis=1)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, cache: KVCache | None = None
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: KVCache | None = None,
+        prefix: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """LLM inputs [B, L, D] -> hidden states after the final norm, which all heads read; see `Llama`."""
-        return self.llm(x, positions, segment_ids, cache)
+        return self.llm(x, positions, segment_ids, cache, prefix)
 
     def blocks(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """LLM inputs [B, L, D] -> features after all blocks, before the final norm; see `Llama.blocks`."""

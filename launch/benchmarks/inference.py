@@ -23,11 +23,12 @@ import tqdm
 
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
-from janus_jax.inference.decoding import Sampling, decode_image_codes, decode_pixels, decode_text, programs, start_text
+from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text, programs, start_text
 from janus_jax.inference.kernels import transpose_kernels
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.prompt import pad_prompts
+from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import JANUS_PRO_1B, JanusConfig
 from janus_jax.models.parameters import bind, init_params
 from janus_jax.models.stack import unstack_layers
@@ -37,7 +38,7 @@ ROUNDS, LONG = 3, 20.0  # rounds of a case, and the seconds after which one has 
 PROMPT, NEW_TOKENS = 32, 33  # tokens of text; the first comes with the prompt, so 32 steps
 CODES_PER_SIDE = 12  # of an image, where the released models have 24: so that the suite ends in minutes
 GUIDANCE = 5.0
-GREEDY = Sampling(0.0)
+GREEDY = Sampling()
 COPY_BYTES = 1 << 30
 CORES = os.cpu_count() or 1
 Run = Callable[[], Any]

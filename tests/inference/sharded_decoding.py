@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from unittest import mock
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,9 +12,12 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all
 import PIL.Image
 
 from janus_jax.data import digits
+from janus_jax.inference import flow_pipeline
+from janus_jax.inference.flow_pipeline import JanusFlowPipeline
+from janus_jax.inference.flow_sampling import sample_latents
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import quantize_params
-from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.parameters import flatten, init_params
 from janus_jax.models.stack import unstack_layers
 from janus_jax.sharding import MESH_AXES, make_mesh
@@ -50,6 +54,21 @@ CONFIG = JanusConfig(
     image_head_width=32,
     prompt_style="janus_pro_tiny",
 )
+FLOW = JanusFlowConfig(
+    llama=CONFIG.llama,
+    siglip=CONFIG.siglip,
+    uvit=UViTConfig(
+        latent_size=8,
+        latent_channels=4,
+        patch_size=2,
+        width=16,
+        time_width=32,
+        encoder_depth=1,
+        decoder_depth=1,
+        norm_eps=1e-6,
+    ),
+    prompt_style="janus_pro_tiny",
+)
 PICTURE = PIL.Image.new("RGB", (25, 20), (250, 10, 10))
 
 
@@ -67,6 +86,20 @@ def run(pipeline, short):
     return result | {"turns": turns, "pixels": list(pixels), "cache": number_of_parts(conversation._cache.k[0])}
 
 
+def run_flow(pipeline):
+    """Images that four devices cannot share equally."""
+    parts = []
+
+    def sample(*args, **options):
+        latents = sample_latents(*args, **options)
+        parts.append(number_of_parts(latents))
+        return latents
+
+    with mock.patch.object(flow_pipeline, "sample_latents", sample):
+        latents = pipeline.generate_latents(["one", "a larger two"], 3, cfg_weight=2.0, num_steps=2, seed=4)
+    return {"latents": latents.tolist(), "latent_parts": parts}
+
+
 def number_of_parts(leaf):
     return len(set(map(str, leaf.sharding.devices_indices_map(leaf.shape).values())))
 
@@ -76,11 +109,13 @@ def main(precision, *meshes):
     params = init_params(CONFIG, seed=1)
     if precision == "int8":
         params = quantize_params(unstack_layers(params))
+    flow_params = init_params(FLOW, seed=2)
     results = {}
     for sizes in meshes:
         shape = dict(zip(MESH_AXES, map(int, sizes.split(",")), strict=True))
         mesh = None if sizes == "1,1,1" else make_mesh(shape)
         results[sizes] = run(JanusPipeline(CONFIG, params, tokenizer, mesh=mesh), precision == "short")
+        results[sizes] |= run_flow(JanusFlowPipeline(FLOW, flow_params, tokenizer, mesh=mesh))
     print(json.dumps(results))
 
 

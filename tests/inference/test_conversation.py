@@ -36,12 +36,17 @@ def read_anew(pipeline, turns, answers, **options):
 
 def test_turns_read_what_is_new_and_answer_as_if_all_was_read(pipeline, pictures, prompt_lengths, monkeypatch):
     monkeypatch.setattr(module, "CAPACITY", 32)  # so that the cache grows
+    checked, capacities = [], [0]
+    monkeypatch.setattr(pipeline, "_check_memory", lambda caches: checked.append(caches))
     turns = [("Which digit?", pictures[:1]), ("Is one odd?", []), ("And these?", pictures[1:])]
     conversation = pipeline.conversation()
     answers = []
     for i, (text, own) in enumerate(turns):
         pieces = []
         answer = conversation.ask(text, own, on_text=pieces.append, **OPTIONS)
+        (_, new_slots), capacity = checked[-1]["the conversation"], conversation._cache.segment_ids.shape[1]
+        assert capacity == (new_slots or capacities[-1])  # a grown cache is made anew
+        capacities.append(capacity)
         assert answer == read_anew(pipeline, turns[: i + 1], answers, **OPTIONS)
         assert "".join(pieces) == answer.text
         answers.append(answer)
@@ -50,6 +55,7 @@ def test_turns_read_what_is_new_and_answer_as_if_all_was_read(pipeline, pictures
     assert prompt_lengths[0] == lengths[0]
     for read, whole, before in zip(prompt_lengths[1:], lengths[1:], lengths, strict=False):
         assert read <= whole - before + 1  # at most the last prompt's end is read again
+    assert capacities[1] < capacities[3] and capacities[3] % 32 == 0
     assert len({tuple(answer.token_ids) for answer in answers}) > 1
 
 

@@ -16,8 +16,10 @@ from small_models import SMALL, random_params
 from janus_jax.data import digits
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.errors import UserError
+from janus_jax.inference import flow_sampling
 from janus_jax.inference.flow_pipeline import VAE_CHUNK, JanusFlowPipeline
 from janus_jax.models.config import JanusFlowConfig, SiglipConfig, UViTConfig, VAEConfig
+from janus_jax.models.llama import init_cache
 from janus_jax.models.parameters import bind, build
 
 VAE = VAEConfig(
@@ -118,6 +120,26 @@ def test_the_prompt_and_its_guidance_matter(pipeline, noise, recompute):
     np.testing.assert_array_equal(draw("a six", 0.0), draw(SHORT, 0.0))
     assert np.abs(draw("a six", 1.0) - draw(SHORT, 1.0)).max() > 1e-3
     assert np.abs(draw(LONG, 0.0) - draw(SHORT, 0.0)).max() > 1e-4
+
+
+def test_a_prefix_shared_by_images_is_that_of_each_image(pipeline, noise):
+    shared = pipeline.generate_latents([LONG], 2, initial_noise=noise, **OPTIONS)
+    apart = pipeline.generate_latents([LONG, LONG], 1, initial_noise=noise, **OPTIONS)
+    np.testing.assert_allclose(shared, apart, rtol=0, atol=1e-5 * np.abs(apart).max())
+    assert np.abs(shared[0] - shared[1]).max() > 0.1
+
+
+def test_the_prompts_are_read_once_and_bos_once(pipeline, monkeypatch):
+    """Three rows for two prompts of three images, and no row of an image before it has noise."""
+    rows = []
+    monkeypatch.setattr(flow_sampling, "init_cache", lambda *args: rows.append(args[2:]) or init_cache(*args))
+    padded = pipeline._pad([[1, 2, 3], [4, 5]])
+    noise = jnp.zeros((6, *pipeline.latent_shape))
+    options = dict(num_steps=1, solver="euler")
+    sample = flow_sampling.sample_latents.__wrapped__
+    latents = jax.eval_shape(lambda: sample(pipeline._model, pipeline.params, padded, noise, 2.0, **options))
+    assert latents.shape == noise.shape
+    assert rows == [(3, 32), (12, CONFIG.image_tokens)]
 
 
 def test_an_image_depends_on_seed_number_and_prompt_alone(pipeline):

@@ -7,9 +7,10 @@ import torch
 from reference_decoding import Reference
 
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.inference.decoding import Sampling, continue_images, programs, start_images
+from janus_jax.inference.decoding import continue_images, programs, start_images
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.prompt import Prompts
+from janus_jax.inference.sampling import Sampling
 
 # Different lengths; the last is in another length bucket than the others.
 PROMPTS = ["seven", "the digit one", "the larger of the digits two and nine, drawn in chalk above a smaller one"]
@@ -102,8 +103,8 @@ def test_other_lengths_within_a_bucket_compile_no_program(pipeline, greedy):
     codes = pipeline.generate_codes(longer, 1, cfg_weight=3.0, temperature=0.0)
     assert programs["image"] == before
     assert np.any(codes != greedy)
-    pipeline.generate_codes(longer, 1, cfg_weight=3.0, temperature=0.0, top_k=2)
-    assert programs["image"] == before + 1
+    pipeline.generate_codes(longer, 1, cfg_weight=3.0, temperature=0.0, top_k=2)  # means nothing for argmax
+    assert programs["image"] == before
 
 
 def test_progress_is_told_in_portions_that_change_nothing(pipeline, greedy, monkeypatch):
@@ -122,7 +123,7 @@ def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
         row = np.zeros((1, PREFIX), np.int32)
         prompt = Prompts(row, row.astype(np.int8), row + 1, row)
         keys = jax.random.split(jax.random.key(0), images)
-        model, params, sampling = pipeline._model, pipeline.params, Sampling(1.0)
+        model, params, sampling = pipeline._model, pipeline.params, Sampling.of(1.0)
         arguments = (model, params, prompt, prompt, np.zeros(1, np.int32), keys, 5.0)
         state = start_images.eval_shape(*arguments, sampling=sampling)
         lowered = continue_images.lower(model, params, state, keys, 5.0, 16, sampling=sampling)
@@ -151,9 +152,12 @@ def test_the_unconditional_prefix_is_computed_once_per_length(pipeline, monkeypa
     assert rows == [1, 1, 2, 4, 4]  # powers of two
 
 
-def test_one_candidate_is_greedy(pipeline, greedy):
+def test_one_candidate_is_greedy_and_another_temperature_compiles_no_program(pipeline, greedy):
     codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=1.0, top_k=1, seed=4)
     np.testing.assert_array_equal(codes, greedy)
+    before = dict(programs)
+    pipeline.generate_codes(PROMPTS, 1, cfg_weight=4.0, temperature=0.7, top_k=1, seed=4)
+    assert dict(programs) == before
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,20 @@ import tokenizers
 
 from janus_jax import UserError, from_pretrained
 from janus_jax.checkpoints import save_params
+from janus_jax.convert.folders import MemorySource
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.kernels import restore_kernels
+from janus_jax.inference.kernels import restore_kernels, transpose_kernels
+from janus_jax.inference.loading import load
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
 from janus_jax.inference.prompt import Buckets
+from janus_jax.inference.quantization import quantize_params
 from janus_jax.inference.request import user_message
 from janus_jax.models.config import Execution
 from janus_jax.models.parameters import bind, build, count, flatten
+from janus_jax.sharding import MESH_AXES, make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,7 @@ def test_drawing_in_other_portions_gives_the_same_images(pipeline, codes, drawn)
     [
         (np.zeros((2, 3), np.int32), r"codes of shape \(2, 3\), expected \[images, 16\]"),
         (np.full((1, 16), -1), r"codes from -1 to -1, expected 0 to"),
+        (np.full((1, 16), 1.5), r"codes of type float64, expected whole numbers"),
         (np.full((1, 16), 10**6), r"codes from 1000000 to 1000000, expected 0 to"),
     ],
 )
@@ -113,6 +118,22 @@ def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
     np.testing.assert_array_equal(*codes)
 
 
+@pytest.mark.parametrize(
+    ("buckets", "message"),
+    [
+        (Buckets(prompt=0), "buckets.prompt=0, expected a whole number from 1 to 65536"),
+        (Buckets(answer=2.5), r"buckets.answer=2\.5"),
+        (Buckets(answer=65537), "buckets.answer=65537"),
+        ((32, 64), r"buckets=\(32, 64\), expected inference.prompt.Buckets"),
+    ],
+)
+def test_buckets_that_are_no_lengths_are_refused_before_the_weights(pipeline, buckets, message):
+    with pytest.raises(UserError, match=message):
+        JanusPipeline(pipeline.config, {}, pipeline.tokenizer, buckets=buckets)
+    with pytest.raises(UserError, match=message):
+        load(MemorySource(pipeline.config, {}, pipeline.tokenizer), buckets=buckets)
+
+
 def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, saved, tmp_path):
     loaded = from_pretrained(saved)
     kernels = {path: leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")}
@@ -123,6 +144,18 @@ def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, s
     again = flatten(restore_kernels(from_pretrained(tmp_path / "again").params, jnp.float32))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_transposed_kernels_are_turned_back_for_a_mesh(pipeline):
+    """Of a model in full precision and in 8 bits."""
+    mesh = make_mesh(dict.fromkeys(MESH_AXES, 1))
+    for params in (pipeline.params, quantize_params(pipeline.params)):
+        on_mesh = JanusPipeline(pipeline.config, transpose_kernels(params), pipeline.tokenizer, mesh=mesh).params
+        expected, found = flatten(params), flatten(on_mesh)
+        assert found.keys() == expected.keys()
+        for path, leaf in expected.items():
+            np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+            assert (found[path].dtype, found[path].sharding.mesh) == (leaf.dtype, mesh)
 
 
 def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
@@ -305,7 +338,7 @@ def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
 
 def test_a_request_larger_than_the_free_memory_is_refused_with_its_sizes(pipeline, monkeypatch):
     """2 layers, keys and values of 2 heads of 8, float32: 256 bytes per token and row."""
-    monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda: 20_000)
+    monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices: 20_000)
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", None)
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_image_codes", None)
     with pytest.raises(UserError, match=r"needs 0\.00 GiB \(0\.00 GiB for 1 prompts\), but 0\.00 GiB are free"):

@@ -1,7 +1,9 @@
 """Requests are checked without weights: what a mistake is, and what room an answer has."""
 
 import dataclasses
+import re
 
+import numpy as np
 import pytest
 from tiny_runs import MICRO_JANUS
 
@@ -14,7 +16,8 @@ ROLES = STYLES["janus_pro_tiny"][:2]
 TOKENIZER = train_tokenizer(["no merges"], 300, extra_special_tokens=ROLES)
 CONFIG = dataclasses.replace(MICRO_JANUS, llama=dataclasses.replace(MICRO_JANUS.llama, max_length=64))
 TEXT = dict(max_new_tokens=None, temperature=0.0, top_p=0.95, top_k=0, seed=0)
-IMAGE = dict(cfg_weight=5.0, temperature=1.0, top_p=1.0, top_k=0, seed=0)
+IMAGE = dict(num_images=1, cfg_weight=5.0, temperature=1.0, top_p=1.0, top_k=0, seed=0)
+FLOW = dict(num_images=1, cfg_weight=2.0, num_steps=30, solver="euler", seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +44,6 @@ def test_an_answer_has_the_default_or_what_the_context_leaves(reader):
     [
         ("x" * 64, {}, r"prompt of \d+ tokens and 1 for an answer exceed the context of 64"),
         ("x", {"max_new_tokens": 60}, r"and 60 for max_new_tokens exceed the context of 64"),
-        ("x", {"max_new_tokens": 0}, r"max_new_tokens=0"),
-        ("x", {"temperature": float("nan")}, r"temperature=nan"),
-        ("x", {"temperature": -1.0}, r"temperature=-1"),
-        ("x", {"temperature": float("inf")}, r"temperature=inf"),
-        ("x", {"top_p": 0.0}, r"top_p=0"),
-        ("x", {"top_p": float("nan")}, r"top_p=nan"),
-        ("x", {"top_k": -1}, r"top_k=-1"),
-        ("x", {"seed": 2**32}, r"seed=4294967296"),
-        ("x", {"seed": -1}, r"seed=-1"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_refused(reader, text, changes, message):
@@ -64,13 +58,52 @@ def test_a_question_that_cannot_be_answered_is_refused(reader, text, changes, me
         ([" "], {}, r"the prompt is empty"),
         (["<image_placeholder>"], {}, r"contains <image_placeholder>"),
         ("a cat", {}, r"prompts='a cat', expected a list"),
-        (["x"], {"cfg_weight": float("nan")}, r"cfg_weight=nan"),
-        (["x"], {"temperature": float("nan")}, r"temperature=nan"),
     ],
 )
 def test_a_drawing_that_cannot_be_made_is_refused(reader, prompts, changes, message):
     with pytest.raises(UserError, match=message):
-        reader.images(prompts, 1, **IMAGE | changes)
+        reader.images(prompts, **IMAGE | changes)
+
+
+# What internals would round, or say something else about.
+BAD_OPTIONS = {
+    "temperature": (float("nan"), float("inf"), -0.5, 1e-40, None, "0.5", True),
+    "top_p": (0, -0.1, 1.5, float("nan"), None, [0.9]),
+    "top_k": (-1, 2.0, float("nan"), None, "5", True),
+    "seed": (-1, 2**32, 1.0, None, "1", np.float32(1)),
+    "max_new_tokens": (0, -3, 2.5, float("nan"), "7", True),
+    "num_images": (0, -1, 1.5, float("inf"), None, "2", True),
+    "cfg_weight": (float("nan"), float("-inf"), 1e7, None, "5", 1j),
+    "num_steps": (0, 1.5, 10**5, None, "30"),
+    "solver": ("dopri", None, ["euler"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_options_of_another_type_or_out_of_range_are_refused_by_name(reader, name):
+    calls = [
+        (TEXT, lambda options: reader.text([[user_message("x", 0)]], [[]], **options)),
+        (IMAGE, lambda options: reader.images(["x"], **options)),
+        (FLOW, lambda options: reader.latents(["x"], **options)),
+    ]
+    having = [(options, call) for options, call in calls if name in options]
+    assert having
+    for options, call in having:
+        for value in BAD_OPTIONS[name]:
+            with pytest.raises(UserError, match=re.escape(f"{name}={value!r}")):
+                call(options | {name: value})
+
+
+def test_numbers_of_numpy_are_taken_as_they_are(reader):
+    options = dict(max_new_tokens=np.int32(3), temperature=np.float32(0.5), top_k=np.int64(2), seed=np.uint32(1))
+    assert ask(reader, "x", **options) == ask(reader, "x", max_new_tokens=3, temperature=0.5, top_k=2, seed=1)
+
+
+def test_what_is_no_text_is_refused(reader):
+    with pytest.raises(UserError, match="a prompt of type int, expected a description of the image"):
+        reader.images([3], **IMAGE)
+    with pytest.raises(UserError, match="a prompt of type NoneType, expected a question"):
+        user_message(None, 0)
 
 
 def test_images_and_placeholders_are_counted_and_the_user_has_the_last_word(reader):

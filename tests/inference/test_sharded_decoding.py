@@ -23,6 +23,14 @@ def run(*cases):
     return json.loads(finished.stdout)
 
 
+def same_latents(result, one, parts):
+    """Six images, each another, of which each device draws its part."""
+    assert (result["latent_parts"], one["latent_parts"]) == ([parts], [1])
+    ours, expected = np.array(result["latents"]), np.array(one["latents"])
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert len(np.unique(np.round(expected.reshape(6, -1), 2), axis=0)) == 6
+
+
 def test_rows_and_heads_divided_over_four_devices_change_nothing():
     results = run("short", "1,1,1", "2,1,2")
     one, four = results["1,1,1"], results["2,1,2"]
@@ -31,6 +39,7 @@ def test_rows_and_heads_divided_over_four_devices_change_nothing():
     assert four["codes"] == one["codes"]
     assert len(set(map(tuple, one["codes"]))) == 6
     assert four["shares"][Q_PROJ] == 2
+    same_latents(four, one, parts=2)
 
 
 @pytest.mark.slow
@@ -44,6 +53,7 @@ def test_every_kind_of_mesh_changes_nothing(precision):
         result = results[sizes]
         for name in ("asked", "codes", "turns"):
             assert result[name] == one[name], (sizes, name)
+        same_latents(result, one, parts=np.prod([int(size) for size in sizes.split(",")[:2]]))
         assert np.max(np.abs(np.subtract(result["pixels"], one["pixels"]))) <= 1
         assert result["shares"][Q_PROJ] == kernel
         assert result["cache"] == cache

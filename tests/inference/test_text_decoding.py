@@ -115,6 +115,10 @@ def test_sampling_follows_the_seed_and_a_tiny_nucleus_or_one_candidate_is_greedy
     options = {"max_new_tokens": NEW_TOKENS, "temperature": 1.0}
     narrow = pipeline.answer(conversations, images[:1], top_p=1e-6, **options)[0]
     assert narrow.token_ids == answers[0].token_ids
+    before = dict(programs)
+    wide = pipeline.answer(conversations, images[:1], max_new_tokens=NEW_TOKENS, temperature=2.0, top_p=0.99)[0]
+    assert wide.token_ids != narrow.token_ids
+    assert dict(programs) == before  # another temperature and top_p compile nothing
     one = pipeline.answer(conversations, images[:1], top_p=1.0, top_k=1, **options)[0]
     assert one.token_ids == answers[0].token_ids
     drawn = [pipeline.answer(conversations, images[:1], top_p=1.0, seed=seed, **options)[0] for seed in (1, 1, 2)]

@@ -77,6 +77,16 @@ CASES = {
         ["--checkpoint={folder}/weightless", "--prompt=hi", "--temperature=nan"],
         "temperature=nan",
     ),
+    "buckets that are no numbers": (
+        "chat",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--buckets=32,many"],
+        "--buckets=32,many, expected two whole numbers",
+    ),
+    "empty bucket": (
+        "generate",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--buckets=0,64"],
+        "--buckets=0,64: buckets.prompt=0, expected a whole number from 1",
+    ),
     "conversation as JSON": ("chat", ["--checkpoint={folder}/weightless", "--json"], "--json"),
     "tokenizer without a role": ("chat", ["--checkpoint={folder}/roleless", "--prompt=hi"], "<|Assistant|>"),
     "checkpoint of an image tokenizer": ("chat", ["--checkpoint={folder}/vq", "--prompt=hi"], "{folder}/vq"),

@@ -1,0 +1,54 @@
+"""How the next token is drawn, as an argument of compiled programs: its numbers change, what is computed does not.
+
+Letters: B rows, V classes.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from janus_jax.ops.sampling import keep_top_k, sample_tokens
+
+MIN_TOP_P = float(np.finfo(np.float32).tiny)  # less would keep no token at all
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Greedy without a temperature.
+
+    Another temperature or top_p takes the same program; greedy or not, whether there is a top_p, and top_k do not.
+    """
+
+    temperature: jax.Array | np.float32 | None = None
+    top_p: jax.Array | np.float32 | None = None  # None keeps all
+    top_k: int = dataclasses.field(default=0, metadata={"static": True})  # 0 keeps all
+
+    @classmethod
+    def of(cls, temperature: float, top_p: float = 1.0, top_k: int = 0) -> "Sampling":
+        """Of the options of a request: temperature 0 is greedy, whatever the others are; a top_p of 1 keeps all."""
+        if temperature == 0:
+            return cls()
+        return cls(np.float32(temperature), None if top_p == 1 else np.float32(max(top_p, MIN_TOP_P)), top_k)
+
+    def __call__(self, keys: jax.Array, step: jax.Array, logits: jax.Array) -> jax.Array:
+        """Tokens [B] of logits [B, V] in the order temperature, top-k, top-p; keys [B]."""
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        if self.temperature is None:
+            return sample_tokens(keys, logits, temperature=0.0)
+        logits = keep_top_k(logits.astype(jnp.float32) / self.temperature, self.top_k)
+        if self.top_p is not None:
+            logits = keep_nucleus(logits, self.top_p)
+        return sample_tokens(keys, logits, temperature=1.0)
+
+
+def keep_nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""] | np.float32) -> Float[Array, "B V"]:
+    """`ops.sampling.keep_top_p`, which branches on the number, of one that is known only when the program runs."""
+    ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the strictly better tokens
+    threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < threshold, -jnp.inf, logits)
