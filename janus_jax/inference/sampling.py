@@ -1,16 +1,11 @@
-"""How the next token is drawn, as an argument of compiled programs: its numbers change, what is computed does not.
-
-Letters: B rows, V classes.
-"""
+"""How the next token is drawn, as an argument of compiled programs: its numbers change, what is computed does not."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from janus_jax.ops.sampling import keep_top_k, sample_tokens
+from janus_jax.ops.sampling import sample_tokens
 
 MIN_TOP_P = float(np.finfo(np.float32).tiny)  # less would keep no token at all
 
@@ -35,20 +30,6 @@ class Sampling:
         return cls(np.float32(temperature), None if top_p == 1 else np.float32(max(top_p, MIN_TOP_P)), top_k)
 
     def __call__(self, keys: jax.Array, step: jax.Array, logits: jax.Array) -> jax.Array:
-        """Tokens [B] of logits [B, V] in the order temperature, top-k, top-p; keys [B]."""
+        """Tokens [B] of logits [B, V]; keys [B]."""
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        if self.temperature is None:
-            return sample_tokens(keys, logits, temperature=0.0)
-        logits = keep_top_k(logits.astype(jnp.float32) / self.temperature, self.top_k)
-        if self.top_p is not None:
-            logits = keep_nucleus(logits, self.top_p)
-        return sample_tokens(keys, logits, temperature=1.0)
-
-
-def keep_nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""] | np.float32) -> Float[Array, "B V"]:
-    """`ops.sampling.keep_top_p`, which branches on the number, of one that is known only when the program runs."""
-    ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the strictly better tokens
-    threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits < threshold, -jnp.inf, logits)
+        return sample_tokens(keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)

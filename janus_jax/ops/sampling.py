@@ -5,7 +5,10 @@ Letters: B batch, V classes.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
+
+Number = Float[Array, ""] | np.float32 | float
 
 
 def guide(
@@ -24,10 +27,8 @@ def keep_top_k(logits: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"]:
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
-    """Keeps the smallest set of tokens whose probability reaches `top_p` (0 < top_p; 1.0 keeps all)."""
-    if top_p >= 1.0:
-        return logits
+def keep_top_p(logits: Float[Array, "B V"], top_p: Number) -> Float[Array, "B V"]:
+    """Keeps the smallest set of tokens whose probability reaches `top_p`, in (0, 1)."""
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     probabilities = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the strictly better tokens
@@ -39,16 +40,18 @@ def sample_tokens(
     keys: Key[Array, " B"],
     logits: Float[Array, "B V"],
     *,
-    temperature: float,
+    temperature: Number | None,
     top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: Number | None = None,
 ) -> Int[Array, " B"]:
     """One token per row, each row with its own key, so that a row's draw does not depend on its batch.
 
-    `temperature` 0 is argmax. Order as in the reference: temperature, top-k, top-p.
+    No temperature is argmax, no `top_p` keeps all. Order as in the reference: temperature, top-k, top-p.
     """
     logits = logits.astype(jnp.float32)
-    if temperature == 0.0:
+    if temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
+    logits = keep_top_k(logits / temperature, top_k)
+    if top_p is not None:
+        logits = keep_top_p(logits, top_p)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -30,8 +30,8 @@ def test_one_program_draws_at_every_temperature_and_top_p_what_constants_draw():
         for temperature, top_p, top_k in cases:
             drawn = draw(Sampling.of(temperature, top_p, top_k), keys, logits)
             narrow = top_p < 1e-30  # as a constant it keeps no token
-            options = dict(temperature=0.0) if narrow else dict(temperature=temperature, top_k=top_k, top_p=top_p)
-            expected = sample_tokens(step_keys, logits, **options)
+            constants = dict(temperature=temperature or None, top_k=top_k, top_p=None if top_p == 1 else top_p)
+            expected = greedy if narrow else sample_tokens(step_keys, logits, **constants)
             assert np.mean(drawn == expected) > 0.99, (temperature, top_p, top_k)  # ties of rounding aside
             assert (np.mean(drawn == greedy) > 0.99) == (narrow or temperature < 1e-3)
         assert len(traced) == number
