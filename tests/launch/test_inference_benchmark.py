@@ -23,7 +23,7 @@ def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch
             *inference._first_token(sides),
             *inference._encoders(sides, 4),
         ]
-    assert len(results) == 3 + 3 + 2 + 2 + 2
+    assert len(results) in (3 + 3 + 2 + 2 + 2, 4 + 3 + 2 + 2 + 2)  # the peer compiled, where there is a C++ compiler
     same = [result for result in results if "that are the peer's" in result.case]
     assert [result.passed for result in same] == [True] * 4
     assert all(result.value > 0 for result in results)
