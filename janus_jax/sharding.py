@@ -32,6 +32,8 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "kv_heads": "tensor",
     "vocab": "tensor",
     "codes": "tensor",
+    "token_rows": "fsdp",  # of a table that tokens are looked up in: the gradient of a lookup is scattered by rows
+    "token_columns": "tensor",
     "conv_in": "fsdp",
     "conv_out": "fsdp",
 }
