@@ -133,7 +133,9 @@ class GatheredWeights:
     """Whole weights from the shards of one device, inside `jax.shard_map` over `ROW_AXES`.
 
     A weight is cast to the compute dtype before it travels. The transpose of gathering is a reduce-scatter: the
-    gradient of a shard is the sum over the devices of `fsdp`, and only of them.
+    gradient of a shard is the sum over the devices of `fsdp`, and only of them. Where those span one ring of the torus
+    (v5e 2x2, 2x4) the TPU compiler keeps it; where they span several whole rings (v5e 4x4, 8x8, 16x16, v6e 8x8, v5p
+    4x4x4) libtpu 0.0.46.3 makes it an all-reduce over all rings at once and slices that.
     """
 
     def __init__(self, dtype: DTypeLike, specs: Mapping[str, PartitionSpec]):
