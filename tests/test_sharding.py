@@ -80,7 +80,7 @@ def test_matrices_are_cut_along_heads_mlp_and_vocabulary(devices):
     devices(4)
     shardings = flatten(param_shardings(JANUS_PRO_7B, make_mesh(sizes(1, 2, 2))))
     expected = {
-        "llm/embed_tokens": ("tensor", "fsdp"),
+        "llm/embed_tokens": ("fsdp", "tensor"),
         "llm/lm_head/kernel": ("fsdp", "tensor"),
         "llm/decoder/layers/attention/q_proj/kernel": (None, "fsdp", "tensor"),
         "llm/decoder/layers/attention/o_proj/kernel": (None, "tensor", "fsdp"),

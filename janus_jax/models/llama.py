@@ -171,7 +171,7 @@ class Llama(nn.Module):
     def setup(self):
         c = self.config
         self.embed_tokens = self.param(
-            "embed_tokens", declare(Normal(c.init_std), ("vocab", "embed")), (c.vocab_size, c.width)
+            "embed_tokens", declare(Normal(c.init_std), ("token_rows", "token_columns")), (c.vocab_size, c.width)
         )
         self.decoder = Decoder(c, self.execution)
         self.lm_head = text_head(c, self.execution.dtype)
