@@ -209,7 +209,7 @@ def _compiled() -> dict[str, Any]:
     from transformers import CompileConfig
 
     config = CompileConfig(fullgraph=False, mode="default", dynamic=False)
-    config._compile_all_devices = True  # or a CPU would be left out
+    config._compile_all_devices = True  # type: ignore[assignment]  # or a CPU would be left out
     return {"cache_implementation": "static", "compile_config": config}
 
 
