@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Num
 
+FIRST_CACHE = 32 << 10  # bytes, of the cores of today
 SUMS = 8  # at once: half of the vector registers of AVX2; the most rows, too
 
 # For `jax.jit` of a program that calls `multiply_few_rows`: a sum may be computed in parts, one per lane of a vector.
@@ -36,10 +37,14 @@ def multiply_few_rows(
 def _products(rows: jax.Array, matrix: jax.Array, size: tuple[int, int]) -> jax.Array:
     matrix = matrix[..., : size[0], : size[1]]
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
-    together = max(n for n in range(1, SUMS // num_rows + 1) if num_columns % n == 0)  # rows of the matrix
-    groups = matrix.reshape(*lead, -1, together, contracted).astype(rows.dtype)  # on the way: nothing is written
-    products = [groups[..., i, :] * rows[..., j, None, :] for j in range(num_rows) for i in range(together)]
+    # Many or long rows would be read from the second cache for each row of the matrix: then two by two, for more of it.
+    fits = num_rows * contracted * rows.dtype.itemsize <= FIRST_CACHE or num_rows % 2
+    block = num_rows if fits else 2
+    together = max(n for n in range(1, SUMS // block + 1) if num_columns % n == 0)  # rows of the matrix
+    groups = matrix.reshape(*lead, -1, 1, together, contracted).astype(rows.dtype)  # on the way: nothing is written
+    blocks = rows.reshape(*lead, 1, -1, block, contracted)
+    products = [groups[..., i, :] * blocks[..., j, :] for j in range(block) for i in range(together)]
     zeros = [jnp.zeros((), rows.dtype)] * len(products)
-    sums = jax.lax.reduce(products, zeros, lambda x, y: [a + b for a, b in zip(x, y, strict=True)], (len(lead) + 1,))
-    sums = jnp.stack(sums, -1).reshape(*lead, -1, num_rows, together)
-    return jnp.moveaxis(sums, -2, len(lead)).reshape(*lead, num_rows, num_columns)
+    sums = jax.lax.reduce(products, zeros, lambda x, y: [a + b for a, b in zip(x, y, strict=True)], (len(lead) + 2,))
+    sums = jnp.stack(sums, -1).reshape(*lead, -1, num_rows // block, block, together)
+    return jnp.moveaxis(sums, -4, -2).reshape(*lead, num_rows, num_columns)

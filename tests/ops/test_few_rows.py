@@ -1,14 +1,22 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.ops.few_rows import COMPILER_OPTIONS, SUMS, multiply_few_rows
+from janus_jax.ops.few_rows import COMPILER_OPTIONS, FIRST_CACHE, SUMS, multiply_few_rows
+
+LONG = FIRST_CACHE // 4 // SUMS + 1  # as many such rows are more than the first cache
 
 
-@pytest.mark.parametrize("num_rows", [1, 3, SUMS])
-@pytest.mark.parametrize("lead", [(), (2, 3)])
-@pytest.mark.parametrize("shape", [(64, 40), (7, 129), (12, 1)])
+@pytest.mark.parametrize(
+    ("num_rows", "lead", "shape"),
+    [
+        *itertools.product([1, 3, SUMS], [(), (2, 3)], [(64, 40), (7, 129), (12, 1)]),
+        *itertools.product([SUMS], [(), (2, 3)], [(12, LONG)]),
+    ],
+)
 def test_equals_the_product_in_float64(num_rows, lead, shape):
     rng = np.random.default_rng(num_rows)
     rows, matrix = (rng.normal(size=(*lead, *size)).astype(np.float32) for size in ((num_rows, shape[1]), shape))
