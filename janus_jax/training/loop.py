@@ -37,6 +37,9 @@ from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.watchdog import Watchdog
 from janus_jax.whole_files import write_whole
 
+# Seconds by which the first process outlives the others: JAX aborts whoever loses it, and that one's data workers stay.
+COORDINATOR_PATIENCE = 5.0
+
 
 def train(
     config: ConfigDict, workdir: epath.PathLike, step_timeout: float = math.inf, stop_timeout: float = 120.0
@@ -104,7 +107,8 @@ def train(
             ending.push(functools.partial(_close, part))
         watchdog = None
         if math.isfinite(step_timeout):
-            watchdog = Watchdog(step_timeout, stop_announced, stop_timeout)
+            patience = COORDINATOR_PATIENCE if jax.process_index() == 0 else 0.0
+            watchdog = Watchdog(step_timeout, stop_announced, stop_timeout, patience)
             ending.callback(watchdog.close)  # first: to write the last checkpoint may take longer
         return _run(config, state, prepare, step_fn, batches, checkpoints, log, finite, profile, stop, watchdog)
 

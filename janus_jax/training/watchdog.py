@@ -15,10 +15,11 @@ class Watchdog:
 
     Args:
         stopping: whether the run has been asked to stop; from then on a step has `stop_seconds` at most.
+        patience: seconds more, for a process that the others need to end by themselves.
     """
 
-    def __init__(self, seconds: float, stopping: Callable[[], bool], stop_seconds: float):
-        self._seconds = seconds
+    def __init__(self, seconds: float, stopping: Callable[[], bool], stop_seconds: float, patience: float = 0.0):
+        self._seconds, self._patience = seconds, patience
         self._stopping, self._stop_seconds = stopping, min(stop_seconds, seconds)
         self._step = 0
         self._ended: float | None = None
@@ -41,9 +42,9 @@ class Watchdog:
             now = time.monotonic()
             if asked is None and self._stopping():
                 asked = now
-            if now - self._ended > self._seconds:
+            if now - self._ended > self._seconds + self._patience:
                 self._end(f"no step has ended for {self._seconds:g} s")
-            if asked is not None and now - max(asked, self._ended) > self._stop_seconds:
+            if asked is not None and now - max(asked, self._ended) > self._stop_seconds + self._patience:
                 self._end(f"asked to stop, but no step has ended for {self._stop_seconds:g} s")
 
     def _end(self, reason: str) -> None:
