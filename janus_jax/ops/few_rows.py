@@ -38,8 +38,8 @@ def _products(rows: jax.Array, matrix: jax.Array, size: tuple[int, int]) -> jax.
     matrix = matrix[..., : size[0], : size[1]]
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
     # Many or long rows would be read from the second cache for each row of the matrix: then two by two, for more of it.
-    fits = num_rows * contracted * rows.dtype.itemsize <= FIRST_CACHE or num_rows % 2
-    block = num_rows if fits else 2
+    too_long = num_rows * contracted * rows.dtype.itemsize > FIRST_CACHE
+    block = 2 if too_long and num_rows % 2 == 0 else num_rows
     together = max(n for n in range(1, SUMS // block + 1) if num_columns % n == 0)  # rows of the matrix
     groups = matrix.reshape(*lead, -1, 1, together, contracted).astype(rows.dtype)  # on the way: nothing is written
     blocks = rows.reshape(*lead, 1, -1, block, contracted)

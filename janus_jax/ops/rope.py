@@ -28,13 +28,13 @@ def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T R"]) -> Flo
     PyTorch casts cos and sin to the activation dtype first; keeping float32 is more exact in bfloat16 and the
     same in float32.
     """
-    return apply_rotation(x, Rotation(jnp.cos(angles), jnp.sin(angles)))
+    return apply_rotation(x, _rotation(angles))
 
 
 def rotation_once(angles: Float[Array, "B T R"]) -> Rotation:
     """For `apply_rotation` in many layers: XLA would compute cosines and sines for each head of each of them again."""
     with set_xla_metadata(inlineable="false"):
-        return jax.jit(lambda x: Rotation(jnp.cos(x), jnp.sin(x)))(angles)
+        return jax.jit(_rotation)(angles)
 
 
 def apply_rotation(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
@@ -43,3 +43,7 @@ def apply_rotation(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Arra
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
+
+
+def _rotation(angles: Float[Array, "B T R"]) -> Rotation:
+    return Rotation(jnp.cos(angles), jnp.sin(angles))

@@ -1,6 +1,7 @@
 """Both sides of the suite `inference` decode the same tokens, so that the times compare the same work."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -23,7 +24,9 @@ def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch
             *inference._first_token(sides),
             *inference._encoders(sides, 4),
         ]
-    assert len(results) in (3 + 3 + 2 + 2 + 2, 4 + 3 + 2 + 2 + 2)  # the peer compiled, where there is a C++ compiler
+    compiled = [result for result in results if result.case.endswith("the peer compiled")]
+    assert len(compiled) == (shutil.which("g++") is not None)  # of the text of one row, where there is a C++ compiler
+    assert len(results) - len(compiled) == 3 + 3 + 2 + 2 + 2
     same = [result for result in results if "that are the peer's" in result.case]
     assert [result.passed for result in same] == [True] * 4
     assert all(result.value > 0 for result in results)

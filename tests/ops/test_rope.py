@@ -69,3 +69,17 @@ def test_bfloat16_rotation_is_the_rounded_float32_rotation():
         np.asarray(out, np.float32),
         np.asarray(apply_rope(x.astype(jnp.float32), angles).astype(jnp.bfloat16), np.float32),
     )
+
+
+def test_cosines_are_computed_once_for_all_layers():
+    """And not again in the loops over each layer's heads."""
+
+    def layers(x, angles):
+        rotation = rope.rotation_once(angles)
+        for _ in range(3):
+            x = jnp.tanh(rope.apply_rotation(x, rotation))
+        return x
+
+    x, angles = jnp.ones((2, 1, 4, 8)), rope_angles(jnp.array([[3], [7]]), 8, 10000.0)
+    assert jax.jit(layers).lower(x, angles).compile().as_text().count(" cosine(") == 1
+    np.testing.assert_array_equal(rope.apply_rotation(x, rope.rotation_once(angles)), rope.apply_rope(x, angles))

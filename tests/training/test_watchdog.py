@@ -1,5 +1,9 @@
+import queue
 import subprocess
 import sys
+import time
+
+from janus_jax.training.watchdog import Watchdog
 
 PROGRAM = """
 import time
@@ -38,3 +42,16 @@ def test_a_process_that_was_asked_to_stop_waits_less_for_its_steps():
 def test_the_first_step_may_compile_and_what_follows_the_last_step_may_take_time():
     result = run(before=1.5, closed=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_process_that_the_others_need_ends_later(monkeypatch):
+    ends = queue.Queue()
+    monkeypatch.setattr(Watchdog, "_end", lambda self, reason: ends.put(time.monotonic()))
+    for stopping, message in ((False, "a step"), (True, "a stop")):
+        watchdog = Watchdog(0.2 if not stopping else 1800, lambda stopping=stopping: stopping, 0.2, patience=0.7)
+        begin = time.monotonic()
+        watchdog.step_ended(6)
+        assert ends.get(timeout=30) - begin > 0.9, message
+        watchdog.close()
+        while not ends.empty():
+            ends.get()
