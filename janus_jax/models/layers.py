@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
-from janus_jax.ops.few_rows import SUMS, multiply_few_rows
+from janus_jax.ops.few_rows import ROWS, multiply_few_rows
 from janus_jax.ops.norms import rms_norm
 
 SCALE = "kernel_scale"  # beside a kernel in 8 bits (`inference.quantization`)
@@ -47,7 +47,7 @@ class Linear(nn.Module):
 def _multiply_transposed(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     """[R, in], [features, in] of float32 or 8 bits -> float32 [R, features]."""
     rows = rows.astype(jnp.float32)
-    if len(rows) <= SUMS:
+    if len(rows) <= ROWS:
         return multiply_few_rows(rows, kernel)
     return jax.lax.dot_general(rows, kernel.astype(jnp.float32), (((1,), (1,)), ((), ())))
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.ops.attention import MASKED_SCORE
-from janus_jax.ops.few_rows import SUMS, multiply_few_rows
+from janus_jax.ops.few_rows import ROWS, multiply_few_rows
 
 # With few rows a cache is read as far as it is written, up to a whole part: a branch of the program each.
 PARTS, SMALLEST_PART = 4, 32  # slots
@@ -47,9 +47,9 @@ def attend_cached(
         written: slots of the cache, all behind them being masked; None for all of it.
     """
     slots, queries = k.shape[2], q.shape[1] * q.shape[2] // k.shape[1]
-    if written is None or not few_rows or queries > SUMS:
+    if written is None or not few_rows or queries > ROWS:
         return _attend(q, k, v, mask, prefix, few_rows, slots)
-    part = max(SMALLEST_PART, -(-slots // (PARTS * SUMS)) * SUMS)
+    part = max(SMALLEST_PART, -(-slots // (PARTS * ROWS)) * ROWS)
     sizes = [*range(part, slots, part), slots]
     branches = [functools.partial(_attend, few_rows=few_rows, slots=size) for size in sizes]
     return jax.lax.switch(jnp.sum(jnp.asarray(sizes) < written), branches, q, k, v, mask, prefix)
@@ -95,6 +95,6 @@ def _by_row(x: jax.Array, batch: int) -> jax.Array:
 
 def _product(rows: jax.Array, matrix: jax.Array, few_rows: bool, size: tuple[int, int] | None = None) -> jax.Array:
     """[..., Q, any], [..., M, any] -> float32 [..., Q, M] of the matrix, or of its first corner of this size."""
-    if few_rows and rows.shape[-2] <= SUMS:
+    if few_rows and rows.shape[-2] <= ROWS:
         return multiply_few_rows(rows.astype(jnp.float32), matrix.astype(jnp.float32), size)
     return jnp.einsum("...qd,...md->...qm", rows, matrix, preferred_element_type=jnp.float32)
