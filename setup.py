@@ -31,9 +31,11 @@ DATA = [
     "tensorflow-datasets>=4.9.10,<5",
     "zstandard>=0.23",
 ]
+COMPILER = ["jax[tpu]; sys_platform == 'linux'"]  # libtpu of the version that JAX asks for
 TEST = [
     *QUICKSTART,
     *DATA,
+    *COMPILER,
     "beartype>=0.21",
     "diffusers>=0.37,<1",
     "kubeflow-trainer-api>=2.3,<3",  # the published schema of a JobSet
@@ -46,7 +48,7 @@ TEST = [
     "torch==2.13.0",
     "transformers>=5.0,<6",
 ]
-TPU = ["libtpu", "gcsfs>=2025.3", "google-cloud-storage>=2.19"]  # and buckets: for etils, for tensorboardX
+TPU = [*COMPILER, "gcsfs>=2025.3", "google-cloud-storage>=2.19"]  # and buckets: for etils, for tensorboardX
 
 setup(
     name="janus_jax",

@@ -1,5 +1,9 @@
 """What must happen before the package is imported."""
 
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also of commands: with libtpu installed, JAX would look for TPUs
+
 import jax
 import jaxtyping
 from absl import flags

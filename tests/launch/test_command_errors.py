@@ -47,6 +47,11 @@ CASES = {
         [*JOIN, "--coordinator=127.0.0.1:1", "--coordinator_timeout=1"],  # a port that nothing listens on
         "--coordinator=127.0.0.1:1: process 0 cannot be reached in 1 s (Connection refused)",
     ),
+    "hosts that nothing names": (
+        "train",
+        [TRAIN, "--workdir={folder}/w", "--multihost"],
+        "--multihost: the other hosts",
+    ),
     "stray argument": ("train", [TRAIN, "--workdir={folder}/w", "stray"], "stray"),
     "unwritable workdir": (
         "train",
