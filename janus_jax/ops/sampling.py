@@ -6,6 +6,7 @@ Letters: B batch, V classes.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int, Key
 
 Number = Float[Array, ""] | np.float32 | float
@@ -51,7 +52,11 @@ def sample_tokens(
     logits = logits.astype(jnp.float32)
     if temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = keep_top_k(logits / temperature, top_k)
+    # Computed once: XLA may else round what a threshold is taken from otherwise than what is compared with it, and then
+    # not even the largest logit is kept.
+    with set_xla_metadata(inlineable="false"):
+        logits = jax.jit(jnp.divide)(logits, temperature)
+    logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_top_p(logits, top_p)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
