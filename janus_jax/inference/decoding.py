@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from janus_jax.inference.prompt import Prompts
 from janus_jax.inference.sampling import Sampling
@@ -247,7 +248,8 @@ def continue_images(
         positions = (prompt_lengths + step - 1)[:, None]
         hidden, cache = apply(x, positions, jnp.ones_like(positions), cache, prefix)
         new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
-        return jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1), spread_cache(cache)
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1)
+        return codes, _stored_slots_first(spread_cache(cache), model.execution)
 
     codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, rows_first(state.cache, model.execution)))
     return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix)
@@ -274,6 +276,24 @@ def rows_first(cache: KVCache, execution: Execution) -> KVCache:
     return cache._replace(
         k=jax.tree.map(lambda k: jnp.einsum("...SKBH->...BKSH", k), cache.k),
         v=jax.tree.map(lambda v: jnp.einsum("...SKBH->...BKHS", v), cache.v),
+    )
+
+
+def _stored_slots_first(cache: KVCache, execution: Execution) -> KVCache:
+    """A cache with rows first, in memory as `slots_first` has it.
+
+    XLA:TPU would choose that by itself with weights of bfloat16, but with 8 bits slots, rows, heads: then each call
+    would copy the whole cache twice.
+    """
+    if execution.few_rows:
+        return cache
+
+    def store(leaf: jax.Array, *order: int) -> jax.Array:
+        layers = leaf.ndim - len(order)
+        return with_layout_constraint(leaf, Layout((*range(layers), *(layers + axis for axis in order))))
+
+    return cache._replace(
+        k=jax.tree.map(lambda k: store(k, 2, 1, 0, 3), cache.k), v=jax.tree.map(lambda v: store(v, 3, 1, 0, 2), cache.v)
     )
 
 
