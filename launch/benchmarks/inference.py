@@ -191,7 +191,6 @@ def _images(sides: Sides, images: int, bar: float | None = None, floor_bar: floa
     peer.generation_config.bos_token_id = tokenizer.bos_id
     peer.generation_config.pad_token_id = tokenizer.pad_id
     peer.generation_config.generation_kwargs = {"boi_token_id": tokenizer.begin_of_image_id}
-
     request = (pipeline._model, pipeline.params, prompt, unconditional, np.zeros(1, np.int32))
 
     def ours() -> np.ndarray:
