@@ -1,4 +1,7 @@
-"""What all runs have in common. A field that a paper leaves open says so; nothing is hidden in code."""
+"""What all runs have in common. A field that a paper leaves open says so; nothing is hidden in code.
+
+The papers: Janus (arXiv 2410.13848), whose fields Janus-Pro (arXiv 2501.17811) shares unless it is named.
+"""
 
 from typing import Any
 
@@ -27,18 +30,21 @@ def base_config(name: str, model: str) -> ConfigDict:
             "train": {
                 "batch_size": 256,  # rows per step (packed rows for Janus; papers: rows or samples not stated)
                 "micro_batches": 1,  # the rows of a device are done in so many parts: less memory, the same step
+                # Of each stage: Janus, Table 1, Janus-Pro, Table 2. Here, for runs of one's own, open choices.
                 "num_steps": 20_000,
                 "learning_rate": 1e-4,
                 "schedule": "constant",  # or "cosine"
                 "final_fraction": 0.0,  # of the peak, at the end of "cosine" (papers: not stated)
                 "warmup_steps": 0,
-                "weight_decay": 0.0,
+                "weight_decay": 0.0,  # Janus, Table 1, stages I and II; Janus-Pro, Table 2, all stages
                 "decay_pattern": ".*/kernel",  # which parameters are decayed (papers: not stated)
-                "b1": 0.9,  # Janus, Table 1
-                "b2": 0.95,  # Janus, Table 1
+                "b1": 0.9,  # Janus, Table 1; Janus-Pro, Table 2
+                "b2": 0.95,  # Janus, Table 1; Janus-Pro, Table 2
                 "eps": 1e-8,  # papers: not stated
-                "clip_norm": 1.0,  # Janus, Table 1
-                "ema": 0.0,  # decay of an average of the trained parameters, kept beside them from step 0 on; 0: none
+                "clip_norm": 1.0,  # Janus, Table 1; Janus-Pro, Table 2
+                # Decay of an average of the trained parameters, kept beside them from step 0 on; 0: none (Janus and
+                # Janus-Pro mention none).
+                "ema": 0.0,
             },
             "loss": {
                 "normalization": "tokens",  # or "tasks"; papers: not stated
@@ -55,14 +61,15 @@ def base_config(name: str, model: str) -> ConfigDict:
                 # Any weight here may be ((first step, weight), ...): it changes during the run.
                 "ratio": ratio(1.0, 1.0, 1.0),
                 "ratio_unit": "samples",  # what the ratio counts: "samples", "tokens" or "rows" (papers: not stated)
-                "row_length": 4096,  # Janus, section 4.1
-                "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row
+                "row_length": 4096,  # Janus, section 4.1; Janus-Pro, Table 1
+                "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row (papers: not stated)
                 "gen_slots": 7,
                 "packing_bins": 6,  # rows of a shard open at a time
-                "supervision": "all",  # text that carries loss: "all" or "answers"
-                "drop_condition": 0.1,  # Janus, footnote 2
+                "supervision": "all",  # text that carries loss: "all" (Janus, section 3.3) or "answers"
+                "drop_condition": 0.1,  # Janus, footnote 2 (Janus-Pro: not stated)
                 "first_sentence": 0.0,  # how often a generation caption is cut to it; see `data.samples.first_sentence`
-                # Of generation images and the image tokenizer's; see `data.images.Crop`. Janus, section 4.2: centre.
+                # Of generation images and the image tokenizer's; see `data.images.Crop`. Janus, section 4.2, crops the
+                # long side; where is not stated.
                 "crop": {"random": False, "max_zoom": 1.0, "flip": False},
                 "stored_codes": False,  # take VQ codes from the records (prepare_data), not from pixels in the step
                 "held_out": 0,  # records at the end of each source that are never trained on

@@ -4,7 +4,7 @@
 
 Suites:
     data       the training stream against a plain loop and a PyTorch DataLoader; needs the extra [test]
-    inference  decoding against transformers and the memory bandwidth; needs the extra [test]
+    inference  decoding against transformers and the memory bandwidth, on a CPU or a GPU; needs the extra [test]
     training   the training step against transformers on a CPU; needs the extra [test]
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 
+import jax
 from absl import flags
 from etils import epath
 
@@ -27,10 +28,12 @@ JSON = flags.DEFINE_string("json", None, "file for the results")
 def main() -> None:
     command_line.require("suite")
     results = SUITES[SUITE.value or ""]()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    device = jax.devices()[0].device_kind
+    print(f"{platform.machine()}, {os.cpu_count()} cores, JAX on {device}, Python {platform.python_version()}")
     print(format_results(results))
     if JSON.value is not None:
-        content = {"suite": SUITE.value, "cores": os.cpu_count(), "results": [result.to_json() for result in results]}
+        rows = [result.to_json() for result in results]
+        content = {"suite": SUITE.value, "cores": os.cpu_count(), "device": device, "results": rows}
         epath.Path(JSON.value).write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -1,20 +1,14 @@
 """Decoding: speed against transformers' JanusForConditionalGeneration and against the memory bandwidth of the machine.
 
-Both sides have the same random weights and the same token ids, do the same steps and are timed in turns in this
-process; the tokens of greedy decoding must be the same. Needs the extra [test].
+Both sides have the same random weights and the same token ids, do the same steps on the same device (a CPU or a GPU)
+and are timed in turns in this process; the tokens of greedy decoding must be the same. Needs the extra [test].
 """
 
-import concurrent.futures
-import contextlib
-import dataclasses
 import functools
-import math
 import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,129 +16,99 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from janus_jax.data.prompts import STYLES
-from janus_jax.data.tokenizer import train_tokenizer
-from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text, programs, start_text
-from janus_jax.inference.kernels import transpose_kernels
-from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.decoding import (
+    decode_image_codes,
+    decode_pixels,
+    decode_text,
+    programs,
+    start_images,
+    start_text,
+)
 from janus_jax.inference.prompt import pad_prompts
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import JANUS_PRO_1B, JanusConfig
-from janus_jax.models.parameters import bind, init_params
-from janus_jax.models.stack import unstack_layers
+from janus_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B
+from janus_jax.models.parameters import bind
+from launch.benchmarks import floor
+from launch.benchmarks.inference_sides import Sides, open_sides, peer_device, tiny, width_512, width_2048
 from launch.benchmarks.result import Result
 
-ROUNDS, LONG = 3, 20.0  # rounds of a case, and the seconds after which one has been enough
+ROUNDS, LONG = 3, 60.0  # rounds of a case, and the seconds of one after which one is enough
 PROMPT, NEW_TOKENS = 32, 33  # tokens of text; the first comes with the prompt, so 32 steps
-CODES_PER_SIDE = 12  # of an image, where the released models have 24: so that the suite ends in minutes
 GUIDANCE = 5.0
 GREEDY = Sampling()
-COPY_BYTES = 1 << 30
-CORES = os.cpu_count() or 1
 Run = Callable[[], Any]
 
 
-class Sides(NamedTuple):
-    """The same model twice."""
-
-    pipeline: JanusPipeline
-    peer: Any  # transformers' model
-    dtype: str
-
-
 def run() -> list[Result]:
-    """All cases; the bars are those of float32, and of the width that they are named for."""
-    bandwidth = copy_bandwidth()
-    results = [
-        Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s"),
-        Result("read bandwidth: the largest number of 1 GiB", read_bandwidth() / 1e9, "GB/s"),
-    ]
-    with _sides(tiny(), "float32") as sides:
-        results += [*_text(sides, 1, bandwidth), *_images(sides, 4)]
-    with _sides(width_512(), "float32") as sides:
-        results += [*_images(sides, 4, bar=4.0), *_images(sides, 16)]
-    with _sides(width_2048(), "float32") as sides:
-        results += [
-            *_text(sides, 1, bandwidth, bar=1.5, floor_bar=0.7),
-            *_text(sides, 8, bandwidth),
-            *_images(sides, 1),
-            *_images(sides, 4, bar=1.3),
-            *_first_token(sides),
-            *_encoders(sides, 4),
-        ]
-    with _sides(width_2048(), "bfloat16") as sides:
-        results += [
-            *_text(sides, 1, bandwidth, bar=0.8),
-            *_text(sides, 8, bandwidth),
-            *_images(sides, 4),
-            *_first_token(sides),
-            *_encoders(sides, 1),  # the peer's VQ decoder takes half a minute for an image in bfloat16
-        ]
+    """All cases for JAX's default device."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would leave the peer little of a GPU
+    device = peer_device()
+    bandwidth = floor.copy_bandwidth()
+    results = [Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s")]
+    results += _on_gpu(bandwidth) if device == "cuda" else _on_cpu(bandwidth)
     for name, number in programs.items():
         results.append(Result(f"programs compiled: {name}", number, "programs"))
     return results
 
 
-def tiny() -> JanusConfig:
-    """2 layers of width 256: what is left is the cost of dispatching steps."""
-    config = _config(width=256, mlp_dim=688)
-    return dataclasses.replace(config, llama=dataclasses.replace(config.llama, depth=2))
+def _on_cpu(bandwidth: float) -> list[Result]:
+    """The bars are those of float32, and of the width that they are named for."""
+    results = [Result("read bandwidth: the largest number of 1 GiB", floor.read_bandwidth() / 1e9, "GB/s")]
+    with open_sides("width 256", tiny(), "float32", bandwidth) as sides:
+        results += [*_text(sides, 1), *_images(sides, 4)]
+    with open_sides("width 512", width_512(), "float32", bandwidth) as sides:
+        results += [*_images(sides, 4, bar=4.0), *_images(sides, 16)]
+    with open_sides("width 2048", width_2048(), "float32", bandwidth) as sides:
+        results += [
+            *_text(sides, 1, bar=1.5, floor_bar=0.7),
+            *_text(sides, 8),
+            *_images(sides, 1),
+            *_images(sides, 4, bar=1.3),
+            _cache(sides, 16),
+            *_first_token(sides),
+            *_encoders(sides, 4),
+        ]
+    with open_sides("width 2048", width_2048(), "bfloat16", bandwidth) as sides:
+        results += [
+            *_text(sides, 1, bar=0.8),
+            *_text(sides, 8, compiled=False),  # or the suite would not end in half an hour
+            *_images(sides, 4),
+            *_first_token(sides),
+            *_encoders(sides, 1),  # the peer's VQ decoder takes half a minute for an image in bfloat16
+        ]
+    return results
 
 
-def width_512() -> JanusConfig:
-    """8 layers of width 512."""
-    return _config(width=512, mlp_dim=1376)
-
-
-def width_2048() -> JanusConfig:
-    """8 layers of width 2048, a third of Janus-Pro-1B."""
-    return _config(width=2048, mlp_dim=5632)
-
-
-def _config(width: int, mlp_dim: int) -> JanusConfig:
-    big, image_size = JANUS_PRO_1B, 16 * CODES_PER_SIDE
-    llama = dataclasses.replace(
-        big.llama, vocab_size=16384, width=width, depth=8, num_heads=width // 128, num_kv_heads=width // 128
-    )
-    return dataclasses.replace(
-        big,
-        llama=dataclasses.replace(llama, mlp_dim=mlp_dim, max_length=2048, init_std=1 / math.sqrt(width)),
-        siglip=dataclasses.replace(big.siglip, image_size=image_size, depth=6),
-        vq=dataclasses.replace(big.vq, image_size=image_size, base_channels=64),
-        image_head_width=width,
-    )
-
-
-@contextlib.contextmanager
-def _sides(config: JanusConfig, dtype: str) -> Iterator[Sides]:
-    """Random weights, handed over as the folder of Hugging Face that we export."""
-    import torch
-    from transformers import JanusForConditionalGeneration
-
-    style = STYLES[config.prompt_style]
-    roles = [style.user, style.assistant]
-    tokenizer = train_tokenizer(["a few words"], config.llama.vocab_size, extra_special_tokens=roles)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config, seed=0))
-    params = transpose_kernels(unstack_layers(params))  # as `inference.loading` does
-    pipeline = JanusPipeline(config, params, tokenizer, dtype)
-    del params
-    with tempfile.TemporaryDirectory() as name:
-        pipeline.save_pretrained(Path(name) / "model", format="hf")
-        peer = JanusForConditionalGeneration.from_pretrained(Path(name) / "model", dtype=getattr(torch, dtype))
-    yield Sides(pipeline, peer.eval(), dtype)
+def _on_gpu(bandwidth: float) -> list[Result]:
+    """The released sizes; the bars are those of the 7B."""
+    results = []
+    for name, config, one, many in (
+        ("Janus-Pro-1B", JANUS_PRO_1B, {}, {}),
+        ("Janus-Pro-7B", JANUS_PRO_7B, {"bar": 4.0, "floor_bar": 0.7}, {"bar": 5.0}),
+    ):
+        with open_sides(name, config, "bfloat16", bandwidth) as sides:
+            results += [
+                *_text(sides, 1),
+                *_text(sides, 8),
+                *_images(sides, 1, **one),
+                *_images(sides, 16, **many),
+                _cache(sides, 16),
+                *_first_token(sides),
+                *_encoders(sides, 4),
+            ]
+    return results
 
 
 def _text(
-    sides: Sides, batch: int, bandwidth: float, bar: float | None = None, floor_bar: float | None = None
+    sides: Sides, batch: int, bar: float | None = None, floor_bar: float | None = None, compiled: bool = True
 ) -> list[Result]:
     """Greedy tokens per second, of a whole request; the floor counts the steps after the first token.
 
-    The bar is that of the peer as it comes; compiled for a static cache it is a case of its own, where that works.
+    The bar is that of the peer as it comes; `compiled` for a static cache it is a case of its own, where that works.
     """
     import torch
 
-    pipeline, peer, dtype = sides
+    pipeline, peer = sides.pipeline, sides.peer
     ids = np.random.default_rng(batch).integers(300, 4000, (batch, PROMPT)).tolist()
     prompts = pad_prompts(ids, [pipeline.tokenizer.image_id], PROMPT)
     keys = jax.random.split(jax.random.key(0), batch)
@@ -168,8 +132,8 @@ def _text(
     def theirs(**options: Any) -> np.ndarray:
         with torch.inference_mode():
             tokens = peer.generate(
-                inputs=torch.tensor(ids),
-                attention_mask=torch.ones(batch, PROMPT, dtype=torch.long),
+                inputs=torch.tensor(ids, device=peer.device),
+                attention_mask=torch.ones(batch, PROMPT, dtype=torch.long, device=peer.device),
                 do_sample=False,
                 min_new_tokens=NEW_TOKENS,
                 max_new_tokens=NEW_TOKENS,
@@ -177,30 +141,21 @@ def _text(
                 pad_token_id=0,
                 **options,
             )
-        return tokens.numpy()[:, -NEW_TOKENS:]
+        return tokens.cpu().numpy()[:, -NEW_TOKENS:]
 
-    case = f"width {pipeline.config.llama.width} {dtype}: text, batch {batch}"
+    case = f"{sides.name}: text, batch {batch}"
     runs: list[Run] = [ours, theirs, lambda: ours(1)]
-    if batch == 1:
+    if compiled:
         runs += _working(f"{case}, the peer compiled", functools.partial(theirs, **_compiled()))
-    seconds, same = _compare(case, runs)
-    per_token = (seconds[0] - seconds[2]) / (NEW_TOKENS - 1)
-    floor = _bytes_per_step(pipeline, batch) / bandwidth
-    total = batch * NEW_TOKENS
+    timing = _compare(case, runs)
+    total, step_bytes = batch * NEW_TOKENS, floor.text_step_bytes(pipeline, batch, PROMPT + NEW_TOKENS // 2)
+    rows = [_ratio(case, timing, total, "tokens/s", bar)]
+    if len(runs) > 3:
+        rows.append(_ratio(f"{case}, the peer compiled", timing, total, "tokens/s", None, peer=3))
     return [
-        _ratio(case, seconds, total, "tokens/s", bar),
-        *(_ratio(f"{case}, the peer compiled", [seconds[0], other], total, "tokens/s", None) for other in seconds[3:]),
-        Result(
-            f"{case}, greedy tokens that are the peer's", same, "of all", (">=", 1.0) if dtype == "float32" else None
-        ),
-        Result(
-            f"{case}, share of the bandwidth floor",
-            floor / per_token,
-            "of the floor",
-            (">=", floor_bar) if floor_bar else None,
-            f"{1e3 * per_token:.1f} ms a step",
-            f"{1e3 * floor:.1f} ms at copy bandwidth",
-        ),
+        *rows,
+        _same(sides, f"{case}, greedy tokens", timing),
+        _share(sides, case, timing, NEW_TOKENS - 1, step_bytes, floor_bar),
     ]
 
 
@@ -222,18 +177,11 @@ def _working(case: str, run: Run) -> list[Run]:
     return [run]
 
 
-def _bytes_per_step(pipeline: JanusPipeline, rows: int) -> float:
-    """Weights of the layers and the head, and the keys and values of the average step."""
-    llm, dtype = pipeline.params["llm"], pipeline._model.execution.dtype
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves((llm["decoder"], llm["lm_head"])))
-    return weights + cache_bytes(pipeline.config.llama, dtype, rows, PROMPT + NEW_TOKENS // 2)
-
-
-def _images(sides: Sides, images: int, bar: float | None = None) -> list[Result]:
-    """Greedy codes per second of images of one prompt, with guidance, prompt included."""
+def _images(sides: Sides, images: int, bar: float | None = None, floor_bar: float | None = None) -> list[Result]:
+    """Greedy codes per second of images of one prompt, with guidance, prompt included; the floor counts the steps."""
     import torch
 
-    pipeline, peer, dtype = sides
+    pipeline, peer, num_codes = sides.pipeline, sides.peer, sides.pipeline.config.image_tokens
     tokenizer = pipeline.tokenizer
     middle = np.random.default_rng(0).integers(300, 4000, PROMPT - 2).tolist()
     ids = [tokenizer.bos_id, *middle, tokenizer.begin_of_image_id]
@@ -243,52 +191,63 @@ def _images(sides: Sides, images: int, bar: float | None = None) -> list[Result]
     peer.generation_config.bos_token_id = tokenizer.bos_id
     peer.generation_config.pad_token_id = tokenizer.pad_id
     peer.generation_config.generation_kwargs = {"boi_token_id": tokenizer.begin_of_image_id}
+    request = (pipeline._model, pipeline.params, prompt, unconditional, np.zeros(1, np.int32))
 
     def ours() -> np.ndarray:
-        codes = decode_image_codes(
-            pipeline._model,
-            pipeline.params,
-            prompt,
-            unconditional,
-            np.zeros(1, np.int32),
-            keys,
-            jnp.float32(GUIDANCE),
-            sampling=GREEDY,
-        )
+        codes = decode_image_codes(*request, keys, jnp.float32(GUIDANCE), sampling=GREEDY)
         return np.asarray(codes)[0]
+
+    def ours_first() -> np.ndarray:
+        state = start_images(*request, keys[0], jnp.float32(GUIDANCE), sampling=GREEDY)
+        return np.asarray(state.codes)
 
     def theirs() -> np.ndarray:
         with torch.inference_mode():
             codes = peer.generate(
-                inputs=torch.tensor([ids] * images),
-                attention_mask=torch.ones(images, PROMPT, dtype=torch.long),
+                inputs=torch.tensor([ids] * images, device=peer.device),
+                attention_mask=torch.ones(images, PROMPT, dtype=torch.long, device=peer.device),
                 generation_mode="image",
                 do_sample=False,
                 guidance_scale=GUIDANCE,
             )
-        return codes.numpy()
+        return codes.cpu().numpy()
 
-    case = f"width {pipeline.config.llama.width} {dtype}: {images} images with guidance"
-    seconds, same = _compare(case, [ours, theirs])
-    exact = (">=", 1.0) if dtype == "float32" else None
+    case = f"{sides.name}: {images} images of {num_codes} codes with guidance"
+    timing = _compare(case, [ours, theirs, ours_first])
+    step_bytes = floor.image_step_bytes(pipeline, images, PROMPT, num_codes // 2)
     return [
-        _ratio(case, seconds, images * pipeline.config.image_tokens, "codes/s", bar),
-        Result(f"{case}, greedy codes that are the peer's", same, "of all", exact),
+        _ratio(case, timing, images * num_codes, "codes/s", bar),
+        _same(sides, f"{case}, greedy codes", timing),
+        _share(sides, case, timing, num_codes - 1, step_bytes, floor_bar),
     ]
+
+
+def _cache(sides: Sides, images: int) -> Result:
+    """What it saves that images share the prompt."""
+    sizes = (sides.pipeline, images, PROMPT, sides.pipeline.config.image_tokens)
+    ours, others = floor.shared_cache_bytes(*sizes), floor.own_cache_bytes(*sizes)
+    return Result(
+        f"{sides.name}: key-value cache of {images} images of {sizes[-1]} codes of one prompt of {PROMPT} tokens",
+        others / ours,
+        "x",
+        None,
+        f"{ours / 1e6:.1f} MB",
+        f"{others / 1e6:.1f} MB, each image with its own prompt",
+    )
 
 
 def _first_token(sides: Sides) -> list[Result]:
     """Seconds from the pixels of one image and a question to the first token of the answer."""
     import torch
 
-    pipeline, peer, dtype = sides
+    pipeline, peer = sides.pipeline, sides.peer
     tokenizer, size = pipeline.tokenizer, pipeline.config.siglip.image_size
     question = np.random.default_rng(1).integers(300, 4000, PROMPT).tolist()
     image = [tokenizer.image_id] * pipeline.config.siglip.num_tokens
     ids = [tokenizer.bos_id, tokenizer.begin_of_image_id, *image, tokenizer.end_of_image_id, *question]
     prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
     pixels = np.random.default_rng(1).uniform(-1, 1, (1, 1, size, size, 3)).astype(np.float32)
-    torch_pixels = torch.tensor(pixels[0]).permute(0, 3, 1, 2).contiguous().to(peer.dtype)
+    torch_pixels = torch.tensor(pixels[0]).permute(0, 3, 1, 2).contiguous().to(peer.device, peer.dtype)
     keys = jax.random.split(jax.random.key(0), 1)
 
     def ours() -> np.ndarray:
@@ -299,102 +258,104 @@ def _first_token(sides: Sides) -> list[Result]:
     def theirs() -> np.ndarray:
         with torch.inference_mode():
             tokens = peer.generate(
-                inputs=torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                inputs=torch.tensor([ids], device=peer.device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=peer.device),
                 pixel_values=torch_pixels,
                 do_sample=False,
                 max_new_tokens=1,
                 pad_token_id=0,
             )
-        return tokens.numpy()[:, -1]
+        return tokens.cpu().numpy()[:, -1]
 
-    case = f"width {pipeline.config.llama.width} {dtype}: first token of a question about an image"
-    seconds, same = _compare(case, [ours, theirs])
-    exact = (">=", 1.0) if dtype == "float32" else None
-    return [
-        _ratio(case, seconds, 1, "first tokens/s", None),
-        Result(f"{case}, greedy tokens that are the peer's", same, "of all", exact),
-    ]
+    case = f"{sides.name}: first token of a question about an image"
+    timing = _compare(case, [ours, theirs])
+    return [_ratio(case, timing, 1, "first tokens/s", None), _same(sides, f"{case}, greedy tokens", timing)]
 
 
 def _encoders(sides: Sides, images: int) -> list[Result]:
     """The parts around the LLM."""
     import torch
 
-    pipeline, peer, dtype = sides
+    pipeline, peer = sides.pipeline, sides.peer
     config, size = pipeline.config, pipeline.config.siglip.image_size
     pixels = np.random.default_rng(0).uniform(-1, 1, (images, size, size, 3)).astype(np.float32)
     codes = np.random.default_rng(0).integers(0, config.vq.num_codes, (images, config.image_tokens), dtype=np.int32)
     apply = bind(pipeline._model, pipeline.params)
     embed = jax.jit(lambda pixels: apply(pixels, method="embed_images"))
-    torch_pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(peer.dtype)
+    torch_pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(peer.device, peer.dtype)
 
     def their_pixels() -> Any:
         with torch.inference_mode():
-            return peer.model.vqmodel.decode(torch.tensor(codes)).float().numpy().transpose(0, 2, 3, 1)
+            pixels = peer.model.vqmodel.decode(torch.tensor(codes, device=peer.device))
+        return pixels.permute(0, 2, 3, 1).float().cpu().numpy()
 
     def their_features() -> Any:
         with torch.inference_mode():
-            return peer.model.aligner(peer.model.vision_model(torch_pixels).last_hidden_state).float().numpy()
+            features = peer.model.aligner(peer.model.vision_model(torch_pixels).last_hidden_state)
+        return features.float().cpu().numpy()
 
     results = []
     for name, ours, theirs in (
         ("VQ decode", lambda: np.asarray(decode_pixels(pipeline._model, pipeline.params, codes)), their_pixels),
         ("SigLIP encode", lambda: np.asarray(embed(pixels), np.float32), their_features),
     ):
-        case = f"{dtype}: {name} of {images} images of {size} x {size}"
+        case = f"{sides.name}: {name} of {images} images of {size} x {size}"
         difference = np.abs(ours() - theirs()).max()
-        seconds, _ = _compare(case, [ours, theirs])
-        results.append(_ratio(f"{case} (largest difference {difference:.1e})", seconds, images, "images/s", None))
+        timing = _compare(case, [ours, theirs])
+        results.append(_ratio(f"{case} (largest difference {difference:.1e})", timing, images, "images/s", None))
     return results
 
 
-def _compare(case: str, runs: list[Run]) -> tuple[list[float], float]:
-    """Median seconds of each, in turns; and the share of equal elements of the first two's results."""
+class _Timing(NamedTuple):
+    seconds: list[float]  # of each run, the median
+    rounds: int  # behind each median
+    same: float  # share of equal elements of the first two's results
+
+
+def _compare(case: str, runs: list[Run]) -> _Timing:
+    """Runs them in turns."""
     outputs = [run() for run in runs]  # warm: compiled, buffers allocated
-    seconds: list[list[float]] = [[] for _ in runs]
-    begin = time.perf_counter()
+    seconds: list[list[float]] = []
     for _ in tqdm.trange(ROUNDS, desc=case):
-        for run, own in zip(runs, seconds, strict=True):
-            start = time.perf_counter()
-            run()
-            own.append(time.perf_counter() - start)
-        if time.perf_counter() - begin > LONG:
+        seconds.append([_seconds(run) for run in runs])
+        if sum(seconds[0]) > LONG:
             break
-    return [statistics.median(own) for own in seconds], float(np.mean(outputs[0] == outputs[1]))
+    medians = [statistics.median(own) for own in zip(*seconds, strict=True)]
+    return _Timing(medians, len(seconds), float(np.mean(outputs[0] == outputs[1])))
 
 
-def _ratio(case: str, seconds: list[float], amount: int, unit: str, bar: float | None) -> Result:
-    ours, theirs = amount / seconds[0], amount / seconds[1]
+def _seconds(run: Run) -> float:
+    """All runs bring their results to the host, so that the device is done."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _ratio(case: str, timing: _Timing, amount: int, unit: str, bar: float | None, peer: int = 1) -> Result:
+    """Our speed over that of run `peer`."""
+    ours, theirs = amount / timing.seconds[0], amount / timing.seconds[peer]
     return Result(
         case,
         ours / theirs,
         "x",
         (">=", bar) if bar else None,
-        f"{ours:.2f} {unit}",
+        f"{ours:.2f} {unit} (median of {timing.rounds})",
         f"{theirs:.2f} {unit}",
     )
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second that all cores read and write when they copy."""
-    source = np.ones((CORES, COPY_BYTES // CORES), np.uint8)
-    target = np.ones_like(source)  # written once, so that its pages exist
-    return _bandwidth(np.copyto, 2 * source.nbytes, target, source)
+def _same(sides: Sides, what: str, timing: _Timing) -> Result:
+    return Result(f"{what} that are the peer's", timing.same, "of all", (">=", 1.0) if sides.exact else None)
 
 
-def read_bandwidth() -> float:
-    """Bytes per second that all cores read: what a step could take if it did nothing else."""
-    source = np.ones((CORES, COPY_BYTES // CORES // 8), np.int64)
-    return _bandwidth(np.max, source.nbytes, source)
-
-
-def _bandwidth(work: Callable[..., Any], moved: int, *rows: np.ndarray) -> float:
-    """Of some work on a row by each core: the best of seven."""
-    best = 0.0
-    with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
-        for _ in range(7):
-            start = time.perf_counter()
-            list(pool.map(work, *rows))
-            best = max(best, moved / (time.perf_counter() - start))
-    return best
+def _share(sides: Sides, case: str, timing: _Timing, steps: int, step_bytes: int, bar: float | None) -> Result:
+    """Of the bandwidth floor: of run 0 without what run 2, its prompt and first token, took."""
+    per_step, least = (timing.seconds[0] - timing.seconds[2]) / steps, step_bytes / sides.bandwidth
+    return Result(
+        f"{case}, share of the bandwidth floor",
+        least / per_step,
+        "of the floor",
+        (">=", bar) if bar else None,
+        f"{1e3 * per_step:.1f} ms a step (median of {timing.rounds})",
+        f"{1e3 * least:.1f} ms at copy bandwidth",
+    )

@@ -1,32 +1,178 @@
-"""Both sides of the suite `inference` decode the same tokens, so that the times compare the same work."""
+"""The suite `inference`: both sides decode the same tokens, so that the times compare the same work; and its floor."""
 
+import contextlib
 import dataclasses
+import os
 import shutil
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 
-from launch.benchmarks import inference
+from janus_jax.data.prompts import STYLES
+from janus_jax.data.tokenizer import train_tokenizer
+from janus_jax.errors import UserError
+from janus_jax.inference.decoding import start_images
+from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.prompt import pad_prompts
+from janus_jax.models.config import JANUS_PRO_TINY
+from janus_jax.models.parameters import flatten
+from launch.benchmarks import floor, inference, inference_sides
+
+LLAMA = JANUS_PRO_TINY.llama
+# Matrices and vectors of the tiny model.
+LAYERS = LLAMA.depth * (4 * LLAMA.width**2 + 3 * LLAMA.width * LLAMA.mlp_dim)
+NORMS = LLAMA.depth * 2 * LLAMA.width + LLAMA.width
+TEXT_HEAD = LLAMA.width * LLAMA.vocab_size
+IMAGE_HEAD = LLAMA.width * (96 + 128), 96 + 128  # through 96 to 128 codes
+ALIGNER = 4 * LLAMA.width + LLAMA.width**2 + 2 * LLAMA.width  # codes of 4 numbers, two linear layers
+TOKEN = 2 * LLAMA.depth * LLAMA.width  # numbers of one token in the cache
+
+
+def tiny_pipeline(dtype):
+    style = STYLES[JANUS_PRO_TINY.prompt_style]
+    tokenizer = train_tokenizer(["a few words"], LLAMA.vocab_size, extra_special_tokens=[style.user, style.assistant])
+    return JanusPipeline(JANUS_PRO_TINY, inference_sides.random_params(JANUS_PRO_TINY, dtype), tokenizer, dtype)
+
+
+# A CPU holds the cache and the kernels of the layers and heads in float32, whatever the dtype of the run.
+@pytest.mark.parametrize(
+    ("backend", "dtype", "kernel", "other"),
+    [("cpu", "float32", 4, 4), ("cpu", "bfloat16", 4, 2), ("gpu", "bfloat16", 2, 2)],
+)
+def test_floor_reads_what_is_held(monkeypatch, backend, dtype, kernel, other):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    pipeline = tiny_pipeline(dtype)
+    text = kernel * (LAYERS + TEXT_HEAD) + other * NORMS
+    assert floor.text_step_bytes(pipeline, rows=3, slots=7) == text + kernel * 3 * 7 * TOKEN
+    image = kernel * (LAYERS + IMAGE_HEAD[0]) + other * (NORMS + IMAGE_HEAD[1] + ALIGNER)
+    cache = 2 * 5 * 7 + 2 * 11  # five images in both halves, the prompt once in each
+    assert floor.image_step_bytes(pipeline, images=5, prompt=11, slots=7) == image + kernel * cache * TOKEN
+
+
+def test_cache_of_images_is_what_decoding_holds():
+    pipeline = tiny_pipeline("float32")
+    images, prompt = 16, pad_prompts([[1] * 32], [], 32)
+    keys = jax.random.split(jax.random.key(0), images)
+    request = (prompt, prompt, np.zeros(1, np.int32), keys, jnp.float32(5))
+    state = start_images.eval_shape(pipeline._model, pipeline.params, *request, sampling=inference.GREEDY)
+    held = jax.tree.leaves((state.cache.k, state.cache.v, state.prefix.k, state.prefix.v))
+    result = inference._cache(inference_sides.Sides(pipeline, None, "tiny", True, 1.0), images)
+    assert result.ours == f"{sum(leaf.size * leaf.dtype.itemsize for leaf in held) / 1e6:.1f} MB"
+    assert result.value == pytest.approx(32 * (32 + 16) / (32 * 16 + 2 * 32))  # 16 codes, 32 tokens, 32 rows
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_kernels_are_transposed_for_a_cpu_only(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    leaf = flatten(inference_sides.random_params(JANUS_PRO_TINY, "bfloat16")["llm"]["lm_head"])
+    expected = {
+        "cpu": {"kernel_transposed": ((512, 96), "float32")},
+        "gpu": {"kernel": ((96, 512), "bfloat16")},
+    }
+    assert {path: (kernel.shape, kernel.dtype.name) for path, kernel in leaf.items()} == expected[backend]
+
+
+def test_peer_is_on_the_device_of_jax(monkeypatch):
+    assert inference_sides.peer_device() == "cpu"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert inference_sides.peer_device() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch has no CUDA"):
+        inference_sides.peer_device()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(UserError, match="does not run on a tpu"):
+        inference_sides.peer_device()
+
+
+@pytest.mark.parametrize(("backend", "copies"), [("cpu", 1), ("gpu", floor.COPIES)])
+def test_bandwidth_counts_what_is_read_and_written(monkeypatch, backend, copies):
+    monkeypatch.setattr(floor, "COPY_BYTES", 1 << 12)
+    monkeypatch.setattr(floor, "CORES", 2)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    clock = iter([0, 4, 10, 12, *[20, 25] * 5])  # the best try takes 2 seconds
+    monkeypatch.setattr(floor.time, "perf_counter", lambda: next(clock))
+    assert floor.copy_bandwidth() == copies * 2 * (1 << 12) / 2
+
+
+# Issue 6, numbers: case, images or rows, bars.
+BARS = {
+    "cpu": [
+        ("width 512 float32", "_images", 4, {"bar": 4.0}),
+        ("width 2048 float32", "_text", 1, {"bar": 1.5, "floor_bar": 0.7}),
+        ("width 2048 float32", "_images", 4, {"bar": 1.3}),
+        ("width 2048 bfloat16", "_text", 1, {"bar": 0.8}),
+    ],
+    "cuda": [
+        ("Janus-Pro-7B bfloat16", "_images", 1, {"bar": 4.0, "floor_bar": 0.7}),
+        ("Janus-Pro-7B bfloat16", "_images", 16, {"bar": 5.0}),
+    ],
+}
+
+
+@pytest.mark.parametrize("device", BARS)
+def test_each_device_has_its_cases_and_bars(monkeypatch, device):
+    asked = []
+
+    def record(case):
+        return lambda sides, *rows, **options: asked.append((sides, case, *rows, options)) or []
+
+    for case in ("_text", "_images", "_cache", "_first_token", "_encoders"):
+        monkeypatch.setattr(inference, case, record(case))
+    monkeypatch.setattr(inference, "open_sides", lambda name, _, dtype, __: contextlib.nullcontext(f"{name} {dtype}"))
+    monkeypatch.setattr(inference, "peer_device", lambda: device)
+    monkeypatch.setattr(floor, "copy_bandwidth", lambda: 3e9)
+    monkeypatch.setattr(floor, "read_bandwidth", lambda: 2e9)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+    assert inference.run()[0].value == 3.0
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert [case for case in asked if any("bar" in name for name in case[-1])] == BARS[device]
+    last = [case[1:-1] for case in asked if case[0] == BARS[device][-1][0]]
+    assert {("_text", 1), ("_text", 8), ("_first_token",)} <= set(last)
+
+
+@pytest.mark.parametrize(("long", "rounds"), [(60.0, 3), (0.0, 1)])
+def test_cases_have_three_rounds_unless_one_is_long(monkeypatch, long, rounds):
+    monkeypatch.setattr(inference, "LONG", long)
+    calls = []
+    timing = inference._compare("case", [lambda: calls.append("a") or np.array([1, 2]), lambda: np.array([1, 3])])
+    assert timing.rounds == rounds and len(calls) == 1 + rounds  # one to compile
+    assert timing.same == 0.5
+    assert inference._ratio("case", timing, 1, "codes/s", None).ours.endswith(f"(median of {rounds})")
+
+
+def test_share_of_the_floor_leaves_the_prompt_out():
+    sides = inference_sides.Sides(None, None, "tiny", True, 100.0)
+    timing = inference._Timing([5.0, 9.0, 1.0], 3, 1.0)  # 4 seconds for 8 steps
+    result = inference._share(sides, "case", timing, 8, 30, 0.7)  # 0.3 seconds a step at least
+    assert result.value == pytest.approx(0.6) and result.passed is False
 
 
 @pytest.mark.slow
 def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch):
     monkeypatch.setattr(inference, "ROUNDS", 1)
-    monkeypatch.setattr(inference, "CODES_PER_SIDE", 4)
-    config = inference._config(width=128, mlp_dim=256)
+    monkeypatch.setattr(inference_sides, "CODES_PER_SIDE", 4)
+    config = inference_sides.small(width=128, mlp_dim=256)
     siglip = dataclasses.replace(config.siglip, width=64, depth=2, num_heads=4, mlp_dim=128)
     vq = dataclasses.replace(config.vq, base_channels=32, num_codes=512)
     llama = dataclasses.replace(config.llama, depth=2, vocab_size=4096)
-    with inference._sides(dataclasses.replace(config, llama=llama, siglip=siglip, vq=vq), "float32") as sides:
+    config = dataclasses.replace(config, llama=llama, siglip=siglip, vq=vq)
+    with inference_sides.open_sides("width 128", config, "float32", 1e10) as sides:
         results = [
-            *inference._text(sides, 1, 1e10),
-            *inference._text(sides, 3, 1e10),
+            *inference._text(sides, 1),
+            *inference._text(sides, 3),
             *inference._images(sides, 2),
             *inference._first_token(sides),
             *inference._encoders(sides, 4),
         ]
     compiled = [result for result in results if result.case.endswith("the peer compiled")]
-    assert len(compiled) == (shutil.which("g++") is not None)  # of the text of one row, where there is a C++ compiler
-    assert len(results) - len(compiled) == 3 + 3 + 2 + 2 + 2
+    assert len(compiled) == (2 if shutil.which("g++") else 0)  # of the text, where there is a C++ compiler
+    assert len(results) - len(compiled) == 3 + 3 + 3 + 2 + 2
+    assert len([result for result in results if result.case.endswith("share of the bandwidth floor")]) == 3
     same = [result for result in results if "that are the peer's" in result.case]
     assert [result.passed for result in same] == [True] * 4
     assert all(result.value > 0 for result in results)

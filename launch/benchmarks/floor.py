@@ -1,0 +1,97 @@
+"""The least time that a step of decoding could take: the bytes that it must read, at the bandwidth of a copy."""
+
+import concurrent.futures
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.inference.memory import cache_bytes
+from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.models.llama import cache_dtype
+
+COPY_BYTES = 1 << 30
+COPIES = 16  # of an accelerator in a row, so that starting one costs no time
+CORES = os.cpu_count() or 1
+
+
+def text_step_bytes(pipeline: JanusPipeline, rows: int, slots: int) -> int:
+    """Weights of the layers and the text head, and the keys and values of `slots` tokens of each row."""
+    llm = pipeline.params["llm"]
+    return _bytes((llm["decoder"], llm["lm_head"])) + _cache(pipeline, rows, slots)
+
+
+def image_step_bytes(pipeline: JanusPipeline, images: int, prompt: int, slots: int) -> int:
+    """Weights of the layers, image head and aligner, and the keys and values of images of one prompt with guidance.
+
+    Of each image in both halves those of `slots` codes, and of each half, once for all images, those of the prompt.
+    """
+    params = pipeline.params
+    weights = _bytes((params["llm"]["decoder"], params["gen_head"], params["gen_aligner"]))
+    return weights + shared_cache_bytes(pipeline, images, prompt, slots)
+
+
+def shared_cache_bytes(pipeline: JanusPipeline, images: int, prompt: int, codes: int) -> int:
+    """Keys and values of images of one prompt, with guidance, as our decoding holds them: one prompt for all images."""
+    return _cache(pipeline, 2 * images, codes) + _cache(pipeline, 2, prompt)
+
+
+def own_cache_bytes(pipeline: JanusPipeline, images: int, prompt: int, codes: int) -> int:
+    """The same if each image had a copy of the prompt's."""
+    return _cache(pipeline, 2 * images, prompt + codes)
+
+
+def _cache(pipeline: JanusPipeline, rows: int, slots: int) -> int:
+    return cache_bytes(pipeline.config.llama, cache_dtype(pipeline._model.execution), rows, slots)
+
+
+def _bytes(params: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second that JAX's default device reads and writes when it copies; a CPU with all cores."""
+    if jax.default_backend() != "cpu":
+        return _device_copy_bandwidth()
+    source = np.ones((CORES, COPY_BYTES // CORES), np.uint8)
+    target = np.ones_like(source)  # written once, so that its pages exist
+    return _on_all_cores(np.copyto, 2 * source.nbytes, target, source)
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that all cores read: what a step could take if it did nothing else."""
+    source = np.ones((CORES, COPY_BYTES // CORES // 8), np.int64)
+    return _on_all_cores(np.max, source.nbytes, source)
+
+
+def _device_copy_bandwidth() -> float:
+    source = jnp.ones(COPY_BYTES // 4, jnp.float32)
+    copy = jax.jit(jnp.copy)
+
+    def work() -> None:
+        for _ in range(COPIES):
+            target = copy(source)
+        target.block_until_ready()  # the device runs one after the other
+
+    work()  # compiled
+    return _best(work, COPIES * 2 * source.nbytes)
+
+
+def _on_all_cores(work: Callable[..., Any], moved: int, *rows: np.ndarray) -> float:
+    """Of some work on a row by each core."""
+    with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
+        return _best(lambda: list(pool.map(work, *rows)), moved)
+
+
+def _best(work: Callable[[], Any], moved: int) -> float:
+    """Bytes per second, the best of seven."""
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return moved / min(seconds)
