@@ -120,14 +120,19 @@ def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
     return cache._replace(k=values, v=values, positions=rows, segment_ids=rows, length=nowhere)
 
 
+def check_heads(config: FamilyConfig, mesh: Mesh) -> None:
+    """Raises UserError when devices of `tensor` cannot have equally many key-value heads, and so query heads."""
+    heads, tensor = config.llama.num_kv_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        raise UserError(f"mesh.tensor={tensor} does not divide llama.num_kv_heads={heads}")
+
+
 def decoding_shardings(config: FamilyConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     """Path -> sharding of every parameter with layers apart, and of the scales of kernels in 8 bits.
 
     Raises UserError when `tensor` divides a parameter, but not the heads of the caches.
     """
-    heads, tensor = config.llama.num_kv_heads, mesh.shape["tensor"]
-    if heads % tensor:
-        raise UserError(f"mesh.tensor={tensor} does not divide llama.num_kv_heads={heads}")
+    check_heads(config, mesh)
     result: dict[str, NamedSharding] = {}
     shapes = flatten(abstract_params(config))
     for path, sharding in flatten(param_shardings(config, mesh)).items():
