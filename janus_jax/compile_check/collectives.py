@@ -22,6 +22,9 @@ def transfer(instruction: Instruction, computation: Computation, machine: Machin
     """A collective by the bytes that leave a device and the links of the torus axes that its group spans."""
     kind = collective_kind(instruction.op)
     assert kind is not None
+    root = next((other for other in computation.values() if other.is_root), instruction)
+    if kind == "all-reduce" and root.op == "dynamic-slice" and instruction.name in root.operands:
+        kind = "reduce-scatter"  # in a fusion `all-reduce-scatter`, which the same emitter makes
     operands = sum(anywhere(computation[name].shapes) for name in instruction.operands if name in computation)
     results = anywhere(instruction.shapes)
     if instruction.op.endswith("-start"):  # its result repeats the operands

@@ -202,7 +202,7 @@ class _Replay:
         if started is not None and started.op == "call-update":
             started = self.computation[started.operands[0]]
         found = self.timeline.collective_in(started, self.computation) if started is not None else None
-        self._expose(collective_kind(found[0].op) if found else None, waited)
+        self._expose(transfer(*found, self.timeline.machine).kind if found else None, waited)
 
     def _expose(self, kind: str | None, seconds: float) -> None:
         """Waits for a collective of a kind, or for a copy, if it is not there already."""

@@ -108,6 +108,28 @@ def test_an_all_reduce_sends_twice_what_a_reduce_scatter_sends():
     assert reduce == pytest.approx(reduce_bytes / rings + 12 * LATENCY, rel=1e-9)
 
 
+SCATTER = """%all-reduce-scatter (a.0: bf16[2048,2048]) -> bf16[256,2048] {
+  %a.0 = bf16[2048,2048]{1,0} parameter(0)
+  %sum.0 = bf16[2048,2048]{1,0} all-reduce(%a.0), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}
+  %zero.0 = u32[] constant(0)
+  %place.0 = u32[] partition-id()
+  ROOT %own.0 = bf16[256,2048]{1,0} dynamic-slice(%sum.0, %place.0, %zero.0), dynamic_slice_sizes={256,2048}
+}
+
+ENTRY %e (a: bf16[2048,2048]) -> bf16[256,2048] {
+  %a = bf16[2048,2048]{1,0} parameter(0)
+  ROOT %scattered = bf16[256,2048]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_fusion_keeps_a_part_is_a_reduce_scatter():
+    seconds, sums = run(SCATTER)
+    assert {name for name in sums if name.startswith("wire/")} == {"wire/reduce-scatter"}
+    assert sums["wire/reduce-scatter"] == MATRIX * 7 / 8
+    assert seconds == sums["exposed/reduce-scatter"] == pytest.approx(GATHER, rel=1e-9)
+
+
 def test_a_plane_has_the_links_of_its_two_axes():
     groups = "replica_groups={{" + ",".join(map(str, range(16))) + "}}"  # z = 0
     seconds, sent = collective("all-gather", groups, torus(4, 4, 4))
