@@ -42,7 +42,8 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Devices of all processes (or those given) as a (data, fsdp, tensor) mesh; one size may be -1, "the rest".
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    On several slices of TPUs each has its own part of `data`: only that axis crosses the network between them.
+    Raises UserError when the sizes do not multiply to the number of devices, or the slices cannot share `data`.
     """
     shape = [int(sizes[axis]) for axis in MESH_AXES]
     devices = jax.devices() if devices is None else devices
@@ -52,7 +53,15 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
         raise UserError(f"{given} does not fit {len(devices)} devices")
     shape = [len(devices) // known if size == -1 else size for size in shape]
-    return Mesh(np.array(devices).reshape(shape), MESH_AXES)
+    slices = len({_slice(device) for device in devices})
+    if shape[0] % slices:
+        raise UserError(f"mesh.data={shape[0]} is not a multiple of the {slices} slices that the devices are in")
+    return Mesh(np.array(sorted(devices, key=_slice)).reshape(shape), MESH_AXES)
+
+
+def _slice(device: Any) -> int:
+    """Of TPUs; the number that a GPU has is of its NVLink domain, which all axes may cross."""
+    return 0 if device.platform == "gpu" else getattr(device, "slice_index", 0)
 
 
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
@@ -120,14 +129,19 @@ def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
     return cache._replace(k=values, v=values, positions=rows, segment_ids=rows, length=nowhere)
 
 
+def check_heads(config: FamilyConfig, mesh: Mesh) -> None:
+    """Raises UserError when devices of `tensor` cannot have equally many key-value heads, and so query heads."""
+    heads, tensor = config.llama.num_kv_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        raise UserError(f"mesh.tensor={tensor} does not divide llama.num_kv_heads={heads}")
+
+
 def decoding_shardings(config: FamilyConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     """Path -> sharding of every parameter with layers apart, and of the scales of kernels in 8 bits.
 
     Raises UserError when `tensor` divides a parameter, but not the heads of the caches.
     """
-    heads, tensor = config.llama.num_kv_heads, mesh.shape["tensor"]
-    if heads % tensor:
-        raise UserError(f"mesh.tensor={tensor} does not divide llama.num_kv_heads={heads}")
+    check_heads(config, mesh)
     result: dict[str, NamedSharding] = {}
     shapes = flatten(abstract_params(config))
     for path, sharding in flatten(param_shardings(config, mesh)).items():

@@ -50,6 +50,8 @@ def main() -> None:
         _decode(topology, options)
         return
     if SWEEP.value:
+        if HLO_OUTPUT.value:
+            raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
         trials = sweep(CONFIG.value, parse_sweep(SWEEP.value), topology, SLICES.value, options)
         print(json.dumps([as_dict(trial) for trial in trials]) if JSON.value else format_sweep(trials))
         return

@@ -24,8 +24,8 @@ class FakeDevice:
     process_index = 0
     platform = device_kind = "fake"
 
-    def __init__(self, id):
-        self.id = id
+    def __init__(self, id, slice_index=0):
+        self.id, self.slice_index = id, slice_index
 
     def __repr__(self):
         return f"FakeDevice({self.id})"
@@ -134,6 +134,26 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error_with_all_sizes(devices, 
     expected = rf"mesh\.data={data}, mesh\.fsdp={fsdp}, mesh\.tensor={tensor} does not fit 8 devices"
     with pytest.raises(UserError, match=expected):
         make_mesh(sizes(*given))
+
+
+def test_data_goes_over_slices_and_the_other_axes_stay_inside():
+    """Also when devices of the slices alternate."""
+    fake = [FakeDevice(i, slice_index=i % 2) for i in range(16)]
+    mesh = make_mesh(sizes(4, 2, -1), fake)
+    places = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert places.tolist() == [[[0, 0], [0, 0]]] * 2 + [[[1, 1], [1, 1]]] * 2
+    assert [device.id for device in mesh.devices[0].flat] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("data", [1, 3])
+def test_data_that_slices_cannot_share_is_refused(data):
+    fake = [FakeDevice(i, slice_index=i // 6) for i in range(12)]
+    with pytest.raises(UserError, match=rf"mesh\.data={data} is not a multiple of the 2 slices"):
+        make_mesh(sizes(data, -1, 1), fake)
+    gpus = [FakeDevice(i, slice_index=i // 6) for i in range(12)]
+    for gpu in gpus:
+        gpu.platform = "gpu"
+    assert make_mesh(sizes(data, -1, 1), gpus).shape["data"] == data
 
 
 def test_sharded_training_losses_metrics_and_gradients_equal_those_of_one_device():

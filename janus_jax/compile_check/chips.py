@@ -64,6 +64,7 @@ CORES = {
     ),
 }
 HOST_BANDWIDTH = 32e9  # between HBM and the host's memory, assumed
+SLICE_BANDWIDTH = 6.25e9  # of a chip to other slices, assumed: 200 Gb/s for a host of four chips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Machine:
 
     kind: str  # as `jax.Device.device_kind`
     cores: int
-    coordinates: tuple[tuple[int, int, int], ...]  # of each device, in the order of partitions
+    coordinates: tuple[tuple[int, int, int], ...]  # of each device of a slice, in the order of partitions
+    slices: int = 1  # all alike; a compiled program is that of one
 
     def __post_init__(self) -> None:
         if self.kind not in CORES:

@@ -1,10 +1,10 @@
-"""Time and bytes of collectives on a torus."""
+"""Time and bytes of collectives on a torus, and of those between several."""
 
 import collections
 import re
 from typing import NamedTuple
 
-from janus_jax.compile_check.chips import Machine
+from janus_jax.compile_check.chips import SLICE_BANDWIDTH, Machine
 from janus_jax.compile_check.hlo import Computation, Instruction, collective_kind, device_group
 from janus_jax.compile_check.traffic import anywhere
 
@@ -22,6 +22,9 @@ def transfer(instruction: Instruction, computation: Computation, machine: Machin
     """A collective by the bytes that leave a device and the links of the torus axes that its group spans."""
     kind = collective_kind(instruction.op)
     assert kind is not None
+    root = next((other for other in computation.values() if other.is_root), instruction)
+    if kind == "all-reduce" and root.op == "dynamic-slice" and instruction.name in root.operands:
+        kind = "reduce-scatter"  # in a fusion `all-reduce-scatter`, which the same emitter makes
     operands = sum(anywhere(computation[name].shapes) for name in instruction.operands if name in computation)
     results = anywhere(instruction.shapes)
     if instruction.op.endswith("-start"):  # its result repeats the operands
@@ -44,6 +47,27 @@ def transfer(instruction: Instruction, computation: Computation, machine: Machin
         sent *= max(1.0, size**0.5 / 4)
     seconds = sent / (machine.core.link_bandwidth * max(links, 1)) + LATENCY * sum(spans)
     return Transfer(kind, seconds, sent, "all")
+
+
+def between_slices(instruction: Instruction, computation: Computation, machine: Machine) -> Transfer | None:
+    """Of a `send` to other slices, by all chips of a slice at once and with no latency; None for other instructions.
+
+    A collective over slices is compiled to collectives inside them and this. Meshes let only all-reduces cross.
+    """
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if instruction.op != "send" or not found:
+        return None
+    sent = anywhere(computation[instruction.operands[0]].shapes)
+    if found[1] == "ALL_REDUCE":
+        sent *= 2 * (machine.slices - 1) / machine.slices
+    kind = f"{found[1].lower().replace('_', '-')} of slices"
+    return Transfer(kind, sent / SLICE_BANDWIDTH, sent, "slices")
+
+
+def rendezvous(instruction: Instruction) -> str:
+    """What a `send` to other slices and the `recv` of its result have in common; "" for other instructions."""
+    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
 
 
 def _permute(instruction: Instruction, sent: float, machine: Machine) -> Transfer:

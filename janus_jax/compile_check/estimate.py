@@ -19,6 +19,7 @@ class Estimate:
     hbm_bytes: float
     wire_bytes: dict[str, float]  # sent by collectives, by kind
     transfer_seconds: dict[str, float]  # of collectives alone on the links
+    exposed_seconds: dict[str, float]  # waited for collectives
     unknown_loops: list[str]  # their bodies are counted once: the estimate is too low
     peak_flops: float  # per second
     hbm_capacity: int
@@ -42,6 +43,7 @@ def estimate(program: Program) -> Estimate:
         hbm_bytes=sums["hbm"],
         wire_bytes=named("wire/"),
         transfer_seconds=named("transfer/"),
+        exposed_seconds=named("exposed/"),
         unknown_loops=sorted(timeline.unknown_loops),
         peak_flops=program.machine.flops,
         hbm_capacity=program.machine.hbm_bytes,

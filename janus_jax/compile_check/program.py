@@ -96,11 +96,12 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
             raise
         return None, str(error).strip().splitlines()[0]
     analysis = compiled.memory_analysis()
-    first = devices[0]
+    first, slices = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
     machine = Machine(
         kind=canonical_kind(first.device_kind),
         cores=getattr(first, "num_cores", 1),
-        coordinates=tuple(tuple(device.coords) for device in devices),
+        coordinates=tuple(tuple(device.coords) for device in devices[: len(devices) // slices]),
+        slices=slices,
     )
     memory = Memory(
         arguments=analysis.argument_size_in_bytes,
@@ -134,6 +135,7 @@ def write_program(program: Program, path: str) -> None:
         "device_kind": program.machine.kind,
         "cores_per_device": program.machine.cores,
         "coordinates": [list(c) for c in program.machine.coordinates],
+        "slices": program.machine.slices,
         "jax_version": program.jax_version,
         "libtpu_version": program.compiler_version,
         "memory": dataclasses.asdict(program.memory),

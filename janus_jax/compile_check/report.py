@@ -4,10 +4,13 @@ import dataclasses
 from typing import Any
 
 from janus_jax.compile_check.check import Check
+from janus_jax.compile_check.chips import SLICE_BANDWIDTH
+from janus_jax.compile_check.program import Program
 
 GB = 1e9
 LIMITS = (
-    "predicted from the compiled program, not measured: no contention for HBM, no input, no network between slices;",
+    "predicted from the compiled program, not measured: no contention for HBM, no input;",
+    f"between slices an assumed {SLICE_BANDWIDTH / GB:g} GB/s per chip;",
     "compare programs for the same topology and compiler with it",
 )
 
@@ -18,7 +21,9 @@ def as_dict(check: Check) -> dict[str, Any]:
     program = fields.pop("program")
     fields["estimate"] = dataclasses.asdict(check.estimate) if check.estimate else None
     fields["mfu"] = check.mfu
+    fields["limits"] = " ".join(LIMITS)
     if program is not None:
+        fields["activations"] = _activations(check, program)
         fields["memory"] = dataclasses.asdict(program.memory)
         fields["versions"] = {"jax": program.jax_version, "libtpu": program.compiler_version}
     if check.estimate is not None:
@@ -51,9 +56,8 @@ def format_report(check: Check) -> str:
         return "\n".join([*lines, "", f"DOES NOT FIT: {check.reason}"])
     assert check.program is not None
     memory, result = check.program.memory, check.estimate
-    others = memory.temporary - check.state_bytes["gradients"]
     lines += [
-        _row("activations and other temporaries", others / GB),
+        _row("activations and other temporaries", _activations(check, check.program) / GB),
         _row("peak", memory.peak / GB),
         _row("capacity", result.hbm_capacity / GB),
         "fits" if check.fits else "DOES NOT FIT",
@@ -62,9 +66,9 @@ def format_report(check: Check) -> str:
         _row("lowest, predicted, highest", result.low, result.predicted, result.high),
         *(_row(f"  {name}", value) for name, value in result.seconds.items()),
         "",
-        "collectives: GB sent per chip, seconds alone on the links",
+        "collectives: GB sent per chip, seconds alone on the links, seconds waited for",
         *(
-            _row(f"  {kind}", sent / GB, result.transfer_seconds.get(kind, 0.0))
+            _row(f"  {kind}", sent / GB, result.transfer_seconds[kind], result.exposed_seconds.get(kind, 0.0))
             for kind, sent in result.wire_bytes.items()
         ),
         "",
@@ -80,6 +84,11 @@ def format_report(check: Check) -> str:
     if result.unknown_loops:
         lines += ["", f"TOO LOW: loops of unknown length count once: {', '.join(result.unknown_loops)}"]
     return "\n".join([*lines, "", *LIMITS])
+
+
+def _activations(check: Check, program: Program) -> int:
+    """Bytes per chip of activations and other temporaries: of all but the gradients."""
+    return program.memory.temporary - check.state_bytes["gradients"]
 
 
 def _row(name: str, *values: float) -> str:

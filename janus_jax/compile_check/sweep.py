@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,29 +55,34 @@ def with_variant(config: ConfigDict, variant: Variant) -> ConfigDict:
 def sweep(
     config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Mapping[str, str]
 ) -> list[Check]:
-    """Checks every variant; prints each as it is done, since one takes minutes. The most rows per second first."""
+    """The most rows per second first. Each is a line on stderr as soon as it is done, since one takes minutes."""
     checks = []
     for variant in variants:
         checks.append(check(with_variant(config, variant), topology, slices, options))
-        print(format_line(checks[-1]), flush=True)
+        print(format_line(checks[-1]), file=sys.stderr, flush=True)
     return sorted(checks, key=_seconds_per_row)
 
 
 def fitting(config: ConfigDict, failed: Check, slices: int, options: Mapping[str, str]) -> Iterator[Check]:
     """For a config whose check did not fit: the cheapest remat that does, then the largest batch that does as it is.
 
-    Each is yielded as soon as it is found. Batches are halved.
+    Each is yielded as soon as it is found. A batch is a multiple of the rows that the mesh can share, by bisection.
     """
+
+    def trial(**variant: Any) -> Check:
+        return check(with_variant(config, variant), failed.topology, slices, options)
+
     policies = list(REMAT_POLICIES)
-    remats = [{"remat": policy} for policy in policies[policies.index(config.remat) + 1 :]]
-    smallest, rows = failed.mesh["data"] * failed.mesh["fsdp"] * config.train.micro_batches, failed.rows
-    batches = []
-    while rows % (2 * smallest) == 0:
-        rows //= 2
-        batches.append({"batch": rows})
-    for variants in (remats, batches):
-        trials = (check(with_variant(config, variant), failed.topology, slices, options) for variant in variants)
-        yield from itertools.islice((trial for trial in trials if trial.fits), 1)
+    remats = (trial(remat=policy) for policy in policies[policies.index(config.remat) + 1 :])
+    yield from itertools.islice((remat for remat in remats if remat.fits), 1)
+    smallest = failed.mesh["data"] * failed.mesh["fsdp"] * config.train.micro_batches
+    largest, fits, fails = None, 0, failed.rows // smallest
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        tried = trial(batch=middle * smallest)
+        largest, fits, fails = (tried, middle, fails) if tried.fits else (largest, fits, middle)
+    if largest is not None:
+        yield largest
 
 
 def _seconds_per_row(check: Check) -> float:

@@ -9,8 +9,8 @@ that is more. Pallas kernels are priced from their own program: matrix unit and 
 one after the other otherwise.
 
 Not modelled: HBM shared by copies and compute, work that depends on data, the host's input, gaps between programs,
-the network between slices, and (but in `high`) products that the vector unit limits. It ranks programs for one
-topology and compiler; it has not been calibrated on hardware.
+and (but in `high`) products that the vector unit limits. The network between slices has an assumed bandwidth. It ranks
+programs for one topology and compiler; it has not been calibrated on hardware.
 """
 
 import collections
@@ -19,7 +19,7 @@ import enum
 from collections.abc import Mapping
 
 from janus_jax.compile_check.chips import HOST_BANDWIDTH, Machine
-from janus_jax.compile_check.collectives import Transfer, transfer
+from janus_jax.compile_check.collectives import Transfer, between_slices, rendezvous, transfer
 from janus_jax.compile_check.hlo import (
     HOST,
     VMEM,
@@ -34,6 +34,8 @@ from janus_jax.compile_check.pallas import KernelWork, kernel_work
 from janus_jax.compile_check.traffic import anywhere, hbm_bytes
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+FREE |= {"recv"}  # its `-done` waits
+APART = {"copies", "slices"}  # resources that do not wait for the links between chips
 NEGLIGIBLE = 1e5  # bytes of an operation that the compiler gives no cycles: bookkeeping
 
 
@@ -44,7 +46,10 @@ class Pricing(enum.Enum):
 
 
 class Sums(collections.Counter[str]):
-    """Named totals: seconds `time/...`, bytes `wire/...` and `hbm`, flops `flops/...`."""
+    """Named totals: seconds `time/...`, bytes `hbm`, flops `flops/...`.
+
+    Of collectives by kind: bytes `wire/...`, seconds alone on the links `transfer/...`, and waited for `exposed/...`.
+    """
 
     def add(self, name: str, value: float) -> None:
         self[name] += value  # type: ignore[assignment]
@@ -137,6 +142,7 @@ class _Replay:
         self.free: dict[str, float] = collections.defaultdict(float)  # when links and copy engines are free again
         self.arrival: dict[str, float] = {}  # instruction that started something -> when it is complete
         self.offloaded: dict[str, float] = {}  # SparseCore collective -> its seconds; it starts with its update
+        self.sent: dict[str, str] = {}  # rendezvous of a transfer between slices -> its kind
         self.fused: dict[str, float] = {}  # channel of a collective fused into computation -> seconds left
 
     def run(self) -> _Span:
@@ -150,7 +156,9 @@ class _Replay:
         if op in ("while", "call", "conditional"):
             self._nested(instruction)
         elif op == "call-update" and instruction.operands[0] in self.offloaded:
-            self._begin(instruction, "all", self.offloaded[instruction.operands[0]])
+            self._begin(instruction.name, "all", self.offloaded[instruction.operands[0]])
+        elif op in ("send", "recv-done"):
+            self._between_slices(instruction)
         elif op.endswith("-done"):
             self._wait(instruction)
         elif collective is not None:
@@ -181,21 +189,40 @@ class _Replay:
         else:
             self.overlapped.add(channel, seconds)
 
-    def _begin(self, instruction: Instruction, resource: str, seconds: float) -> None:
-        ready = max(self.now, self.free[resource], self.free["all"] if resource != "copies" else 0.0)
-        self.arrival[instruction.name] = self.free[resource] = ready + seconds
+    def _begin(self, name: str, resource: str, seconds: float) -> None:
+        ready = max(self.now, self.free[resource], self.free["all"] if resource not in APART else 0.0)
+        self.arrival[name] = self.free[resource] = ready + seconds
 
     def _wait(self, instruction: Instruction) -> None:
         name = instruction.operands[0]
         while name not in self.arrival and name in self.computation and self.computation[name].operands:
             name = self.computation[name].operands[0]
-        waited = max(0.0, self.arrival.get(name, 0.0) - self.now)
+        waited = self.arrival.get(name, 0.0) - self.now
         started = self.computation.get(name)
-        collective = started is not None and (
-            started.op == "call-update" or self.timeline.collective_in(started, self.computation) is not None
-        )
-        self.sums.add("time/exposed collectives" if collective else "time/exposed copies", waited)
-        self.now += waited
+        if started is not None and started.op == "call-update":
+            started = self.computation[started.operands[0]]
+        found = self.timeline.collective_in(started, self.computation) if started is not None else None
+        self._expose(transfer(*found, self.timeline.machine).kind if found else None, waited)
+
+    def _expose(self, kind: str | None, seconds: float) -> None:
+        """Waits for a collective of a kind, or for a copy, if it is not there already."""
+        seconds = max(0.0, seconds)
+        self.sums.add("time/exposed collectives" if kind else "time/exposed copies", seconds)
+        if kind:
+            self.sums.add(f"exposed/{kind}", seconds)
+        self.now += seconds
+
+    def _between_slices(self, instruction: Instruction) -> None:
+        """A `send` begins a transfer, the `recv-done` of the same rendezvous waits for it."""
+        moved = between_slices(instruction, self.computation, self.timeline.machine)
+        if moved is not None:
+            meeting = rendezvous(instruction)
+            self.sent[meeting] = moved.kind
+            self._count(moved)
+            self._begin(meeting, moved.links, moved.seconds)
+        elif instruction.op == "recv-done":
+            meeting = rendezvous(self.computation[instruction.operands[0]])
+            self._expose(self.sent.get(meeting), self.arrival.get(meeting, 0.0) - self.now)
 
     def _collective(self, instruction: Instruction, inner: Instruction, inside: Computation) -> None:
         moved = transfer(inner, inside, self.timeline.machine)
@@ -205,9 +232,7 @@ class _Replay:
         begins = in_fusion and any("AsyncCollectiveStart" in text for text in calls)
         ends = in_fusion and any("AsyncCollectiveDone" in text for text in calls)
         if ends:
-            left = self.fused.pop(channel, 0.0)
-            self.sums.add("time/exposed collectives", left)
-            self.now += left
+            self._expose(moved.kind, self.fused.pop(channel, 0.0))
         elif in_fusion and not begins and "async_collective_fusion_config" in inner.attributes:
             seconds = self.timeline.operation(instruction, self.computation, self.pricing, self.sums)
             self.now += seconds
@@ -222,10 +247,9 @@ class _Replay:
         elif instruction.op == "call-start":
             self.offloaded[instruction.name] = moved.seconds
         elif instruction.op.endswith("-start"):
-            self._begin(instruction, moved.links, moved.seconds)
+            self._begin(instruction.name, moved.links, moved.seconds)
         else:
-            self.sums.add("time/exposed collectives", moved.seconds)
-            self.now += moved.seconds
+            self._expose(moved.kind, moved.seconds)
 
     def _count(self, moved: Transfer) -> None:
         self.sums.add(f"wire/{moved.kind}", moved.wire_bytes)
@@ -237,13 +261,8 @@ class _Replay:
         sizes = [anywhere([shape]) for shape in instruction.shapes if shape.dims]
         size = min((size for size in sizes if size), default=0.0)
         if HOST in spaces:
-            self._begin(instruction, "host", size / HOST_BANDWIDTH)
+            self._begin(instruction.name, "host", size / HOST_BANDWIDTH)
         else:
             moved = size * (1 if VMEM in spaces else 2)
             self.sums.add("hbm copies", moved)
-            self._begin(instruction, "copies", moved / self.timeline.machine.hbm_bandwidth)
-
-
-def exposed(sums: Mapping[str, float]) -> float:
-    """Seconds in which the TensorCore waits for collectives."""
-    return sums.get("time/exposed collectives", 0.0)
+            self._begin(instruction.name, "copies", moved / self.timeline.machine.hbm_bandwidth)

@@ -6,6 +6,7 @@ Letters: B batch, T queries, S keys, N heads, K key-value heads, G query heads p
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.ops.flash_attention import LOG2_E, flash_attend
@@ -98,6 +99,21 @@ def _xla(q: Array, k: Array, v: Array, angles: Array, positions: Array, segment_
 
 def _flash(q: Array, k: Array, v: Array, angles: Array, positions: Array, segment_ids: Array) -> Array:
     del positions  # the order of the tokens says the same
+    kernels, mesh = _kernels, jax.sharding.get_abstract_mesh()
+    if "tensor" in mesh.auto_axes and mesh.shape["tensor"] > 1:  # XLA cannot divide a Pallas kernel by itself
+        heads, whole = PartitionSpec(None, None, "tensor"), PartitionSpec()
+        kernels = jax.shard_map(
+            _kernels,
+            in_specs=(heads, heads, heads, whole, whole),
+            out_specs=heads,
+            axis_names={"tensor"},
+            check_vma=False,
+        )
+    return kernels(q, k, v, angles, segment_ids)
+
+
+def _kernels(q: Array, k: Array, v: Array, angles: Array, segment_ids: Array) -> Array:
+    """Of any number of heads."""
     scale = q.shape[-1] ** -0.5 * LOG2_E
     return flash_attend(rotate(q, angles, scale), rotate(k, angles, 1.0), v, segment_ids)
 

@@ -28,7 +28,7 @@ def sharded_gradient(
         weights: what gathers the weights; the model's own layers use it too. None on a mesh without `fsdp`.
         micro_batches: the rows of a device are done in this many parts, one after the other.
     """
-    automatic = mesh.shape["tensor"] > 1  # left to the partitioner
+    automatic = mesh.shape["tensor"] > 1  # left to the partitioner, but for Pallas kernels (`ops.attention`)
     trainable_specs, frozen_specs = (
         jax.tree.map(lambda sharding: _rows_only(sharding.spec), tree)
         for tree in (shardings.trainable, shardings.frozen)

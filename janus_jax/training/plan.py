@@ -19,7 +19,7 @@ from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.parameters import Params, abstract_params, flatten
-from janus_jax.sharding import GatheredWeights, batch_sharding, make_mesh, param_shardings
+from janus_jax.sharding import GatheredWeights, batch_sharding, check_heads, make_mesh, param_shardings
 from janus_jax.training.experiment import check_config, execution, generation_size, model_config
 from janus_jax.training.model_flops import step_flops
 from janus_jax.training.objective import Objective
@@ -76,6 +76,8 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     params = abstract_params(architecture)
     mask = trainable_mask(params, config.trainable)
     run = execution(config, mesh.devices.flat[0].platform)
+    if run.attention == "flash" and isinstance(architecture, FamilyConfig):
+        check_heads(architecture, mesh)
     if mesh.shape["fsdp"] > 1:
         specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh)).items()}
         run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))

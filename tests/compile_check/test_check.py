@@ -3,6 +3,9 @@
 import dataclasses
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -111,10 +114,27 @@ def test_rates_and_utilisation_follow_from_the_predicted_time():
     assert facts["tokens_per_second_per_chip"] == pytest.approx(4096 / seconds)
     assert facts["image_slots_per_second"] == pytest.approx(16 / seconds)
     assert facts["days"] == pytest.approx(seconds)
-    assert json.loads(json.dumps(facts))["memory"]["peak"] == 50
+    facts = json.loads(json.dumps(facts))
+    assert facts["memory"]["peak"] == 50
+    assert facts["activations"] == 40 - 10  # temporaries without the gradients
+    assert "between slices an assumed 6.25 GB/s per chip" in facts["limits"]
     report = format_report(check)
+    assert facts["limits"] == report[report.index("predicted from") :].replace("\n", " ")
     assert "small on v5p-16: 8 chips (data 1, fsdp 8, tensor 1)" in report
     assert "\nfits\n" in report and "all-gather" in report and "not measured" in report
+
+
+def test_collectives_are_reported_with_bytes_seconds_and_what_is_waited_for():
+    """Eight gathers of 7/8 of 8 MiB behind products: what the timeline's tests count."""
+    check = make_check()
+    result = as_dict(check)["estimate"]
+    assert result["wire_bytes"] == {"all-gather": 8 * 7 / 8 * 2 * 2048**2}
+    alone, waited = result["transfer_seconds"]["all-gather"], result["exposed_seconds"]["all-gather"]
+    assert waited == pytest.approx(alone - 8 * 70_000 / 1.75e9)
+    assert waited == result["seconds"]["exposed collectives"]
+    lines = format_report(check).splitlines()
+    row = lines[1 + next(i for i, line in enumerate(lines) if line.startswith("collectives:"))]
+    assert row.split() == ["all-gather", "0.059", f"{alone:.3f}", f"{waited:.3f}"]
 
 
 def test_a_program_that_does_not_fit_is_reported_without_times():
@@ -127,7 +147,7 @@ def test_the_program_is_written_with_what_is_needed_to_judge_it(tmp_path):
     write_program(PROGRAM, str(tmp_path / "new" / "step.gz"))
     assert gzip.decompress((tmp_path / "new" / "step.gz").read_bytes()).decode() == TEXT
     facts = json.loads((tmp_path / "new" / "step.json").read_text())
-    assert facts["device_kind"] == KIND and facts["cores_per_device"] == CORES
+    assert facts["device_kind"] == KIND and facts["cores_per_device"] == CORES and facts["slices"] == 1
     assert facts["coordinates"] == [list(c) for c in COORDINATES]
     assert (facts["jax_version"], facts["libtpu_version"]) == ("0.11.1", "0.0.46.3")
     assert facts["memory"]["temporary"] == 40
@@ -162,6 +182,45 @@ def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch)
     found = [(check.remat, check.rows) for check in sweep.fitting(config, failed, 1, {})]
     assert found == [("context", 256), ("projections", 64)]
     assert tried == [("attention", 256), ("context", 256), ("projections", 128), ("projections", 64)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "room", "largest"), [(24, 16, 16), (56, 40, 40), (24, 23, 16), (16, 7, None), (8, 0, None)]
+)
+def test_the_largest_batch_that_fits_is_found_also_where_halves_are_none(monkeypatch, rows, room, largest):
+    """On eight chips, whose batches are multiples of eight."""
+    tried = []
+
+    def pretend(config, topology, slices, options):
+        tried.append(config.train.batch_size)
+        return make_check(rows=config.train.batch_size, fits=config.train.batch_size <= room)
+
+    monkeypatch.setattr(sweep, "check", pretend)
+    config = with_variant(janus_pro_7b.get_config("text_only"), {"remat": "full", "batch": rows})
+    found = [check.rows for check in sweep.fitting(config, make_check(rows=rows, fits=False), 1, {})]
+    assert found == ([largest] if largest else [])
+    assert all(batch % 8 == 0 and 0 < batch < rows for batch in tried) and len(tried) <= 3
+
+
+SWEEP = """
+import runpy, sys
+sys.path.insert(0, "tests/compile_check")
+from test_check import make_check
+from janus_jax.compile_check import sweep
+sweep.check = lambda config, *_: make_check(remat=config.remat, rows=config.train.batch_size)
+runpy.run_module("launch.compile_check", run_name="__main__")
+"""
+
+
+def test_a_sweep_as_json_prints_nothing_else_and_its_progress_on_stderr():
+    """Nothing is compiled, and every variant takes equally long: more rows are better."""
+    flags = ["--config=configs/janus_pro_7b.py:text_only", "--topology=v5p-16", "--sweep=batch=8,16", "--json"]
+    command = [sys.executable, "-c", SWEEP, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [check["rows"] for check in json.loads(done.stdout)] == [16, 8]
+    progress = [line for line in done.stderr.splitlines() if " rows  mesh 1x8x1 " in line]
+    assert [int(line.split()[1]) for line in progress] == [8, 16]
 
 
 def test_options_of_the_compiler_are_names_and_values():

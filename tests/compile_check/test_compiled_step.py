@@ -5,6 +5,7 @@ Text alone takes half a minute to compile, images and VQ codes too 90 seconds. N
 
 import dataclasses
 import math
+import re
 from collections import Counter
 
 import jax
@@ -14,6 +15,7 @@ from configs import janus_pro_7b
 from janus_jax.compile_check.estimate import estimate
 from janus_jax.compile_check.hlo import parse
 from janus_jax.compile_check.program import compile_program, topology_devices
+from janus_jax.errors import UserError
 from janus_jax.models.config import JANUS_PRO_TINY, PRESETS
 from janus_jax.models.parameters import flatten
 from janus_jax.training.plan import abstract_batch, make_plan
@@ -28,16 +30,25 @@ SMALL = dataclasses.replace(
 SENT = (CHIPS - 1) / CHIPS  # share of a whole bfloat16 array that a chip sends to gather it or to scatter its sum
 
 
-@pytest.fixture(scope="module", params=["text_only", pytest.param("stage2", marks=pytest.mark.slow)])
-def plan(request):
-    config = janus_pro_7b.get_config(f"{request.param}:debug").unlock()
-    config.model, config.dtype, config.remat = "small", "bfloat16", "projections"
-    config.train.batch_size, config.data.row_length, config.mesh.fsdp = ROWS * CHIPS, LENGTH, CHIPS
-    config.loss.chunk_size = LENGTH
+@pytest.fixture(scope="module", autouse=True)
+def small_model():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "small", SMALL)
-        plan = make_plan(config, topology_devices("v5e:2x2"))
-        yield plan, abstract_batch(config, plan)
+        yield
+
+
+def small_plan(stage, fsdp, tensor):
+    config = janus_pro_7b.get_config(f"{stage}:debug").unlock()
+    config.model, config.dtype, config.remat = "small", "bfloat16", "projections"
+    config.train.batch_size, config.data.row_length, config.loss.chunk_size = ROWS * CHIPS, LENGTH, LENGTH
+    config.mesh.update(fsdp=fsdp, tensor=tensor)
+    plan = make_plan(config, topology_devices("v5e:2x2"))
+    return plan, abstract_batch(config, plan)
+
+
+@pytest.fixture(scope="module", params=["text_only", pytest.param("stage2", marks=pytest.mark.slow)])
+def plan(request):
+    return small_plan(request.param, CHIPS, 1)
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +95,12 @@ def test_gradients_leave_as_reduce_scatter(traffic, cut):
 
 
 def test_logits_never_exist_for_all_tokens(program):
+    """Of a chunk they do, and in no order of axes or rows together of all."""
     module = parse(program.hlo)
     shapes = {shape for part in module.computations.values() for inst in part.values() for shape in inst.shapes}
-    of_logits = [shape for shape in shapes if VOCAB in shape.dims and LENGTH in shape.dims]
-    assert of_logits  # of a chunk
-    assert not [shape for shape in of_logits if math.prod(shape.dims) >= ROWS * LENGTH * VOCAB]
+    with_vocabulary = [shape for shape in shapes if VOCAB in shape.dims]
+    assert [shape for shape in with_vocabulary if LENGTH in shape.dims]
+    assert not [shape for shape in with_vocabulary if math.prod(shape.dims) >= ROWS * LENGTH * VOCAB]
 
 
 def test_no_large_parameter_or_moment_is_whole_on_a_chip(plan, program):
@@ -102,3 +114,22 @@ def test_no_large_parameter_or_moment_is_whole_on_a_chip(plan, program):
     whole = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size * leaf.dtype.itemsize > 1 << 20}
     assert whole
     assert not whole & set(inputs)
+
+
+def test_the_kernels_divide_their_heads_over_tensor():
+    """The step lowers for a TPU, which cannot divide a kernel itself, and every kernel has the heads of one chip."""
+    plan, batch = small_plan("text_only", fsdp=2, tensor=2)
+    text = plan.make_step().lower(plan.state, batch).as_text()
+    kernels = [line for line in text.splitlines() if "@tpu_custom_call" in line]
+    names = Counter(re.search(r'kernel_name = "(\w+)"', line)[1] for line in kernels)
+    assert names.keys() == {"rope", "flash_attention_forward", "flash_attention_backward"}
+    rows, width = ROWS * CHIPS // 2, LLAMA["num_heads"] * LLAMA["head_dim"] // 2
+    for line in kernels:
+        assert f"-> tensor<{rows}x{LENGTH}x{width}xbf16>" in line.replace("(", ""), line[-300:]
+
+
+def test_heads_that_tensor_does_not_divide_are_refused(monkeypatch):
+    one = dataclasses.replace(SMALL.llama, num_heads=2, num_kv_heads=1)
+    monkeypatch.setitem(PRESETS, "small", dataclasses.replace(SMALL, llama=one))
+    with pytest.raises(UserError, match=r"mesh\.tensor=2 does not divide llama\.num_kv_heads=1"):
+        small_plan("text_only", fsdp=2, tensor=2)

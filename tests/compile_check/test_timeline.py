@@ -6,7 +6,7 @@ import pytest
 from small_program import COORDINATES, CORES, KIND, STEPS, TEXT, WIDTH
 
 from janus_jax.compile_check.chips import CORES as CORE_TABLE
-from janus_jax.compile_check.chips import Machine
+from janus_jax.compile_check.chips import SLICE_BANDWIDTH, Machine
 from janus_jax.compile_check.collectives import LATENCY, transfer
 from janus_jax.compile_check.hlo import parse
 from janus_jax.compile_check.timeline import Pricing, Timeline
@@ -30,6 +30,8 @@ def test_a_gather_beside_a_product_costs_only_what_is_longer():
     seconds, sums = run()
     assert seconds == pytest.approx(STEPS * (2 * SLICE + GATHER), rel=1e-9)
     assert sums["time/exposed collectives"] == pytest.approx(STEPS * (GATHER - PRODUCT), rel=1e-9)
+    assert sums["exposed/all-gather"] == sums["time/exposed collectives"]
+    assert sums["transfer/all-gather"] == pytest.approx(STEPS * GATHER, rel=1e-9)
     assert sums["time/matmul"] == pytest.approx(STEPS * PRODUCT, rel=1e-9)
     assert sums["time/elementwise"] == pytest.approx(STEPS * 2 * SLICE, rel=1e-9)
     assert sums["flops/matmul"] == STEPS * 2 * WIDTH**3
@@ -51,6 +53,7 @@ def test_a_synchronous_gather_is_exposed_whole():
     )
     seconds, sums = run(TEXT.replace(start, plain).replace(done + "\n", ""))
     assert sums["time/exposed collectives"] == pytest.approx(STEPS * GATHER, rel=1e-9)
+    assert sums["exposed/all-gather"] == sums["time/exposed collectives"]
     assert seconds == pytest.approx(STEPS * (2 * SLICE + GATHER + PRODUCT), rel=1e-9)
 
 
@@ -105,6 +108,28 @@ def test_an_all_reduce_sends_twice_what_a_reduce_scatter_sends():
     assert reduce == pytest.approx(reduce_bytes / rings + 12 * LATENCY, rel=1e-9)
 
 
+SCATTER = """%all-reduce-scatter (a.0: bf16[2048,2048]) -> bf16[256,2048] {
+  %a.0 = bf16[2048,2048]{1,0} parameter(0)
+  %sum.0 = bf16[2048,2048]{1,0} all-reduce(%a.0), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}
+  %zero.0 = u32[] constant(0)
+  %place.0 = u32[] partition-id()
+  ROOT %own.0 = bf16[256,2048]{1,0} dynamic-slice(%sum.0, %place.0, %zero.0), dynamic_slice_sizes={256,2048}
+}
+
+ENTRY %e (a: bf16[2048,2048]) -> bf16[256,2048] {
+  %a = bf16[2048,2048]{1,0} parameter(0)
+  ROOT %scattered = bf16[256,2048]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_fusion_keeps_a_part_is_a_reduce_scatter():
+    seconds, sums = run(SCATTER)
+    assert {name for name in sums if name.startswith("wire/")} == {"wire/reduce-scatter"}
+    assert sums["wire/reduce-scatter"] == MATRIX * 7 / 8
+    assert seconds == sums["exposed/reduce-scatter"] == pytest.approx(GATHER, rel=1e-9)
+
+
 def test_a_plane_has_the_links_of_its_two_axes():
     groups = "replica_groups={{" + ",".join(map(str, range(16))) + "}}"  # z = 0
     seconds, sent = collective("all-gather", groups, torus(4, 4, 4))
@@ -120,6 +145,38 @@ def test_a_permute_to_the_neighbour_takes_one_link_and_a_far_one_waits():
     assert collective("collective-permute", far, machine)[0] == pytest.approx(
         2 * MATRIX / CORE.link_bandwidth + LATENCY
     )
+
+
+# As the compiler writes a sum over slices: the send, work beside it, and the end of the receive of the same rendezvous.
+OVER_SLICES = """%product (a.0: bf16[2048,2048], b.0: bf16[2048,2048]) -> bf16[2048,2048] {
+  %a.0 = bf16[2048,2048]{1,0} parameter(0)
+  %b.0 = bf16[2048,2048]{1,0} parameter(1)
+  ROOT %c.0 = bf16[2048,2048]{1,0} convolution(%a.0, %b.0), dim_labels=bf_io->bf
+}
+
+ENTRY %e (a: bf16[2048,2048]) -> bf16[2048,2048] {
+  %a = bf16[2048,2048]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (bf16[2048,2048]{1,0}, u32[], token[]) send(%a, %token), is_host_transfer=true, frontend_attributes={MEETING}
+  %recv = (bf16[2048,2048]{1,0}, u32[], token[]) recv(%token), is_host_transfer=true, frontend_attributes={MEETING}
+  %work = bf16[2048,2048]{1,0} fusion(%a, %a), calls=%product, backend_config={"estimated_cycles":"70000"}
+  %send-done = token[] send-done(%send), is_host_transfer=true
+  %recv-done = (bf16[2048,2048]{1,0}, token[]) recv-done(%recv), is_host_transfer=true
+  ROOT %result = bf16[2048,2048]{1,0} get-tuple-element(%recv-done), index=0
+}
+""".replace("MEETING", '_xla_host_transfer_rendezvous="psum_0",_xla_megascale_transfer_type="ALL_REDUCE"')
+
+
+@pytest.mark.parametrize(("slices", "shares"), [(2, 1.0), (4, 1.5)])
+def test_a_sum_over_slices_takes_the_assumed_network_beside_the_work(slices, shares):
+    """Of the chip's array, 2 (n - 1) / n shares travel."""
+    seconds, sums = run(OVER_SLICES, machine=dataclasses.replace(MACHINE, slices=slices))
+    network = shares * MATRIX / SLICE_BANDWIDTH
+    assert SLICE_BANDWIDTH == 200e9 / 8 / 4
+    assert PRODUCT < network == pytest.approx(seconds, rel=1e-9)
+    assert sums["wire/all-reduce of slices"] == shares * MATRIX
+    assert sums["transfer/all-reduce of slices"] == pytest.approx(network, rel=1e-9)
+    assert sums["exposed/all-reduce of slices"] == pytest.approx(network - PRODUCT, rel=1e-9)
 
 
 def test_an_unknown_kind_of_device_is_refused():

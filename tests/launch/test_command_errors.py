@@ -26,6 +26,11 @@ CASES = {
     "unknown flag": ("train", [TRAIN, "--workdir={folder}/w", "--bogus=1"], "bogus"),
     "missing workdir": ("train", [TRAIN], "--workdir"),
     "unknown stage": ("train", ["--config=configs/quickstart.py:stage9", "--workdir={folder}/w"], "stage9"),
+    "one file for the programs of a sweep": (
+        "compile_check",
+        [TRAIN, "--topology=v5e-4", "--sweep=remat=full,context", "--hlo_output={folder}/step.gz"],
+        "--hlo_output={folder}/step.gz is for one program",
+    ),
     "missing config file": ("train", ["--config=configs/nope.py", "--workdir={folder}/w"], "configs/nope.py"),
     "config file that raises": (
         "train",

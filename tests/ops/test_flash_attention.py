@@ -1,5 +1,10 @@
 """The kernels of attention and RoPE, interpreted on a CPU, against NumPy in float64 and the plain XLA backend."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +114,13 @@ def test_the_backends_agree(monkeypatch):
     assert len(contexts) == 2
     filled = SEGMENTS > 0
     np.testing.assert_allclose(np.asarray(contexts[0])[filled], np.asarray(contexts[1])[filled], rtol=0, atol=1e-5)
+
+
+def test_heads_divided_over_tensor_give_what_one_device_gives():
+    """Four CPU devices as fsdp=2, tensor=2, in a process of its own; context and gradients, under remat."""
+    script = Path(__file__).with_name("divided_attention.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["heads"] == [2]  # of four
+    assert min(result["scale"]) > 1 and max(result["difference"]) < 1e-5, result
