@@ -58,8 +58,8 @@ def train(
         The last written metrics.
 
     Raises:
-        UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step. Later, a
-            checkpoint that cannot be written: earlier ones stay as they are.
+        UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step.
+        OSError: a checkpoint or the metrics cannot be written; earlier checkpoints stay as they are.
         FloatingPointError: a loss or gradient is not finite; the batch is kept in the workdir.
         DataStalled: a KeyboardInterrupt while no data came; threads that read it are left behind.
     """

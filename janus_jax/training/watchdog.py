@@ -5,11 +5,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from janus_jax.process_end import end_at_once
+from janus_jax.process_end import RESTART, end_at_once
 
 
 class Watchdog:
-    """From the first `step_ended` on: without another one for `seconds`, says so and ends the process with code 1.
+    """From the first `step_ended` on: without another one for `seconds`, says so and ends with code RESTART.
 
     At once, without closing anything: whoever hangs cannot be asked. The last complete checkpoint stays.
 
@@ -52,4 +52,4 @@ class Watchdog:
             f"error: {reason} after step {self._step}: this process, its data or another process of the run hangs",
             file=sys.stderr,
         )
-        end_at_once(1)
+        end_at_once(RESTART)

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
+from janus_jax.process_end import RESTART
+
 LAUNCH = Path(__file__).parents[2] / "launch"
 STATES = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
 FAKE = """#!/bin/bash
@@ -139,6 +141,9 @@ def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     assert JobsetV1alpha2JobSet.from_dict(document).to_dict() == document
     (job,) = document["spec"]["replicatedJobs"]
     hosts, pods = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+    (rule,) = hosts["podFailurePolicy"]["rules"]
+    ending = rule["onExitCodes"]["values"]  # for good: of mistakes, but not of a lost host, a hang or an abort by JAX
+    assert rule["action"] == "FailJob" and 2 in ending and not {RESTART, 130, 128 + signal.SIGABRT} & set(ending)
     x, y, z = map(int, pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     (container,) = pods["containers"]
     chips = int(container["resources"]["limits"]["google.com/tpu"])

@@ -178,7 +178,7 @@ def test_metrics_that_cannot_be_written_stop_the_run(run, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
 
     try:
-        with pytest.raises(UserError, match=rf"{tmp_path}: metrics cannot be written \(File too large\)"):
+        with pytest.raises(OSError, match=rf"{tmp_path}: metrics cannot be written \(File too large\)"):
             run([1.0] * 60, log_every=1, every_steps=100, before_step={3: fill_disk})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_spares_the_earlie
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
 
     try:
-        with pytest.raises(UserError, match=r"a checkpoint could not be written, the last complete one is 4: "):
+        with pytest.raises(OSError, match=r"a checkpoint could not be written, the last complete one is 4: "):
             run([1.0] * 6, log_every=7, before_step={5: fill_disk})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

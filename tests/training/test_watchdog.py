@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 
+from janus_jax.process_end import RESTART
 from janus_jax.training.watchdog import Watchdog
 
 PROGRAM = """
@@ -29,13 +30,13 @@ def run(seconds=0.5, stopping=False, **fields):
 
 def test_a_process_whose_steps_no_longer_end_says_so_and_ends():
     result = run(before=0, closed=False)
-    assert result.returncode == 1
+    assert result.returncode == RESTART
     assert "error: no step has ended for 0.5 s after step 6" in result.stderr
 
 
 def test_a_process_that_was_asked_to_stop_waits_less_for_its_steps():
     result = run(seconds=1800, stopping=True, before=0, closed=False)
-    assert result.returncode == 1
+    assert result.returncode == RESTART
     assert "asked to stop, but no step has ended for 0.5 s after step 6" in result.stderr
 
 
