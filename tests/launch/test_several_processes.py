@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, start_command, write_digit_files
+from tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
 
 from janus_jax.checkpoints import save_params
 from janus_jax.data import digits
@@ -179,13 +179,6 @@ def test_sigterm_to_one_process_stops_all_after_the_same_saved_step_and_damage_i
     after = train(tmp_path, 2, step + 1)  # the last step again
     assert after[step + 1]["loss"] == pytest.approx(before, rel=1e-6)
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
-
-
-def data_workers(process):
-    """Ids of the processes that prepare the data of a process."""
-    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
-    children = [child for thread in threads for child in thread.read_text().split()]
-    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 @pytest.mark.slow
