@@ -24,10 +24,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics a
 def main() -> None:
     command_line.require("config", "workdir")
     distributed.join()
+    watchdog = distributed.watchdog()
     keep_freed_memory()
     config = CONFIG.value
     try:
-        train(config, WORKDIR.value, distributed.step_timeout(), distributed.STOP_TIMEOUT.value)
+        train(config, WORKDIR.value, watchdog)
     except DataStalled as stop:
         command_line.end_at_once(stop)
     except OSError as error:  # not a mistake, which is a UserError, but a disk, a bucket, a connection
