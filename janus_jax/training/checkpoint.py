@@ -64,6 +64,7 @@ class Checkpoints:
             }
             if state.ema is not None:  # a whole model, as `params` is
                 items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
+            # Frozen parameters count once, though two items have them: their arrays keep the first copy for the second.
             self.host_gib = _local_bytes((params, state.opt_state, state.ema)) / 2**30
             with self._writing():
                 self._manager.save(step, args=ocp.args.Composite(**items))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.serialization import jax_array_handlers
 from tiny_runs import MICRO_VQ, vq_experiment
 
 from janus_jax.checkpoints import save_params
@@ -167,6 +168,25 @@ def test_a_signal_while_the_last_checkpoint_is_written_does_not_cost_it(run, tmp
     monkeypatch.setattr(Checkpoints, "close", interrupted)
     run([1.0] * 3)
     assert saved_steps(tmp_path)[-1] == 3
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(run, tmp_path, monkeypatch):
+    """The first array to be written waits until step 7 begins, two steps after the save of step 4."""
+    write = jax_array_handlers._async_serialize_replica_slices
+    begun, released = threading.Event(), threading.Event()
+
+    async def held_back(*args, **kwargs):
+        begun.set()
+        released.wait(60)
+        return await write(*args, **kwargs)
+
+    def look():
+        assert begun.wait(60) and saved_steps(tmp_path) == []
+        released.set()
+
+    monkeypatch.setattr(jax_array_handlers, "_async_serialize_replica_slices", held_back)
+    run([1.0] * 7, every_steps=4, before_step={7: look})
+    assert saved_steps(tmp_path) == [4, 7]
 
 
 def test_metrics_that_cannot_be_written_stop_the_run(run, tmp_path, capsys):
