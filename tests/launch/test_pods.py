@@ -148,6 +148,7 @@ def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     (container,) = pods["containers"]
     chips = int(container["resources"]["limits"]["google.com/tpu"])
     assert hosts["parallelism"] == hosts["completions"] == x * y * z // chips
+    assert f"\nWORKDIR {container['workingDir']}\n" in (LAUNCH / "tpu" / "Dockerfile").read_text()
     assert container["command"] == ["python", "-m", "launch.train"] and "--multihost" in container["args"]
     fields = dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
     assert int(fields["config.mesh.fsdp"]) == x * y * z
