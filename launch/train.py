@@ -27,6 +27,7 @@ def main() -> None:
     watchdog = distributed.watchdog()
     keep_freed_memory()
     config = CONFIG.value
+    config.lock()  # the first access raises what went wrong in its file
     try:
         train(config, WORKDIR.value, watchdog)
     except DataStalled as stop:

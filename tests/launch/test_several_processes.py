@@ -212,7 +212,8 @@ def test_sigterm_while_the_data_of_a_process_stalls_ends_all(start, tmp_path, co
             process.kill()
     assert processes[-1].returncode == code and message.format(step=step) in ends[-1][1], ends
     for process, (_, errors) in zip(processes[:-1], ends[:-1], strict=True):
-        assert process.returncode == RESTART and "another host" in errors, errors
+        # JAX aborts it where closing its own data takes longer than it waits for heartbeats.
+        assert process.returncode in (RESTART, ABORTED) and re.search("another host|another task died", errors), errors
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ([str(step)] if count == 1 else [])
     command = Path(f"/proc/{worker}/cmdline")
     assert not command.exists() or not command.read_text()  # a zombie has none
