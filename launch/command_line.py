@@ -51,6 +51,11 @@ def end_at_once(interrupt: KeyboardInterrupt) -> NoReturn:
     process_end.end_at_once(_interrupted(interrupt))
 
 
+def fail_at_once(reason: object, code: int) -> NoReturn:
+    """Ends a command that failed, without what a normal end would wait for, such as a process that is gone."""
+    process_end.end_at_once(_fail(reason, code))
+
+
 def require(*names: str) -> None:
     """Raises UserError for the first of the flags that was not given."""
     for name in names:
@@ -73,10 +78,10 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
     return 130
 
 
-def _fail(error: object) -> int:
+def _fail(error: object, code: int = 2) -> int:
     """Prints the message as one line; returns the exit code."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _config_mistake(error: BaseException) -> str | None:

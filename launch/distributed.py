@@ -1,14 +1,16 @@
 """Joins the processes of a run: one per host of a TPU slice or cluster, or several on one machine."""
 
-import math
 import socket
 import time
 from typing import Any
 
 import jax
 from absl import flags
+from jax._src.distributed import global_state as state  # public readers of it wait for the devices of all
 
 from janus_jax.errors import UserError
+from janus_jax.training.stopping import stop_announced
+from janus_jax.training.watchdog import Watchdog
 
 MULTIHOST = flags.DEFINE_bool("multihost", False, "join the other hosts, as TPU metadata, GKE or Slurm name them")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where nothing names the hosts")
@@ -20,8 +22,12 @@ COORDINATOR_TIMEOUT = flags.DEFINE_integer(
 PEER_TIMEOUT = flags.DEFINE_integer(
     "peer_timeout", 100, "seconds without a sign of life of another host after which this one stops", lower_bound=1
 )
-
-
+START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout",
+    3600,
+    "seconds after which one of several processes ends that has joined the others and not ended its first step",
+    lower_bound=1,
+)
 STEP_TIMEOUT = flags.DEFINE_integer(
     "step_timeout",
     1800,
@@ -34,17 +40,20 @@ STOP_TIMEOUT = flags.DEFINE_integer(
     "the same once one of them got a SIGTERM: all must do the step that they agree to stop after",
     lower_bound=1,
 )
+# Seconds by which the first process outlives the others: JAX aborts whoever loses it, before its own message.
+COORDINATOR_PATIENCE = 5.0
 
 
 def join() -> None:
     """To be called before anything touches JAX's devices. Raises UserError for flags that do not go together.
 
     From then on a host that dies or is stopped ends the others: JAX's coordination service asks each for heartbeats.
-    Those go on in a process that hangs while it lives; `--step_timeout` is for that.
+    Those go on in a process that hangs while it lives; `watchdog` is for that.
     """
     limits: dict[str, Any] = {
         "heartbeat_timeout_seconds": PEER_TIMEOUT.value,
         "shutdown_timeout_seconds": PEER_TIMEOUT.value,
+        "initialization_timeout": COORDINATOR_TIMEOUT.value,
     }
     coordinator, count, process = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     if coordinator is None and count is None and process is None:
@@ -64,7 +73,6 @@ def join() -> None:
     address = _host_and_port(coordinator)
     if process > 0:
         _wait_for(address, COORDINATOR_TIMEOUT.value)
-    limits["initialization_timeout"] = COORDINATOR_TIMEOUT.value
     jax.distributed.initialize(coordinator, count, process, **limits)
 
 
@@ -96,6 +104,9 @@ def _wait_for(address: tuple[str, int], seconds: float) -> None:
         time.sleep(min(0.5, max(end - time.monotonic(), 0)))
 
 
-def step_timeout() -> float:
-    """Of this process, in seconds: infinite for one that trains alone."""
-    return STEP_TIMEOUT.value if jax.process_count() > 1 else math.inf
+def watchdog() -> Watchdog | None:
+    """Bounds the start and the steps of this process from now on, also before JAX's devices; None where it is alone."""
+    if state.num_processes == 1:
+        return None
+    patience = COORDINATOR_PATIENCE if state.process_id == 0 else 0.0
+    return Watchdog(START_TIMEOUT.value, STEP_TIMEOUT.value, stop_announced, STOP_TIMEOUT.value, patience)

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from janus_jax.errors import UserError
+from janus_jax.process_end import RESTART
 from janus_jax.training.loop import train
 from janus_jax.training.stopping import DataStalled
 from launch import command_line, distributed
@@ -24,18 +24,24 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics a
 def main() -> None:
     command_line.require("config", "workdir")
     distributed.join()
+    watchdog = distributed.watchdog()
     keep_freed_memory()
+    config = CONFIG.value
+    config.lock()  # the first access raises what went wrong in its file
     try:
-        train(CONFIG.value, WORKDIR.value, distributed.step_timeout(), distributed.STOP_TIMEOUT.value)
+        train(config, WORKDIR.value, watchdog)
     except DataStalled as stop:
         command_line.end_at_once(stop)
+    except OSError as error:  # not a mistake, which is a UserError, but a disk, a bucket, a connection
+        command_line.fail_at_once(error, RESTART)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"process {jax.process_index()}: a step failed, as it does when another host of the run is gone: {reason}"
-        ) from error
+        command_line.fail_at_once(
+            f"process {jax.process_index()}: a step failed, as it does when another host of the run is gone: {reason}",
+            RESTART,
+        )
 
 
 if __name__ == "__main__":

@@ -220,3 +220,10 @@ def start_command(*arguments, cache, **environment):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def data_workers(process):
+    """Ids of the processes that prepare the data of a process."""
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [child for thread in threads for child in thread.read_text().split()]
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]

@@ -8,6 +8,9 @@ not row j from shard j mod S, so that the rows of a process are those of its dev
 
 import functools
 import json
+import multiprocessing
+import os
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -125,9 +128,23 @@ class Stream:
         blocks = _Blocks(list(zip(self._shards, states, self._rings, strict=True)))
         if self._workers:
             ahead = PREFETCH * len(self._shards) // self._workers
-            return iter(blocks.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=ahead)))
+            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=ahead)
+            return iter(blocks.mp_prefetch(options, worker_init_fn=_end_with_parent))
         ahead = PREFETCH * len(self._shards)
         return iter(grain.experimental.ThreadPrefetchIterDataset(blocks, prefetch_buffer_size=ahead))
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Lets this worker end when its parent is gone without having stopped it, as after a kill -9."""
+    del worker, workers
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
 
 
 def drop_reports(state: Mapping[str, Any]) -> dict[str, DropReport]:

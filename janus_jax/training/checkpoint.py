@@ -43,7 +43,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
     def check(self) -> None:
-        """Raises UserError when a save in the background has failed."""
+        """Raises OSError when a save in the background has failed."""
         with self._writing():
             self._manager.check_for_errors()
 
@@ -51,7 +51,7 @@ class Checkpoints:
         """Starts an asynchronous save of this step; does nothing when the step is already saved.
 
         Raises:
-            UserError: this save could not begin, or the one before it could not be completed.
+            OSError: this save could not begin, or the one before it could not be completed.
         """
         start = time.monotonic()
         step = int(state.step)
@@ -64,6 +64,7 @@ class Checkpoints:
             }
             if state.ema is not None:  # a whole model, as `params` is
                 items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
+            # Frozen parameters count once, though two items have them: their arrays keep the first copy for the second.
             self.host_gib = _local_bytes((params, state.opt_state, state.ema)) / 2**30
             with self._writing():
                 self._manager.save(step, args=ocp.args.Composite(**items))
@@ -156,7 +157,7 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for saves in progress. Raises UserError when one of them fails."""
+        """Waits for saves in progress. Raises OSError when one of them fails."""
         with self._writing():
             self._manager.wait_until_finished()
         self._manager.close()
@@ -168,7 +169,7 @@ class Checkpoints:
             yield
         except Exception as error:
             standard_logging.getLogger("asyncio").setLevel("CRITICAL")  # it would repeat this for each array
-            raise UserError(
+            raise OSError(
                 f"{self._workdir}: a checkpoint could not be written, the last complete one is "
                 f"{self._manager.latest_step()}: {_reason(error)}"
             ) from error

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import math
 from typing import Any
 
 import jax
@@ -32,18 +31,13 @@ from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.profile import Profile
 from janus_jax.training.stages import format_table, merge, module_table
 from janus_jax.training.state import TrainState
-from janus_jax.training.stopping import DataStalled, StopRequest, stop_announced
+from janus_jax.training.stopping import DataStalled, StopRequest
 from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.watchdog import Watchdog
 from janus_jax.whole_files import write_whole
 
-# Seconds by which the first process outlives the others: JAX aborts whoever loses it, and that one's data workers stay.
-COORDINATOR_PATIENCE = 5.0
 
-
-def train(
-    config: ConfigDict, workdir: epath.PathLike, step_timeout: float = math.inf, stop_timeout: float = 120.0
-) -> dict[str, float]:
+def train(config: ConfigDict, workdir: epath.PathLike, watchdog: Watchdog | None = None) -> dict[str, float]:
     """Trains one stage to `config.train.num_steps`, resuming by itself when the workdir holds a checkpoint.
 
     Ctrl-C and SIGTERM finish the step, save a checkpoint and raise KeyboardInterrupt, also while data is waited for;
@@ -51,15 +45,14 @@ def train(
     step that they agree on. Only the first process prints and writes logs.
 
     Args:
-        step_timeout: seconds without the end of a step after which the process ends itself (`Watchdog`).
-        stop_timeout: the same once any of several processes has been asked to stop.
+        watchdog: ends the process when its steps do not end; closed after the last one.
 
     Returns:
         The last written metrics.
 
     Raises:
-        UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step. Later, a
-            checkpoint that cannot be written: earlier ones stay as they are.
+        UserError: anything wrong with the config, the workdir, the data or the checkpoint; before any step.
+        OSError: a checkpoint or the metrics cannot be written; earlier checkpoints stay as they are.
         FloatingPointError: a loss or gradient is not finite; the batch is kept in the workdir.
         DataStalled: a KeyboardInterrupt while no data came; threads that read it are left behind.
     """
@@ -105,10 +98,7 @@ def train(
         ending.callback(lambda: _say(format_reports(batches.state, stream.patterns)))
         for part in (log, checkpoints, profile, batches):  # closed from the last one on
             ending.push(functools.partial(_close, part))
-        watchdog = None
-        if math.isfinite(step_timeout):
-            patience = COORDINATOR_PATIENCE if jax.process_index() == 0 else 0.0
-            watchdog = Watchdog(step_timeout, stop_announced, stop_timeout, patience)
+        if watchdog is not None:
             ending.callback(watchdog.close)  # first: to write the last checkpoint may take longer
         return _run(config, state, prepare, step_fn, batches, checkpoints, log, finite, profile, stop, watchdog)
 

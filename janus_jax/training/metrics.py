@@ -11,7 +11,6 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from janus_jax.errors import UserError
 from janus_jax.training.objective import Metrics
 from janus_jax.training.tensorboard import Scalars
 from janus_jax.whole_files import write_whole
@@ -89,7 +88,7 @@ class MetricsLog:
             saving: those in which it waited for checkpoints.
 
         Raises:
-            UserError: the file cannot be written, e.g. on a full disk.
+            OSError: the file cannot be written, e.g. on a full disk.
         """
         pending = jax.device_get(self._pending)
         elapsed = time.monotonic() - self._started
@@ -119,7 +118,7 @@ class MetricsLog:
                 write_whole(self._file, self._lines)  # a bucket has no appending
                 self._scalars.write(step, {key: known[key] for key in known.keys() - {"time"}})
             except OSError as error:
-                raise UserError(f"{self._file.parent}: metrics cannot be written ({error.strerror})") from error
+                raise OSError(f"{self._file.parent}: metrics cannot be written ({error.strerror})") from error
             self._show(step, means)
         self._pending, self._step_seconds, self._started = [], [], time.monotonic()
         return means

@@ -1,26 +1,34 @@
-"""Ends a process whose steps no longer end, as when another process of the run hangs but lives."""
+"""Ends a process whose first step or later ones do not end, as when another process of the run hangs but lives."""
 
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-from janus_jax.process_end import end_at_once
+from janus_jax.process_end import RESTART, end_at_once
 
 
 class Watchdog:
-    """From the first `step_ended` on: without another one for `seconds`, says so and ends the process with code 1.
+    """Without a first `step_ended` in `start_seconds`, or another one in `seconds`, says so and ends with code RESTART.
 
     At once, without closing anything: whoever hangs cannot be asked. The last complete checkpoint stays.
 
     Args:
-        stopping: whether the run has been asked to stop; from then on a step has `stop_seconds` at most.
+        stopping: whether the run has been asked to stop; from then on a step but the first has `stop_seconds` at most.
         patience: seconds more, for a process that the others need to end by themselves.
     """
 
-    def __init__(self, seconds: float, stopping: Callable[[], bool], stop_seconds: float, patience: float = 0.0):
-        self._seconds, self._patience = seconds, patience
+    def __init__(
+        self,
+        start_seconds: float,
+        seconds: float,
+        stopping: Callable[[], bool],
+        stop_seconds: float,
+        patience: float = 0.0,
+    ):
+        self._start_seconds, self._seconds, self._patience = start_seconds, seconds, patience
         self._stopping, self._stop_seconds = stopping, min(stop_seconds, seconds)
+        self._started = time.monotonic()
         self._step = 0
         self._ended: float | None = None
         self._closed = threading.Event()
@@ -37,19 +45,18 @@ class Watchdog:
     def _watch(self) -> None:
         asked: float | None = None  # when the run was asked to stop
         while not self._closed.wait(min(1.0, self._stop_seconds / 4)):
-            if self._ended is None:
-                continue
             now = time.monotonic()
+            if self._ended is None:
+                if now - self._started > self._start_seconds + self._patience:
+                    self._end(f"no first step has ended {self._start_seconds:g} s after the start (--start_timeout)")
+                continue
             if asked is None and self._stopping():
                 asked = now
             if now - self._ended > self._seconds + self._patience:
-                self._end(f"no step has ended for {self._seconds:g} s")
+                self._end(f"no step has ended for {self._seconds:g} s after step {self._step}")
             if asked is not None and now - max(asked, self._ended) > self._stop_seconds + self._patience:
-                self._end(f"asked to stop, but no step has ended for {self._stop_seconds:g} s")
+                self._end(f"asked to stop, but no step has ended for {self._stop_seconds:g} s after step {self._step}")
 
     def _end(self, reason: str) -> None:
-        print(
-            f"error: {reason} after step {self._step}: this process, its data or another process of the run hangs",
-            file=sys.stderr,
-        )
-        end_at_once(1)
+        print(f"error: {reason}: this process, its data or another process of the run hangs", file=sys.stderr)
+        end_at_once(RESTART)

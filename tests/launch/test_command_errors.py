@@ -15,6 +15,7 @@ from janus_jax.data import digits
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.models.parameters import init_params
+from janus_jax.process_end import RESTART
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = "--config=configs/quickstart.py:stage1"
@@ -193,6 +194,24 @@ def test_an_interrupted_command_can_end_without_waiting_for_its_threads():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
     )
     assert (result.returncode, result.stderr) == (130, "interrupted: no data\n")
+
+
+def test_a_bucket_that_fails_while_training_ends_it_with_the_code_of_what_a_restart_may_mend(tmp_path):
+    program = (
+        "from launch import command_line, train\n"
+        "def fail(*_): raise ConnectionError('the bucket is gone')\n"
+        "train.train = fail\n"
+        "command_line.run(train.main)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, TRAIN, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (RESTART, "error: the bucket is gone\n")
 
 
 def test_nothing_was_trained_before_the_errors(results, folder):

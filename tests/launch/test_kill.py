@@ -2,46 +2,77 @@
 
 import random
 import time
+from pathlib import Path
 
 import pytest
-from tiny_runs import cache_folder, differing_leaves, saved_state, start_command, write_digit_files
+from tiny_runs import cache_folder, data_workers, differing_leaves, saved_state, start_command, write_digit_files
 
 from janus_jax.training.loop import read_metrics
 
 STEPS, KILLS = 60, 20
 
 
-@pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_at_the_bits_of_one_that_was_not(tmp_path, tmp_path_factory):
+@pytest.fixture
+def start(tmp_path, tmp_path_factory):
     data = write_digit_files(tmp_path / "data")
 
-    def start(workdir):
+    def start_run(workdir, steps):
         return start_command(
             "launch.train",
             f"--config=tests/launch/micro_experiment.py:{data}",
             f"--workdir={tmp_path / workdir}",
-            f"--config.train.num_steps={STEPS}",
+            f"--config.train.num_steps={steps}",
             "--config.checkpoint.every_steps=1",  # saves are nearly always under way
+            "--config.data.workers=1",
             cache=cache_folder(tmp_path_factory),
         )
 
+    return start_run
+
+
+@pytest.mark.slow
+def test_the_data_workers_of_a_killed_run_end_too(start, tmp_path):
+    process = start("killed", 10**6)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not metrics.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    (worker,) = data_workers(process)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10
+    while alive(worker):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(process):
+    command = Path(f"/proc/{process}/cmdline")
+    try:
+        return bool(command.read_text())  # a zombie has none
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_at_the_bits_of_one_that_was_not(start, tmp_path):
     def finish(process):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
 
-    finish(start("straight"))
+    finish(start("straight", STEPS))
     rng = random.Random(0)
     metrics = tmp_path / "killed" / "metrics.jsonl"
     reached = 0
     for _ in range(KILLS):
-        process = start("killed")
+        process = start("killed", STEPS)
         while process.poll() is None and (not metrics.exists() or last_step(metrics) <= reached):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.6))
         process.kill()
         process.communicate()
         reached = min(last_step(metrics), STEPS - 1)
-    finish(start("killed"))
+    finish(start("killed", STEPS))
     assert differing_leaves(saved_state(tmp_path / "straight", STEPS), saved_state(tmp_path / "killed", STEPS)) == []
     losses = [
         [(line["step"], line["loss"]) for line in read_metrics(tmp_path / name)] for name in ("straight", "killed")

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
+from janus_jax.process_end import RESTART
+
 LAUNCH = Path(__file__).parents[2] / "launch"
 STATES = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
 FAKE = """#!/bin/bash
@@ -139,10 +141,14 @@ def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     assert JobsetV1alpha2JobSet.from_dict(document).to_dict() == document
     (job,) = document["spec"]["replicatedJobs"]
     hosts, pods = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+    (rule,) = hosts["podFailurePolicy"]["rules"]
+    ending = rule["onExitCodes"]["values"]  # for good: of mistakes, but not of a lost host, a hang or an abort by JAX
+    assert rule["action"] == "FailJob" and 2 in ending and not {RESTART, 130, 128 + signal.SIGABRT} & set(ending)
     x, y, z = map(int, pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     (container,) = pods["containers"]
     chips = int(container["resources"]["limits"]["google.com/tpu"])
     assert hosts["parallelism"] == hosts["completions"] == x * y * z // chips
+    assert f"\nWORKDIR {container['workingDir']}\n" in (LAUNCH / "tpu" / "Dockerfile").read_text()
     assert container["command"] == ["python", "-m", "launch.train"] and "--multihost" in container["args"]
     fields = dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
     assert int(fields["config.mesh.fsdp"]) == x * y * z

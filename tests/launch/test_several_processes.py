@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,15 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, start_command, write_digit_files
+from tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
 
 from janus_jax.checkpoints import save_params
 from janus_jax.data import digits
 from janus_jax.data.records import write_records
 from janus_jax.models.parameters import fingerprint, init_params
+from janus_jax.process_end import RESTART
 from janus_jax.training.loop import read_metrics
 
 SAME = ("loss", "accuracy", "tokens", "images", "fill", "grad_norm")  # metrics that do not depend on the processes
+ABORTED = -signal.SIGABRT  # by JAX, when it misses the heartbeats of a process, or the first process
 
 
 def free_port():
@@ -133,18 +136,28 @@ def test_janusflow_too_trains_in_several_processes_as_in_one(train, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("blow", "message"), [(signal.SIGKILL, "another host"), (signal.SIGSTOP, "heartbeat")])
-def test_when_a_process_dies_or_hangs_the_others_stop_with_a_message_in_bounded_time(start, tmp_path, blow, message):
-    """Well before the steps of the run could be done."""
+@pytest.mark.parametrize(
+    ("blow", "victim", "message", "codes"),
+    [
+        (signal.SIGKILL, 1, "another host of the run is gone", {RESTART}),
+        (signal.SIGKILL, 0, "another host of the run is gone|another task died", {RESTART, ABORTED}),
+        (signal.SIGSTOP, 1, "stopped sending heartbeats", {ABORTED}),
+        (signal.SIGSTOP, 0, "CoordinationService/Heartbeat", {ABORTED}),
+    ],
+)
+def test_when_a_process_dies_or_hangs_the_others_stop_with_a_message_in_bounded_time(
+    start, tmp_path, blow, victim, message, codes
+):
+    """Well before the steps of the run could be done, and with a code that restarts it."""
     processes = start(tmp_path, 2, 10**6, "--peer_timeout=10", "--config.checkpoint.every_steps=1000000")
     try:
         wait_for_step(processes, tmp_path, 3)
-        processes[1].send_signal(blow)
-        _, errors = processes[0].communicate(timeout=60)
+        processes[victim].send_signal(blow)
+        _, errors = processes[1 - victim].communicate(timeout=60)
     finally:
         for process in processes:
             process.kill()
-    assert processes[0].returncode != 0 and message in errors
+    assert processes[1 - victim].returncode in codes and re.search(message, errors), errors
 
 
 @pytest.mark.slow
@@ -168,19 +181,12 @@ def test_sigterm_to_one_process_stops_all_after_the_same_saved_step_and_damage_i
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
 
 
-def data_workers(process):
-    """Ids of the processes that prepare the data of a process."""
-    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
-    children = [child for thread in threads for child in thread.read_text().split()]
-    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "code", "message"),
     [
         (1, 130, "no data came after step {step}, which is saved"),
-        (2, 1, "asked to stop, but no step has ended for 5 s"),
+        (2, RESTART, "asked to stop, but no step has ended for 5 s"),
     ],
 )
 def test_sigterm_while_the_data_of_a_process_stalls_ends_all(start, tmp_path, count, code, message):
@@ -206,7 +212,8 @@ def test_sigterm_while_the_data_of_a_process_stalls_ends_all(start, tmp_path, co
             process.kill()
     assert processes[-1].returncode == code and message.format(step=step) in ends[-1][1], ends
     for process, (_, errors) in zip(processes[:-1], ends[:-1], strict=True):
-        assert process.returncode and "another host" in errors, errors
+        # JAX aborts it where closing its own data takes longer than it waits for heartbeats.
+        assert process.returncode in (RESTART, ABORTED) and re.search("another host|another task died", errors), errors
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ([str(step)] if count == 1 else [])
     command = Path(f"/proc/{worker}/cmdline")
     assert not command.exists() or not command.read_text()  # a zombie has none

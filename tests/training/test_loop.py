@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.serialization import jax_array_handlers
 from tiny_runs import MICRO_VQ, vq_experiment
 
 from janus_jax.checkpoints import save_params
@@ -169,6 +170,25 @@ def test_a_signal_while_the_last_checkpoint_is_written_does_not_cost_it(run, tmp
     assert saved_steps(tmp_path)[-1] == 3
 
 
+def test_steps_go_on_while_a_checkpoint_is_written(run, tmp_path, monkeypatch):
+    """The first array to be written waits until step 7 begins, two steps after the save of step 4."""
+    write = jax_array_handlers._async_serialize_replica_slices
+    begun, released = threading.Event(), threading.Event()
+
+    async def held_back(*args, **kwargs):
+        begun.set()
+        released.wait(60)
+        return await write(*args, **kwargs)
+
+    def look():
+        assert begun.wait(60) and saved_steps(tmp_path) == []
+        released.set()
+
+    monkeypatch.setattr(jax_array_handlers, "_async_serialize_replica_slices", held_back)
+    run([1.0] * 7, every_steps=4, before_step={7: look})
+    assert saved_steps(tmp_path) == [4, 7]
+
+
 def test_metrics_that_cannot_be_written_stop_the_run(run, tmp_path, capsys):
     """Not only `metrics.jsonl`: the thread of tensorboardX would end, and then the run would wait for it."""
     del capsys  # prints go to memory
@@ -178,7 +198,7 @@ def test_metrics_that_cannot_be_written_stop_the_run(run, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
 
     try:
-        with pytest.raises(UserError, match=rf"{tmp_path}: metrics cannot be written \(File too large\)"):
+        with pytest.raises(OSError, match=rf"{tmp_path}: metrics cannot be written \(File too large\)"):
             run([1.0] * 60, log_every=1, every_steps=100, before_step={3: fill_disk})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -196,7 +216,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_spares_the_earlie
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
 
     try:
-        with pytest.raises(UserError, match=r"a checkpoint could not be written, the last complete one is 4: "):
+        with pytest.raises(OSError, match=r"a checkpoint could not be written, the last complete one is 4: "):
             run([1.0] * 6, log_every=7, before_step={5: fill_disk})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
