@@ -13,7 +13,7 @@ from janus_jax.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags, runs `main()`, and turns UserError and Ctrl-C into one line on stderr and an exit code."""
+    """Parses flags, runs `main()`, and turns a user's mistakes and Ctrl-C into one line on stderr and an exit code."""
 
     def guarded(argv: list[str]) -> int | None:
         if len(argv) > 1:
@@ -26,6 +26,10 @@ def run(main: Callable[[], None]) -> None:
             return guarded(argv)
         except (UserError, FloatingPointError, OSError) as error:  # OSError: also from within a config file
             return _fail(_config_mistake(error) or error)
+        except RuntimeError as error:  # JAX's own is one; not every command imports it
+            if not str(error).startswith("RESOURCE_EXHAUSTED"):
+                raise
+            return _fail(f"the memory of a device is not enough: {error}")
         except KeyboardInterrupt as interrupt:
             return _interrupted(interrupt)
 

@@ -31,6 +31,9 @@ EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the paramete
 PROMPT = flags.DEFINE_string("prompt", None, "what to draw")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "text file with a prompt per line, instead of --prompt")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 16, "images per prompt", lower_bound=1)
+IMAGES_AT_A_TIME = flags.DEFINE_integer(
+    "images_at_a_time", 16, "prompts of a file are drawn together up to so many images", lower_bound=1
+)
 CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "guidance; 1 is none; default: 5 for codes, 2 for JanusFlow")
 SEED = flags.DEFINE_integer("seed", 0, "0 to 2**32 - 1; an image depends on it, its number and the prompt alone")
 OUTPUT = flags.DEFINE_string("output", None, "folder for the images; one that holds drawings is refused")
@@ -78,24 +81,24 @@ def main() -> None:
     drawn: list[np.ndarray] = []  # codes or latents
     images: list[PIL.Image.Image] = []
     # Of the tokens of all images, latents too; on a terminal only.
-    per_prompt = number * source.config.image_tokens
-    with tqdm.tqdm(total=len(prompts) * per_prompt, unit="token", unit_scale=True, disable=None) as bar:
-        for i, prompt in enumerate(prompts):
+    total = len(prompts) * number * source.config.image_tokens
+    with tqdm.tqdm(total=total, unit="token", unit_scale=True, disable=None) as bar:
+        for group in model.groups(len(prompts), number, IMAGES_AT_A_TIME.value):
+            together, before = prompts[group], len(images)
             if isinstance(model, JanusFlowPipeline):
-                own = None if noise is None else noise[i * number : (i + 1) * number]
-                drawn.append(model.generate_latents([prompt], number, initial_noise=own, **options))
+                own = None if noise is None else noise[before : before + number * len(together)]
+                drawn.append(model.generate_latents(together, number, initial_noise=own, **options))
             else:
-                before = i * per_prompt
 
-                def show(codes: int, before: int = before) -> None:
-                    bar.update(before + number * codes - bar.n)
+                def show(codes: int, done: int = bar.n, count: int = number * len(together)) -> None:
+                    bar.update(done + count * codes - bar.n)
 
-                drawn.append(model.generate_codes([prompt], number, on_codes=show, **options))
+                drawn.append(model.generate_codes(together, number, on_codes=show, **options))
             for image in model.draw(drawn[-1]):
                 with (output / f"{len(images):05d}.png").open("wb") as file:
                     image.save(file, "PNG")
                 images.append(image)
-            bar.update((i + 1) * per_prompt - bar.n)
+            bar.update(len(images) * source.config.image_tokens - bar.n)
             bar.set_postfix_str(f"{len(images)} images")
     with (output / "grid.png").open("wb") as file:
         grid(images, columns=math.ceil(math.sqrt(number))).save(file, "PNG")

@@ -122,7 +122,8 @@ def judge(program: Program, loop: ImageLoop, floor_bytes: int) -> Step:
     mid, sums = timeline.run(Pricing.MID)
     hbm_bytes = sums["hbm"] + sums["hbm copies"]
     once = Timeline(module, program.machine).run(Pricing.MID)[0] - mid
-    kernels = [leaf for path, leaf in flatten(loop.params).items() if "layers_0/" in path and len(leaf.shape) == 2]
+    llm = flatten(loop.params["llm"]).items()
+    kernels = [leaf for path, leaf in llm if "layers_0/" in path and len(leaf.shape) == 2]
     return Step(
         floor_bytes=floor_bytes,
         hbm_bytes=hbm_bytes,

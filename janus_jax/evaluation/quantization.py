@@ -1,6 +1,6 @@
-"""How far a quantised model is from the same model in full precision, token by token.
+"""How far a quantised model is from the same model in full precision: token by token, and in reading and drawing.
 
-Both read the same tokens: answers and drawings of the full model. Letters: B rows, P row length, C classes.
+Token by token both read the same: answers and drawings of the full model. Letters: B rows, P row length, C classes.
 """
 
 import functools
@@ -12,18 +12,58 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.batch import Modality
+from janus_jax.data import digits
 from janus_jax.data.prompts import STYLES, generation_prompt
+from janus_jax.evaluation.digits import Judge, evaluate_generation, evaluate_understanding
 from janus_jax.inference.pipeline import Image, JanusPipeline
 from janus_jax.inference.prompt import Prompts
 from janus_jax.inference.request import user_message
 from janus_jax.models.janus import Janus
-from janus_jax.models.parameters import Params, bind
+from janus_jax.models.layers import TRANSPOSED
+from janus_jax.models.parameters import Params, bind, flatten
+
+CFG_WEIGHT = 2.5  # of the quickstart
+QUESTIONS = 120  # of the agreement; reading is measured on all held-out digits
 
 
 class Agreement(NamedTuple):
     divergence: float  # mean Kullback-Leibler divergence of the quantised model from the full one, nats per token
     greedy: float  # share of tokens where both find the same one most probable
     tokens: int  # that this was measured on
+
+
+def compare(full: JanusPipeline, quantized: JanusPipeline, images_per_class: int) -> dict[str, float]:
+    """All figures by name, of models of the quickstart. Needs the extra [quickstart]."""
+    training, held_out = digits.load_digits()
+    pictures = [[digits.to_image(intensities)] for intensities in held_out.intensities[:QUESTIONS]]
+    questions = [digits.QUESTIONS[i % len(digits.QUESTIONS)] for i in range(len(pictures))]
+    captions = [digits.CAPTIONS[0].format(name) for name in digits.NAMES]
+    report: dict[str, float] = {}
+    for kind, agreement in (
+        ("text", text_agreement(full, quantized, pictures, questions)),
+        ("image", image_agreement(full, quantized, captions, cfg_weight=CFG_WEIGHT)),
+    ):
+        report |= {f"{kind}_{name}": value for name, value in agreement._asdict().items()}
+    judge = Judge(training)
+    for kind, model in (("full", full), ("quantized", quantized)):
+        report[f"{kind}_megabytes"] = weight_bytes(model) / 1e6
+        report[f"{kind}_reading_accuracy"] = evaluate_understanding(model, held_out).accuracy
+        drawn = evaluate_generation(
+            model, judge, training, images_per_class=images_per_class, cfg_weight=CFG_WEIGHT, seed=0
+        )
+        report[f"{kind}_drawing_accuracy"] = drawn.accuracy
+        report[f"{kind}_diversity"] = drawn.diversity
+    return report
+
+
+def weight_bytes(model: JanusPipeline) -> int:
+    """Of all weights in the dtype of the run, or in 8 bits; a CPU holds kernels of bfloat16 wider than that."""
+    widest = jnp.dtype(model._model.execution.dtype).itemsize
+
+    def size(path: str, leaf: jax.Array) -> int:
+        return leaf.size * (min(leaf.itemsize, widest) if path.endswith(f"/{TRANSPOSED}") else leaf.itemsize)
+
+    return sum(size(path, leaf) for path, leaf in flatten(model.params).items())
 
 
 def text_agreement(

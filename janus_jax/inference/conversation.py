@@ -77,7 +77,8 @@ class Conversation:
         answer_slots = round_up(limit, pipeline._buckets.answer)
         start = self._slots[kept - 1] + 1 if kept else 0  # the first slot of the new tokens
         end = start + padded.tokens.shape[1]
-        pipeline._check_memory({"the conversation": (1, self._new_slots(start, end + answer_slots))})
+        caches = {"the conversation": (1, self._new_slots(start, end + answer_slots))}
+        pipeline._check_memory(caches, (1, padded.tokens.shape[1], end + answer_slots))
         old, slots = self._prefix(start, end + answer_slots), self._slots[:kept]
         self._cache, self._known, self._slots = None, [], []  # decoding uses the old cache up
         keys = jax.random.fold_in(jax.random.key(seed), 0)[None]

@@ -26,7 +26,7 @@ from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.parameters import Params, bind
 from janus_jax.ops.few_rows import COMPILER_OPTIONS
 from janus_jax.ops.sampling import guide
-from janus_jax.sharding import spread_cache
+from janus_jax.sharding import row_shares, spread_cache, spread_rows
 
 # Programs traced so far in this process, by name of the function: each new shape or static option compiles another.
 programs: collections.Counter[str] = collections.Counter()
@@ -307,8 +307,16 @@ def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax
 def decode_pixels(model: Janus, params: Params, codes: jax.Array) -> jax.Array:
     """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1].
 
-    One image after the other: that bounds the memory, and an image is the same bits in any batch.
+    One image after the other, on each device of a mesh its own (B is a multiple of `row_shares`): that bounds the
+    memory, and an image is the same bits in any batch.
     """
     programs["pixels"] += 1
     apply = bind(model, params)
-    return jax.lax.map(lambda image: apply(image[None], method="decode_codes")[0].astype(jnp.float32), codes)
+    mesh = jax.sharding.get_abstract_mesh()
+    shares = 1 if mesh.empty else row_shares(mesh)
+
+    def decode(images: jax.Array) -> jax.Array:
+        return spread_rows(apply(spread_rows(images), method="decode_codes").astype(jnp.float32))
+
+    pixels = jax.lax.map(decode, codes.reshape(shares, -1, codes.shape[1]).swapaxes(0, 1)).swapaxes(0, 1)
+    return spread_rows(pixels.reshape(-1, *pixels.shape[2:]))

@@ -68,7 +68,8 @@ class JanusFlowPipeline(Pipeline):
     ) -> np.ndarray:
         """Latents [len(prompts) * num_images, H, W, Z] float32 before the VAE, the images of a prompt together.
 
-        Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in.
+        Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in; but for
+        rounding.
 
         Args:
             num_steps: of the solver; the paper's figures are for 30.
@@ -87,30 +88,31 @@ class JanusFlowPipeline(Pipeline):
             initial_noise = check_noise(initial_noise, shape)
         if not prompts:
             return np.zeros(shape, np.float32)
+        rows, drawn = self._drawn(len(prompts), num_images)
+        ids += [ids[-1]] * (rows - len(prompts))
         # The time token takes the place of `<begin_of_image>`.
         padded = self._pad([prompt[:-1] for prompt in ids])
-        drawn = self._drawn(len(prompts), num_images)
+        length, tokens = padded.tokens.shape[1], self.config.image_tokens
         self._check_memory(
-            {
-                f"{len(prompts)} prompts": (2 * len(prompts), padded.tokens.shape[1]),
-                f"{len(prompts) * drawn} images": (2 * len(prompts) * drawn, self.config.image_tokens),
-            }
+            {f"{rows} prompts": (2 * rows, length), f"{rows * drawn} images": (2 * rows * drawn, tokens)},
+            (rows + 1, length, length),
+            (2 * rows * drawn, tokens, length + tokens),
         )
         noise = self._noise(len(prompts), num_images, seed) if initial_noise is None else initial_noise
         by_prompt = jnp.reshape(noise, (len(prompts), num_images, *self.latent_shape))
-        spare = jnp.zeros((len(prompts), drawn - num_images, *self.latent_shape))
+        spare = ((0, rows - len(prompts)), (0, drawn - num_images), (0, 0), (0, 0), (0, 0))
         with self._on_mesh():
             latents = sample_latents(
                 self._model,
                 self.params,
                 padded,
-                jnp.concatenate([by_prompt, spare], axis=1).reshape(-1, *self.latent_shape),
+                jnp.pad(by_prompt, spare).reshape(-1, *self.latent_shape),
                 jnp.float32(cfg_weight),
                 num_steps=num_steps,
                 solver=solver,
             )
-        latents = np.asarray(latents).reshape(len(prompts), drawn, *self.latent_shape)
-        return latents[:, :num_images].reshape(shape)
+        latents = np.asarray(latents).reshape(rows, drawn, *self.latent_shape)
+        return latents[: len(prompts), :num_images].reshape(shape)
 
     def draw(self, latents: np.ndarray) -> list[PIL.Image.Image]:
         """Latents [B, H, W, Z] -> images.

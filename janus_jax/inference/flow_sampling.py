@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from janus_jax.inference.decoding import programs
 from janus_jax.inference.prompt import Prompts
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache, init_cache
@@ -101,6 +102,7 @@ def sample_latents(
         num_steps: of the solver; each costs one pass through the model, two with "heun".
         solver: a key of `ops.flow.SOLVERS`.
     """
+    programs["latents"] += 1
     prefix = run_prefix(model, params, prompts)
 
     def velocity(latents: jax.Array, time: jax.Array) -> jax.Array:
@@ -113,4 +115,5 @@ def sample_latents(
 @functools.partial(jax.jit, static_argnames="model")
 def decode_latents(model: VAE, params: Params, latents: jax.Array) -> jax.Array:
     """Latents [B, H, W, Z] -> pixels [B, image, image, 3], nominally in [-1, 1]."""
+    programs["latent pixels"] += 1
     return bind(model, params)(latents, method="decode").astype(jnp.float32)

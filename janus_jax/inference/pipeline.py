@@ -1,8 +1,9 @@
 """The objects behind the public API: a model with its tokenizer that answers questions and draws."""
 
 import contextlib
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import jax
@@ -38,7 +39,7 @@ from janus_jax.models.stack import stack_layers, unstack_layers
 from janus_jax.sharding import decoding_shardings, row_shares
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
-PIXEL_CHUNK = 16  # most images per VQ decoding call, a power of two: bounds its memory
+PIXEL_CHUNK = 16  # most images of a device per VQ decoding call, a power of two: bounds its memory
 
 
 class Answer(NamedTuple):
@@ -160,7 +161,8 @@ class Pipeline:
         rows = len(prompts) + extra
         padded = self._pad([*prompts, *prompts[-1:] * extra])
         slots = round_up(max(limits), self._buckets.answer)
-        self._check_memory({f"{rows} prompts": (rows, padded.tokens.shape[1] + slots)})
+        length = padded.tokens.shape[1]
+        self._check_memory({f"{rows} prompts": (rows, length + slots)}, (rows, length, length + slots))
         pixels = self._pixels([*images, *[()] * extra])
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(rows))
         with self._on_mesh():
@@ -181,6 +183,15 @@ class Pipeline:
     def conversation(self) -> Conversation:
         """A new conversation of one question after the other, which keeps its key-value cache and streams answers."""
         return Conversation(self)
+
+    def groups(self, num_prompts: int, num_images: int, at_a_time: int) -> Iterator[slice]:
+        """Divides prompts into requests of up to `at_a_time` images, `num_images` of each prompt, and at least one.
+
+        On a mesh of as few prompts as have no image drawn that nobody asked for, but in the last request.
+        """
+        unit = self._row_shares // math.gcd(self._row_shares, num_images)
+        size = unit * max(1, at_a_time // (unit * num_images))
+        return (slice(start, start + size) for start in range(0, num_prompts, size))
 
     def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
         """Writes a complete model folder, which `janus_jax.from_pretrained` reads.
@@ -214,10 +225,15 @@ class Pipeline:
         """In how many equal parts the devices need the rows of a request."""
         return 1 if self._mesh is None else row_shares(self._mesh)
 
-    def _drawn(self, num_prompts: int, num_images: int) -> int:
-        """Images of each prompt that are drawn, so that the devices have equally many; also some nobody asked for."""
-        whole = num_prompts * num_images % self._row_shares == 0
-        return num_images if whole else round_up(num_images, self._row_shares)
+    def _drawn(self, num_prompts: int, num_images: int) -> tuple[int, int]:
+        """(prompts, images of each) that are drawn, so that the devices have equally many images.
+
+        Either has as few as possible that nobody asked for: more images of a prompt share what comes before them.
+        """
+        shares = self._row_shares
+        images = num_prompts, round_up(num_images, shares // math.gcd(shares, num_prompts))
+        prompts = round_up(num_prompts, shares // math.gcd(shares, num_images)), num_images
+        return min(images, prompts, key=math.prod)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         """Where the decoding loops run."""
@@ -234,9 +250,9 @@ class Pipeline:
     def _pad(self, prompts: Sequence[Sequence[int]]) -> Prompts:
         return pad_prompts(prompts, self._image_ids, self._buckets.prompt)
 
-    def _check_memory(self, caches: Mapping[str, tuple[int, int]]) -> None:
-        """Of a request whose caches have these (rows, slots)."""
-        check_fits(self.config.llama, cache_dtype(self._model.execution), caches, self._mesh)
+    def _check_memory(self, caches: Mapping[str, tuple[int, int]], *scores: tuple[int, int, int]) -> None:
+        """Of a request whose caches have these (rows, slots), and scores of attention (rows, queries, keys)."""
+        check_fits(self.config.llama, cache_dtype(self._model.execution), caches, scores, self._mesh)
 
     def _pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
         """[B, I, image, image, 3] normalised; conversations with fewer images get zeros, which nothing reads."""
@@ -279,8 +295,8 @@ class JanusPipeline(Pipeline):
     ) -> np.ndarray:
         """Image codes [len(prompts) * num_images, N] int32, the images of a prompt together.
 
-        Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in; but for the
-        rounding of bfloat16, which may differ between programs of other shapes.
+        Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in; but for
+        rounding, which may differ between programs of other shapes.
 
         Args:
             on_codes: told now and then how many codes each image has.
@@ -300,13 +316,16 @@ class JanusPipeline(Pipeline):
         )
         if not request.prompts:
             return np.zeros((0, self.config.image_tokens), np.int32)
-        conditional, unconditional, unconditional_of = self._guided(request.prompts)
-        drawn = self._drawn(len(prompts), num_images)
+        rows, drawn = self._drawn(len(prompts), num_images)
+        spare = [request.prompts[-1]] * (rows - len(prompts))
+        conditional, unconditional, unconditional_of = self._guided([*request.prompts, *spare])
+        length = conditional.tokens.shape[1]
         self._check_memory(
             {
-                f"{len(prompts)} prompts": (2 * len(prompts), conditional.tokens.shape[1]),
-                f"{len(prompts) * drawn} images": (2 * len(prompts) * drawn, self.config.image_tokens),
-            }
+                f"{rows} prompts": (2 * rows, length),
+                f"{rows * drawn} images": (2 * rows * drawn, self.config.image_tokens),
+            },
+            (rows + len(unconditional.tokens), length, length),
         )
         per_image = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(drawn))
         with self._on_mesh():
@@ -316,15 +335,15 @@ class JanusPipeline(Pipeline):
                 conditional,
                 unconditional,
                 unconditional_of,
-                jnp.tile(per_image, (len(prompts), 1)),
+                jnp.tile(per_image, (rows, 1)),
                 jnp.float32(cfg_weight),
                 sampling=request.sampling,
                 on_codes=on_codes,
             )
-        return np.asarray(codes)[:, :num_images].reshape(-1, self.config.image_tokens)
+        return np.asarray(codes)[: len(prompts), :num_images].reshape(-1, self.config.image_tokens)
 
     def draw(self, codes: np.ndarray) -> list[PIL.Image.Image]:
-        """Image codes [B, N] -> images, decoded in portions of 1, 2, 4, 8 or 16, each a compiled program.
+        """Image codes [B, N] -> images, decoded in portions of 1, 2, 4, 8 or 16 per device, each a compiled program.
 
         Raises:
             UserError: another shape, or numbers that are not codes.
@@ -336,11 +355,12 @@ class JanusPipeline(Pipeline):
             raise UserError(f"codes of shape {codes.shape}, expected [images, {self.config.image_tokens}]")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.config.vq.num_codes:
             raise UserError(f"codes from {codes.min()} to {codes.max()}, expected 0 to {self.config.vq.num_codes - 1}")
-        images = []
-        for start in range(0, len(codes), PIXEL_CHUNK):
-            chunk = codes[start : start + PIXEL_CHUNK]
-            padding = (1 << (len(chunk) - 1).bit_length()) - len(chunk)  # up to a power of two
-            pixels = decode_pixels(self._model, self.params, np.pad(chunk, ((0, padding), (0, 0))))
+        images, shares = [], self._row_shares
+        for start in range(0, len(codes), shares * PIXEL_CHUNK):
+            chunk = codes[start : start + shares * PIXEL_CHUNK]
+            size = shares << ((len(chunk) - 1) // shares).bit_length()  # a power of two for each device
+            with self._on_mesh():
+                pixels = decode_pixels(self._model, self.params, np.pad(chunk, ((0, size - len(chunk)), (0, 0))))
             images += to_images(pixels)[: len(chunk)]
         return images
 

@@ -75,7 +75,7 @@ def judge(text):
 
     cache = types.SimpleNamespace(k=[shape(64, 8, 128)])
     state = types.SimpleNamespace(cache=cache)
-    loop = types.SimpleNamespace(params={"layers_0": {"kernel": shape(1024, 512)}}, state=state)
+    loop = types.SimpleNamespace(params={"llm": {"layers_0": {"kernel": shape(1024, 512)}}}, state=state)
     memory = Memory(arguments=WEIGHT, outputs=0, aliased=0, temporary=0, peak=0, program=0)
     program = Program(text, Machine(KIND, 1, ((0, 0, 0), (1, 0, 0))), memory, "0.11.1", "0.0.46.3")
     return decode.judge(program, loop, floor_bytes=WEIGHT + CACHE // 2)

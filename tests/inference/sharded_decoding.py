@@ -9,10 +9,12 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all of the time
 
+import numpy as np
 import PIL.Image
 
 from janus_jax.data import digits
-from janus_jax.inference import flow_pipeline
+from janus_jax.inference import flow_pipeline, pipeline
+from janus_jax.inference.decoding import decode_pixels
 from janus_jax.inference.flow_pipeline import JanusFlowPipeline
 from janus_jax.inference.flow_sampling import sample_latents
 from janus_jax.inference.pipeline import JanusPipeline
@@ -70,34 +72,64 @@ FLOW = JanusFlowConfig(
     prompt_style="janus_pro_tiny",
 )
 PICTURE = PIL.Image.new("RGB", (25, 20), (250, 10, 10))
+PROMPTS = ["one", "a larger two"]
 
 
-def run(pipeline, short):
+def run(model, short):
     """Rows and images that four devices cannot share equally, and a conversation of one row."""
-    asked = pipeline.chat([[PICTURE], [], []], ["Which digit?", "Is one odd?", "And two?"], max_new_tokens=5)
-    codes = pipeline.generate_codes(["one", "a larger two"], 3, temperature=1.0, seed=4)
-    shares = {path: number_of_parts(leaf) for path, leaf in flatten(pipeline.params).items()}
-    result = {"asked": asked, "codes": codes.tolist(), "shares": shares}
+    asked = model.chat([[PICTURE], [], []], ["Which digit?", "Is one odd?", "And two?"], max_new_tokens=5)
+    codes = model.generate_codes(PROMPTS, 3, temperature=1.0, seed=4)
+    with mock.patch.object(pipeline, "decode_pixels", counting := Counting(decode_pixels)):
+        pixels = [list(image.tobytes()) for image in model.draw(codes[:5])]
+    result = {
+        "asked": asked,
+        "codes": codes.tolist(),
+        "pixels": pixels,
+        "pixel_parts": counting.parts,
+        "shares": {path: number_of_parts(leaf) for path, leaf in flatten(model.params).items()},
+        "images_drawn": images_drawn(model),
+    }
     if short:
         return result
-    conversation = pipeline.conversation()
+    conversation = model.conversation()
     turns = [conversation.ask(text, max_new_tokens=4).token_ids for text in ("Is one odd?", "Why?")]
-    pixels = pipeline.draw(codes[:1])[0].tobytes()
-    return result | {"turns": turns, "pixels": list(pixels), "cache": number_of_parts(conversation._cache.k[0])}
+    return result | {"turns": turns, "cache": number_of_parts(conversation._cache.k[0])}
 
 
-def run_flow(pipeline):
-    """Images that four devices cannot share equally."""
-    parts = []
+def run_flow(model):
+    """Images that four devices cannot share equally, drawn for the prompts together and for each apart."""
+    options = {"cfg_weight": 2.0, "num_steps": 2, "seed": 4}
+    with mock.patch.object(flow_pipeline, "sample_latents", counting := Counting(sample_latents)):
+        latents = model.generate_latents(PROMPTS, 3, **options)
+        apart = [model.generate_latents(PROMPTS[i : i + 1], 3, **options).tolist() for i in range(2)]
+    return {"latents": latents.tolist(), "apart": [*apart[0], *apart[1]], "latent_parts": counting.parts}
 
-    def sample(*args, **options):
-        latents = sample_latents(*args, **options)
-        parts.append(number_of_parts(latents))
-        return latents
 
-    with mock.patch.object(flow_pipeline, "sample_latents", sample):
-        latents = pipeline.generate_latents(["one", "a larger two"], 3, cfg_weight=2.0, num_steps=2, seed=4)
-    return {"latents": latents.tolist(), "latent_parts": parts}
+class Counting:
+    """A function, and in how many parts its results were."""
+
+    def __init__(self, function):
+        self._function, self.parts = function, []
+
+    def __call__(self, *args, **options):
+        result = self._function(*args, **options)
+        self.parts.append(number_of_parts(result))
+        return result
+
+
+def images_drawn(model):
+    """For 2 prompts of 1, 2 and 3 images, 5 of 1 and 1 of 3."""
+    drawn = []
+
+    def decode(*args, sampling, on_codes):
+        keys = args[5]
+        drawn.append(keys.size)
+        return np.zeros((*keys.shape, 64), np.int32)
+
+    with mock.patch.object(pipeline, "decode_image_codes", decode):
+        for prompts, images in ((2, 1), (2, 2), (2, 3), (5, 1), (1, 3)):
+            assert len(model.generate_codes(["one"] * prompts, images)) == prompts * images
+    return drawn
 
 
 def number_of_parts(leaf):

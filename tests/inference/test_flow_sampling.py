@@ -17,6 +17,7 @@ from janus_jax.data import digits
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.errors import UserError
 from janus_jax.inference import flow_sampling
+from janus_jax.inference.decoding import programs
 from janus_jax.inference.flow_pipeline import VAE_CHUNK, JanusFlowPipeline
 from janus_jax.models.config import JanusFlowConfig, SiglipConfig, UViTConfig, VAEConfig
 from janus_jax.models.llama import init_cache
@@ -160,6 +161,18 @@ def test_images_are_the_vae_s_decoding_of_the_latents(pipeline):
     assert [image.size for image in images] == [(16, 16)] * len(latents)
     for image, values in zip(images, expected, strict=True):
         assert np.abs(np.asarray(image) - values).max() <= 1  # truncated, and rounding at the edges
+
+
+def test_other_prompts_of_a_length_bucket_and_other_weights_compile_no_program(pipeline):
+    def draw(prompt, cfg_weight):  # as many images and steps as in no other test
+        pipeline.draw(pipeline.generate_latents([prompt], 3, cfg_weight=cfg_weight, num_steps=1))
+
+    before = programs.copy()
+    draw(SHORT, 3.0)
+    assert programs - before == {"latents": 1, "latent pixels": 1}
+    before = programs.copy()
+    draw("a handwritten two", 1.5)
+    assert programs == before
 
 
 BAD = {

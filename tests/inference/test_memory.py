@@ -1,4 +1,4 @@
-"""What a device holds of a cache, in numbers and as the caches are really divided."""
+"""What a request holds on a device, in numbers and as the caches are really divided, and what is free."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from tiny_runs import MICRO_JANUS
 
 from janus_jax.errors import UserError
-from janus_jax.inference.memory import check_fits, held_bytes
-from janus_jax.models.config import Execution
+from janus_jax.inference.memory import cache_bytes, check_fits, free_bytes, parts, score_bytes
+from janus_jax.models.config import JANUS_PRO_7B, Execution
 from janus_jax.models.llama import init_cache
 from janus_jax.sharding import MESH_AXES, cache_specs
 
@@ -33,7 +33,7 @@ class FakeDevice:
 
 
 @pytest.mark.parametrize(
-    ("rows", "shape", "parts"),
+    ("rows", "shape", "number"),
     [
         (8, (1, 1, 1), 1),
         (8, (2, 2, 1), 4),
@@ -43,10 +43,11 @@ class FakeDevice:
         (1, (1, 8, 1), 1),
     ],
 )
-def test_a_device_holds_its_heads_of_its_rows_or_of_all_where_they_cannot_be_shared(rows, shape, parts):
+def test_a_device_holds_its_heads_of_its_rows_or_of_all_where_they_cannot_be_shared(rows, shape, number):
     mesh = AbstractMesh(shape, MESH_AXES)
-    held = held_bytes(CONFIG, jnp.bfloat16, rows, 10, mesh)
-    assert held == rows * 10 * PER_TOKEN // parts
+    assert parts(rows, mesh) == number
+    held = cache_bytes(CONFIG, jnp.bfloat16, rows, 10) // number
+    assert held == rows * 10 * PER_TOKEN // number
     cache = jax.eval_shape(lambda: init_cache(CONFIG, Execution(dtype=jnp.bfloat16, scan_layers=False), rows, 10))
     specs = cache_specs(cache, mesh)
     leaves = zip((*cache.k, *cache.v), (*specs.k, *specs.v), strict=True)
@@ -56,9 +57,64 @@ def test_a_device_holds_its_heads_of_its_rows_or_of_all_where_they_cannot_be_sha
 def test_each_device_must_have_room_for_what_it_holds(monkeypatch):
     devices = [FakeDevice(0, used=100_000 - 5 * 10 * PER_TOKEN), FakeDevice(1, used=0)]
     mesh = Mesh(np.array(devices).reshape(2, 1, 1), MESH_AXES)
-    check_fits(CONFIG, jnp.bfloat16, {"rows": (10, 10)}, mesh)
-    with pytest.raises(UserError, match=r"the key-value cache needs 0\.00 GiB \(0\.00 GiB for rows\), but 0\.00"):
-        check_fits(CONFIG, jnp.bfloat16, {"rows": (12, 10)}, mesh)
-    with pytest.raises(UserError, match="for rows"):
-        check_fits(CONFIG, jnp.bfloat16, {"rows": (7, 10)}, mesh)  # on both
-    check_fits(CONFIG, jnp.bfloat16, {"rows": (5, 10)}, mesh)
+
+    def check(rows, queries=0):
+        check_fits(CONFIG, jnp.bfloat16, {"rows": (rows, 10)}, [(1, 0, 0), (2, queries, 10)], mesh)
+
+    check(10)
+    with pytest.raises(UserError, match=r"needs 0\.00 GiB \(0\.00 GiB for key-value caches of rows \+ 0\.00 GiB for"):
+        check(12)
+    with pytest.raises(UserError, match="of rows"):
+        check(7)  # on both
+    check(5)
+    scores = 4 * 4 * 10  # of a row and query: bytes, heads, keys
+    spare = 10 * PER_TOKEN  # beside four rows on each device
+    check(8, queries=spare // scores)
+    with pytest.raises(UserError, match="for scores of attention"):
+        check(8, queries=spare // scores + 1)
+
+
+def test_the_scores_of_a_long_prompt_count(monkeypatch):
+    """The 7B: 30 layers and 32 heads of 128 in bfloat16, a prompt of 16320 tokens and 64 more."""
+    config = JANUS_PRO_7B.llama
+    assert score_bytes(config, 1, 16320, 16384) == 4 * 32 * 16320 * 16384
+    assert cache_bytes(config, jnp.bfloat16, 1, 16384) == 2 * 2 * 30 * 32 * 128 * 16384
+    for gibibytes, fits in ((39, False), (40, True)):
+        monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices, size=gibibytes: size * 2**30)
+        request = (config, jnp.bfloat16, {"1 prompts": (1, 16384)}, [(1, 16320, 16384)], None)
+        if fits:
+            check_fits(*request)
+            continue
+        message = (
+            r"needs 39\.38 GiB \(7\.50 GiB for key-value caches of 1 prompts \+ 31\.88 GiB for scores of attention"
+        )
+        with pytest.raises(UserError, match=message):
+            check_fits(*request)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {}, 8_000 * 1024),  # no limit anywhere
+        ("0::/job/part", {"job/part/memory.max": "max", "job/memory.max": "3000000"}, 3_000_000 - 1_000_000 + 700_000),
+        ("0::/", {"memory.max": "90000000"}, 8_000 * 1024),  # more than the machine has
+        ("0::/", {"memory.max": "1100000"}, 1_100_000 - 1_000_000 + 700_000),
+        ("4:memory:/job\n0::/", {"memory/memory.limit_in_bytes": "2000000"}, 2_000_000 - 1_500_000 + 700_000),
+    ],
+    ids=["none", "of a group around", "large", "version 2", "version 1"],
+)
+def test_a_cpu_has_what_the_machine_and_the_limits_of_its_groups_leave(groups, files, expected, tmp_path, monkeypatch):
+    """Without 700000 bytes of files, which the kernel gives back."""
+    monkeypatch.setattr("janus_jax.inference.memory._PROC", tmp_path / "proc")
+    monkeypatch.setattr("janus_jax.inference.memory._CGROUPS", tmp_path / "groups")
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text(groups + "\n")
+    for name, limit in files.items():
+        folder = (tmp_path / "groups" / name).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(limit + "\n")
+        (folder / "memory.current").write_text("1000000\n")
+        (folder / "memory.usage_in_bytes").write_text("1500000\n")
+        (folder / "memory.stat").write_text("anon 5\ninactive_file 500000\nactive_file 200000\n")
+    assert free_bytes(jax.local_devices()[:1]) == expected

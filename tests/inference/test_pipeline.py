@@ -95,6 +95,22 @@ def test_few_images_are_not_decoded_as_many(pipeline, codes, monkeypatch):
     assert sizes == [1, 2, 4, 8, 16, 2]
 
 
+def test_prompts_are_grouped_into_requests_of_whole_shares_of_the_devices(pipeline, monkeypatch):
+    def sizes(num_prompts, num_images, shares):
+        monkeypatch.setattr(JanusPipeline, "_row_shares", shares)
+        groups = [range(num_prompts)[group] for group in pipeline.groups(num_prompts, num_images, at_a_time=16)]
+        assert [i for group in groups for i in group] == list(range(num_prompts))
+        return [len(group) for group in groups]
+
+    assert sizes(37, 1, shares=1) == [16, 16, 5]
+    assert sizes(7, 5, shares=1) == [3, 3, 1]
+    assert sizes(2, 17, shares=1) == [1, 1]
+    assert sizes(37, 1, shares=4) == [16, 16, 5]
+    assert sizes(9, 3, shares=4) == [4, 4, 1]
+    assert sizes(5, 20, shares=4) == [1, 1, 1, 1, 1]
+    assert sizes(40, 1, shares=32) == [32, 8]
+
+
 def test_generated_images_are_the_drawn_codes(pipeline):
     images = pipeline.generate_images("the digit one", 1, temperature=0.0)
     expected = pipeline.draw(pipeline.generate_codes(["the digit one"], 1, temperature=0.0))
@@ -341,10 +357,10 @@ def test_a_request_larger_than_the_free_memory_is_refused_with_its_sizes(pipelin
     monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices: 20_000)
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", None)
     monkeypatch.setattr("janus_jax.inference.pipeline.decode_image_codes", None)
-    with pytest.raises(UserError, match=r"needs 0\.00 GiB \(0\.00 GiB for 1 prompts\), but 0\.00 GiB are free"):
+    with pytest.raises(UserError, match=r"GiB for key-value caches of 1 prompts \+ .* attention\), but 0\.00 GiB are"):
         pipeline.chat([], "one?", max_new_tokens=1)
     assert cache_bytes(pipeline.config.llama, jnp.float32, 1, 96) == 256 * 96 > 20_000
-    with pytest.raises(UserError, match=r"for 1 prompts \+ 0\.00 GiB for 4 images\), but"):
+    with pytest.raises(UserError, match=r"of 1 prompts \+ 0\.00 GiB for key-value caches of 4 images \+"):
         pipeline.generate_codes(["one"], 4)
 
 

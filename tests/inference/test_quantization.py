@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from janus_jax import UserError, from_pretrained
-from janus_jax.evaluation.quantization import image_agreement, text_agreement
+from janus_jax.data import digits
+from janus_jax.evaluation.digits import evaluate_understanding
+from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.abstract import abstract_decoding_params, abstract_image_loop
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
 from janus_jax.inference.request import user_message
-from janus_jax.models.parameters import bind, flatten, unflatten
+from janus_jax.models.parameters import bind, count, flatten, unflatten
 from janus_jax.sharding import MESH_AXES, make_mesh
 
 QUESTIONS = ["Which digit?", "Is one odd?"]
@@ -80,6 +82,41 @@ def test_divergence_and_agreement_are_those_of_their_definition(pipeline):
     np.testing.assert_allclose(found.divergence, np.sum(p * np.log(p)) + np.log(len(p)), rtol=1e-4)
     assert found.tokens == 1
     assert found.greedy == (logits.argmax() == 0)
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(pipeline, tmp_path_factory):
+    """The full and the quantised model as a CPU holds them: the kernels of the full one in float32."""
+    folder = tmp_path_factory.mktemp("bfloat16") / "model"
+    pipeline.save_pretrained(folder)
+    return [from_pretrained(folder, jnp.bfloat16, quantization=kind) for kind in (None, "int8")]
+
+
+def test_weights_are_counted_in_the_dtype_of_the_run(pipeline, in_bfloat16):
+    full, quantized = map(weight_bytes, in_bfloat16)
+    kernels = [leaf for path, leaf in flatten(pipeline.params).items() if is_quantized(path)]
+    weights, scales = sum(leaf.size for leaf in kernels), sum(leaf.shape[1] for leaf in kernels)
+    assert weight_bytes(pipeline) == 4 * count(pipeline.params)
+    assert full == 2 * count(pipeline.params)
+    assert quantized == full - weights + 4 * scales
+
+
+@pytest.mark.slow
+def test_the_comparison_of_a_model_with_its_8_bits(in_bfloat16, monkeypatch):
+    """Of random weights; few digits, and drawings of 2 of each."""
+    training, held_out = digits.load_digits()
+    few = digits.Digits(held_out.intensities[:12], held_out.labels[:12])
+    monkeypatch.setattr(digits, "load_digits", lambda: (training, few))
+    report = compare(*in_bfloat16, images_per_class=2)
+    assert report["image_tokens"] == 10 * 16
+    for kind in ("text", "image"):
+        assert 0 < report[f"{kind}_divergence"] < 0.05
+        assert 0.8 < report[f"{kind}_greedy"] <= 1
+    for kind, model in zip(("full", "quantized"), in_bfloat16, strict=True):
+        assert report[f"{kind}_megabytes"] == weight_bytes(model) / 1e6
+        assert report[f"{kind}_reading_accuracy"] == evaluate_understanding(model, few).accuracy
+        assert 0 <= report[f"{kind}_drawing_accuracy"] < 0.5  # as of random weights
+        assert report[f"{kind}_diversity"] > 0.1
 
 
 def test_loading_quantises_and_a_quantised_model_is_not_saved(pipeline, quantized, tmp_path):

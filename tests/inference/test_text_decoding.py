@@ -1,14 +1,16 @@
 """Answers equal those of an uncached loop over the full forward pass, alone or in a batch, and end at EOS."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_decoding import Reference
 
 from janus_jax.data.images import understanding_pixels
-from janus_jax.inference.decoding import programs
+from janus_jax.inference.decoding import continue_text, programs, start_text
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.request import user_message
+from janus_jax.inference.sampling import Sampling
 
 NEW_TOKENS = 10
 # Different lengths, and 0, 1 and 2 images; the last is in another length bucket than the others.
@@ -69,12 +71,12 @@ def test_other_lengths_and_limits_within_a_bucket_compile_no_program(pipeline):
         return pipeline.answer([[user_message(text, 0)]], [[]], max_new_tokens=limit)[0].token_ids
 
     ten = answer("Is one odd?", NEW_TOKENS)
-    before = programs["text"]
+    before = programs.copy()
     assert answer("Is one odd?", 4) == ten[:4]
     assert answer("Is two odd or even?", NEW_TOKENS) != ten
-    assert programs["text"] == before
+    assert programs == before
     answer("Is one odd?", 65)  # more than `Buckets.answer`
-    assert programs["text"] == before + 1
+    assert programs - before == {"text prompt": 1, "text": 1}
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -108,6 +110,27 @@ def test_an_answer_ends_at_end_of_sentence_while_others_go_on(pipeline, images, 
         ids = before.token_ids
         assert after.token_ids == (ids[: ids.index(first[stop])] if first[stop] in ids else ids)
     assert len(stopped[2].token_ids) > stop
+
+
+def steps_taken(pipeline, images, answers, limits, eos_id):
+    """Of at most 64, for the first two prompts in one batch."""
+    prompts = pipeline._pad([answer.prompt_token_ids for answer in answers[:2]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    options = dict(sampling=Sampling.of(0.0), eos_id=eos_id)
+    pixels = pipeline._pixels(images[:2])
+    state = start_text(pipeline._model, pipeline.params, prompts, pixels, None, keys, slots=64, **options)
+    state = continue_text(pipeline._model, pipeline.params, state, keys, jnp.asarray(limits), 64, **options)
+    return int(state.step)
+
+
+def test_a_batch_takes_no_step_after_its_last_answer_has_ended(pipeline, images, answers):
+    eos = pipeline.tokenizer.eos_id
+    assert all(eos not in answer.token_ids[:5] for answer in answers[:2])
+    assert steps_taken(pipeline, images, answers, [3, 5], eos) == 5
+    # A token of the first answer takes the place of end-of-sentence; the second answer is one token.
+    first = answers[0].token_ids
+    stop = next(i for i in range(2, NEW_TOKENS) if first[i] not in first[:i])
+    assert steps_taken(pipeline, images, answers, [64, 1], first[stop]) == stop + 1
 
 
 def test_sampling_follows_the_seed_and_a_tiny_nucleus_or_one_candidate_is_greedy(pipeline, answers, images):

@@ -98,6 +98,26 @@ CASES = {
         ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--buckets=0,64"],
         "--buckets=0,64: buckets.prompt=0, expected a whole number from 1",
     ),
+    "mesh of two sizes": (
+        "generate",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--mesh=1,1"],
+        "--mesh=1,1, expected three whole numbers data,fsdp,tensor",
+    ),
+    "mesh of two sizes for an answer": (
+        "chat",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--mesh=1,1"],
+        "--mesh=1,1, expected three whole numbers data,fsdp,tensor",
+    ),
+    "unknown quantization": (
+        "generate",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--quantize=int4"],
+        "quantize=int4: value should be one of <int8>",
+    ),
+    "unknown quantization for an answer": (
+        "chat",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--quantize=int4"],
+        "quantize=int4: value should be one of <int8>",
+    ),
     "conversation as JSON": ("chat", ["--checkpoint={folder}/weightless", "--json"], "--json"),
     "tokenizer without a role": ("chat", ["--checkpoint={folder}/roleless", "--prompt=hi"], "<|Assistant|>"),
     "checkpoint of an image tokenizer": ("chat", ["--checkpoint={folder}/vq", "--prompt=hi"], "{folder}/vq"),
@@ -212,6 +232,19 @@ def test_a_bucket_that_fails_while_training_ends_it_with_the_code_of_what_a_rest
         check=False,
     )
     assert (result.returncode, result.stderr) == (RESTART, "error: the bucket is gone\n")
+
+
+def test_a_full_device_is_one_line():
+    program = (
+        "import jax; from launch import command_line as c\n"
+        "def main(): raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\\nallocating 7 bytes.')\n"
+        "c.run(main)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+    expected = "error: the memory of a device is not enough: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\n"
+    assert (result.returncode, result.stderr) == (2, expected)
 
 
 def test_nothing_was_trained_before_the_errors(results, folder):

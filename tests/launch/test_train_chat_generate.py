@@ -104,19 +104,16 @@ def model(trained):
     return from_pretrained(trained[0])
 
 
-def test_chat_prints_the_json_of_the_pipelines_answer(folder, trained, model):
+def test_chat_prints_the_pipelines_answer_as_json_or_while_it_is_written(folder, trained, model):
     images, question = [folder / "a.png", folder / "b.png"], "Which digit is this?"
-    process = start_command(
-        "launch.chat",
+    flags = (
         f"--checkpoint={trained[0]}",
         f"--image={images[0]},{images[1]}",
         f"--prompt={question}",
-        "--max_new_tokens=6",
-        "--json",
-        cache=folder.parent / "compiled",
+        "--max_new_tokens=20",  # more than are streamed at a time
     )
-    code, stdout, stderr = finish(process)
-    answer = model.answer([[user_message(question, 2)]], [images], max_new_tokens=6)[0]
+    code, stdout, stderr = finish(start_command("launch.chat", *flags, "--json", cache=folder.parent / "compiled"))
+    answer = model.answer([[user_message(question, 2)]], [images], max_new_tokens=20)[0]
     assert (code, len(stdout.splitlines())) == (0, 1), stderr
     assert json.loads(stdout) == {
         "text": answer.text,
@@ -124,6 +121,8 @@ def test_chat_prints_the_json_of_the_pipelines_answer(folder, trained, model):
         "prompt_token_ids": answer.prompt_token_ids,
     }
     assert answer.prompt_token_ids.count(model.tokenizer.image_id) == 2 * MICRO_JANUS.siglip.num_tokens
+    code, streamed, stderr = finish(start_command("launch.chat", *flags, cache=folder.parent / "compiled"))
+    assert (code, streamed.splitlines()) == (0, f"{answer.text}\n".splitlines()), stderr
 
 
 def generate(folder, output, *options):
@@ -158,11 +157,11 @@ def test_generate_writes_the_images_of_its_seed(folder, trained, model):
     process = generate(folder, "drawn", f"--prompts_file={folder / 'prompts.txt'}", "--num_images=3", *flags)
     code, stdout, stderr = finish(process)
     assert code == 0, stderr
-    expected = [model.generate_codes([prompt], 3, **options) for prompt in ("a handwritten seven", "the digit one")]
+    expected = model.generate_codes(["a handwritten seven", "the digit one"], 3, **options)
     assert stdout.splitlines()[-1] == f"6 images in {folder / 'drawn'}"
     codes, images = read_drawings(folder / "drawn", columns=2, rows=3)
     assert (codes.shape, codes.dtype) == ((6, MICRO_JANUS.image_tokens), np.int32)
-    np.testing.assert_array_equal(codes, np.concatenate(expected))
+    np.testing.assert_array_equal(codes, expected)
     assert len({tuple(row) for row in codes.tolist()}) > 1
     assert [image.tobytes() for image in images] == [image.tobytes() for image in model.draw(codes)]
 

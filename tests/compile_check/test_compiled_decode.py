@@ -1,0 +1,30 @@
+"""What the TPU compiler makes of the loop that draws images, with a small model on four chips."""
+
+import dataclasses
+
+import pytest
+
+from janus_jax.compile_check.decode import check_decoding
+from janus_jax.models.config import JANUS_PRO_TINY
+
+pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
+
+LLAMA = {"width": 512, "num_heads": 4, "num_kv_heads": 4, "head_dim": 128, "mlp_dim": 1408, "depth": 2}
+SMALL = dataclasses.replace(
+    JANUS_PRO_TINY,
+    llama=dataclasses.replace(JANUS_PRO_TINY.llama, **LLAMA),
+    image_head_width=512,
+    vq=dataclasses.replace(JANUS_PRO_TINY.vq, image_size=1024),  # so many codes that VMEM holds no cache of a layer
+)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_a_step_gathers_no_weights_and_copies_no_cache_nor_does_a_call(quantization):
+    mesh = {"data": 1, "fsdp": 1, "tensor": 4}
+    checked = check_decoding(
+        "small", SMALL, "v5e:2x2", mesh, images=16, dtype="bfloat16", quantization=quantization, options={}
+    )
+    assert checked.step.moved_weights == []
+    assert checked.step.copied_caches == []
+    assert checked.step.hbm_bytes < 2.2 * checked.step.floor_bytes  # the floor is of the average step
+    assert checked.program.memory.temporary < checked.cache_bytes / 4  # a call that copied them would hold them twice
