@@ -9,7 +9,7 @@ from janus_jax.models.config import JANUS_PRO_TINY
 
 pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
 
-LLAMA = {"width": 512, "num_heads": 4, "num_kv_heads": 4, "head_dim": 128, "mlp_dim": 1408, "depth": 2}
+LLAMA = {"width": 512, "num_heads": 8, "num_kv_heads": 8, "head_dim": 128, "mlp_dim": 1408, "depth": 2}
 SMALL = dataclasses.replace(
     JANUS_PRO_TINY,
     llama=dataclasses.replace(JANUS_PRO_TINY.llama, **LLAMA),
@@ -26,5 +26,5 @@ def test_a_step_gathers_no_weights_and_copies_no_cache_nor_does_a_call(quantizat
     )
     assert checked.step.moved_weights == []
     assert checked.step.copied_caches == []
-    assert checked.step.hbm_bytes < 2.2 * checked.step.floor_bytes  # the floor is of the average step
+    assert checked.step.hbm_bytes < 2.1 * checked.step.floor_bytes  # the floor is of the average step
     assert checked.program.memory.temporary < checked.cache_bytes / 4  # a call that copied them would hold them twice
