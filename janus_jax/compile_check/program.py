@@ -77,6 +77,7 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError("--topology needs the TPU compiler: pip install 'janus_jax[tpu]'") from error
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server outside of a TPU host
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside other compilers: no chip is touched
     from jax.experimental import topologies
 
     known = TOPOLOGIES.get(name, name)
