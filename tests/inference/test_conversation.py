@@ -37,15 +37,17 @@ def read_anew(pipeline, turns, answers, **options):
 def test_turns_read_what_is_new_and_answer_as_if_all_was_read(pipeline, pictures, prompt_lengths, monkeypatch):
     monkeypatch.setattr(module, "CAPACITY", 32)  # so that the cache grows
     checked, capacities = [], [0]
-    monkeypatch.setattr(pipeline, "_check_memory", lambda caches: checked.append(caches))
+    monkeypatch.setattr(pipeline, "_check_memory", lambda *asked: checked.append(asked))
     turns = [("Which digit?", pictures[:1]), ("Is one odd?", []), ("And these?", pictures[1:])]
     conversation = pipeline.conversation()
     answers = []
     for i, (text, own) in enumerate(turns):
         pieces = []
         answer = conversation.ask(text, own, on_text=pieces.append, **OPTIONS)
-        (_, new_slots), capacity = checked[-1]["the conversation"], conversation._cache.segment_ids.shape[1]
+        caches, (_, queries, keys) = checked[-1]
+        (_, new_slots), capacity = caches["the conversation"], conversation._cache.segment_ids.shape[1]
         assert capacity == (new_slots or capacities[-1])  # a grown cache is made anew
+        assert queries <= keys <= capacity
         capacities.append(capacity)
         assert answer == read_anew(pipeline, turns[: i + 1], answers, **OPTIONS)
         assert "".join(pieces) == answer.text
