@@ -9,8 +9,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Num
+
+from janus_jax.ops.outlined import outlined
 
 ROWS = 8  # the most
 SUMS = 16  # at once: half of the vector registers of AVX-512
@@ -30,13 +31,12 @@ def multiply_few_rows(
     Args:
         size: (N, K) of the matrix's first corner, which alone is read; None for the whole of it.
     """
-    # A function of its own also when compiled, or XLA would compute what the rows come from again for each of N sums.
-    with set_xla_metadata(inlineable="false"):
-        return _products(rows, matrix, matrix.shape[-2:] if size is None else size)
+    return _products(rows, matrix, matrix.shape[-2:] if size is None else size)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _products(rows: jax.Array, matrix: jax.Array, size: tuple[int, int]) -> jax.Array:
+# Or XLA would compute what the rows come from again for each of N sums.
+@functools.partial(outlined, static_argnames="size")
+def _products(rows: jax.Array, matrix: jax.Array, size: tuple[int, ...]) -> jax.Array:
     matrix = matrix[..., : size[0], : size[1]]
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
     read = max(n for n in range(1, min(READ, SUMS // num_rows) + 1) if num_columns % n == 0)

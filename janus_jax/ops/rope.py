@@ -5,10 +5,10 @@ Letters: B batch, T tokens, N heads, H head dim, R = H / 2 rotated pairs.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int
+
+from janus_jax.ops.outlined import outlined
 
 
 class Rotation(NamedTuple):
@@ -33,8 +33,7 @@ def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T R"]) -> Flo
 
 def rotation_once(angles: Float[Array, "B T R"]) -> Rotation:
     """For `apply_rotation` in many layers: XLA would compute cosines and sines for each head of each of them again."""
-    with set_xla_metadata(inlineable="false"):
-        return jax.jit(_rotation)(angles)
+    return outlined(_rotation)(angles)
 
 
 def apply_rotation(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:

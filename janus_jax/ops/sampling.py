@@ -6,8 +6,9 @@ Letters: B batch, V classes.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int, Key
+
+from janus_jax.ops.outlined import outlined
 
 Number = Float[Array, ""] | np.float32 | float
 
@@ -54,8 +55,7 @@ def sample_tokens(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     # Computed once: XLA may else round what a threshold is taken from otherwise than what is compared with it, and then
     # not even the largest logit is kept.
-    with set_xla_metadata(inlineable="false"):
-        logits = jax.jit(jnp.divide)(logits, temperature)
+    logits = outlined(jnp.divide)(logits, temperature)
     logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_top_p(logits, top_p)
