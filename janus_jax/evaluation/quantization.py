@@ -19,8 +19,7 @@ from janus_jax.inference.pipeline import Image, JanusPipeline
 from janus_jax.inference.prompt import Prompts
 from janus_jax.inference.request import user_message
 from janus_jax.models.janus import Janus
-from janus_jax.models.layers import TRANSPOSED
-from janus_jax.models.parameters import Params, bind, flatten
+from janus_jax.models.parameters import Params, bind
 
 CFG_WEIGHT = 2.5  # of the quickstart
 QUESTIONS = 120  # of the agreement; reading is measured on all held-out digits
@@ -57,13 +56,8 @@ def compare(full: JanusPipeline, quantized: JanusPipeline, images_per_class: int
 
 
 def weight_bytes(model: JanusPipeline) -> int:
-    """Of all weights in the dtype of the run, or in 8 bits; a CPU holds kernels of bfloat16 wider than that."""
-    widest = jnp.dtype(model._model.execution.dtype).itemsize
-
-    def size(path: str, leaf: jax.Array) -> int:
-        return leaf.size * (min(leaf.itemsize, widest) if path.endswith(f"/{TRANSPOSED}") else leaf.itemsize)
-
-    return sum(size(path, leaf) for path, leaf in flatten(model.params).items())
+    """Of all weights, as they are held."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
 
 
 def text_agreement(

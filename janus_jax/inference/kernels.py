@@ -1,9 +1,8 @@
-"""The kernels that every decoding step reads, as a CPU reads them fastest: [out, in], in float32 or 8 bits.
+"""The kernels that every decoding step reads, as a CPU reads them fastest: [out, in], in the bits they were stored in.
 
-`ops.few_rows` sums along the rows of such a kernel. XLA:CPU has no product of bfloat16: it would convert all kernels to
-float32 in each call, which takes longer than 20 steps, and hold them twice. Such a kernel has another path, so that
-none is taken for the other; `models.layers.Linear` takes both, and rounds activations to the dtype of the run in either
-case.
+`ops.few_rows` sums along the rows of such a kernel, in float32 whatever its dtype: bfloat16 is half the memory to read,
+and a kernel that was stored so is the same in a run of float32. Such a kernel has another path, so that none is taken
+for the other; `models.layers.Linear` takes both, and rounds activations to the dtype of the run in either case.
 """
 
 from typing import Any
@@ -22,16 +21,16 @@ def transposed_path(path: str) -> str:
 
 
 def transpose_kernels(params: Params) -> Params:
-    """Of a model with layers apart: [in, out] -> [out, in], in float32 or 8 bits."""
+    """Of a model with layers apart: [in, out] -> [out, in]."""
     flat = flatten(params)
     return unflatten(
-        {transposed_path(path): _cast(leaf.T, np.float32) for path, leaf in flat.items() if is_quantized(path)}
+        {transposed_path(path): leaf.T for path, leaf in flat.items() if is_quantized(path)}
         | {path: leaf for path, leaf in flat.items() if not is_quantized(path)}
     )
 
 
 def restore_kernels(params: Params, dtype: DTypeLike) -> Params:
-    """The inverse, to the dtype of the run or in 8 bits; in float32 without copies: views on the memory of the host."""
+    """The inverse, to the dtype of the run or in 8 bits; those that have it are views on the memory of the host."""
     flat = flatten(params)
     kernels = {path: _cast(np.asarray(leaf).T, dtype) for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)}
     others = {path: leaf for path, leaf in flat.items() if path not in kernels}

@@ -35,8 +35,8 @@ def from_pretrained(
     """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
 
     Args:
-        dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators. On a CPU the kernels of
-            the LLM are rounded to it but held in float32 (`inference.kernels`).
+        dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators. On a CPU kernels of the
+            LLM that were stored in fewer bits stay so (`inference.kernels`), which changes no result.
         vae: JanusFlow only: folder of its VAE, ours or diffusers'; None is that beside the model, if there is one.
         ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
         mesh: of devices of this process, over which the model is divided (`sharding.make_mesh`).
@@ -78,6 +78,7 @@ def load(
     shardings = None if mesh is None else decoding_shardings(source.config, mesh)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     loaded_vae = None
     if isinstance(source.config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
@@ -87,7 +88,7 @@ def load(
 
     def place(path: str, values: np.ndarray) -> None:  # as a copy: they may be a part of a larger buffer of the reader
         if transposed and is_quantized(path):
-            loaded[transposed_path(path)] = jnp.array(values.T, None if values.dtype == np.int8 else jnp.float32)
+            loaded[transposed_path(path)] = jnp.array(values.T)
         elif shardings is None:
             loaded[path] = jnp.array(values)
         else:
@@ -101,8 +102,10 @@ def load(
             kernel, scales = quantize(folders.cast(values, np.dtype(np.float32), piece.path))
             place(path, kernel)
             place(scale_path(path), scales)
+        elif transposed and is_quantized(path) and jnp.promote_types(values.dtype, dtype) == dtype:
+            place(path, values)  # as it was stored: exact, and in less memory
         else:
-            place(path, folders.cast(values, jax.dtypes.canonicalize_dtype(dtype), piece.path))
+            place(path, folders.cast(values, dtype, piece.path))
     params, rest = unflatten(loaded), (source.tokenizer, dtype, source.normalization)
     if isinstance(source.config, JanusFlowConfig):
         return JanusFlowPipeline(source.config, params, *rest, mesh=mesh, buckets=buckets, vae=loaded_vae)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
-from janus_jax.ops.few_rows import ROWS, multiply_few_rows
+from janus_jax.ops.few_rows import multiply_rows
 from janus_jax.ops.norms import rms_norm
 
 SCALE = "kernel_scale"  # beside a kernel in 8 bits (`inference.quantization`)
@@ -32,7 +32,7 @@ class Linear(nn.Module):
         # Rows of one matrix: with more dimensions, XLA:CPU transposes the operands of the kernel's gradient in memory.
         rows = x.astype(self.dtype).reshape(-1, fan_in)
         if self.has_variable("params", TRANSPOSED):
-            y = _multiply_transposed(rows, self.get_variable("params", TRANSPOSED))
+            y = multiply_rows(rows, self.get_variable("params", TRANSPOSED))
         else:
             kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
             y = rows @ kernel.astype(self.dtype)
@@ -42,14 +42,6 @@ class Linear(nn.Module):
         if not self.use_bias:
             return y
         return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)
-
-
-def _multiply_transposed(rows: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[R, in], [features, in] of float32 or 8 bits -> float32 [R, features]."""
-    rows = rows.astype(jnp.float32)
-    if len(rows) <= ROWS:
-        return multiply_few_rows(rows, kernel)
-    return jax.lax.dot_general(rows, kernel.astype(jnp.float32), (((1,), (1,)), ((), ())))
 
 
 def apart(x: jax.Array, barrier: bool) -> jax.Array:

@@ -16,6 +16,7 @@ from janus_jax.ops.outlined import outlined
 ROWS = 8  # the most
 SUMS = 16  # at once: half of the vector registers of AVX-512
 READ = 8  # at most so many rows of the matrix at once
+MOST_BYTES = 8  # to read of a matrix for each of its numbers, by reading it again for every `ROWS` rows
 
 # For `jax.jit` of a program that calls `multiply_few_rows`. With fast math a sum may be computed in parts, one per lane
 # of a vector; without it the product is right, and slow. LLVM takes the longest vectors, where the processor has them,
@@ -23,10 +24,29 @@ READ = 8  # at most so many rows of the matrix at once
 COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True, "xla_cpu_prefer_vector_width": 512}
 
 
+def multiply_rows(rows: Float[Array, "R K"], matrix: Num[Array, "N K"]) -> Float[Array, "R N"]:
+    """rows @ matrix^T in float32, of any number of rows and a matrix of any dtype."""
+    rows = rows.astype(jnp.float32)
+    num_rows = len(rows)
+    if num_rows <= ROWS:
+        return multiply_few_rows(rows, matrix)
+    if num_rows * matrix.dtype.itemsize > ROWS * MOST_BYTES:
+        return _product_of_many(rows, matrix)
+    blocks = jnp.pad(rows, ((0, -num_rows % ROWS), (0, 0))).reshape(-1, ROWS, rows.shape[1])
+    products = jax.lax.map(lambda block: multiply_few_rows(block, matrix), blocks)
+    return products.reshape(-1, len(matrix))[:num_rows]
+
+
+# Or XLA would first convert all matrices of a program, and hold them.
+@outlined
+def _product_of_many(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(rows, matrix.astype(jnp.float32), (((1,), (1,)), ((), ())))
+
+
 def multiply_few_rows(
     rows: Float[Array, "*B R K"], matrix: Num[Array, "*B M L"], size: tuple[int, int] | None = None
 ) -> Float[Array, "*B R N"]:
-    """rows @ matrix^T in the dtype of the rows, of at most `ROWS` rows; a matrix of 8 bits is read as it is.
+    """rows @ matrix^T in the dtype of the rows, of at most `ROWS` rows; a matrix of fewer bits is read as it is.
 
     Args:
         size: (N, K) of the matrix's first corner, which alone is read; None for the whole of it.

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from janus_jax.convert import folders
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.kernels import transpose_kernels
+from janus_jax.inference.loading import load
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.config import JANUS_PRO_1B, JanusConfig
-from janus_jax.models.parameters import Params, init_params
-from janus_jax.models.stack import unstack_layers
+from janus_jax.models.parameters import init_params
 
 CODES_PER_SIDE = 12  # of an image on a CPU, where the released models have 24: so that the suite ends in minutes
 
@@ -75,28 +75,34 @@ def peer_device() -> str:
     return {"cpu": "cpu", "gpu": "cuda"}[backend]
 
 
-def random_params(config: JanusConfig, dtype: str) -> Params:
-    """On JAX's default device, as `inference.loading` would have them."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # float32 of the largest would crowd a GPU
-        params = unstack_layers(jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config, seed=0)))
-    if jax.default_backend() == "cpu":
-        return transpose_kernels(params)
-    return jax.device_put(params, jax.local_devices()[0])
-
-
-@contextlib.contextmanager
-def open_sides(name: str, config: JanusConfig, dtype: str, bandwidth: float) -> Iterator[Sides]:
-    """The peer gets our weights as the folder of Hugging Face that we export."""
-    import torch
-    from transformers import JanusForConditionalGeneration
-
+def random_pipeline(config: JanusConfig, dtype: str, stored: str) -> JanusPipeline:
+    """A run of `dtype` on JAX's default device, loaded as weights that were stored in another one."""
     style = STYLES[config.prompt_style]
     roles = [style.user, style.assistant]
     tokenizer = train_tokenizer(["a few words"], config.llama.vocab_size, extra_special_tokens=roles)
-    pipeline = JanusPipeline(config, random_params(config, dtype), tokenizer, dtype)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # float32 of the largest would crowd a GPU
+        params = jax.tree.map(lambda leaf: leaf.astype(stored), init_params(config, seed=0))
+    pipeline = load(folders.MemorySource(config, params, tokenizer), dtype)
+    assert isinstance(pipeline, JanusPipeline)
+    return pipeline
+
+
+@contextlib.contextmanager
+def open_sides(
+    name: str, config: JanusConfig, dtype: str, bandwidth: float, stored: str | None = None
+) -> Iterator[Sides]:
+    """The peer gets our weights as the folder of Hugging Face that we export.
+
+    Args:
+        stored: the dtype that the weights are rounded to before both sides load them, as those of the released models
+            are to bfloat16; None is that of the run.
+    """
+    import torch
+    from transformers import JanusForConditionalGeneration
+
+    pipeline = random_pipeline(config, dtype, stored or dtype)
     with tempfile.TemporaryDirectory() as folder:
         pipeline.save_pretrained(Path(folder) / "model", format="hf")
         peer: Any = JanusForConditionalGeneration.from_pretrained(Path(folder) / "model", dtype=getattr(torch, dtype))
-    exact = dtype == "float32"
-    held = "" if exact or not pipeline._model.execution.few_rows else " (LLM held in float32)"
-    yield Sides(pipeline, peer.to(peer_device()).eval(), f"{name} {dtype}{held}", exact, bandwidth)
+    title = f"{name} {dtype}" + (f", weights stored in {stored}" if stored else "")
+    yield Sides(pipeline, peer.to(peer_device()).eval(), title, dtype == "float32", bandwidth)

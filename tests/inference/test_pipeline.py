@@ -180,11 +180,15 @@ def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
         np.testing.assert_array_equal(loaded[path], leaf.astype(jnp.bfloat16), err_msg=path)
 
 
-def test_bfloat16_kernels_are_held_in_float32_and_compute_the_same(pipeline, saved):
+def kernel_dtypes(pipeline):
+    kernels = [leaf for path, leaf in flatten(pipeline.params).items() if path.endswith("kernel_transposed")]
+    return {leaf.dtype.name for leaf in kernels}
+
+
+def test_transposed_kernels_of_bfloat16_compute_the_same(pipeline, saved):
     """A product of bfloat16 values summed in float32 is what a product of bfloat16 means."""
     loaded = from_pretrained(saved, jnp.bfloat16)
-    kernels = [leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")]
-    assert {leaf.dtype for leaf in kernels} == {jnp.dtype(jnp.float32)}
+    assert kernel_dtypes(loaded) == {"bfloat16"}
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipeline.params)
     tokens = jnp.arange(12).reshape(1, 12)
     logits = []
@@ -195,6 +199,25 @@ def test_bfloat16_kernels_are_held_in_float32_and_compute_the_same(pipeline, sav
     assert logits[0].dtype == jnp.bfloat16
     scale = float(np.abs(np.asarray(logits[1], np.float32)).max())
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in logits), rtol=0, atol=scale / 128)
+
+
+def test_kernels_stored_in_bfloat16_stay_so_in_float32_and_change_nothing(pipeline, pictures, tmp_path):
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipeline.params)
+    JanusPipeline(pipeline.config, rounded, pipeline.tokenizer, jnp.bfloat16).save_pretrained(tmp_path / "model")
+    loaded = from_pretrained(tmp_path / "model", jnp.float32)
+    assert kernel_dtypes(loaded) == {"bfloat16"}
+    assert loaded.params["gen_embed"].dtype == jnp.float32
+    assert kernel_dtypes(from_pretrained(tmp_path / "model", jnp.float16)) == {"float16"}
+    widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
+    wide = JanusPipeline(pipeline.config, widened, pipeline.tokenizer)
+    for path, leaf in flatten(restore_kernels(loaded.params, jnp.float32)).items():
+        np.testing.assert_array_equal(leaf, flatten(wide.params)[path], err_msg=path)
+        assert leaf.dtype == jnp.float32
+    ours, theirs = (model.answer([[user_message("Is one odd?", 1)]], [[pictures[0]]]) for model in (loaded, wide))
+    assert ours[0].token_ids == theirs[0].token_ids != []
+    for images in (1, 20):  # 2 and 40 rows: both kinds of products
+        codes = [model.generate_codes(["the digit one"], images, seed=1) for model in (loaded, wide)]
+        np.testing.assert_array_equal(*codes)
 
 
 def test_loading_refuses_values_that_the_dtype_cannot_hold(pipeline, tmp_path):

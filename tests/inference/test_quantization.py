@@ -86,13 +86,13 @@ def test_divergence_and_agreement_are_those_of_their_definition(pipeline):
 
 @pytest.fixture(scope="module")
 def in_bfloat16(pipeline, tmp_path_factory):
-    """The full and the quantised model as a CPU holds them: the kernels of the full one in float32."""
+    """The full and the quantised model as a CPU holds them."""
     folder = tmp_path_factory.mktemp("bfloat16") / "model"
     pipeline.save_pretrained(folder)
     return [from_pretrained(folder, jnp.bfloat16, quantization=kind) for kind in (None, "int8")]
 
 
-def test_weights_are_counted_in_the_dtype_of_the_run(pipeline, in_bfloat16):
+def test_weights_are_counted_as_they_are_held(pipeline, in_bfloat16):
     full, quantized = map(weight_bytes, in_bfloat16)
     kernels = [leaf for path, leaf in flatten(pipeline.params).items() if is_quantized(path)]
     weights, scales = sum(leaf.size for leaf in kernels), sum(leaf.shape[1] for leaf in kernels)

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from janus_jax.data.prompts import STYLES
-from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.decoding import start_images
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.prompt import pad_prompts
 from janus_jax.models.config import JANUS_PRO_TINY
 from janus_jax.models.parameters import flatten
@@ -31,25 +28,29 @@ ALIGNER = 4 * LLAMA.width + LLAMA.width**2 + 2 * LLAMA.width  # codes of 4 numbe
 TOKEN = 2 * LLAMA.depth * LLAMA.width  # numbers of one token in the cache
 
 
-def tiny_pipeline(dtype):
-    style = STYLES[JANUS_PRO_TINY.prompt_style]
-    tokenizer = train_tokenizer(["a few words"], LLAMA.vocab_size, extra_special_tokens=[style.user, style.assistant])
-    return JanusPipeline(JANUS_PRO_TINY, inference_sides.random_params(JANUS_PRO_TINY, dtype), tokenizer, dtype)
+def tiny_pipeline(dtype, stored=None):
+    return inference_sides.random_pipeline(JANUS_PRO_TINY, dtype, stored or dtype)
 
 
-# A CPU holds the cache and the kernels of the layers and heads in float32, whatever the dtype of the run.
+# A CPU holds the kernels of the layers and heads as they were stored, and the cache in float32.
 @pytest.mark.parametrize(
-    ("backend", "dtype", "kernel", "other"),
-    [("cpu", "float32", 4, 4), ("cpu", "bfloat16", 4, 2), ("gpu", "bfloat16", 2, 2)],
+    ("backend", "dtype", "stored", "kernel", "other", "cached"),
+    [
+        ("cpu", "float32", "float32", 4, 4, 4),
+        ("cpu", "float32", "bfloat16", 2, 4, 4),
+        ("cpu", "bfloat16", "bfloat16", 2, 2, 4),
+        ("gpu", "bfloat16", "bfloat16", 2, 2, 2),
+        ("gpu", "float32", "bfloat16", 4, 4, 4),
+    ],
 )
-def test_floor_reads_what_is_held(monkeypatch, backend, dtype, kernel, other):
+def test_floor_reads_what_is_held(monkeypatch, backend, dtype, stored, kernel, other, cached):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    pipeline = tiny_pipeline(dtype)
+    pipeline = tiny_pipeline(dtype, stored)
     text = kernel * (LAYERS + TEXT_HEAD) + other * NORMS
-    assert floor.text_step_bytes(pipeline, rows=3, slots=7) == text + kernel * 3 * 7 * TOKEN
+    assert floor.text_step_bytes(pipeline, rows=3, slots=7) == text + cached * 3 * 7 * TOKEN
     image = kernel * (LAYERS + IMAGE_HEAD[0]) + other * (NORMS + IMAGE_HEAD[1] + ALIGNER)
     cache = 2 * 5 * 7 + 2 * 11  # five images in both halves, the prompt once in each
-    assert floor.image_step_bytes(pipeline, images=5, prompt=11, slots=7) == image + kernel * cache * TOKEN
+    assert floor.image_step_bytes(pipeline, images=5, prompt=11, slots=7) == image + cached * cache * TOKEN
 
 
 def test_cache_of_images_is_what_decoding_holds():
@@ -67,9 +68,9 @@ def test_cache_of_images_is_what_decoding_holds():
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_kernels_are_transposed_for_a_cpu_only(monkeypatch, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    leaf = flatten(inference_sides.random_params(JANUS_PRO_TINY, "bfloat16")["llm"]["lm_head"])
+    leaf = flatten(tiny_pipeline("bfloat16").params["llm"]["lm_head"])
     expected = {
-        "cpu": {"kernel_transposed": ((512, 96), "float32")},
+        "cpu": {"kernel_transposed": ((512, 96), "bfloat16")},
         "gpu": {"kernel": ((96, 512), "bfloat16")},
     }
     assert {path: (kernel.shape, kernel.dtype.name) for path, kernel in leaf.items()} == expected[backend]
@@ -102,8 +103,11 @@ def test_bandwidth_counts_what_is_read_and_written(monkeypatch, backend, copies)
 BARS = {
     "cpu": [
         ("width 512 float32", "_images", 4, {"bar": 4.0}),
+        ("width 512 float32 of bfloat16", "_images", 4, {"bar": 4.0}),
         ("width 2048 float32", "_text", 1, {"bar": 1.5, "floor_bar": 0.7}),
         ("width 2048 float32", "_images", 4, {"bar": 1.3}),
+        ("width 2048 float32 of bfloat16", "_text", 1, {"bar": 1.5, "floor_bar": 0.7, "compiled": False}),
+        ("width 2048 float32 of bfloat16", "_images", 4, {"bar": 1.3}),
         ("width 2048 bfloat16", "_text", 1, {"bar": 0.8}),
     ],
     "cuda": [
@@ -122,7 +126,11 @@ def test_each_device_has_its_cases_and_bars(monkeypatch, device):
 
     for case in ("_text", "_images", "_cache", "_first_token", "_encoders"):
         monkeypatch.setattr(inference, case, record(case))
-    monkeypatch.setattr(inference, "open_sides", lambda name, _, dtype, __: contextlib.nullcontext(f"{name} {dtype}"))
+
+    def sides(name, _, dtype, bandwidth, stored=None):
+        return contextlib.nullcontext(f"{name} {dtype}" + (f" of {stored}" if stored else ""))
+
+    monkeypatch.setattr(inference, "open_sides", sides)
     monkeypatch.setattr(inference, "peer_device", lambda: device)
     monkeypatch.setattr(floor, "copy_bandwidth", lambda: 3e9)
     monkeypatch.setattr(floor, "read_bandwidth", lambda: 2e9)
@@ -153,7 +161,8 @@ def test_share_of_the_floor_leaves_the_prompt_out():
 
 
 @pytest.mark.slow
-def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch):
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch, stored):
     monkeypatch.setattr(inference, "ROUNDS", 1)
     monkeypatch.setattr(inference_sides, "CODES_PER_SIDE", 4)
     config = inference_sides.small(width=128, mlp_dim=256)
@@ -161,7 +170,7 @@ def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch
     vq = dataclasses.replace(config.vq, base_channels=32, num_codes=512)
     llama = dataclasses.replace(config.llama, depth=2, vocab_size=4096)
     config = dataclasses.replace(config, llama=llama, siglip=siglip, vq=vq)
-    with inference_sides.open_sides("width 128", config, "float32", 1e10) as sides:
+    with inference_sides.open_sides("width 128", config, "float32", 1e10, stored) as sides:
         results = [
             *inference._text(sides, 1),
             *inference._text(sides, 3),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.ops.few_rows import COMPILER_OPTIONS, ROWS, multiply_few_rows
+from janus_jax.ops.few_rows import COMPILER_OPTIONS, ROWS, multiply_few_rows, multiply_rows
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,33 @@ def test_a_matrix_of_8_bits_is_not_written_in_another_dtype():
     compiled = jax.jit(multiply_few_rows, compiler_options=COMPILER_OPTIONS).lower(rows, matrix).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < matrix.nbytes / 10
     np.testing.assert_array_equal(compiled(rows, matrix), np.full((2, 4096), 512.0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("num_rows", [1, ROWS, ROWS + 3, 4 * ROWS, 9 * ROWS])
+def test_any_number_of_rows_and_any_dtype_of_the_matrix(num_rows, dtype):
+    rng = np.random.default_rng(num_rows)
+    rows, matrix = rng.normal(size=(num_rows, 40)).astype(np.float32), jnp.asarray(4 * rng.normal(size=(24, 40)), dtype)
+    exact = rows.astype(np.float64) @ np.asarray(matrix, np.float64).T
+    bound = 1e-6 * (np.abs(rows) @ np.abs(np.asarray(matrix, np.float32)).T)
+    product = jax.jit(multiply_rows, compiler_options=COMPILER_OPTIONS)(rows, matrix)
+    assert product.dtype == jnp.float32
+    assert (np.abs(product - exact) <= bound).all()
+
+
+def test_many_rows_convert_one_matrix_at_a_time():
+    """XLA would convert all of them before the loop, and hold them."""
+    rows = jnp.ones((9 * ROWS, 128))
+    matrices = [jnp.ones((128, 128), jnp.bfloat16)] * 16
+
+    def program(rows):
+        def body(_, x):
+            for matrix in matrices:
+                x = multiply_rows(x, matrix)
+            return x
+
+        return jax.lax.fori_loop(0, 3, body, rows)
+
+    compiled = jax.jit(program, compiler_options=COMPILER_OPTIONS).lower(rows).compile()
+    one = 4 * 128 * 128
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * (one + rows.nbytes)
