@@ -206,7 +206,7 @@ class RunsCode:
 def test_a_torch_file_that_would_run_code_is_refused(zipped, tmp_path):
     content = {"a": torch.ones(2), "b": RunsCode(tmp_path / "created")}
     torch.save(content, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"pytorch_model.bin: refused, .* calls io.open"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin: refused, .* calls _?io.open"):
         open_tensors(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(content["b"], protocol=2))
     with pytest.raises(UserError, match="pytorch_model.bin: refused"):
