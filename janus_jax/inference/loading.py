@@ -36,7 +36,7 @@ def from_pretrained(
 
     Args:
         dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators. On a CPU kernels of the
-            LLM that were stored in fewer bits stay so (`inference.kernels`), which changes no result.
+            LLM that were stored in fewer bits stay so (`inference.kernels`): results differ by rounding at most.
         vae: JanusFlow only: folder of its VAE, ours or diffusers'; None is that beside the model, if there is one.
         ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
         mesh: of devices of this process, over which the model is divided (`sharding.make_mesh`).
