@@ -136,7 +136,7 @@ class Conversation:
         segment_ids = jnp.where(jnp.arange(capacity) < start, cache.segment_ids, 0)
         return KVCache(
             k=tuple(grown(leaf, 2) for leaf in cache.k),
-            v=tuple(grown(leaf, 3) for leaf in cache.v),
+            v=tuple(grown(leaf, 2) for leaf in cache.v),
             positions=grown(cache.positions, 1),
             segment_ids=grown(segment_ids, 1),
             length=jnp.asarray(start, jnp.int32),

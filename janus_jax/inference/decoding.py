@@ -251,32 +251,20 @@ def continue_images(
         codes = jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1)
         return codes, _stored_slots_first(spread_cache(cache), model.execution)
 
-    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, rows_first(state.cache, model.execution)))
+    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, slots_first(state.cache, model.execution)))
     return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix)
 
 
 def slots_first(cache: KVCache, execution: Execution) -> KVCache:
-    """Keys [B, K, S, H], values [B, K, H, S] of each layer -> [S, K, B, H], as XLA:TPU holds them inside of the loop.
+    """Keys and values [B, K, S, H] of each layer -> [S, K, B, H], as XLA:TPU holds them inside of the loop; and back.
 
     There a step writes one block for all rows. With rows first, each call would copy the whole cache before its first
     step and after its last. A CPU, where slots first would cost these copies, keeps the cache as it is.
     """
     if execution.few_rows:
         return cache
-    return cache._replace(
-        k=jax.tree.map(lambda k: jnp.einsum("...BKSH->...SKBH", k), cache.k),
-        v=jax.tree.map(lambda v: jnp.einsum("...BKHS->...SKBH", v), cache.v),
-    )
-
-
-def rows_first(cache: KVCache, execution: Execution) -> KVCache:
-    """The inverse of `slots_first`."""
-    if execution.few_rows:
-        return cache
-    return cache._replace(
-        k=jax.tree.map(lambda k: jnp.einsum("...SKBH->...BKSH", k), cache.k),
-        v=jax.tree.map(lambda v: jnp.einsum("...SKBH->...BKHS", v), cache.v),
-    )
+    k, v = jax.tree.map(lambda leaf: leaf.swapaxes(-4, -2), (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
 
 
 def _stored_slots_first(cache: KVCache, execution: Execution) -> KVCache:
@@ -288,13 +276,12 @@ def _stored_slots_first(cache: KVCache, execution: Execution) -> KVCache:
     if execution.few_rows:
         return cache
 
-    def store(leaf: jax.Array, *order: int) -> jax.Array:
-        layers = leaf.ndim - len(order)
-        return with_layout_constraint(leaf, Layout((*range(layers), *(layers + axis for axis in order))))
+    def store(leaf: jax.Array) -> jax.Array:
+        *layers, rows, heads, slots, head = range(leaf.ndim)
+        return with_layout_constraint(leaf, Layout((*layers, slots, heads, rows, head)))
 
-    return cache._replace(
-        k=jax.tree.map(lambda k: store(k, 2, 1, 0, 3), cache.k), v=jax.tree.map(lambda v: store(v, 3, 1, 0, 2), cache.v)
-    )
+    k, v = jax.tree.map(store, (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
 
 
 def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax.Array) -> jax.Array:

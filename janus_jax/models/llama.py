@@ -26,9 +26,9 @@ class KVCache(NamedTuple):
     Unwritten slots have segment 0, so `attention_mask` hides them.
     """
 
-    # The order of axes is that of the products of attention: XLA:CPU would copy the whole cache to it in every step.
+    # Heads before slots, as in the products of attention: XLA:CPU would transpose the whole cache in every step.
     k: jax.Array | tuple[jax.Array, ...]  # [layers, B, K, S, H] after RoPE; unrolled: one [B, K, S, H] per layer
-    v: jax.Array | tuple[jax.Array, ...]  # [layers, B, K, H, S]; unrolled: one [B, K, H, S] per layer
+    v: jax.Array | tuple[jax.Array, ...]  # the same, without RoPE
     positions: jax.Array  # [B, S]
     segment_ids: jax.Array  # [B, S]
     length: jax.Array  # scalar: slots written so far, the same for all rows
@@ -43,16 +43,17 @@ def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int
     """An empty cache of `slots` tokens for each of `batch` rows."""
     dtype = cache_dtype(execution)
 
-    def zeros(*shape: int) -> jax.Array | tuple[jax.Array, ...]:
-        shape = (batch, config.num_kv_heads, *shape)
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
+
+    def zeros() -> jax.Array | tuple[jax.Array, ...]:
         if execution.scan_layers:
             return jnp.zeros((config.depth, *shape), dtype)
         return tuple(jnp.zeros(shape, dtype) for _ in range(config.depth))
 
     table = jnp.zeros((batch, slots), jnp.int32)
     return KVCache(
-        k=zeros(slots, config.head_dim),
-        v=zeros(config.head_dim, slots),
+        k=zeros(),
+        v=zeros(),
         positions=table,
         segment_ids=table,
         length=jnp.zeros((), jnp.int32),
@@ -103,9 +104,10 @@ def _attend_cached(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Context [B, T, N, H], and the cached keys and values with the new ones in their place."""
     old_k, old_v, prefix = cache
-    new_k, new_v = k.swapaxes(1, 2).astype(old_k.dtype), v.transpose(0, 2, 3, 1).astype(old_v.dtype)
-    k = jax.lax.dynamic_update_slice_in_dim(old_k, new_k, shared.offset, axis=2)
-    v = jax.lax.dynamic_update_slice_in_dim(old_v, new_v, shared.offset, axis=3)
+    k, v = (
+        jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), shared.offset, axis=2)
+        for old, new in ((old_k, k), (old_v, v))
+    )
     before = None
     if prefix is not None:
         assert shared.prefix_mask is not None

@@ -1,7 +1,7 @@
 """Attention of decoding: to the cached keys and values of a row, and to those of a prefix that rows share.
 
-What belongs to a prefix is held, and read, once for all of its rows. Slots are the last axis of cached values, so that
-both products, with keys and with values, contract last axes: XLA:CPU would transpose the values in every step.
+What belongs to a prefix is held, and read, once for all of its rows. Head dim is the last axis of values, too: with
+slots there, each number that a step writes would go to a place of its own in memory.
 
 Letters: B rows, T queries, N heads, K key-value heads, H head dim, S slots, R prefixes, P slots of a prefix; Q queries
 of a row and key-value head, T N / K.
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.ops.attention import MASKED_SCORE
-from janus_jax.ops.few_rows import ROWS, multiply_few_rows
+from janus_jax.ops.few_rows import ROWS, mix_few_rows, multiply_few_rows
 
 # With few rows a cache is read as far as it is written, up to a whole part: a branch of the program each.
 PARTS, SMALLEST_PART = 4, 32  # slots
@@ -25,14 +25,14 @@ class Prefix(NamedTuple):
     """What comes before B rows; row b has prefix b // (B / R)."""
 
     k: Float[Array, "R K P H"]
-    v: Float[Array, "R K H P"]
+    v: Float[Array, "R K P H"]
     mask: Bool[Array, "R P"]  # False at its padding; all queries see the rest
 
 
 def attend_cached(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B K S H"],
-    v: Float[Array, "B K H S"],
+    v: Float[Array, "B K S H"],
     mask: Bool[Array, "B T S"],
     prefix: Prefix | None = None,
     few_rows: bool = False,
@@ -64,17 +64,17 @@ def _attend(
     num_kv_heads = k.shape[1]
     q = q.reshape(batch, length, num_kv_heads, -1, head_dim).swapaxes(1, 2).reshape(batch, num_kv_heads, -1, head_dim)
     visible = jnp.repeat(mask, num_heads // num_kv_heads, axis=1)[:, None]  # [B, 1, Q, S]
-    scores = jnp.where(visible, _product(q, k, few_rows, (slots, head_dim)), MASKED_SCORE)
+    scores = jnp.where(visible, _scores(q, k, few_rows, slots), MASKED_SCORE)
     before = 0
     if prefix is not None:
         before = prefix.mask.shape[1]
-        shared = _product(_by_prefix(q, prefix), prefix.k, few_rows)
+        shared = _scores(_by_prefix(q, prefix), prefix.k, few_rows, before)
         shared = jnp.where(prefix.mask[:, None, None], shared, MASKED_SCORE)
         scores = jnp.concatenate([_by_row(shared, batch), scores], axis=-1)
     weights = jax.nn.softmax(scores * head_dim**-0.5, axis=-1).astype(q.dtype)  # [B, K, Q, P + S]
-    context = _product(weights[..., before:], v, few_rows, (head_dim, slots))
+    context = _context(weights[..., before:], v, few_rows)
     if prefix is not None:
-        context += _by_row(_product(_by_prefix(weights[..., :before], prefix), prefix.v, few_rows), batch)
+        context += _by_row(_context(_by_prefix(weights[..., :before], prefix), prefix.v, few_rows), batch)
     context = context.reshape(batch, num_kv_heads, length, -1, head_dim).swapaxes(1, 2)
     return context.reshape(batch, length, num_heads, head_dim).astype(q.dtype)
 
@@ -93,8 +93,15 @@ def _by_row(x: jax.Array, batch: int) -> jax.Array:
     return x.reshape(batch, num_kv_heads, -1, size)
 
 
-def _product(rows: jax.Array, matrix: jax.Array, few_rows: bool, size: tuple[int, int] | None = None) -> jax.Array:
-    """[..., Q, any], [..., M, any] -> float32 [..., Q, M] of the matrix, or of its first corner of this size."""
-    if few_rows and rows.shape[-2] <= ROWS:
-        return multiply_few_rows(rows.astype(jnp.float32), matrix.astype(jnp.float32), size)
-    return jnp.einsum("...qd,...md->...qm", rows, matrix, preferred_element_type=jnp.float32)
+def _scores(q: jax.Array, k: jax.Array, few_rows: bool, slots: int) -> jax.Array:
+    """[..., Q, H], [..., S, H] -> float32 [..., Q, slots], of the first slots."""
+    if few_rows and q.shape[-2] <= ROWS:
+        return multiply_few_rows(q.astype(jnp.float32), k.astype(jnp.float32), slots)
+    return jnp.einsum("...qh,...sh->...qs", q, k, preferred_element_type=jnp.float32)
+
+
+def _context(weights: jax.Array, v: jax.Array, few_rows: bool) -> jax.Array:
+    """[..., Q, slots], [..., S, H] -> float32 [..., Q, H], of the first slots."""
+    if few_rows and weights.shape[-2] <= ROWS:
+        return mix_few_rows(weights.astype(jnp.float32), v.astype(jnp.float32))
+    return jnp.einsum("...qs,...sh->...qh", weights, v[..., : weights.shape[-1], :], preferred_element_type=jnp.float32)

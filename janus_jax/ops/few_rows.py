@@ -1,6 +1,6 @@
-"""The product of a few rows and a large matrix on a CPU, at the speed at which the matrix is read.
+"""Products of a few rows and a large matrix on a CPU, at the speed at which the matrix is read.
 
-XLA:CPU has no such product. Its matrix libraries first copy the matrix into tiles, which pays off for many rows. Here
+XLA:CPU has no such products. Its matrix libraries first copy the matrix into tiles, which pays off for many rows. Here
 some rows of the matrix are read at a time, and each is multiplied with all rows that are given: up to 16 sums at once,
 which LLVM holds in registers.
 """
@@ -44,20 +44,20 @@ def _product_of_many(rows: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def multiply_few_rows(
-    rows: Float[Array, "*B R K"], matrix: Num[Array, "*B M L"], size: tuple[int, int] | None = None
+    rows: Float[Array, "*B R K"], matrix: Num[Array, "*B M K"], size: int | None = None
 ) -> Float[Array, "*B R N"]:
     """rows @ matrix^T in the dtype of the rows, of at most `ROWS` rows; a matrix of fewer bits is read as it is.
 
     Args:
-        size: (N, K) of the matrix's first corner, which alone is read; None for the whole of it.
+        size: N, the first rows of the matrix, which alone are read; None for all.
     """
-    return _products(rows, matrix, matrix.shape[-2:] if size is None else size)
+    return _products(rows, matrix, matrix.shape[-2] if size is None else size)
 
 
 # Or XLA would compute what the rows come from again for each of N sums.
 @functools.partial(outlined, static_argnames="size")
-def _products(rows: jax.Array, matrix: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    matrix = matrix[..., : size[0], : size[1]]
+def _products(rows: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
+    matrix = matrix[..., :size, :]
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
     read = max(n for n in range(1, min(READ, SUMS // num_rows) + 1) if num_columns % n == 0)
     # From places far apart: a core reads ahead of only one place in a page of memory.
@@ -66,3 +66,19 @@ def _products(rows: jax.Array, matrix: jax.Array, size: tuple[int, ...]) -> jax.
     zeros = [jnp.zeros((), rows.dtype)] * len(products)
     sums = jax.lax.reduce(products, zeros, lambda x, y: [a + b for a, b in zip(x, y, strict=True)], (len(lead) + 1,))
     return jnp.stack(sums, len(lead)).reshape(*lead, num_rows, num_columns)
+
+
+def mix_few_rows(weights: Float[Array, "*B R N"], matrix: Float[Array, "*B M K"]) -> Float[Array, "*B R K"]:
+    """weights @ matrix[:N], of at most `ROWS` rows; only the first N rows of the matrix are read."""
+    return _sums_of_rows(weights, matrix).sum(-2)
+
+
+# Sums of a few rows each, which are written: to go on adding in the same loop, XLA would walk along columns.
+@outlined
+def _sums_of_rows(weights: jax.Array, matrix: jax.Array) -> jax.Array:
+    """[*B, R, N / read, K]."""
+    *lead, num_rows, summed = weights.shape
+    read = max(n for n in range(1, READ + 1) if summed % n == 0)
+    parts = matrix[..., :summed, :].reshape(*lead, 1, -1, read, matrix.shape[-1])
+    weights = weights.reshape(*lead, num_rows, -1, read, 1)
+    return functools.reduce(jnp.add, [weights[..., i, :] * parts[..., i, :] for i in range(read)])

@@ -63,6 +63,8 @@ def _on_cpu(bandwidth: float) -> list[Result]:
         results += [*_images(sides, 4, bar=4.0), *_images(sides, 16)]
     with open_sides("width 512", width_512(), "float32", bandwidth, stored="bfloat16") as sides:
         results += [*_images(sides, 4, bar=4.0), *_images(sides, 16)]
+    with open_sides("width 512", width_512(), "bfloat16", bandwidth) as sides:
+        results += _images(sides, 4)
     with open_sides("width 2048", width_2048(), "float32", bandwidth) as sides:
         results += [
             *_text(sides, 1, bar=1.5, floor_bar=0.7),

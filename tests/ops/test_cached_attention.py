@@ -34,8 +34,8 @@ def test_shared_prefixes_equal_their_copies(queries, few_rows):
         jnp.concatenate([copied(prefix_v), v], axis=1),
         jnp.concatenate([whole_mask, mask], axis=2),
     )
-    prefix = Prefix(prefix_k.swapaxes(1, 2), prefix_v.transpose(0, 2, 3, 1), jnp.asarray(prefix_mask))
-    own = k.swapaxes(1, 2), v.transpose(0, 2, 3, 1), jnp.asarray(mask)
+    prefix = Prefix(prefix_k.swapaxes(1, 2), prefix_v.swapaxes(1, 2), jnp.asarray(prefix_mask))
+    own = k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(mask)
     actual = attend_cached(q, *own, prefix, few_rows)
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6)
 
@@ -53,7 +53,7 @@ def test_slots_behind_the_written_ones_are_read_up_to_a_part_of_the_cache():
     for written in (1, part, part + 1, slots - part, slots):
         mask = jnp.broadcast_to(jnp.arange(slots) < written, (rows, 1, slots))
         seen = -(-written // part) * part
-        cache = k.at[:, seen:].set(jnp.nan).swapaxes(1, 2), v.at[:, seen:].set(jnp.nan).transpose(0, 2, 3, 1)
+        cache = k.at[:, seen:].set(jnp.nan).swapaxes(1, 2), v.at[:, seen:].set(jnp.nan).swapaxes(1, 2)
         actual = attend_cached(q, *cache, mask, few_rows=True, written=jnp.asarray(written))
         np.testing.assert_allclose(actual, attend(q, k, v, mask), rtol=2e-5, atol=2e-6, err_msg=str(written))
         if seen < slots:  # the part itself is read to its end

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.ops.few_rows import COMPILER_OPTIONS, ROWS, multiply_few_rows, multiply_rows
+from janus_jax.ops.few_rows import COMPILER_OPTIONS, ROWS, mix_few_rows, multiply_few_rows, multiply_rows
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "lead", "shape"), itertools.product([1, 3, ROWS], [(), (2, 3)], [(64, 40), (7, 129), (12, 1)])
+    ("num_rows", "lead", "shape"), [*itertools.product([1, 3, ROWS], [(), (2, 3)], [(64, 40), (7, 129), (12, 1)])]
 )
 def test_equals_the_product_in_float64(num_rows, lead, shape):
     rng = np.random.default_rng(num_rows)
@@ -21,6 +21,28 @@ def test_equals_the_product_in_float64(num_rows, lead, shape):
     for options in (None, COMPILER_OPTIONS):
         product = jax.jit(multiply_few_rows, compiler_options=options)(rows, matrix)
         assert (np.abs(product - exact) <= bound).all()
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "lead", "summed"), [*itertools.product([1, 3, ROWS], [(), (2, 3)], [64, 60, 13, 1])]
+)
+def test_a_mix_of_the_first_rows_equals_the_product_in_float64(num_rows, lead, summed):
+    rng = np.random.default_rng(num_rows)
+    weights, matrix = rng.normal(size=(*lead, num_rows, summed)), rng.normal(size=(*lead, 64, 40))
+    matrix[..., summed:, :] = np.nan
+    weights, matrix = weights.astype(np.float32), matrix.astype(np.float32)
+    exact = weights.astype(np.float64) @ matrix[..., :summed, :].astype(np.float64)
+    bound = 1e-6 * (np.abs(weights) @ np.abs(matrix[..., :summed, :]))
+    for options in (None, COMPILER_OPTIONS):
+        mix = jax.jit(mix_few_rows, compiler_options=options)(weights, matrix)
+        assert (np.abs(mix - exact) <= bound).all()
+
+
+def test_a_mix_does_not_write_as_much_as_it_reads():
+    weights, matrix = jnp.ones((2, 1024)), jnp.ones((1024, 64))
+    compiled = jax.jit(mix_few_rows, compiler_options=COMPILER_OPTIONS).lower(weights, matrix).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2 * matrix.nbytes / 4
+    np.testing.assert_array_equal(compiled(weights, matrix), np.full((2, 64), 1024.0))
 
 
 def test_what_the_rows_come_from_is_computed_once():
