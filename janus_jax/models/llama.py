@@ -42,7 +42,6 @@ def cache_dtype(execution: Execution) -> DTypeLike:
 def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int) -> KVCache:
     """An empty cache of `slots` tokens for each of `batch` rows."""
     dtype = cache_dtype(execution)
-
     shape = (batch, config.num_kv_heads, slots, config.head_dim)
 
     def zeros() -> jax.Array | tuple[jax.Array, ...]:
