@@ -96,8 +96,8 @@ class Conversation:
                 step, finished = int(state.step), bool(state.finished[0])
                 row = np.asarray(state.tokens)[0, :step].tolist()
                 shown(pipeline._until_end(row), finished)
-        self._cache, self._known = state.cache, [*ids, *row]
-        self._slots = [*slots, *range(end - len(new), end + step)]
+        self._cache, self._known = state.cache, [*ids, *row[:-1]]  # the last token was not read
+        self._slots = [*slots, *range(end - len(new), end + step - 1)]
         answer = pipeline._answer(ids, row)
         self._images = all_images
         self._messages = [*messages, Message("assistant", answer.text)]

@@ -38,12 +38,11 @@ def _program(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class TextState(NamedTuple):
-    step: jax.Array
+    step: jax.Array  # tokens of each answer so far, from 1
     tokens: jax.Array  # [B, slots], end-of-sentence where nothing was written
-    next_token: jax.Array  # [B]
     finished: jax.Array  # [B]
     prompt_lengths: jax.Array  # [B]
-    cache: KVCache
+    cache: KVCache  # of the prompts and all tokens but the last
 
 
 class ImageState(NamedTuple):
@@ -103,12 +102,11 @@ def start_text(
         cache = init_cache(model.config.llama, model.execution, batch, length + slots)
     x = apply(prompts.tokens, prompts.modality, pixels, method="embed")
     hidden, cache = apply(x, prompts.positions, prompts.segment_ids, spread_cache(cache))
-    step = jnp.zeros((), jnp.int32)
+    first = sampling(keys, jnp.zeros((), jnp.int32), apply(hidden[:, -1], method="text_logits"))
     return TextState(
-        step=step,
-        tokens=jnp.full((batch, slots), eos_id, jnp.int32),
-        next_token=sampling(keys, step, apply(hidden[:, -1], method="text_logits")),
-        finished=jnp.zeros(batch, bool),
+        step=jnp.ones((), jnp.int32),
+        tokens=jnp.full((batch, slots), eos_id, jnp.int32).at[:, 0].set(first),
+        finished=first == eos_id,
         prompt_lengths=jnp.asarray(prompts.positions)[:, -1] + 1,
         cache=spread_cache(cache),
     )
@@ -134,17 +132,17 @@ def continue_text(
         return ~state.finished.all() & (state.step < until)
 
     def body(state: TextState) -> TextState:
-        token = jnp.where(state.finished, eos_id, state.next_token)
-        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1)
-        x = apply(token[:, None], method="embed_text")
-        positions = (state.prompt_lengths + state.step)[:, None]
+        step = state.step
+        x = apply(jax.lax.dynamic_slice_in_dim(state.tokens, step - 1, 1, axis=1), method="embed_text")
+        positions = (state.prompt_lengths + step - 1)[:, None]
         hidden, cache = apply(x, positions, jnp.ones_like(positions), state.cache)
-        step = state.step + 1
-        next_token = sampling(keys, step, apply(hidden[:, -1], method="text_logits"))
-        finished = state.finished | (token == eos_id) | (step >= max_new_tokens)
-        return TextState(step, tokens, next_token, finished, state.prompt_lengths, spread_cache(cache))
+        new = jnp.where(state.finished, eos_id, sampling(keys, step, apply(hidden[:, -1], method="text_logits")))
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, new[:, None], step, axis=1)
+        finished = state.finished | (new == eos_id) | (step + 1 >= max_new_tokens)
+        return TextState(step + 1, tokens, finished, state.prompt_lengths, spread_cache(cache))
 
-    return jax.lax.while_loop(unfinished, body, state)
+    finished = state.finished | (state.step >= max_new_tokens)
+    return jax.lax.while_loop(unfinished, body, state._replace(finished=finished))
 
 
 def decode_image_codes(

@@ -122,6 +122,7 @@ def steps_taken(pipeline, images, answers, limits, eos_id):
     pixels = pipeline._pixels(images[:2])
     state = start_text(pipeline._model, pipeline.params, prompts, pixels, None, keys, slots=64, **options)
     state = continue_text(pipeline._model, pipeline.params, state, keys, jnp.asarray(limits), 64, **options)
+    assert state.cache.length - prompts.tokens.shape[1] == state.step - 1  # the last token is not read
     return int(state.step)
 
 
