@@ -94,7 +94,10 @@ class JanusFlowPipeline(Pipeline):
         padded = self._pad([prompt[:-1] for prompt in ids])
         length, tokens = padded.tokens.shape[1], self.config.image_tokens
         self._check_memory(
-            {f"{rows} prompts": (2 * rows, length), f"{rows * drawn} images": (2 * rows * drawn, tokens)},
+            {
+                f"{rows} prompts": (3 * rows + 1, length),  # as read, then for both halves of the guidance
+                f"{rows * drawn} images": (2 * rows * drawn, tokens),
+            },
             (rows + 1, length, length),
             (2 * rows * drawn, tokens, length + tokens),
         )

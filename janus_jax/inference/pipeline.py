@@ -322,7 +322,7 @@ class JanusPipeline(Pipeline):
         length = conditional.tokens.shape[1]
         self._check_memory(
             {
-                f"{rows} prompts": (2 * rows, length),
+                f"{rows} prompts": (3 * rows + len(unconditional.tokens), length),  # as read, then for both halves
                 f"{rows * drawn} images": (2 * rows * drawn, self.config.image_tokens),
             },
             (rows + len(unconditional.tokens), length, length),
