@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from janus_jax.inference.quantization import is_quantized
 from janus_jax.models.layers import TRANSPOSED
 from janus_jax.models.parameters import Params, flatten, unflatten
 
@@ -20,17 +19,8 @@ def transposed_path(path: str) -> str:
     return path.removesuffix("kernel") + TRANSPOSED
 
 
-def transpose_kernels(params: Params) -> Params:
-    """Of a model with layers apart: [in, out] -> [out, in]."""
-    flat = flatten(params)
-    return unflatten(
-        {transposed_path(path): leaf.T for path, leaf in flat.items() if is_quantized(path)}
-        | {path: leaf for path, leaf in flat.items() if not is_quantized(path)}
-    )
-
-
 def restore_kernels(params: Params, dtype: DTypeLike) -> Params:
-    """The inverse, to the dtype of the run or in 8 bits; those that have it are views on the memory of the host."""
+    """As [in, out], in the dtype of the run or in 8 bits; those that have it are views on the memory of the host."""
     flat = flatten(params)
     kernels = {path: _cast(np.asarray(leaf).T, dtype) for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)}
     others = {path: leaf for path, leaf in flat.items() if path not in kernels}

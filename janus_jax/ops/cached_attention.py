@@ -43,7 +43,7 @@ def attend_cached(
     Args:
         mask: True where a query may see a key of its own row. The context of a query that sees no key, not of its
             prefix either, is finite and has no meaning.
-        few_rows: take `multiply_few_rows` where it can be.
+        few_rows: take the products of `few_rows` where they can be.
         written: slots of the cache, all behind them being masked; None for all of it.
     """
     slots, queries = k.shape[2], q.shape[1] * q.shape[2] // k.shape[1]
@@ -97,7 +97,7 @@ def _scores(q: jax.Array, k: jax.Array, few_rows: bool, slots: int) -> jax.Array
     """[..., Q, H], [..., S, H] -> float32 [..., Q, slots], of the first slots."""
     if few_rows and q.shape[-2] <= ROWS:
         return multiply_few_rows(q.astype(jnp.float32), k.astype(jnp.float32), slots)
-    return jnp.einsum("...qh,...sh->...qs", q, k, preferred_element_type=jnp.float32)
+    return jnp.einsum("...qh,...sh->...qs", q, k[..., :slots, :], preferred_element_type=jnp.float32)
 
 
 def _context(weights: jax.Array, v: jax.Array, few_rows: bool) -> jax.Array:

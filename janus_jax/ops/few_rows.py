@@ -1,8 +1,8 @@
 """Products of a few rows and a large matrix on a CPU, at the speed at which the matrix is read.
 
 XLA:CPU has no such products. Its matrix libraries first copy the matrix into tiles, which pays off for many rows. Here
-some rows of the matrix are read at a time, and each is multiplied with all rows that are given: up to 16 sums at once,
-which LLVM holds in registers.
+some rows of the matrix are read at a time. For rows @ matrix^T each is multiplied with all rows that are given: up to
+16 sums at once, which LLVM holds in registers. For weights @ matrix their weighted sum is taken.
 """
 
 import functools
@@ -18,7 +18,7 @@ SUMS = 16  # at once: half of the vector registers of AVX-512
 READ = 8  # at most so many rows of the matrix at once
 MOST_BYTES = 8  # to read of a matrix for each of its numbers, by reading it again for every `ROWS` rows
 
-# For `jax.jit` of a program that calls `multiply_few_rows`. With fast math a sum may be computed in parts, one per lane
+# For `jax.jit` of a program with such products. With fast math a sum may be computed in parts, one per lane
 # of a vector; without it the product is right, and slow. LLVM takes the longest vectors, where the processor has them,
 # only if asked. libtpu takes both options, and has no use for them; no GPU was tried.
 COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True, "xla_cpu_prefer_vector_width": 512}

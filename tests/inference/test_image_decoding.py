@@ -1,13 +1,14 @@
 """Image codes equal the guided loop of the specification and transformers, alone or in a batch, for any seed."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from reference_decoding import Reference
 
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.inference.decoding import continue_images, programs, start_images
+from janus_jax.inference.decoding import continue_images, decode_pixels, programs, start_images
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.prompt import Prompts
 from janus_jax.inference.sampling import Sampling
@@ -135,6 +136,16 @@ def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
     one, sixteen = state_and_temporary_bytes(1), state_and_temporary_bytes(16)
     assert one > prefix
     assert sixteen - one < 4 * prefix  # 15 more would be the prefix of each image
+
+
+def test_more_images_take_no_more_memory_to_decode_but_for_their_pixels(pipeline):
+    def temporary(images):
+        codes = jnp.zeros((images, pipeline.config.image_tokens), jnp.int32)
+        compiled = decode_pixels.lower(pipeline._model, pipeline.params, codes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    size = pipeline.config.siglip.image_size
+    assert temporary(8) - temporary(1) <= 2 * 7 * 4 * 3 * size**2
 
 
 def test_the_unconditional_prefix_is_computed_once_per_length(pipeline, monkeypatch):

@@ -17,7 +17,7 @@ from janus_jax.convert.folders import MemorySource
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.kernels import restore_kernels, transpose_kernels
+from janus_jax.inference.kernels import restore_kernels
 from janus_jax.inference.loading import load
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
@@ -162,11 +162,13 @@ def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, s
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
 
-def test_transposed_kernels_are_turned_back_for_a_mesh(pipeline):
+def test_transposed_kernels_are_turned_back_for_a_mesh(pipeline, saved):
     """Of a model in full precision and in 8 bits."""
     mesh = make_mesh(dict.fromkeys(MESH_AXES, 1))
-    for params in (pipeline.params, quantize_params(pipeline.params)):
-        on_mesh = JanusPipeline(pipeline.config, transpose_kernels(params), pipeline.tokenizer, mesh=mesh).params
+    for quantization, params in ((None, pipeline.params), ("int8", quantize_params(pipeline.params))):
+        loaded = from_pretrained(saved, quantization=quantization).params
+        assert "kernel_transposed" in loaded["llm"]["lm_head"]
+        on_mesh = JanusPipeline(pipeline.config, loaded, pipeline.tokenizer, mesh=mesh).params
         expected, found = flatten(params), flatten(on_mesh)
         assert found.keys() == expected.keys()
         for path, leaf in expected.items():

@@ -60,3 +60,25 @@ def test_slots_behind_the_written_ones_are_read_up_to_a_part_of_the_cache():
             cache = k.at[:, seen - 1 :].set(jnp.nan).swapaxes(1, 2), cache[1]
             mask = jnp.ones_like(mask)
             assert np.isnan(attend_cached(q, *cache, mask, few_rows=True, written=written)).all()
+
+
+def test_with_few_rows_a_partly_written_cache_follows_a_shared_prefix():
+    """Of grouped queries, each prefix shared by several rows, and a last part of the cache that is not a whole one."""
+    rng = np.random.default_rng(1)
+    prefixes, group, length, heads, kv_heads, dim = 2, 3, 16, 4, 2, 8
+    rows, slots = prefixes * group, 2 * SMALLEST_PART + 13
+    q = jnp.asarray(rng.normal(size=(rows, 1, heads, dim)), jnp.float32)
+    k, v = jnp.asarray(rng.normal(size=(2, rows, slots, kv_heads, dim)), jnp.float32)
+    before = jnp.asarray(rng.normal(size=(2, prefixes, length, kv_heads, dim)), jnp.float32)
+    seen_before = rng.random((prefixes, length)) < 0.5
+    prefix = Prefix(*before.swapaxes(2, 3), jnp.asarray(seen_before))
+    for written in (1, SMALLEST_PART + 1, slots):
+        mask = np.broadcast_to(np.arange(slots) < written, (rows, 1, slots))
+        whole_k, whole_v = (
+            jnp.concatenate([jnp.repeat(old, group, axis=0), own], axis=1)
+            for old, own in zip(before, (k, v), strict=True)
+        )
+        whole_mask = np.concatenate([np.repeat(seen_before, group, axis=0)[:, None], mask], axis=2)
+        actual = attend_cached(q, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(mask), prefix, True, written)
+        expected = attend(q, whole_k, whole_v, jnp.asarray(whole_mask))
+        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6, err_msg=str(written))
