@@ -32,7 +32,7 @@ SLICES = flags.DEFINE_integer("slices", 1, "slices of that topology; mesh.data m
 HLO_OUTPUT = flags.DEFINE_string("hlo_output", None, "FILE.gz for the compiled program; FILE.json says for what")
 SWEEP = flags.DEFINE_string("sweep", None, "what to try, e.g. 'remat=full,attention;batch=256,512;mesh=1x64x1,4x16x1'")
 OPTIONS = flags.DEFINE_multi_string("compiler_option", [], "name=value for XLA, besides those of the step")
-JSON = flags.DEFINE_bool("json", False, "print JSON")
+JSON = flags.DEFINE_bool("json", False, "print JSON; of a sweep a list: the best first, what is impossible last")
 DECODE = flags.DEFINE_bool("decode", False, "the loop that draws images; --mesh: default 1,1,-1; --dtype: bfloat16")
 IMAGES = flags.DEFINE_integer("images", 16, "with --decode: images of one prompt", lower_bound=1)
 # Buckets mean nothing in either case: a program has the lengths that it is asked for.
@@ -52,8 +52,11 @@ def main() -> None:
     if SWEEP.value:
         if HLO_OUTPUT.value:
             raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
-        trials = sweep(CONFIG.value, parse_sweep(SWEEP.value), topology, SLICES.value, options)
-        print(json.dumps([as_dict(trial) for trial in trials]) if JSON.value else format_sweep(trials))
+        checks, impossible = sweep(CONFIG.value, parse_sweep(SWEEP.value), topology, SLICES.value, options)
+        if JSON.value:
+            print(json.dumps([*map(as_dict, checks), *(variant._asdict() for variant in impossible)]))
+        else:
+            print(format_sweep(checks, impossible))
         return
     result = check(CONFIG.value, topology, SLICES.value, options)
     if HLO_OUTPUT.value and result.program is not None:

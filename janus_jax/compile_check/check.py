@@ -10,6 +10,7 @@ from janus_jax.batch import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
 from janus_jax.models.config import FamilyConfig
+from janus_jax.training.experiment import model_config
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
 
 
@@ -21,7 +22,7 @@ class Check:
     mesh: dict[str, int]
     rows: int  # per step
     tokens: int  # per step; 0 for image tokenizers
-    image_slots: int  # per step, understanding and generation
+    images_at_most: int  # per step, seen and drawn: what rows have slots and tokens for, if they hold no text
     steps: int  # of the stage
     remat: str
     state_bytes: dict[str, int]  # per device, by kind
@@ -45,8 +46,11 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
 
     Raises UserError for a config or topology that cannot work; a program that is too large is a result.
     """
-    devices = topology_devices(topology, slices)
-    plan = make_plan(config, devices)
+    return check_plan(config, make_plan(config, topology_devices(topology, slices)), topology, options)
+
+
+def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[str, str]) -> Check:
+    """`check` where the plan of `config` for the devices of the topology is made already."""
     batch = abstract_batch(config, plan)
     lowered = plan.make_step().lower(plan.state, batch)
     program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
@@ -54,11 +58,11 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
     return Check(
         name=config.name,
         topology=topology,
-        chips=len(devices),
+        chips=plan.mesh.devices.size,
         mesh=dict(plan.mesh.shape),
         rows=config.train.batch_size,
         tokens=0 if isinstance(batch, ImageBatch) else config.train.batch_size * config.data.row_length,
-        image_slots=_image_slots(config, plan),
+        images_at_most=config.train.batch_size * images_of_a_row(config),
         steps=config.train.num_steps,
         remat=config.remat,
         state_bytes=_state_bytes(plan, batch),
@@ -83,9 +87,17 @@ def _state_bytes(plan: Plan, batch: Any) -> dict[str, int]:
     }
 
 
-def _image_slots(config: ConfigDict, plan: Plan) -> int:
-    if not isinstance(plan.architecture, FamilyConfig):
-        return config.train.batch_size
-    present = tasks(config)
-    per_row = config.data.und_slots * ("understand" in present) + config.data.gen_slots * ("generate" in present)
-    return config.train.batch_size * per_row
+def images_of_a_row(config: ConfigDict) -> int:
+    """At most, the shorter kind first: how much text is between them depends on the data. Tokenizers have one."""
+    model, data = model_config(config), config.data
+    if not isinstance(model, FamilyConfig):
+        return 1
+    kinds = {  # tokens with the fewest around an image: its begin and end; before a drawing its begin, or BOS
+        "understand": (model.siglip.num_tokens + 2, data.und_slots),
+        "generate": (model.image_tokens + 1, data.gen_slots),
+    }
+    images, room = 0, data.row_length
+    for tokens, slots in sorted(kinds[task] for task in kinds.keys() & set(tasks(config))):
+        held = min(slots, room // tokens)
+        images, room = images + held, room - held * tokens
+    return images

@@ -11,6 +11,7 @@ GB = 1e9
 LIMITS = (
     "predicted from the compiled program, not measured: no contention for HBM, no input;",
     f"between slices an assumed {SLICE_BANDWIDTH / GB:g} GB/s per chip;",
+    "images at most: rows full of images, without any text;",
     "compare programs for the same topology and compiler with it",
 )
 
@@ -32,12 +33,12 @@ def as_dict(check: Check) -> dict[str, Any]:
 
 
 def rates(check: Check) -> dict[str, float]:
-    """What the predicted step time means for a run."""
+    """What the predicted step time means for a run; how many images its rows have depends on the data."""
     assert check.estimate is not None
     seconds = check.estimate.predicted
     return {
         "tokens_per_second_per_chip": check.tokens / seconds / check.chips,
-        "image_slots_per_second": check.image_slots / seconds,
+        "images_per_second_at_most": check.images_at_most / seconds,
         "days": check.steps * seconds / 86400,
     }
 

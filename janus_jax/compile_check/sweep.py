@@ -4,17 +4,29 @@ import copy
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from janus_jax.compile_check.check import Check, check
+from janus_jax.compile_check.check import Check, check, check_plan
+from janus_jax.compile_check.program import topology_devices
 from janus_jax.errors import UserError
 from janus_jax.models.stack import REMAT_POLICIES
 from janus_jax.sharding import MESH_AXES
+from janus_jax.training.plan import make_plan
 
 Variant = dict[str, Any]
 KEYS = ("remat", "batch", "mesh")
+
+
+class Impossible(NamedTuple):
+    """A variant that no step can be made of; its fields are named as those of a `Check`."""
+
+    remat: str
+    rows: int
+    mesh: dict[str, int]
+    reason: str
+    fits: bool = False
 
 
 def parse_sweep(text: str) -> list[Variant]:
@@ -54,13 +66,33 @@ def with_variant(config: ConfigDict, variant: Variant) -> ConfigDict:
 
 def sweep(
     config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Mapping[str, str]
-) -> list[Check]:
-    """The most rows per second first. Each is a line on stderr as soon as it is done, since one takes minutes."""
-    checks = []
+) -> tuple[list[Check], list[Impossible]]:
+    """The most rows per second first, and apart the variants whose batch or mesh is none for this topology.
+
+    Each is a line on stderr as soon as it is known, the impossible ones before the first of the others is compiled.
+    Raises UserError when all are impossible.
+    """
+    devices = topology_devices(topology, slices)
+    checks, impossible, plans = [], [], []
     for variant in variants:
-        checks.append(check(with_variant(config, variant), topology, slices, options))
-        print(format_line(checks[-1]), file=sys.stderr, flush=True)
-    return sorted(checks, key=_seconds_per_row)
+        trial = with_variant(config, variant)
+        try:
+            plans.append((trial, make_plan(trial, devices)))
+        except UserError as error:
+            mesh = {axis: trial.mesh[axis] for axis in MESH_AXES}
+            impossible.append(Impossible(trial.remat, trial.train.batch_size, mesh, str(error)))
+            _tell(impossible[-1])
+    if not plans:
+        reasons = dict.fromkeys(variant.reason for variant in impossible)
+        raise UserError(f"--sweep: every combination is impossible: {'; '.join(reasons)}")
+    for trial, plan in plans:
+        checks.append(check_plan(trial, plan, topology, options))
+        _tell(checks[-1])
+    return sorted(checks, key=_seconds_per_row), impossible
+
+
+def _tell(trial: Check | Impossible) -> None:
+    print(format_line(trial), file=sys.stderr, flush=True)
 
 
 def fitting(config: ConfigDict, failed: Check, slices: int, options: Mapping[str, str]) -> Iterator[Check]:
@@ -89,9 +121,11 @@ def _seconds_per_row(check: Check) -> float:
     return check.estimate.predicted / check.rows if check.estimate and check.fits else float("inf")
 
 
-def format_line(check: Check) -> str:
+def format_line(check: Check | Impossible) -> str:
     mesh = "x".join(str(size) for size in check.mesh.values())
     line = f"{check.remat:<12} {check.rows:>6} rows  mesh {mesh:<10}"
+    if isinstance(check, Impossible):
+        return f"{line} impossible: {check.reason}"
     if check.estimate is None:
         return f"{line} does not fit: {check.reason[:80]}"
     result = check.estimate
@@ -100,6 +134,6 @@ def format_line(check: Check) -> str:
     return f"{line} {seconds}{mfu}, {check.needed_bytes / 1e9:.1f} GB{'' if check.fits else ', DOES NOT FIT'}"
 
 
-def format_sweep(checks: Sequence[Check]) -> str:
-    """The best variants first."""
-    return "\n".join(["", "best first:", *map(format_line, checks)])
+def format_sweep(checks: Sequence[Check], impossible: Sequence[Impossible]) -> str:
+    """The best variants first, those that are impossible last."""
+    return "\n".join(["", "best first:", *map(format_line, checks), *map(format_line, impossible)])

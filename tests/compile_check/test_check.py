@@ -40,7 +40,7 @@ def make_check(**changes):
         mesh={"data": 1, "fsdp": 8, "tensor": 1},
         rows=8,
         tokens=8 * 4096,
-        image_slots=16,
+        images_at_most=16,
         steps=86_400,
         remat="full",
         state_bytes={"trained parameters": 10, "gradients": 10},
@@ -96,15 +96,37 @@ def test_janusflow_also_counts_the_convolutions_and_the_alignment_of_every_slot(
     assert step_flops(without, modules, tasks, rows, length, 7, 7) == pytest.approx(rows * expected - saved)
 
 
-def test_a_check_of_janusflow_counts_its_tokens_and_slots(monkeypatch):
-    """And not those of the latents; nothing is compiled."""
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Checks for one device, in which nothing is compiled."""
     monkeypatch.setattr(Plan, "make_step", lambda plan: SimpleNamespace(lower=lambda state, batch: None))
-    monkeypatch.setattr(check_module, "topology_devices", lambda *_: jax.devices()[:1])
+    for module in (check_module, sweep):
+        monkeypatch.setattr(module, "topology_devices", lambda *_: jax.devices()[:1])
     monkeypatch.setattr(check_module, "compile_program", lambda *_: (PROGRAM, ""))
     monkeypatch.setattr(check_module, "estimate", lambda program: estimate(PROGRAM))
+
+
+def test_a_check_of_janusflow_counts_its_tokens_and_slots(uncompiled):
+    """And not those of the latents."""
     result = check_module.check(quickstart_flow.get_config("stage2"), "v5p-8", 1, {})
-    assert (result.tokens, result.image_slots) == (10 * 96, 10 * (2 + 3))
+    assert (result.tokens, result.images_at_most) == (10 * 96, 10 * (2 + 3))
     assert result.model_flops > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "length", "und_slots", "gen_slots", "images"),
+    [
+        ("stage2", 4096, 7, 7, 7),  # as it is: room for half of the slots
+        ("stage2", 4096, 2, 1, 3),
+        ("stage2", 577 + 578, 7, 1, 2),  # a drawing has one token around it, at least, an image that is seen two
+        ("stage2", 577 + 577, 7, 1, 1),
+        ("text_only", 4096, 7, 7, 0),  # without a task that fills them
+    ],
+)
+def test_a_row_has_no_more_images_than_its_tokens_can_hold(stage, length, und_slots, gen_slots, images):
+    config = janus_pro_7b.get_config(stage)
+    config.data.update(row_length=length, und_slots=und_slots, gen_slots=gen_slots)
+    assert check_module.images_of_a_row(config) == images
 
 
 def test_rates_and_utilisation_follow_from_the_predicted_time():
@@ -112,12 +134,13 @@ def test_rates_and_utilisation_follow_from_the_predicted_time():
     seconds, facts = check.estimate.predicted, as_dict(check)
     assert facts["mfu"] == pytest.approx(1e12 / 458.8e12 / seconds)
     assert facts["tokens_per_second_per_chip"] == pytest.approx(4096 / seconds)
-    assert facts["image_slots_per_second"] == pytest.approx(16 / seconds)
+    assert facts["images_per_second_at_most"] == pytest.approx(16 / seconds)
     assert facts["days"] == pytest.approx(seconds)
     facts = json.loads(json.dumps(facts))
     assert facts["memory"]["peak"] == 50
     assert facts["activations"] == 40 - 10  # temporaries without the gradients
     assert "between slices an assumed 6.25 GB/s per chip" in facts["limits"]
+    assert "images at most: rows full of images" in facts["limits"]
     report = format_report(check)
     assert facts["limits"] == report[report.index("predicted from") :].replace("\n", " ")
     assert "small on v5p-16: 8 chips (data 1, fsdp 8, tensor 1)" in report
@@ -202,23 +225,63 @@ def test_the_largest_batch_that_fits_is_found_also_where_halves_are_none(monkeyp
     assert all(batch % 8 == 0 and 0 < batch < rows for batch in tried) and len(tried) <= 3
 
 
+def small_sweep(text):
+    return sweep.sweep(janus_pro_7b.get_config("text_only:debug"), parse_sweep(text), "v5p-8", 1, {})
+
+
+def test_what_is_impossible_is_told_first_and_costs_a_sweep_nothing_else(uncompiled, monkeypatch, capsys):
+    """Two rows for three micro-batches, after a batch that can be divided."""
+    monkeypatch.setattr(sweep, "with_variant", in_three_parts)
+    checks, impossible = small_sweep("batch=3,2")
+    assert [check.rows for check in checks] == [3]
+    reason = "train.micro_batches=3 does not divide the 2 rows of a device"
+    assert [(variant.rows, variant.reason) for variant in impossible] == [(2, reason)]
+    assert [int(line.split()[1]) for line in capsys.readouterr().err.splitlines()] == [2, 3]
+    *_, last = sweep.format_sweep(checks, impossible).splitlines()
+    assert last.split() == f"none 2 rows mesh 1x1x1 impossible: {reason}".split()
+
+
+def in_three_parts(config, variant):
+    config = with_variant(config, variant)
+    config.train.micro_batches = 3
+    return config
+
+
+def test_a_sweep_of_which_all_is_impossible_is_an_error_with_every_reason(uncompiled):
+    with pytest.raises(UserError) as caught:
+        small_sweep("batch=8,16;mesh=2x1x1,1x3x1")
+    assert str(caught.value) == (
+        "--sweep: every combination is impossible: "
+        "mesh.data=2, mesh.fsdp=1, mesh.tensor=1 does not fit 1 devices; "
+        "mesh.data=1, mesh.fsdp=3, mesh.tensor=1 does not fit 1 devices"
+    )
+
+
 SWEEP = """
 import runpy, sys
+import jax
 sys.path.insert(0, "tests/compile_check")
 from test_check import make_check
 from janus_jax.compile_check import sweep
-sweep.check = lambda config, *_: make_check(remat=config.remat, rows=config.train.batch_size)
+sweep.topology_devices = lambda *_: jax.devices()[:1]
+sweep.check_plan = lambda config, *_: make_check(remat=config.remat, rows=config.train.batch_size)
 runpy.run_module("launch.compile_check", run_name="__main__")
 """
 
 
 def test_a_sweep_as_json_prints_nothing_else_and_its_progress_on_stderr():
-    """Nothing is compiled, and every variant takes equally long: more rows are better."""
-    flags = ["--config=configs/janus_pro_7b.py:text_only", "--topology=v5p-16", "--sweep=batch=8,16", "--json"]
+    """Nothing is compiled, and every variant takes equally long: more rows are better. There is one device."""
+    flags = ["--config=configs/janus_pro_7b.py:text_only:debug", "--topology=v5p-16", "--json"]
+    flags.append("--sweep=batch=8,16;mesh=1x1x1,2x1x1")
     command = [sys.executable, "-c", SWEEP, *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [check["rows"] for check in json.loads(done.stdout)] == [16, 8]
+    *checks, first, second = json.loads(done.stdout)
+    assert [check["rows"] for check in checks] == [16, 8]
+    for variant, rows in ((first, 8), (second, 16)):
+        assert (variant["rows"], variant["remat"], variant["fits"]) == (rows, "none", False)
+        assert variant["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
+        assert variant["reason"] == "mesh.data=2, mesh.fsdp=1, mesh.tensor=1 does not fit 1 devices"
     progress = [line for line in done.stderr.splitlines() if " rows  mesh 1x8x1 " in line]
     assert [int(line.split()[1]) for line in progress] == [8, 16]
 

@@ -14,7 +14,7 @@ import pytest
 from configs import janus_pro_7b
 from janus_jax.compile_check.estimate import estimate
 from janus_jax.compile_check.hlo import parse
-from janus_jax.compile_check.program import compile_program, topology_devices
+from janus_jax.compile_check.program import compile_program, local_bytes, topology_devices
 from janus_jax.errors import UserError
 from janus_jax.models.config import JANUS_PRO_TINY, PRESETS
 from janus_jax.models.parameters import flatten
@@ -114,6 +114,13 @@ def test_no_large_parameter_or_moment_is_whole_on_a_chip(plan, program):
     whole = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size * leaf.dtype.itemsize > 1 << 20}
     assert whole
     assert not whole & set(inputs)
+
+
+def test_the_new_state_takes_the_place_of_the_old_one(plan, program):
+    """Every array of it, or a run would hold it twice."""
+    state = plan[0].state
+    assert program.hlo.splitlines()[0].count("may-alias") == len(jax.tree.leaves(state))
+    assert program.memory.aliased >= local_bytes(state)
 
 
 def test_the_kernels_divide_their_heads_over_tensor():
