@@ -5,15 +5,16 @@
 #   launch/tpu/pod.sh create                     # waits in the queue until the slice is there
 #   launch/tpu/pod.sh setup                      # copies this checkout to every host and installs it
 #   launch/tpu/pod.sh run --config=configs/janus_pro_7b.py:stage2 --config.data.tokenizer=... ...
-#   launch/tpu/pod.sh watch                      # follows the log of the first host; Ctrl-C only ends the watching
+#   launch/tpu/pod.sh watch                      # follows the log of the first host, at its end shows those of all
 #   launch/tpu/pod.sh delete
 #
 # SPOT=1 asks for capacity that may be taken away. `run` writes to $BUCKET/runs/$NAME and goes on from its last
-# checkpoint, so after a loss: create, setup and run again. docs/pods.md explains each step.
+# checkpoint, so after a loss: create, setup and run again. It waits half a minute for mistakes that end the run at once.
+# Ctrl-C ends only the watching. docs/pods.md explains each step.
 set -euo pipefail
 
 usage() {
-  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -45,6 +46,9 @@ tpus() { gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"
 on_hosts() { # HOSTS COMMAND
   tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"
 }
+
+# Why a run has ended stands in the log of the host that failed, which need not be the first.
+LAST_LINES="tail -n 20 train.log 2>&1 | sed \"s/^/\$(hostname): /\""
 
 create() {
   need NAME ZONE ACCELERATOR
@@ -84,12 +88,16 @@ run() {
   command=$(printf '%q ' .venv/bin/python -m launch.train --multihost "--workdir=$BUCKET/runs/$NAME" "$@")
   # setsid: the run outlives this connection. The lock is held until the run and its workers have ended.
   on_hosts all "cd janus_jax; if flock --nonblock train.lock true; then \
-setsid nohup flock --nonblock train.lock $command </dev/null >>train.log 2>&1 & sleep 1; else echo 'already running'; fi"
+setsid nohup flock --nonblock train.lock $command </dev/null >>train.log 2>&1 & sleep 1; \
+if flock --timeout ${START_SECONDS:-30} train.lock true; then echo \"\$(hostname): the run has ended:\"; \
+$LAST_LINES; wait \$!; fi; else echo 'already running'; fi"
 }
 
 watch() {
   need NAME ZONE
-  on_hosts 0 "tail -n 100 -F janus_jax/train.log"
+  # The first `flock` waits for the end of the run, and `tail` for that of `flock`.
+  on_hosts 0 "cd janus_jax; flock --shared train.lock true & tail -n 100 -F --pid=\$! train.log"
+  on_hosts all "cd janus_jax; $LAST_LINES"
 }
 
 delete() {

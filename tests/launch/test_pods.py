@@ -1,6 +1,7 @@
 """The pod scripts, with a `gcloud` that only notes its arguments; the JobSet is what launch.train understands."""
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -22,9 +23,13 @@ if [[ "$*" == *describe* ]]; then
   echo "$STATES" | cut -d' ' -f"$line"
 fi
 if [[ "$*" == *"tpu-vm ssh"* ]]; then
+  if [[ "$*" == *--worker=0* ]]; then HOSTS=${HOSTS%% *}; fi
   for argument in "$@"; do
-    if [[ "$argument" == --command=* ]]; then cd "$HOST" && bash -c "${argument#--command=}"; fi
+    if [[ "$argument" == --command=* ]]; then command=${argument#--command=}; fi
   done
+  code=0
+  for host in $HOSTS; do (cd "$host" && bash -c "$command") || code=$?; done
+  exit $code
 fi
 """
 
@@ -32,14 +37,15 @@ fi
 @pytest.fixture
 def pod(tmp_path):
     """Runs the script; returns (exit code, what it told, gcloud's calls)."""
-    (tmp_path / "gcloud").write_text(FAKE)
-    (tmp_path / "gcloud").chmod(0o755)
+    for name, script in (("gcloud", FAKE), ("hostname", '#!/bin/bash\ncd ..; basename "$PWD"\n')):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
     log = tmp_path / "log"
 
     def run(*arguments, **variables):
         log.unlink(missing_ok=True)
         settings = {"NAME": "n", "ZONE": "z", "ACCELERATOR": "v5p-128", "BUCKET": "gs://b", "POLL_SECONDS": "0"}
-        settings["HOST"] = str(tmp_path / "host")
+        settings |= {"HOSTS": f"{tmp_path}/host {tmp_path}/other", "START_SECONDS": "0.1"}
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
         environment |= {"STATES": " ".join(STATES)} | settings | variables
         done = subprocess.run(
@@ -72,15 +78,22 @@ def test_a_request_that_failed_is_told(pod):
 
 
 @pytest.fixture
-def host(tmp_path):
-    """A host of the slice: what it is told over SSH runs in this folder; its Python notes its arguments and waits."""
-    python = tmp_path / "host" / "janus_jax" / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\" >> started; echo trains; exec sleep 60\n")
-    python.chmod(0o755)
-    yield python.parents[2]
-    for process in running(python.parents[2]):
+def hosts(tmp_path):
+    """Two hosts of the slice: what they are told over SSH runs in these folders; their Python notes its arguments."""
+    folders = [tmp_path / name / "janus_jax" for name in ("host", "other")]
+    for folder in folders:
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        train(folder, "echo trains; exec sleep 60")
+    yield folders
+    for process in itertools.chain(*map(running, folders)):
         os.kill(process, signal.SIGKILL)
+
+
+def train(folder, what):
+    """What the Python of a host does after it has noted its arguments."""
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" >> started; {what}\n")
+    python.chmod(0o755)
 
 
 def running(folder):
@@ -91,22 +104,36 @@ def running(folder):
                 yield int(process.name)
 
 
-def test_run_starts_on_all_hosts_once_until_it_ends_and_keeps_its_quoted_flags(pod, host):
+def test_run_starts_on_all_hosts_once_until_it_ends_and_keeps_its_quoted_flags(pod, hosts):
+    host, other = hosts
     arguments = ["--config=configs/janus_pro_7b.py:stage1", '--config.data.sources.text=("gs://b/a b-*.array_record",)']
     code, told, (call,) = pod("run", *arguments)
     assert code == 0 and "already running" not in told
     assert call.startswith("compute tpus tpu-vm ssh n --worker=all --command=cd janus_jax; ")
     command = ["-m", "launch.train", "--multihost", "--workdir=gs://b/runs/n", *arguments]
     assert (host / "started").read_text().splitlines() == command
+    assert (other / "started").read_text().splitlines() == command
     code, told, _ = pod("run", *arguments)
     assert code == 0 and "already running" in told
     assert (host / "started").read_text().splitlines() == command
     for process in running(host):
         os.kill(process, signal.SIGKILL)
     code, told, _ = pod("run", *arguments)
-    assert code == 0 and "already running" not in told
+    assert code == 0 and told.count("already running") == 1  # on the other host
     assert (host / "started").read_text().splitlines() == command * 2
     assert (host / "train.log").read_text() == "trains\n" * 2  # why the first one ended stays readable
+
+
+def test_a_host_that_cannot_start_is_told_by_run_and_by_watch_when_the_first_one_has_ended(pod, hosts):
+    host, other = hosts
+    train(host, "sleep 4; echo a host is gone; exit 75")
+    train(other, "echo error: b.array_record cannot be read; exit 2")
+    reason = ["other: error: b.array_record cannot be read"]
+    code, told, _ = pod("run", "--config=c.py")
+    assert code == 2 and told.splitlines() == ["other: the run has ended:", *reason]
+    code, told, calls = pod("watch")
+    assert code == 0 and told.splitlines() == ["a host is gone", "host: a host is gone", *reason]
+    assert not list(running(host)) and ["--worker=all" in call for call in calls] == [False, True]
 
 
 @pytest.mark.parametrize(
