@@ -92,21 +92,19 @@ class Checkpoints:
                 parameters or, unlike this one, kept an average of them.
             OSError, MemoryError, JaxRuntimeError: not of the files: no connection, no permission, no memory.
         """
-        first_error: UserError | None = None
-        damaged: list[int] = []
+        damaged: dict[int, str] = {}  # by step; not the errors, whose frames would keep what was read in memory
         steps = sorted(self._manager.all_steps(), reverse=True)
         self._require_average(steps, abstract_state.ema is not None)
         for step in steps:
             try:
                 result = self.restore(step, abstract_state, mask)
             except UserError as error:
-                result, first_error = None, first_error or error
-            if _in_all_processes(result is not None):
-                self._put_aside(damaged, first_error)
+                damaged[step] = str(error)
+            else:
+                self._put_aside(damaged)
                 return result
-            damaged.append(step)
         if damaged:
-            raise first_error or UserError(f"{self._workdir}: another process cannot read checkpoint {damaged[0]}")
+            raise UserError(damaged[steps[0]])
         return None
 
     def restore(
@@ -119,7 +117,8 @@ class Checkpoints:
             mask: which parameters are trainable.
 
         Raises:
-            UserError: the checkpoint is damaged or of a run that trained other parameters.
+            UserError: the checkpoint is damaged or of a run that trained other parameters; raised in every process,
+                even if only one of them reads the damaged part.
         """
         whole = ocp.args.StandardRestore(merge(abstract_state.trainable, abstract_state.frozen))
         items = {
@@ -129,18 +128,34 @@ class Checkpoints:
         }
         if abstract_state.ema is not None:
             items["ema"] = whole
+        reason = ""
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._read(step, ocp.args.Composite(**items))
+        except UserError as error:
+            reason = str(error)
+        if not _in_all_processes(not reason):  # before device_put, which waits for the other processes too
+            raise UserError(reason or f"{self._workdir}: another process cannot read checkpoint {step}")
+        trainable, frozen = split(restored["params"], mask)
+        number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
+        average = None if abstract_state.ema is None else split(restored["ema"], mask)[0]
+        return TrainState(number, trainable, frozen, restored["opt_state"], average), restored["data"]
+
+    def _read(self, step: int, items: ocp.args.Composite) -> ocp.args.Composite:
+        """The parts of a checkpoint that this process needs. Raises UserError when they cannot be read.
+
+        Unlike the manager's `restore`, it does not end in a barrier: a process that fails would miss it and come to
+        another collective than the others, and all would crash or hang.
+        """
+        alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as checkpointer:
+                return checkpointer.restore(self._workdir / "checkpoints" / str(step), args=items)
         except (TimeoutError, ConnectionError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
             raise  # says nothing of the files
         except Exception as error:  # for damaged files Orbax raises bare ones
             raise UserError(
                 f"{self._workdir}: checkpoint {step} cannot be restored into this config: {_reason(error)}"
             ) from error
-        trainable, frozen = split(restored["params"], mask)
-        number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
-        average = None if abstract_state.ema is None else split(restored["ema"], mask)[0]
-        return TrainState(number, trainable, frozen, restored["opt_state"], average), restored["data"]
 
     def _require_average(self, steps: list[int], kept: bool) -> None:
         """Raises UserError when the run keeps an average of its parameters and the checkpoints do not, or inversely."""
@@ -174,10 +189,11 @@ class Checkpoints:
                 f"{self._manager.latest_step()}: {_reason(error)}"
             ) from error
 
-    def _put_aside(self, damaged: list[int], error: UserError | None) -> None:
+    def _put_aside(self, damaged: dict[int, str]) -> None:
         if not damaged:
             return
-        logging.error("CHECKPOINT DAMAGED, GOING BACK TO AN EARLIER ONE: %s", error)
+        for reason in damaged.values():
+            logging.error("CHECKPOINT DAMAGED, GOING BACK TO AN EARLIER ONE: %s", reason)
         if jax.process_index() == 0:
             folder = self._workdir / "damaged_checkpoints"
             folder.mkdir(exist_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorstore as ts
 from tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
 
 from janus_jax.checkpoints import save_params
@@ -179,6 +180,24 @@ def test_sigterm_to_one_process_stops_all_after_the_same_saved_step_and_damage_i
     after = train(tmp_path, 2, step + 1)  # the last step again
     assert after[step + 1]["loss"] == pytest.approx(before, rel=1e-6)
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_damage_of_what_one_process_alone_reads_takes_all_back_to_the_checkpoint_before(start, train, tmp_path):
+    before = train(tmp_path, 2, 2, "--config.checkpoint.every_steps=1")[2]["loss"]
+    item = tmp_path / "checkpoints" / "2" / "params"
+    store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{item}/"}).result()
+    second_half = store.read("llm.embed_tokens/1.0").result().value
+    (file,) = (path for path in item.rglob("d/*") if second_half in path.read_bytes())
+    file.write_bytes(file.read_bytes().replace(second_half, bytes(len(second_half))))
+    processes = start(tmp_path, 2, 2)
+    ends = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert "another process cannot read checkpoint 2" in ends[0][1] and "2 cannot be restored" in ends[1][1], ends
+    assert "resumed from checkpoint 1" in ends[0][0]
+    assert read_metrics(tmp_path)[-1]["loss"] == pytest.approx(before, rel=1e-6)
+    (aside,) = (tmp_path / "damaged_checkpoints").iterdir()
+    assert aside.name.startswith("2-")
 
 
 @pytest.mark.slow
