@@ -27,9 +27,10 @@ def run(main: Callable[[], None]) -> None:
         except (UserError, FloatingPointError, OSError) as error:  # OSError: also from within a config file
             return _fail(_config_mistake(error) or error)
         except RuntimeError as error:  # JAX's own is one; not every command imports it
-            if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            reason = out_of_memory(error)
+            if reason is None:
                 raise
-            return _fail(f"the memory of a device is not enough: {error}")
+            return _fail(reason)
         except KeyboardInterrupt as interrupt:
             return _interrupted(interrupt)
 
@@ -55,7 +56,7 @@ def end_at_once(interrupt: KeyboardInterrupt) -> NoReturn:
     process_end.end_at_once(_interrupted(interrupt))
 
 
-def fail_at_once(reason: object, code: int) -> NoReturn:
+def fail_at_once(reason: object, code: int = 2) -> NoReturn:
     """Ends a command that failed, without what a normal end would wait for, such as a process that is gone."""
     process_end.end_at_once(_fail(reason, code))
 
@@ -74,6 +75,11 @@ def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
         if not name or not equals:
             raise UserError(f"--{flag}={name}: expected name=value")
     return {name: value for name, _, value in split}
+
+
+def out_of_memory(error: RuntimeError) -> str | None:
+    """What to tell of JAX's error where a device has too little memory; None for any other error."""
+    return f"the memory of a device is not enough: {error}" if str(error).startswith("RESOURCE_EXHAUSTED") else None
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:

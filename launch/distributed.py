@@ -25,7 +25,8 @@ PEER_TIMEOUT = flags.DEFINE_integer(
 START_TIMEOUT = flags.DEFINE_integer(
     "start_timeout",
     3600,
-    "seconds after which one of several processes ends that has joined the others and not ended its first step",
+    "seconds after which one of several processes ends that has joined the others and not ended its first step; also "
+    "one that has ended its last step and not saved it",
     lower_bound=1,
 )
 STEP_TIMEOUT = flags.DEFINE_integer(
@@ -105,7 +106,7 @@ def _wait_for(address: tuple[str, int], seconds: float) -> None:
 
 
 def watchdog() -> Watchdog | None:
-    """Bounds the start and the steps of this process from now on, also before JAX's devices; None where it is alone."""
+    """Bounds start, steps and end of this process from now on, also before JAX's devices; None where it is alone."""
     if state.num_processes == 1:
         return None
     patience = COORDINATOR_PATIENCE if state.process_id == 0 else 0.0

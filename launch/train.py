@@ -37,6 +37,9 @@ def main() -> None:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
+        memory = command_line.out_of_memory(error)
+        if memory is not None:  # which a restart would not mend
+            command_line.fail_at_once(memory)
         reason = str(error).splitlines()[0]
         command_line.fail_at_once(
             f"process {jax.process_index()}: a step failed, as it does when another host of the run is gone: {reason}",

@@ -31,7 +31,7 @@ class FiniteCheck:
 
         Raises:
             FloatingPointError: its loss or gradient is not finite, as those of all later steps would be. Names the
-                step, the task and the file of its batch.
+                step, the task (all of the step, where only the gradient is not) and the file of its batch.
         """
         if self._unseen is None:
             return
@@ -45,6 +45,8 @@ class FiniteCheck:
             if name.startswith(("loss", "grad_norm")) and not _is_finite(pair)
         }
         listed = ", ".join(f"{name} is {value}" for name, value in sorted(values.items()))
+        if not any(name.startswith("loss") for name in values):
+            listed += f"; losses are finite: {_losses(metrics)}"
         try:
             kept = f"is in {self._save(step, batch)}"
         except OSError as error:  # a full disk must not hide what happened
@@ -68,6 +70,13 @@ class FiniteCheck:
 
 def _is_finite(pair: tuple[jax.Array, jax.Array]) -> bool:
     return math.isfinite(float(pair[0]))
+
+
+def _losses(metrics: Metrics) -> str:
+    """The mean loss of each task that the step held, e.g. "loss/generate 8.3, loss/text 2.1"."""
+    sums = {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
+    means = {name: sums[name][0] / sums[name][1] for name in sums if name.startswith("loss/") and sums[name][1]}
+    return ", ".join(f"{name} {mean:.4g}" for name, mean in sorted(means.items()))
 
 
 def _own_rows(array: jax.Array) -> np.ndarray:

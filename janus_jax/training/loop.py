@@ -22,6 +22,7 @@ from janus_jax.training.checkpoint import Checkpoints
 from janus_jax.training.device_peaks import peak_flops
 from janus_jax.training.experiment import open_stream, open_tokenizer
 from janus_jax.training.finite import FiniteCheck
+from janus_jax.training.idle import IdleTime
 from janus_jax.training.initial import format_origins, initial_params
 from janus_jax.training.latents import Preparation, make_preparation, open_vae
 from janus_jax.training.metrics import MetricsLog
@@ -45,7 +46,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, watchdog: Watchdog | None
     step that they agree on. Only the first process prints and writes logs.
 
     Args:
-        watchdog: ends the process when its steps do not end; closed after the last one.
+        watchdog: ends the process when its steps, or the run after the last one, do not end; closed at the end.
 
     Returns:
         The last written metrics.
@@ -94,13 +95,16 @@ def train(config: ConfigDict, workdir: epath.PathLike, watchdog: Watchdog | None
     profile = Profile(workdir / "profile", **config.profile)
     # Around the endings too: a signal while the last checkpoint is being written shall not cost it.
     with StopRequest() as stop, contextlib.ExitStack() as ending:
+        if watchdog is not None:
+            ending.callback(watchdog.close)  # last: with several processes a save may wait for one that hangs
         batches = DevicePrefetch(stream, plan.rows, stop.pending)
         ending.callback(lambda: _say(format_reports(batches.state, stream.patterns)))
-        for part in (log, checkpoints, profile, batches):  # closed from the last one on
+        idle = IdleTime()
+        for part in (idle, log, checkpoints, profile, batches):  # closed from the last one on
             ending.push(functools.partial(_close, part))
         if watchdog is not None:
-            ending.callback(watchdog.close)  # first: to write the last checkpoint may take longer
-        return _run(config, state, prepare, step_fn, batches, checkpoints, log, finite, profile, stop, watchdog)
+            ending.callback(watchdog.run_ends)  # first, also after an error
+        return _run(config, state, prepare, step_fn, batches, idle, checkpoints, log, finite, profile, stop, watchdog)
 
 
 def _close(part: Any, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -120,6 +124,7 @@ def _run(
     prepare: Preparation,
     step_fn: Any,
     batches: DevicePrefetch,
+    idle: IdleTime,
     checkpoints: Checkpoints,
     log: MetricsLog,
     finite: FiniteCheck,
@@ -141,17 +146,20 @@ def _run(
         saving = last or step % config.checkpoint.every_steps == 0
         if writing or saving:
             finite.check()  # what is written or saved is finite
+        if last and watchdog is not None:
+            watchdog.run_ends()  # now that the last step has ended: to save it may take longer than a step
         if writing:
             checkpoints.check()
             dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(batches.state).items()}
             extra = {"learning_rate": float(schedule(step - 1)), "memory/save_gib": checkpoints.host_gib, **dropped}
-            means = log.write(step, batches.take_waited(), checkpoints.take_blocked(), extra)
+            means = log.write(step, idle.take(), checkpoints.take_blocked(), extra)
         if saving:
             checkpoints.save(state, batches.state)
 
     for step in range(start + 1, config.train.num_steps + 1):
         profile.before(step, metrics)
         rows = next(batches, None)
+        idle.waited(batches.take_waited())
         if rows is None:  # told to stop while no data came
             if step == start + 1:
                 raise DataStalled("stopped by a signal while no data came, before any step")
@@ -159,17 +167,14 @@ def _run(
             raise DataStalled(f"stopped by a signal while no data came after step {step - 1}, which is saved")
         batch = prepare(rows, step)
         state, metrics = step_fn(state, batch)
+        idle.step_started(metrics)
         if on_cpu:
             jax.block_until_ready(metrics)
         finite.add(step, metrics, batch)
         log.add(metrics)
         if watchdog is not None:
             watchdog.step_ended(step)
-        if step == start + 1:
-            batches.take_waited()  # for the first batch: a part of the start
         stopping = stop.requested(step)  # once, so that a signal in between waits for the next step
-        if stopping and watchdog is not None:
-            watchdog.close()  # a step no longer has to end, and to write the last checkpoint may take longer
         end_of(step, last=step == config.train.num_steps or stopping)
         if stopping:
             raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")

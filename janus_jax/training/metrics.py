@@ -23,8 +23,8 @@ class MetricsLog:
     and of the same time:
         images_per_second, tokens_per_second, steps_per_second: of the whole run, all processes.
         step_seconds/median, /p90, /max: from the end of a step to the end of the next; not the first one's.
-        data_wait_share, save_wait_share: the part in which the loop waited for data (but for a process's first batch),
-            and for checkpoints.
+        data_wait_share, save_wait_share: the part in which the devices had nothing to do for want of data (but for a
+            process's first batch), and in which the loop waited for checkpoints.
         goodput: since the run was first started, the part of the wall time in which steps were done that count; not
             starts, compilation, waiting, and what a crash lost. With `time` (Unix) and `wall_seconds` it goes on
             through restarts.
@@ -84,8 +84,8 @@ class MetricsLog:
         """Means since the last write, to all sinks; this waits for the device.
 
         Args:
-            waited: seconds since the last write in which the loop waited for data.
-            saving: those in which it waited for checkpoints.
+            waited: seconds since the last write in which the devices waited for data.
+            saving: those in which the loop waited for checkpoints.
 
         Raises:
             OSError: the file cannot be written, e.g. on a full disk.

@@ -247,5 +247,25 @@ def test_a_full_device_is_one_line():
     assert (result.returncode, result.stderr) == (2, expected)
 
 
+def test_a_full_device_of_several_processes_is_told_as_that_of_one_and_not_restarted(tmp_path):
+    program = (
+        "import jax; from launch import command_line, train\n"
+        "def fail(*_): raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\\nallocating 7 bytes.')\n"
+        "train.train = fail\n"
+        "jax.process_count = lambda: 2\n"
+        "command_line.run(train.main)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, TRAIN, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    expected = "error: the memory of a device is not enough: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\n"
+    assert (result.returncode, result.stderr) == (2, expected)
+
+
 def test_nothing_was_trained_before_the_errors(results, folder):
     assert not (folder / "w" / "metrics.jsonl").exists()

@@ -24,13 +24,17 @@ from janus_jax.training.checkpoint import Checkpoints, read_data_state
 from janus_jax.training.experiment import open_stream
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.stopping import DataStalled
+from janus_jax.training.watchdog import Watchdog
 
 
 class CountingStep:
-    """Loss and token weight of step n are given by a table; the state does not change but for its number."""
+    """Loss and token weight of step n are given by a table; the state does not change but for its number.
 
-    def __init__(self, losses, before_step=None):
-        self._losses, self._before_step = losses, before_step or {}
+    A table of gradient norms may be added.
+    """
+
+    def __init__(self, losses, before_step=None, grad_norms=None):
+        self._losses, self._before_step, self._grad_norms = losses, before_step or {}, grad_norms
 
     def __call__(self, state, batch):
         step = int(state.step) + 1
@@ -38,22 +42,55 @@ class CountingStep:
         loss, one = jnp.float32(self._losses[step - 1]), jnp.ones(())
         tokens = jnp.float32(step)
         metrics = {"loss": (loss, one), "loss/text": (loss * tokens, tokens), "images": (one, one)}
+        if self._grad_norms:
+            absent = jnp.zeros(())
+            metrics |= {"grad_norm": (jnp.float32(self._grad_norms[step - 1]), one), "loss/generate": (absent, absent)}
         return state._replace(step=jnp.int32(step)), metrics
+
+
+class Later:
+    """A number of a step that the device has ended at a given time."""
+
+    def __init__(self, value, ready):
+        self._value, self._ready = value, ready
+
+    def block_until_ready(self):
+        time.sleep(max(self._ready - time.monotonic(), 0))
+
+    def __array__(self, *_, **__):
+        self.block_until_ready()
+        return np.asarray(self._value)
+
+    def __float__(self):
+        return float(self.__array__())
+
+
+class DispatchedStep(CountingStep):
+    """Returns at once, while the device does the steps one after the other."""
+
+    def __init__(self, losses, seconds):
+        super().__init__(losses)
+        self._seconds, self._free = seconds, 0.0
+
+    def __call__(self, state, batch):
+        state, metrics = super().__call__(state, batch)
+        self._free = max(self._free, time.monotonic()) + self._seconds
+        return state, jax.tree.map(lambda value: Later(value, self._free), metrics)
 
 
 @pytest.fixture
 def run(data_folder, tmp_path, monkeypatch):
     """Trains with a CountingStep; returns what `train` returns."""
 
-    def train(losses, log_every=1, every_steps=2, keep=10, before_step=None, profile=(0, 0)):
+    def train(losses, log_every=1, every_steps=2, keep=10, step_fn=None, profile=(0, 0), watchdog=None, **options):
         config = vq_experiment(data_folder, num_steps=len(losses))
         config.trainable = (("codebook", True), (".*", False))  # two moments instead of two hundred to save
         config.train.update(schedule="cosine", warmup_steps=0)
         config.log_every = log_every
         config.profile.update(first_step=profile[0], steps=profile[1])
         config.checkpoint.update(every_steps=every_steps, keep=keep)
-        monkeypatch.setattr(plan, "make_step", lambda *_: CountingStep(losses, before_step))
-        return loop.train(config, tmp_path)
+        monkeypatch.setattr(plan, "make_step", lambda *_: step_fn or CountingStep(losses, **options))
+        return loop.train(config, tmp_path, watchdog)
 
     return train
 
@@ -90,6 +127,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run, tmp_pat
     with pytest.raises(FloatingPointError, match=r"^step 3: loss is nan, loss/text is nan\. "):
         run([1.0, 1.0, float("nan"), 1.0])
     assert saved_steps(tmp_path) == [2]
+
+
+def test_a_gradient_that_is_not_finite_blames_no_task_but_names_those_of_the_step(run):
+    expected = r"^step 2: grad_norm is inf; losses are finite: loss/text 4\.5\. Its batch "
+    with pytest.raises(FloatingPointError, match=expected):
+        run([1.0, 4.5], grad_norms=[1.0, float("inf")])
 
 
 def test_no_checkpoint_follows_a_loss_that_is_not_finite(run, tmp_path):
@@ -152,7 +195,7 @@ def test_an_error_that_says_nothing_of_the_files_puts_no_checkpoint_aside(run, t
         raise TimeoutError("storage does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr("orbax.checkpoint.CheckpointManager.restore", restore)
+        patch.setattr("orbax.checkpoint.Checkpointer.restore", restore)
         with pytest.raises(TimeoutError):
             run([1.0] * 6)
     assert saved_steps(tmp_path) == [2, 4] and not (tmp_path / "damaged_checkpoints").exists()
@@ -187,6 +230,49 @@ def test_steps_go_on_while_a_checkpoint_is_written(run, tmp_path, monkeypatch):
     monkeypatch.setattr(jax_array_handlers, "_async_serialize_replica_slices", held_back)
     run([1.0] * 7, every_steps=4, before_step={7: look})
     assert saved_steps(tmp_path) == [4, 7]
+
+
+def test_only_data_that_the_devices_wait_for_counts_as_waited_for(run, tmp_path, monkeypatch):
+    """Of 0.5 s from batch to batch they wait 0.1 s, the loop almost all of it."""
+    read = Stream.__next__
+
+    def slow(stream):
+        time.sleep(0.5)
+        return read(stream)
+
+    monkeypatch.setattr(Stream, "__next__", slow)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    losses = [1.0] * 8
+    run(losses, log_every=4, every_steps=8, step_fn=DispatchedStep(losses, seconds=0.4))
+    line = logged(tmp_path)[8]
+    assert 0.02 < line["data_wait_share"] < 0.5
+    assert not any("step-end" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("part", ["save", "close"])
+def test_a_last_save_that_hangs_is_ended(run, monkeypatch, part, stopped):
+    ended = threading.Event()
+    reasons = []
+    original = getattr(Checkpoints, part)
+
+    def end(_, reason):
+        reasons.append(reason)
+        ended.set()
+
+    def hang(checkpoints, *arguments):
+        if not arguments or arguments[0].step == 3:
+            assert ended.wait(10)
+        return original(checkpoints, *arguments)
+
+    monkeypatch.setattr(Watchdog, "_end", end)
+    monkeypatch.setattr(Checkpoints, part, hang)
+    watchdog = Watchdog(0.2, 1800, lambda: False, 1800)
+    watchdog.step_ended(0)  # so that the start has as long as it needs
+    interruption = {3: lambda: signal.raise_signal(signal.SIGTERM)} if stopped else {}
+    with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+        run([1.0] * (4 if stopped else 3), every_steps=10, before_step=interruption, watchdog=watchdog)
+    assert set(reasons) == {"no end of saving 0.2 s after step 3 (--start_timeout)"}
 
 
 def test_metrics_that_cannot_be_written_stop_the_run(run, tmp_path, capsys):

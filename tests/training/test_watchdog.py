@@ -12,15 +12,18 @@ from janus_jax.training.watchdog import Watchdog
 watchdog = Watchdog({start}, {seconds}, lambda: {stopping}, 0.5)
 time.sleep({before})
 watchdog.step_ended(6)
+if {ending}:
+    watchdog.run_ends()
 if {closed}:
     watchdog.close()
-time.sleep(60 if not {closed} else 1.5)
+time.sleep({after} if not {closed} else 1.5)
 """
 
 
-def run(start=1800, seconds=0.5, stopping=False, **fields):
+def run(start=1800, seconds=0.5, stopping=False, ending=False, after=60, **fields):
+    fields |= {"start": start, "seconds": seconds, "stopping": stopping, "ending": ending, "after": after}
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(start=start, seconds=seconds, stopping=stopping, **fields)],
+        [sys.executable, "-c", PROGRAM.format(**fields)],
         capture_output=True,
         text=True,
         timeout=50,
@@ -51,6 +54,17 @@ def test_the_first_step_may_compile_and_what_follows_the_last_step_may_take_time
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_a_process_whose_last_save_does_not_end_says_so_and_ends():
+    result = run(start=0.5, seconds=1800, before=0, ending=True, closed=False)
+    assert result.returncode == RESTART
+    assert "error: no end of saving 0.5 s after step 6 (--start_timeout): " in result.stderr
+
+
+def test_a_last_save_may_take_longer_than_a_step_also_when_asked_to_stop():
+    result = run(seconds=0.5, stopping=True, before=0, ending=True, after=1.5, closed=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_process_that_the_others_need_ends_later(monkeypatch):
     ends = queue.Queue()
     monkeypatch.setattr(Watchdog, "_end", lambda self, reason: ends.put(time.monotonic()))
@@ -58,11 +72,14 @@ def test_a_process_that_the_others_need_ends_later(monkeypatch):
         (0.2, 1800, False, "a start"),
         (1800, 0.2, False, "a step"),
         (1800, 1800, True, "a stop"),
+        (0.2, 1800, False, "a last save"),
     ):
         watchdog = Watchdog(start, step, lambda stopping=stopping: stopping, 0.2, patience=0.7)
         begin = time.monotonic()
         if message != "a start":
             watchdog.step_ended(6)
+        if message == "a last save":
+            watchdog.run_ends()
         assert ends.get(timeout=30) - begin > 0.9, message
         watchdog.close()
         while not ends.empty():
