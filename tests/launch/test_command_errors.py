@@ -216,22 +216,23 @@ def test_an_interrupted_command_can_end_without_waiting_for_its_threads():
     assert (result.returncode, result.stderr) == (130, "interrupted: no data\n")
 
 
-def test_a_bucket_that_fails_while_training_ends_it_with_the_code_of_what_a_restart_may_mend(tmp_path):
+def failed_training(error, workdir, processes=1):
+    """(exit code, stderr) of launch.train where the training raises this Python expression."""
     program = (
-        "from launch import command_line, train\n"
-        "def fail(*_): raise ConnectionError('the bucket is gone')\n"
+        "import jax; from launch import command_line, train\n"
+        f"def fail(*_): raise {error}\n"
         "train.train = fail\n"
+        f"jax.process_count = lambda: {processes}\n"
         "command_line.run(train.main)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, TRAIN, f"--workdir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (RESTART, "error: the bucket is gone\n")
+    command = [sys.executable, "-c", program, TRAIN, f"--workdir={workdir}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    return result.returncode, result.stderr
+
+
+def test_a_bucket_that_fails_while_training_ends_it_with_the_code_of_what_a_restart_may_mend(tmp_path):
+    failed = failed_training("ConnectionError('the bucket is gone')", tmp_path)
+    assert failed == (RESTART, "error: the bucket is gone\n")
 
 
 def test_a_full_device_is_one_line():
@@ -248,23 +249,9 @@ def test_a_full_device_is_one_line():
 
 
 def test_a_full_device_of_several_processes_is_told_as_that_of_one_and_not_restarted(tmp_path):
-    program = (
-        "import jax; from launch import command_line, train\n"
-        "def fail(*_): raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\\nallocating 7 bytes.')\n"
-        "train.train = fail\n"
-        "jax.process_count = lambda: 2\n"
-        "command_line.run(train.main)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program, TRAIN, f"--workdir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    error = r"jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nallocating 7 bytes.')"
     expected = "error: the memory of a device is not enough: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\n"
-    assert (result.returncode, result.stderr) == (2, expected)
+    assert failed_training(error, tmp_path, processes=2) == (2, expected)
 
 
 def test_nothing_was_trained_before_the_errors(results, folder):

@@ -41,7 +41,7 @@ def test_only_the_time_after_the_end_of_the_step_counts(idle):
     assert idle.take() == 0.0  # it still runs
     step.end()
     idle.waited(10.0)
-    assert idle.take() == pytest.approx(0.3, abs=0.2)  # it ended during the wait
+    assert 0.2 < idle.take() < 5  # it ended 0.3 s before, during the wait; more on a busy machine
     idle.waited(0.125)
     idle.waited(0.125)
     assert idle.take() == 0.25  # it had ended before

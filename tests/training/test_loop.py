@@ -1,4 +1,7 @@
-"""When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts."""
+"""When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts.
+
+Over 400 lines, since all ways in which a run may end share one fixture.
+"""
 
 import contextlib
 import itertools
