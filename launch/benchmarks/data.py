@@ -50,7 +50,7 @@ INDEX, DEPTH = 100_000_000, 10_000_000
 Read = Callable[[], int]  # reads on; returns how many images there were
 
 
-def run() -> list[Result]:
+def run() -> Iterator[Result]:
     """All cases."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -60,12 +60,10 @@ def run() -> list[Result]:
         for task in RATIO:
             write_records(folder / f"{task}.array_record", [record for record in records if record.task == task])
         write_hf_files(folder, JANUS_PRO_7B, tokenizer)
-        return [
-            *_against_plain_loop(folder, records, tokenizer),
-            _against_data_loader(folder, records, tokenizer),
-            *_resume(tokenizer),
-            *_mixture(folder, tokenizer),
-        ]
+        yield from _against_plain_loop(folder, records, tokenizer)
+        yield _against_data_loader(folder, records, tokenizer)
+        yield from _resume(tokenizer)
+        yield from _mixture(folder, tokenizer)
 
 
 def _against_plain_loop(folder: Path, records: Sequence[Record], tokenizer: Tokenizer) -> list[Result]:

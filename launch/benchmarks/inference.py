@@ -8,7 +8,7 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -39,83 +39,75 @@ GREEDY = Sampling()
 Run = Callable[[], Any]
 
 
-def run() -> list[Result]:
+def run() -> Iterator[Result]:
     """All cases for JAX's default device."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would leave the peer little of a GPU
     device = peer_device()
     bandwidth = floor.copy_bandwidth()
-    results = [Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s")]
-    results += _on_gpu(bandwidth) if device == "cuda" else _on_cpu(bandwidth)
+    yield Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s")
+    yield from _on_gpu(bandwidth) if device == "cuda" else _on_cpu(bandwidth)
     for name, number in programs.items():
-        results.append(Result(f"programs compiled: {name}", number, "programs"))
-    return results
+        yield Result(f"programs compiled: {name}", number, "programs")
 
 
-def _on_cpu(bandwidth: float) -> list[Result]:
+def _on_cpu(bandwidth: float) -> Iterator[Result]:
     """The bars are those of float32 (but one of text in bfloat16), and of the width that they are named for.
 
     Released weights are stored in bfloat16, which is less to read also where they run in float32.
     """
-    results = [Result("read bandwidth: the largest number of 1 GiB", floor.read_bandwidth() / 1e9, "GB/s")]
+    yield Result("read bandwidth: the largest number of 1 GiB", floor.read_bandwidth() / 1e9, "GB/s")
     with open_sides("width 256", tiny(), "float32", bandwidth) as sides:
-        results += [*_text(sides, 1), *_text(sides, 8)]
-        results += [result for images in (1, 4, 16) for result in _images(sides, images)]
-        results += [*_first_token(sides), *_encoders(sides, 4)]
+        yield from _text(sides, 1)
+        yield from _text(sides, 8)
+        for images in (1, 4, 16):
+            yield from _images(sides, images)
+        yield from _first_token(sides)
+        yield from _encoders(sides, 4)
     with open_sides("width 512", width_512(), "float32", bandwidth) as sides:
-        results += [*_images(sides, 4, bar=4.0), *_images(sides, 16)]
+        yield from _images(sides, 4, bar=4.0)
+        yield from _images(sides, 16)
     with open_sides("width 512", width_512(), "float32", bandwidth, stored="bfloat16") as sides:
-        results += [*_images(sides, 4, bar=4.0), *_images(sides, 16)]
+        yield from _images(sides, 4, bar=4.0)
+        yield from _images(sides, 16)
     with open_sides("width 512", width_512(), "bfloat16", bandwidth) as sides:
-        results += _images(sides, 4)
+        yield from _images(sides, 4)
     with open_sides("width 2048", width_2048(), "float32", bandwidth) as sides:
-        results += [
-            *_text(sides, 1, bar=1.5, floor_bar=0.7),
-            *_text(sides, 8),
-            *_images(sides, 1),
-            *_images(sides, 4, bar=1.3),
-            *_images(sides, 16),
-            _cache(sides, 16),
-            *_first_token(sides),
-            *_encoders(sides, 4),
-        ]
+        yield from _text(sides, 1, bar=1.5, floor_bar=0.7)
+        yield from _text(sides, 8)
+        yield from _images(sides, 1)
+        yield from _images(sides, 4, bar=1.3)
+        yield from _images(sides, 16)
+        yield _cache(sides, 16)
+        yield from _first_token(sides)
+        yield from _encoders(sides, 4)
     with open_sides("width 2048", width_2048(), "float32", bandwidth, stored="bfloat16") as sides:
-        results += [
-            *_text(sides, 1, bar=1.5, floor_bar=0.7, compiled=False),
-            *_text(sides, 8, compiled=False),  # to compile the peer takes minutes
-            *_images(sides, 4, bar=1.3),
-            *_first_token(sides),
-        ]
+        yield from _text(sides, 1, bar=1.5, floor_bar=0.7, compiled=False)
+        yield from _text(sides, 8, compiled=False)  # to compile the peer takes minutes
+        yield from _images(sides, 4, bar=1.3)
+        yield from _first_token(sides)
     with open_sides("width 2048", width_2048(), "bfloat16", bandwidth) as sides:
-        results += [
-            *_text(sides, 1, bar=0.8),
-            *_text(sides, 8, compiled=False),
-            *_images(sides, 1),
-            *_images(sides, 4),
-            *_images(sides, 16),
-            *_first_token(sides),
-            *_encoders(sides, 1),  # the peer's VQ decoder takes half a minute for an image in bfloat16
-        ]
-    return results
+        yield from _text(sides, 1, bar=0.8)
+        yield from _text(sides, 8, compiled=False)
+        for images in (1, 4, 16):
+            yield from _images(sides, images)
+        yield from _first_token(sides)
+        yield from _encoders(sides, 1)  # the peer's VQ decoder takes half a minute for an image in bfloat16
 
 
-def _on_gpu(bandwidth: float) -> list[Result]:
+def _on_gpu(bandwidth: float) -> Iterator[Result]:
     """The released sizes; the bars are those of the 7B."""
-    results = []
     for name, config, one, many in (
         ("Janus-Pro-1B", JANUS_PRO_1B, {}, {}),
         ("Janus-Pro-7B", JANUS_PRO_7B, {"bar": 4.0, "floor_bar": 0.7}, {"bar": 5.0}),
     ):
         with open_sides(name, config, "bfloat16", bandwidth) as sides:
-            results += [
-                *_text(sides, 1),
-                *_text(sides, 8),
-                *_images(sides, 1, **one),
-                *_images(sides, 16, **many),
-                _cache(sides, 16),
-                *_first_token(sides),
-                *_encoders(sides, 4),
-            ]
-    return results
+            yield from _text(sides, 1)
+            yield from _text(sides, 8)
+            yield from _images(sides, 1, **one)
+            yield from _images(sides, 16, **many)
+            yield _cache(sides, 16)
+            yield from _first_token(sides)
+            yield from _encoders(sides, 4)
 
 
 def _text(

@@ -42,14 +42,12 @@ LOSS_TOLERANCE = 1e-5  # relative, of each of the first BATCHES steps
 Step = Callable[[], Any]  # starts the next step; returns its loss, which can be made a float
 
 
-def run() -> list[Result]:
+def run() -> Iterator[Result]:
     """All cases."""
     keep_freed_memory()  # as launch.train does
     with mock.patch.dict(PRESETS, {"tiny": tiny(), "wide": wide()}):
-        return [
-            *compare("tiny", config_of("tiny"), bar=1.0),
-            *compare("width 512, 8 layers", config_of("wide", batch_size=2, row_length=1024)),
-        ]
+        yield from compare("tiny", config_of("tiny"), bar=1.0)
+        yield from compare("width 512, 8 layers", config_of("wide", batch_size=2, row_length=1024))
 
 
 def compare(case: str, config: ConfigDict, bar: float | None = None) -> list[Result]:

@@ -136,7 +136,7 @@ def test_each_device_has_its_cases_and_bars(monkeypatch, device):
     monkeypatch.setattr(floor, "read_bandwidth", lambda: 2e9)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
-    assert inference.run()[0].value == 3.0
+    assert list(inference.run())[0].value == 3.0
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert [case for case in asked if any("bar" in name for name in case[-1])] == BARS[device]
     last = [case[1:-1] for case in asked if case[0] == BARS[device][-1][0]]

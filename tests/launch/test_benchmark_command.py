@@ -1,0 +1,25 @@
+"""launch.benchmark: a suite that fails keeps what it has measured."""
+
+import json
+
+import pytest
+from absl.testing import flagsaver
+
+from launch import benchmark
+from launch.benchmarks.result import Result
+
+
+def test_failing_suite_keeps_its_results(monkeypatch, tmp_path, capsys):
+    def suite():
+        yield Result("first", 2.0, "x", (">=", 1.5))
+        yield Result("second", 3.0, "GB/s")
+        raise MemoryError("the third")
+
+    monkeypatch.setitem(benchmark.SUITES, "training", suite)
+    file = tmp_path / "results.json"
+    with flagsaver.flagsaver(suite="training", json=str(file)), pytest.raises(MemoryError, match="the third"):
+        benchmark.main()
+    measured = [(row["case"], row["value"], row["passed"]) for row in json.loads(file.read_text())["results"]]
+    assert measured == [("first", 2.0, True), ("second", 3.0, None)]
+    table = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[:3] for line in table] == [["first", "2", "x"], ["second", "3", "GB/s"]]
