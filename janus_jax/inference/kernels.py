@@ -14,6 +14,11 @@ from janus_jax.models.layers import TRANSPOSED
 from janus_jax.models.parameters import Params, flatten, unflatten
 
 
+def is_read_by_steps(path: str) -> bool:
+    """Whether a parameter is such a kernel: of the LLM and its head, of the image head and of the codes' aligner."""
+    return path.startswith(("llm/", "gen_head/", "gen_aligner/")) and path.endswith("/kernel")
+
+
 def transposed_path(path: str) -> str:
     """Where a kernel is as [out, in]."""
     return path.removesuffix("kernel") + TRANSPOSED

@@ -11,7 +11,7 @@ from janus_jax.convert import folders
 from janus_jax.convert.vae_folder import load_vae
 from janus_jax.errors import UserError
 from janus_jax.inference.flow_pipeline import JanusFlowPipeline
-from janus_jax.inference.kernels import transposed_path
+from janus_jax.inference.kernels import is_read_by_steps, transposed_path
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.prompt import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.quantization import QUANTIZATIONS, is_quantized, quantize, scale_path
@@ -35,8 +35,9 @@ def from_pretrained(
     """Loads a model: a folder or training workdir of janus_jax, a Hugging Face or a DeepSeek folder.
 
     Args:
-        dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators. On a CPU kernels of the
-            LLM that were stored in fewer bits stay so (`inference.kernels`): results differ by rounding at most.
+        dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators. On a CPU kernels that
+            every step reads stay in fewer bits if they were stored so (`inference.kernels`): results differ by rounding
+            at most.
         vae: JanusFlow only: folder of its VAE, ours or diffusers'; None is that beside the model, if there is one.
         ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
         mesh: of devices of this process, over which the model is divided (`sharding.make_mesh`).
@@ -87,7 +88,7 @@ def load(
     loaded: dict[str, jax.Array] = {}
 
     def place(path: str, values: np.ndarray) -> None:  # as a copy: they may be a part of a larger buffer of the reader
-        if transposed and is_quantized(path):
+        if transposed and is_read_by_steps(path):
             loaded[transposed_path(path)] = jnp.array(values.T)
         elif shardings is None:
             loaded[path] = jnp.array(values)
@@ -102,7 +103,7 @@ def load(
             kernel, scales = quantize(folders.cast(values, np.dtype(np.float32), piece.path))
             place(path, kernel)
             place(scale_path(path), scales)
-        elif transposed and is_quantized(path) and jnp.promote_types(values.dtype, dtype) == dtype:
+        elif transposed and is_read_by_steps(path) and jnp.promote_types(values.dtype, dtype) == dtype:
             place(path, values)  # as it was stored: exact, and in less memory
         else:
             place(path, folders.cast(values, dtype, piece.path))

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: the kernels that every decoding step reads, symmetric, with a scale per output channel.
+"""Weights in 8 bits: the large kernels that decoding steps read, symmetric, with a scale per output channel.
 
 The products stay in the compute dtype: `models.layers.Linear` multiplies with the integers and its result with the
 scales, which is the product with the rounded weights.
@@ -22,7 +22,7 @@ LARGEST = 127
 
 
 def is_quantized(path: str) -> bool:
-    """Whether a parameter is read by every step of decoding: kernels of the LLM, its head and the image head."""
+    """Whether a parameter is a kernel of the LLM, its head or the image head."""
     return path.startswith(("llm/", "gen_head/")) and path.endswith("/kernel")
 
 

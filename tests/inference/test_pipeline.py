@@ -153,7 +153,7 @@ def test_buckets_that_are_no_lengths_are_refused_before_the_weights(pipeline, bu
 def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, saved, tmp_path):
     loaded = from_pretrained(saved)
     kernels = {path: leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")}
-    assert len(kernels) == 2 * 7 + 3  # of each layer, the text head and the image head
+    assert len(kernels) == 2 * 7 + 5  # of each layer, the text head, the image head and the aligner of codes
     wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(kernels["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
     loaded.save_pretrained(tmp_path / "again")

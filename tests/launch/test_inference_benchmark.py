@@ -24,7 +24,7 @@ LAYERS = LLAMA.depth * (4 * LLAMA.width**2 + 3 * LLAMA.width * LLAMA.mlp_dim)
 NORMS = LLAMA.depth * 2 * LLAMA.width + LLAMA.width
 TEXT_HEAD = LLAMA.width * LLAMA.vocab_size
 IMAGE_HEAD = LLAMA.width * (96 + 128), 96 + 128  # through 96 to 128 codes
-ALIGNER = 4 * LLAMA.width + LLAMA.width**2 + 2 * LLAMA.width  # codes of 4 numbers, two linear layers
+ALIGNER = 4 * LLAMA.width + LLAMA.width**2, 2 * LLAMA.width  # codes of 4 numbers, two linear layers
 TOKEN = 2 * LLAMA.depth * LLAMA.width  # numbers of one token in the cache
 
 
@@ -32,7 +32,7 @@ def tiny_pipeline(dtype, stored=None):
     return inference_sides.random_pipeline(JANUS_PRO_TINY, dtype, stored or dtype)
 
 
-# A CPU holds the kernels of the layers and heads as they were stored, and the cache in float32.
+# A CPU holds the kernels as they were stored, and the cache in float32.
 @pytest.mark.parametrize(
     ("backend", "dtype", "stored", "kernel", "other", "cached"),
     [
@@ -48,7 +48,7 @@ def test_floor_reads_what_is_held(monkeypatch, backend, dtype, stored, kernel, o
     pipeline = tiny_pipeline(dtype, stored)
     text = kernel * (LAYERS + TEXT_HEAD) + other * NORMS
     assert floor.text_step_bytes(pipeline, rows=3, slots=7) == text + cached * 3 * 7 * TOKEN
-    image = kernel * (LAYERS + IMAGE_HEAD[0]) + other * (NORMS + IMAGE_HEAD[1] + ALIGNER)
+    image = kernel * (LAYERS + IMAGE_HEAD[0] + ALIGNER[0]) + other * (NORMS + IMAGE_HEAD[1] + ALIGNER[1])
     cache = 2 * 5 * 7 + 2 * 11  # five images in both halves, the prompt once in each
     assert floor.image_step_bytes(pipeline, images=5, prompt=11, slots=7) == image + cached * cache * TOKEN
 
