@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from janus_jax.inference.decoding import ImageState, continue_images, start_images
+from janus_jax.inference.decoding import ImageState, image_program, start_images
 from janus_jax.inference.prompt import Prompts
 from janus_jax.inference.quantization import is_quantized, scale_path
 from janus_jax.inference.sampling import Sampling
@@ -33,7 +33,7 @@ class ImageLoop(NamedTuple):
         number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)  # the guidance, and the temperature
         until = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            return continue_images.lower(
+            return image_program(self.mesh.devices.flat[0].platform).lower(
                 self.model, self.params, self.state, self.keys, number, until, sampling=Sampling(number)
             )
 

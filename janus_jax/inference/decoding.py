@@ -31,6 +31,9 @@ from janus_jax.sharding import row_shares, spread_cache, spread_rows
 # Programs traced so far in this process, by name of the function: each new shape or static option compiles another.
 programs: collections.Counter[str] = collections.Counter()
 PORTION = 64  # codes between two reports of progress
+# Bytes read in VMEM for each that is copied to it or back, at least: 1 for weights, 1/2 for the keys of a layer, which
+# XLA:TPU would else keep there for a step and write back whole, where only one slot is new.
+TPU_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": 0.75}
 
 
 def _program(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -221,7 +224,6 @@ def start_images(
     )
 
 
-@_program(static_argnames="model", donate_argnames="state")
 def continue_images(
     model: Janus,
     params: Params,
@@ -233,6 +235,27 @@ def continue_images(
     sampling: Sampling,
 ) -> ImageState:
     """Takes steps until each image has `until` codes, at most N; uses up the state."""
+    program = image_program(jax.default_backend())
+    return program(model, params, state, keys, cfg_weight, until, sampling=sampling)
+
+
+@functools.cache
+def image_program(platform: str) -> Any:
+    """`continue_images` as `jax.jit` makes it for devices of a platform: "cpu", "gpu" or "tpu"."""
+    options = COMPILER_OPTIONS | (TPU_OPTIONS if platform == "tpu" else {})
+    return jax.jit(_take_image_steps, compiler_options=options, static_argnames="model", donate_argnames="state")
+
+
+def _take_image_steps(
+    model: Janus,
+    params: Params,
+    state: ImageState,
+    keys: jax.Array,
+    cfg_weight: jax.Array,
+    until: jax.Array | int,
+    *,
+    sampling: Sampling,
+) -> ImageState:
     programs["image"] += 1
     apply = bind(model, params)
     prefix = state.prefix

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from janus_jax.compile_check.decode import check_decoding
-from janus_jax.models.config import JANUS_PRO_TINY
+from janus_jax.models.config import JANUS_PRO_7B, JANUS_PRO_TINY
 
 pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
 
@@ -28,3 +28,15 @@ def test_a_step_gathers_no_weights_and_copies_no_cache_nor_does_a_call(quantizat
     assert checked.step.copied_caches == []
     assert checked.step.hbm_bytes < 2.1 * checked.step.floor_bytes  # the floor is of the average step
     assert checked.program.memory.temporary < checked.cache_bytes / 4  # a call that copied them would hold them twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_a_step_of_the_7b_writes_no_cache_back(quantization):
+    """The compiler would like to keep the keys of one layer in VMEM (`decoding.TPU_OPTIONS`)."""
+    mesh = {"data": 1, "fsdp": 1, "tensor": 4}
+    checked = check_decoding(
+        "7B", JANUS_PRO_7B, "v5e:2x2", mesh, images=16, dtype="bfloat16", quantization=quantization, options={}
+    )
+    assert checked.fits
+    assert checked.step.moved_weights == checked.step.copied_caches == []

@@ -8,7 +8,7 @@ import torch
 from reference_decoding import Reference
 
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.inference.decoding import continue_images, decode_pixels, programs, start_images
+from janus_jax.inference.decoding import decode_pixels, image_program, programs, start_images
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.prompt import Prompts
 from janus_jax.inference.sampling import Sampling
@@ -127,7 +127,7 @@ def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
         model, params, sampling = pipeline._model, pipeline.params, Sampling.of(1.0)
         arguments = (model, params, prompt, prompt, np.zeros(1, np.int32), keys, 5.0)
         state = start_images.eval_shape(*arguments, sampling=sampling)
-        lowered = continue_images.lower(model, params, state, keys, 5.0, 16, sampling=sampling)
+        lowered = image_program("cpu").lower(model, params, state, keys, 5.0, 16, sampling=sampling)
         memory = lowered.compile().memory_analysis()
         assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes  # no second cache
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + memory.temp_size_in_bytes
