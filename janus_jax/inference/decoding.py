@@ -177,9 +177,10 @@ def decode_image_codes(
     num_codes = model.config.image_tokens
     options = (keys.reshape(-1), cfg_weight)
     state = start_images(model, params, prompts, unconditional, unconditional_of, *options, sampling=sampling)
+    take_steps = image_program(jax.default_backend())
     portion = num_codes if on_codes is None else PORTION
     for until in range(portion, num_codes + portion, portion):
-        state = continue_images(model, params, state, *options, min(until, num_codes), sampling=sampling)
+        state = take_steps(model, params, state, *options, min(until, num_codes), sampling=sampling)
         if on_codes is not None:
             on_codes(int(state.step))
     return state.codes.reshape(*keys.shape, num_codes)
@@ -224,6 +225,13 @@ def start_images(
     )
 
 
+@functools.cache
+def image_program(platform: str) -> Any:
+    """`continue_images` as `jax.jit` makes it for devices of a platform: "cpu", "gpu" or "tpu"."""
+    options = COMPILER_OPTIONS | (TPU_OPTIONS if platform == "tpu" else {})
+    return jax.jit(continue_images, compiler_options=options, static_argnames="model", donate_argnames="state")
+
+
 def continue_images(
     model: Janus,
     params: Params,
@@ -234,28 +242,7 @@ def continue_images(
     *,
     sampling: Sampling,
 ) -> ImageState:
-    """Takes steps until each image has `until` codes, at most N; uses up the state."""
-    program = image_program(jax.default_backend())
-    return program(model, params, state, keys, cfg_weight, until, sampling=sampling)
-
-
-@functools.cache
-def image_program(platform: str) -> Any:
-    """`continue_images` as `jax.jit` makes it for devices of a platform: "cpu", "gpu" or "tpu"."""
-    options = COMPILER_OPTIONS | (TPU_OPTIONS if platform == "tpu" else {})
-    return jax.jit(_take_image_steps, compiler_options=options, static_argnames="model", donate_argnames="state")
-
-
-def _take_image_steps(
-    model: Janus,
-    params: Params,
-    state: ImageState,
-    keys: jax.Array,
-    cfg_weight: jax.Array,
-    until: jax.Array | int,
-    *,
-    sampling: Sampling,
-) -> ImageState:
+    """Takes steps until each image has `until` codes, at most N; uses up the state. Run as `image_program`."""
     programs["image"] += 1
     apply = bind(model, params)
     prefix = state.prefix
