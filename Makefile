@@ -5,13 +5,13 @@ PYTHON ?= python3
 .PHONY: quickstart quickstart-flow ablation-flow test lint clean
 
 quickstart: .venv/quickstart.done
-	.venv/bin/python -m launch.quickstart --output=quickstart
+	.venv/bin/python -m examples.digits.quickstart --output=quickstart
 
 quickstart-flow: .venv/quickstart.done
-	.venv/bin/python -m launch.quickstart --model=flow
+	.venv/bin/python -m examples.digits.quickstart --model=flow
 
 ablation-flow: .venv/quickstart.done
-	.venv/bin/python -m launch.quickstart --model=flow --ablation
+	.venv/bin/python -m examples.digits.quickstart --model=flow --ablation
 
 test: .venv/test.done
 	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile

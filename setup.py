@@ -56,7 +56,7 @@ setup(
     description="Training and inference of the Janus family (Janus, Janus-Pro, JanusFlow) in JAX/Flax",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["janus_jax", "janus_jax.*", "configs", "launch"]),
+    packages=find_packages(include=["janus_jax", "janus_jax.*"]),
     install_requires=CORE,
     extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": TPU},
 )

@@ -16,7 +16,7 @@ def base_config(name: str, model: str) -> ConfigDict:
             "model": model,  # a key of janus_jax.models.config.PRESETS
             "seed": 0,
             "dtype": "bfloat16",  # compute; parameters, norms, softmax and losses stay float32 (papers: not stated)
-            "remat": "full",  # what the backward pass finds: a key of janus_jax.models.stack.REMAT_POLICIES
+            "remat": "full",  # what the backward pass finds: a key of janus_jax.models.scan_layers.REMAT_POLICIES
             "attention": "auto",  # or a key of janus_jax.ops.attention.BACKENDS
             "init": {
                 # Folders to start from; what none of them holds is fresh. A part replaces that of the checkpoint.
@@ -67,7 +67,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "packing_bins": 6,  # rows of a shard open at a time
                 "supervision": "all",  # text that carries loss: "all" (Janus, section 3.3) or "answers"
                 "drop_condition": 0.1,  # Janus, footnote 2 (Janus-Pro: not stated)
-                "first_sentence": 0.0,  # how often a generation caption is cut to it; see `data.samples.first_sentence`
+                "first_sentence": 0.0,  # how often a generation caption is cut to it (`data.sample_builder`)
                 # Of generation images and the image tokenizer's; see `data.images.Crop`. Janus, section 4.2, crops the
                 # long side; where is not stated.
                 "crop": {"random": False, "max_zoom": 1.0, "flip": False},

@@ -18,8 +18,8 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, ModelConfig
 from janus_jax.models.layers import SCALE
 from janus_jax.models.llama import KVCache
-from janus_jax.models.parameters import abstract_params, flatten, logical_axes, unflatten
-from janus_jax.models.stack import STACKED, unstacked_path
+from janus_jax.models.params import abstract_params, flatten, logical_axes, unflatten
+from janus_jax.models.scan_layers import STACKED, unstacked_path
 
 MESH_AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # rows of a batch are divided over these
@@ -186,7 +186,7 @@ class GatheredWeights:
         return unflatten({name: whole(name, shard) for name, shard in flatten(shards).items()})
 
     def outside_stacks(self, shards: dict[str, Any]) -> dict[str, Any]:
-        """All of the model but the stacked layers, which gather one layer at a time (`models.stack`)."""
+        """All of the model but the stacked layers, which gather one layer at a time (`models.scan_layers`)."""
         flat = flatten(shards)
         stacked = {path: leaf for path, leaf in flat.items() if STACKED in path.split("/")}
         others = {path: leaf for path, leaf in flat.items() if path not in stacked}

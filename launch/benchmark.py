@@ -17,9 +17,9 @@ import jax
 from absl import flags
 from etils import epath
 
-from launch import command_line
-from launch.benchmarks import data, inference, training
-from launch.benchmarks.result import Result, format_results
+from benchmarks import data, inference, training
+from benchmarks.result import Result, format_results
+from launch.cli import errors
 
 SUITES = {"data": data.run, "inference": inference.run, "training": training.run}
 SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure")
@@ -27,7 +27,7 @@ JSON = flags.DEFINE_string("json", None, "file for the results, written again af
 
 
 def main() -> None:
-    command_line.require("suite")
+    errors.require("suite")
     results: list[Result] = []
     try:
         for result in SUITES[SUITE.value or ""]():
@@ -55,4 +55,4 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

@@ -8,13 +8,13 @@ from typing import Any
 
 from absl import flags
 
-from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import load_image
 from janus_jax.errors import UserError
 from janus_jax.inference.loading import load
-from janus_jax.inference.request import RequestReader, user_message
-from launch import command_line, model_flags
-from launch.converse import converse, print_answer
+from janus_jax.inference.validation import RequestReader, user_message
+from janus_jax.weights.open_model import open_folder
+from launch.cli import errors, model_flags
+from launch.cli.terminal_chat import converse, print_answer
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
 EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
@@ -31,7 +31,7 @@ JSON = flags.DEFINE_bool("json", False, "with --prompt: print text, token_ids an
 
 
 def main() -> None:
-    command_line.require("checkpoint")
+    errors.require("checkpoint")
     if PROMPT.value is not None and not PROMPT.value.strip():
         raise UserError("--prompt is empty, expected a question")
     if PROMPT.value is None and JSON.value:
@@ -56,4 +56,4 @@ def _options() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

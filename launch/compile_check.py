@@ -23,8 +23,8 @@ from janus_jax.compile_check.program import write_program
 from janus_jax.compile_check.report import as_dict, format_report
 from janus_jax.compile_check.sweep import fitting, format_line, format_sweep, parse_sweep, sweep
 from janus_jax.errors import UserError
-from janus_jax.training.experiment import model_config
-from launch import command_line, model_flags
+from janus_jax.training.setup import model_config
+from launch.cli import errors, model_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="as of launch.train")
 TOPOLOGY = flags.DEFINE_string("topology", None, "v5p-128, v5e-256, ..., or chips per axis: v5p:4x4x4, v5e:16x16")
@@ -40,8 +40,8 @@ TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, 
 
 
 def main() -> None:
-    command_line.require("config", "topology")
-    options = command_line.pairs("compiler_option", OPTIONS.value)
+    errors.require("config", "topology")
+    options = errors.pairs("compiler_option", OPTIONS.value)
     topology = TOPOLOGY.value or ""
     for flag in TRAINING_FLAGS if DECODE.value else DECODING_FLAGS:
         if flags.FLAGS[flag.name].present:
@@ -87,4 +87,4 @@ def _decode(topology: str, options: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

@@ -14,19 +14,19 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from janus_jax.convert import folders, verify
-from janus_jax.convert.vae_folder import compare_vaes, load_vae
 from janus_jax.errors import UserError
 from janus_jax.inference.loading import find_vae
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, VAEConfig
-from janus_jax.models.parameters import Params
-from launch import command_line
-from launch.progress import Progress
+from janus_jax.models.params import Params
+from janus_jax.weights import open_model, verify
+from janus_jax.weights.vae import compare_vaes, load_vae
+from launch.cli import errors
+from launch.cli.progress import Progress
 
 INPUT = flags.DEFINE_string("input", None, "model folder or training workdir")
 EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
 OUTPUT = flags.DEFINE_string("output", None, "folder to write; new or empty")
-TO = flags.DEFINE_enum("to", None, folders.LAYOUTS, "layout of the output")
+TO = flags.DEFINE_enum("to", None, open_model.LAYOUTS, "layout of the output")
 VAE = flags.DEFINE_string(
     "vae", None, "JanusFlow: folder of the VAE to go with it into --to=orbax, diffusers' or ours; default: INPUT/vae"
 )
@@ -41,23 +41,23 @@ VERIFY = flags.DEFINE_bool(
 
 
 def main() -> None:
-    command_line.require("input", "to", *([] if DRY_RUN.value else ["output"]))
+    errors.require("input", "to", *([] if DRY_RUN.value else ["output"]))
     layout, output = TO.value or "", OUTPUT.value or ""
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
-    source = folders.open_folder(INPUT.value, EMA.value)
+    source = open_model.open_folder(INPUT.value, EMA.value)
     if DRY_RUN.value:
-        print("\n".join(folders.describe(source, layout)))
+        print("\n".join(open_model.describe(source, layout)))
         return
     vae = _open_vae(source, layout)
-    size = folders.total_bytes(source, dtype)
+    size = open_model.total_bytes(source, dtype)
     print(f"{INPUT.value} ({source.layout}) -> {output} ({layout}), {size / 1e9:.2f} GB", flush=True)
     check = functools.partial(_verify, source, vae, dtype) if VERIFY.value else _accept
     with Progress(size) as progress:
-        folders.write_folder(source, output, layout, dtype, progress.add, check, vae)
+        open_model.write_folder(source, output, layout, dtype, progress.add, check, vae)
     print(f"wrote {progress.tensors} tensors")
 
 
-def _open_vae(source: folders.Source, layout: str) -> tuple[VAEConfig, Params] | None:
+def _open_vae(source: open_model.Source, layout: str) -> tuple[VAEConfig, Params] | None:
     """The VAE that goes with a model into a folder of ours: of --vae, or the one beside the model."""
     folder = find_vae(source, INPUT.value or "", VAE.value)
     if folder is None or not isinstance(source.config, JanusFlowConfig):
@@ -73,16 +73,16 @@ def _accept(folder: epath.Path) -> None:
 
 
 def _verify(
-    source: folders.Source, vae: tuple[VAEConfig, Params] | None, dtype: np.dtype | None, folder: epath.Path
+    source: open_model.Source, vae: tuple[VAEConfig, Params] | None, dtype: np.dtype | None, folder: epath.Path
 ) -> None:
     """Every tensor, then, where PyTorch's model can be run, what both models compute.
 
     Raises UserError for a difference; the folder, which still has its temporary name, is then removed.
     """
-    written = folders.open_folder(folder)
-    print(f"verified: {folders.compare(source, written, dtype)} tensors are equal bit for bit", flush=True)
+    written = open_model.open_folder(folder)
+    print(f"verified: {open_model.compare(source, written, dtype)} tensors are equal bit for bit", flush=True)
     if vae is not None:
-        count = compare_vaes(vae, load_vae(folder / folders.VAE_FOLDER), VAE.value or folders.VAE_FOLDER)
+        count = compare_vaes(vae, load_vae(folder / open_model.VAE_FOLDER), VAE.value or open_model.VAE_FOLDER)
         print(f"verified: {count} tensors of the VAE are equal bit for bit", flush=True)
     reason = verify.why_not()
     theirs, ours = (folder, written) if written.layout == "hf" else (INPUT.value or "", source)
@@ -91,7 +91,7 @@ def _verify(
     if reason or not isinstance(source.config, JanusConfig):
         print(f"the models were not run against each other: {reason}")
         return
-    params = folders.load_params(ours, jnp.float32)
+    params = open_model.load_params(ours, jnp.float32)
     differences = verify.compare_with_torch(theirs, source.config, params, source.tokenizer)
     print(verify.format_differences(differences))
     bad = [difference.stage for difference in differences if not difference.passed]
@@ -100,4 +100,4 @@ def _verify(
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

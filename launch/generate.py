@@ -15,16 +15,16 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from janus_jax.checkpoints import prepare_folder
-from janus_jax.convert.folders import open_folder
 from janus_jax.data.images import grid
 from janus_jax.errors import UserError
-from janus_jax.inference.flow_pipeline import JanusFlowPipeline, check_noise, latent_shape, require_drawable
+from janus_jax.inference.janusflow import JanusFlowPipeline, check_noise, latent_shape, require_drawable
 from janus_jax.inference.loading import find_vae, load
-from janus_jax.inference.request import RequestReader
+from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.ops.flow import SOLVERS
-from launch import command_line, model_flags
+from janus_jax.weights.native import prepare_folder
+from janus_jax.weights.open_model import open_folder
+from launch.cli import errors, model_flags
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
 EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
@@ -53,7 +53,7 @@ FLOW_FLAGS = (VAE, NUM_STEPS, SOLVER, INITIAL_NOISE, SAVE_LATENTS)
 
 
 def main() -> None:
-    command_line.require("checkpoint", "output")
+    errors.require("checkpoint", "output")
     prompts, number = _prompts(), NUM_IMAGES.value
     source = open_folder(CHECKPOINT.value, EMA.value)  # all mistakes are told before the weights, which take long
     reader = RequestReader(source.config, source.tokenizer)
@@ -151,4 +151,4 @@ def _prompts() -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

@@ -26,19 +26,19 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from janus_jax.batch import PackedBatch
-from janus_jax.checkpoints import prepare_folder, saved_steps
-from janus_jax.data.drops import one_line
+from janus_jax.batches import PackedBatch
+from janus_jax.data.dropped_samples import one_line
 from janus_jax.data.inspection import Summary, segments, summarize
 from janus_jax.data.mixture import value_at
-from janus_jax.data.pipeline import Stream, drop_reports, format_reports
 from janus_jax.data.records import TASKS
+from janus_jax.data.stream import Stream, drop_reports, format_reports
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.training.checkpoint import read_data_state
-from janus_jax.training.experiment import check_config, model_config, open_stream, open_tokenizer
-from launch import command_line
-from launch.inspection_page import Fact, InspectionPage, render
+from janus_jax.reports.inspection_page import Fact, InspectionPage, render
+from janus_jax.training.checkpointing import read_data_state
+from janus_jax.training.setup import check_config, model_config, open_stream, open_tokenizer
+from janus_jax.weights.native import prepare_folder, saved_steps
+from launch.cli import errors
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="as of launch.train")
 OUTPUT = flags.DEFINE_string("output", None, "folder for inspect.html")
@@ -53,7 +53,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "start from the last data state s
 
 
 def main() -> None:
-    command_line.require("config")
+    errors.require("config")
     if (OUTPUT.value is None) == (DUMP.value is None):
         raise UserError("expected either --output or --dump")
     if PROCESS_INDEX.value >= PROCESS_COUNT.value:
@@ -206,4 +206,4 @@ def _print(content: tuple[str, list[str], list[list[str]]]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

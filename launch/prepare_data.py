@@ -11,22 +11,24 @@ manifest.json, written last, holds counts, tokens, bad samples by reason, and a 
 An Apache Beam pipeline: local worker processes by default, any other engine by --runner and --beam_option.
 """
 
+import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tqdm
 from absl import flags
 
-from janus_jax.data import prepare
-from janus_jax.data.preparation import ENCODINGS, Lengths, Settings
+from janus_jax.data.formats.registry import FORMATS, open_source, option_names
+from janus_jax.data.preparation import beam_pipeline
+from janus_jax.data.preparation.job import Job, done, finish, make_job, start
+from janus_jax.data.preparation.record import ENCODINGS, EncodeCodes, Lengths, Settings
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.records import TASKS
-from janus_jax.data.sources.formats import FORMATS, open_source, option_names
 from janus_jax.errors import UserError
-from launch import beam_workers, command_line
+from launch.cli import errors
 
 FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "format of the input")
 INPUT = flags.DEFINE_list("input", None, "files, folders or glob patterns")
@@ -92,9 +94,9 @@ REPORT_SECONDS = 1.0
 
 
 def main() -> None:
-    command_line.require("format", "input", "output")
+    errors.require("format", "input", "output")
     job = _job()
-    pending = prepare.start(job)
+    pending = start(job)
     total = len(job.shards)
     print(f"{OUTPUT.value}: {total} shards, {total - len(pending)} of them finished", flush=True)
     if pending:
@@ -103,14 +105,23 @@ def main() -> None:
         watcher.start()
         try:
             workers = NUM_WORKERS.value or (1 if CHECKPOINT.value else os.cpu_count() or 1)
-            beam_workers.run(job, pending, CHECKPOINT.value, workers, RUNNER.value, BEAM_OPTION.value)
+            beam_pipeline.run(job, pending, _image_tokenizer_opener(), workers, RUNNER.value, BEAM_OPTION.value)
         finally:
             stop.set()
             watcher.join()
-    _print_summary(prepare.finish(job))
+    _print_summary(finish(job))
 
 
-def _job() -> prepare.Job:
+def _image_tokenizer_opener() -> Callable[[], EncodeCodes] | None:
+    """What a worker calls to get the image tokenizer of `--checkpoint`. Without the flag JAX is never imported."""
+    if not CHECKPOINT.value:
+        return None
+    from janus_jax.inference import image_tokenizer
+
+    return functools.partial(image_tokenizer.cached_image_tokenizer, CHECKPOINT.value)
+
+
+def _job() -> Job:
     """From the flags. Raises UserError."""
     tasks = tuple(TASK.value)
     if not set(tasks) <= set(TASKS):
@@ -126,12 +137,12 @@ def _job() -> prepare.Job:
     if CHECKPOINT.value:
         import jax  # only where codes are computed
 
-        from janus_jax.inference import image_codes
+        from janus_jax.inference import image_tokenizer
 
         jax.config.update("jax_platforms", "cpu")  # here, for the hash; an accelerator is left to the workers
-        tokenizer = beam_workers.image_tokenizer(CHECKPOINT.value)
+        tokenizer = image_tokenizer.cached_image_tokenizer(CHECKPOINT.value)
         code_size, sha256 = tokenizer.config.image_size, tokenizer.sha256
-        lengths = image_codes.image_lengths(CHECKPOINT.value) or (lengths[0], tokenizer.config.num_tokens)
+        lengths = image_tokenizer.image_lengths(CHECKPOINT.value) or (lengths[0], tokenizer.config.num_tokens)
     settings = Settings(
         tasks=tasks,
         image_size=IMAGE_SIZE.value,
@@ -144,7 +155,7 @@ def _job() -> prepare.Job:
         code_size=code_size,
         code_batch=CODE_BATCH.value,
     )
-    return prepare.make_job(
+    return make_job(
         source,
         OUTPUT.value,
         settings,
@@ -155,13 +166,13 @@ def _job() -> prepare.Job:
     )
 
 
-def _show_progress(job: prepare.Job, stop: threading.Event) -> None:
+def _show_progress(job: Job, stop: threading.Event) -> None:
     """A bar on a terminal, else a line whenever a shard is finished."""
     shown = -1
     with tqdm.tqdm(total=len(job.shards), unit="shard", disable=not sys.stderr.isatty()) as bar:
         while True:
             last = stop.wait(REPORT_SECONDS)
-            shards, samples = prepare.done(job)
+            shards, samples = done(job)
             bar.set_postfix_str(f"{samples:,} samples", refresh=False)
             bar.update(shards - bar.n)
             if bar.disable and shards != shown:
@@ -193,4 +204,4 @@ def _drop_lines(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

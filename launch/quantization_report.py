@@ -15,7 +15,7 @@ from janus_jax.evaluation.quantization import compare
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import QUANTIZATIONS
-from launch import command_line
+from launch.cli import errors
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder of the quickstart")
 QUANTIZE = flags.DEFINE_enum("quantize", "int8", QUANTIZATIONS, "what is compared with the full model")
@@ -25,7 +25,7 @@ OUTPUT = flags.DEFINE_string("output", None, "file for the figures as JSON")
 
 
 def main() -> None:
-    command_line.require("checkpoint")
+    errors.require("checkpoint")
     full = from_pretrained(CHECKPOINT.value, DTYPE.value)
     if not isinstance(full, JanusPipeline):
         raise UserError(f"--checkpoint={CHECKPOINT.value}: holds a JanusFlow model, expected one that draws codes")
@@ -39,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

@@ -11,18 +11,18 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from janus_jax.process_end import RESTART
 from janus_jax.training.loop import train
-from janus_jax.training.stopping import DataStalled
-from launch import command_line, distributed
-from launch.host_memory import keep_freed_memory
+from janus_jax.training.resilience.exit_codes import RESTART
+from janus_jax.training.resilience.preemption import DataStalled
+from launch.cli import distributed, errors
+from launch.cli.host_memory import keep_freed_memory
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:STAGE; fields: --config.a.b=value")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and TensorBoard logs")
 
 
 def main() -> None:
-    command_line.require("config", "workdir")
+    errors.require("config", "workdir")
     distributed.join()
     watchdog = distributed.watchdog()
     keep_freed_memory()
@@ -31,21 +31,21 @@ def main() -> None:
     try:
         train(config, WORKDIR.value, watchdog)
     except DataStalled as stop:
-        command_line.end_at_once(stop)
+        errors.end_at_once(stop)
     except OSError as error:  # not a mistake, which is a UserError, but a disk, a bucket, a connection
-        command_line.fail_at_once(error, RESTART)
+        errors.fail_at_once(error, RESTART)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        memory = command_line.out_of_memory(error)
+        memory = errors.out_of_memory(error)
         if memory is not None:  # which a restart would not mend
-            command_line.fail_at_once(memory)
+            errors.fail_at_once(memory)
         reason = str(error).splitlines()[0]
-        command_line.fail_at_once(
+        errors.fail_at_once(
             f"process {jax.process_index()}: a step failed, as it does when another host of the run is gone: {reason}",
             RESTART,
         )
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    errors.run(main)

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.checkpoints import (
+from janus_jax.errors import UserError
+from janus_jax.models.config import PRESETS, VQConfig
+from janus_jax.models.params import flatten, init_params
+from janus_jax.weights.native import (
     absolute,
     load_params,
     params_path,
@@ -17,9 +20,6 @@ from janus_jax.checkpoints import (
     save_params,
     write_architecture,
 )
-from janus_jax.errors import UserError
-from janus_jax.models.config import PRESETS, VQConfig
-from janus_jax.models.parameters import flatten, init_params
 
 CONFIG = VQConfig(
     image_size=4,

@@ -31,7 +31,7 @@ def offenders(folder, *forbidden):
     ]
 
 
-OURS = [f"janus_jax.{name}" for name in ("ops", "models", "data", "training", "inference", "evaluation", "convert")]
+OURS = [f"janus_jax.{name}" for name in ("ops", "models", "data", "training", "inference", "evaluation", "weights")]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ OURS = [f"janus_jax.{name}" for name in ("ops", "models", "data", "training", "i
         ("ops", ["flax", "torch"]),
         ("ops", [name for name in OURS if name != "janus_jax.ops"]),
         ("models", [name for name in OURS if name not in ("janus_jax.ops", "janus_jax.models")] + ["torch"]),
-        ("convert", ["janus_jax.training", "janus_jax.inference", "janus_jax.evaluation"]),
+        ("weights", ["janus_jax.training", "janus_jax.inference", "janus_jax.evaluation"]),
         ("training", ["janus_jax.inference", "janus_jax.evaluation"]),
         ("inference", ["janus_jax.training", "janus_jax.evaluation"]),
         (".", ["launch", "configs", "tests"]),
@@ -57,6 +57,6 @@ def test_only_models_knows_linen():
     assert [line for line in offenders(".", "flax") if not line.startswith("models/")] == []
 
 
-@pytest.mark.parametrize("name", ["batch.py", "errors.py"])
+@pytest.mark.parametrize("name", ["batches.py", "errors.py"])
 def test_what_data_shares_with_the_rest_is_free_of_jax(name):
     assert not [module for module in imports(PACKAGE / name) if module.split(".")[0] in ("jax", "flax")]

@@ -2,20 +2,18 @@ import functools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from tiny_runs import MICRO_JANUS
 
 from janus_jax import sharding
 from janus_jax.errors import UserError
 from janus_jax.models.config import JANUS_PRO_7B, JANUS_PRO_TINY
-from janus_jax.models.parameters import abstract_params, flatten, logical_axes
+from janus_jax.models.params import abstract_params, flatten, logical_axes
 from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
-
-TRAINING = Path(__file__).with_name("sharded_training.py")
+from tests.helpers import REPOSITORY
+from tests.helpers.tiny_runs import MICRO_JANUS
 
 
 class FakeDevice:
@@ -158,7 +156,8 @@ def test_data_that_slices_cannot_share_is_refused(data):
 
 def test_sharded_training_losses_metrics_and_gradients_equal_those_of_one_device():
     """Eight CPU devices as data=2, fsdp=2, tensor=2 with two micro-batches, in a process of its own."""
-    done = subprocess.run([sys.executable, str(TRAINING)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "tests.helpers.sharded_training"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["devices"] == 8 and result["sharded_leaves"] > 20

@@ -6,12 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from janus_jax.batch import ImageBatch
+from janus_jax.batches import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
 from janus_jax.models.config import FamilyConfig
-from janus_jax.training.experiment import model_config
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
+from janus_jax.training.setup import model_config
 
 
 @dataclasses.dataclass(frozen=True)

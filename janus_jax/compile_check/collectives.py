@@ -4,9 +4,9 @@ import collections
 import re
 from typing import NamedTuple
 
-from janus_jax.compile_check.chips import SLICE_BANDWIDTH, Machine
 from janus_jax.compile_check.hlo import Computation, Instruction, collective_kind, device_group
 from janus_jax.compile_check.traffic import anywhere
+from janus_jax.hardware import SLICE_BANDWIDTH, Machine
 
 LATENCY = 1e-6  # seconds per hop
 

@@ -10,9 +10,9 @@ from janus_jax.compile_check.hlo import HBM, Computation, Module, collective_kin
 from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
 from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.errors import UserError
-from janus_jax.inference.abstract import ImageLoop, abstract_image_loop
+from janus_jax.inference.aot import ImageLoop, abstract_image_loop
 from janus_jax.models.config import JanusConfig, ModelConfig
-from janus_jax.models.parameters import flatten
+from janus_jax.models.params import flatten
 from janus_jax.sharding import make_mesh
 
 PROMPT_TOKENS = 64  # padding included

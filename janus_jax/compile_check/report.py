@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from janus_jax.compile_check.check import Check
-from janus_jax.compile_check.chips import SLICE_BANDWIDTH
 from janus_jax.compile_check.program import Program
+from janus_jax.hardware import SLICE_BANDWIDTH
 
 GB = 1e9
 LIMITS = (

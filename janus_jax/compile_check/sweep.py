@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from janus_jax.compile_check.check import Check, check, check_plan
 from janus_jax.compile_check.program import topology_devices
 from janus_jax.errors import UserError
-from janus_jax.models.stack import REMAT_POLICIES
+from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.sharding import MESH_AXES
 from janus_jax.training.plan import make_plan
 

@@ -18,7 +18,6 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 
-from janus_jax.compile_check.chips import HOST_BANDWIDTH, Machine
 from janus_jax.compile_check.collectives import Transfer, between_slices, rendezvous, transfer
 from janus_jax.compile_check.hlo import (
     HOST,
@@ -32,6 +31,7 @@ from janus_jax.compile_check.hlo import (
 )
 from janus_jax.compile_check.pallas import KernelWork, kernel_work
 from janus_jax.compile_check.traffic import anywhere, hbm_bytes
+from janus_jax.hardware import HOST_BANDWIDTH, Machine
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 FREE |= {"recv"}  # its `-done` waits

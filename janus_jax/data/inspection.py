@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from janus_jax.batch import Modality, PackedBatch
+from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.records import TASKS
 from janus_jax.data.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from janus_jax.data import prompts
 from janus_jax.errors import UserError
-from janus_jax.whole_files import write_whole
+from janus_jax.storage import write_whole
 
 SPECIAL_TOKENS = (
     prompts.BOS,

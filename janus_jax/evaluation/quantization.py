@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.batch import Modality
-from janus_jax.data import digits
+from examples.digits import data as digits
+from examples.digits.benchmark import Judge, evaluate_generation, evaluate_understanding
+from janus_jax.batches import Modality
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.evaluation.digits import Judge, evaluate_generation, evaluate_understanding
+from janus_jax.inference.padding import Prompts
 from janus_jax.inference.pipeline import Image, JanusPipeline
-from janus_jax.inference.prompt import Prompts
-from janus_jax.inference.request import user_message
+from janus_jax.inference.validation import user_message
 from janus_jax.models.janus import Janus
-from janus_jax.models.parameters import Params, bind
+from janus_jax.models.params import Params, bind
 
 CFG_WEIGHT = 2.5  # of the quickstart
 QUESTIONS = 120  # of the agreement; reading is measured on all held-out digits

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from janus_jax.inference.prompt import Prompts
+from janus_jax.inference.padding import Prompts
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import Execution
 from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, init_cache
-from janus_jax.models.parameters import Params, bind
-from janus_jax.ops.few_rows import COMPILER_OPTIONS
+from janus_jax.models.params import Params, bind
+from janus_jax.ops.cpu.gemv import COMPILER_OPTIONS
 from janus_jax.ops.sampling import guide
 from janus_jax.sharding import row_shares, spread_cache, spread_rows
 

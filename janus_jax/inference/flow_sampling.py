@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.inference.decoding import programs
-from janus_jax.inference.prompt import Prompts
+from janus_jax.inference.padding import Prompts
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache, init_cache
-from janus_jax.models.parameters import Params, bind
+from janus_jax.models.params import Params, bind
 from janus_jax.models.sdxl_vae import VAE
 from janus_jax.ops.flow import TIME_SCALE, integrate
 from janus_jax.ops.sampling import guide

@@ -7,19 +7,19 @@ from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from janus_jax.convert import folders
-from janus_jax.convert.vae_folder import load_vae
 from janus_jax.errors import UserError
-from janus_jax.inference.flow_pipeline import JanusFlowPipeline
-from janus_jax.inference.kernels import is_read_by_steps, transposed_path
+from janus_jax.inference.janusflow import JanusFlowPipeline
+from janus_jax.inference.padding import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.inference.prompt import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.quantization import QUANTIZATIONS, is_quantized, quantize, scale_path
-from janus_jax.inference.request import RequestReader
+from janus_jax.inference.validation import RequestReader
+from janus_jax.inference.weight_layout import is_read_by_steps, transposed_path
 from janus_jax.models.config import JanusFlowConfig
-from janus_jax.models.parameters import unflatten
-from janus_jax.models.stack import unstacked_path
+from janus_jax.models.params import unflatten
+from janus_jax.models.scan_layers import unstacked_path
 from janus_jax.sharding import decoding_shardings
+from janus_jax.weights import open_model
+from janus_jax.weights.vae import load_vae
 
 
 def from_pretrained(
@@ -36,8 +36,8 @@ def from_pretrained(
 
     Args:
         dtype: of parameters and compute; None is float32 on CPU and bfloat16 on accelerators. On a CPU kernels that
-            every step reads stay in fewer bits if they were stored so (`inference.kernels`): results differ by rounding
-            at most.
+            every step reads stay in fewer bits if they were stored so (`inference.weight_layout`): results differ by
+            rounding at most.
         vae: JanusFlow only: folder of its VAE, ours or diffusers'; None is that beside the model, if there is one.
         ema: of a training workdir, the average of the parameters over its steps (`config.train.ema`).
         mesh: of devices of this process, over which the model is divided (`sharding.make_mesh`).
@@ -48,22 +48,22 @@ def from_pretrained(
         UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, an
             unknown quantization, or buckets that are not whole numbers from 1.
     """
-    source = folders.open_folder(path, ema)
+    source = open_model.open_folder(path, ema)
     return load(source, dtype, find_vae(source, path, vae), mesh=mesh, quantization=quantization, buckets=buckets)
 
 
-def find_vae(source: folders.Source, path: epath.PathLike, vae: epath.PathLike | None) -> epath.Path | None:
+def find_vae(source: open_model.Source, path: epath.PathLike, vae: epath.PathLike | None) -> epath.Path | None:
     """The folder of the VAE of an opened model. Raises UserError for one that a model of codes cannot use."""
     if vae is not None:
         if not isinstance(source.config, JanusFlowConfig):
             raise UserError(f"vae={vae}: the model in {path} draws codes, only JanusFlow has a VAE")
         return epath.Path(vae)
-    beside = epath.Path(path) / folders.VAE_FOLDER
+    beside = epath.Path(path) / open_model.VAE_FOLDER
     return beside if beside.exists() else None
 
 
 def load(
-    source: folders.Source,
+    source: open_model.Source,
     dtype: DTypeLike | None = None,
     vae: epath.Path | None = None,
     *,
@@ -83,7 +83,7 @@ def load(
     loaded_vae = None
     if isinstance(source.config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
-        folders.require_vae(source.config, loaded_vae[0])
+        open_model.require_vae(source.config, loaded_vae[0])
     transposed = mesh is None and jax.default_backend() == "cpu"
     loaded: dict[str, jax.Array] = {}
 
@@ -96,17 +96,17 @@ def load(
             own = shardings[path]
             loaded[path] = jax.make_array_from_callback(values.shape, own, lambda index: np.array(values[index]))
 
-    for piece, _ in folders.pieces(source.config):
+    for piece, _ in open_model.pieces(source.config):
         path = piece.path if piece.layer is None else unstacked_path(piece.path, piece.layer)
         values = source.read(piece)
         if quantization is not None and is_quantized(path):
-            kernel, scales = quantize(folders.cast(values, np.dtype(np.float32), piece.path))
+            kernel, scales = quantize(open_model.cast(values, np.dtype(np.float32), piece.path))
             place(path, kernel)
             place(scale_path(path), scales)
         elif transposed and is_read_by_steps(path) and jnp.promote_types(values.dtype, dtype) == dtype:
             place(path, values)  # as it was stored: exact, and in less memory
         else:
-            place(path, folders.cast(values, dtype, piece.path))
+            place(path, open_model.cast(values, dtype, piece.path))
     params, rest = unflatten(loaded), (source.tokenizer, dtype, source.normalization)
     if isinstance(source.config, JanusFlowConfig):
         return JanusFlowPipeline(source.config, params, *rest, mesh=mesh, buckets=buckets, vae=loaded_vae)

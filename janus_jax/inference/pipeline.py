@@ -14,7 +14,6 @@ from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from janus_jax.convert import folders
 from janus_jax.data.images import (
     JANUS_NORMALIZATION,
     Normalization,
@@ -26,17 +25,18 @@ from janus_jax.data.images import (
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.conversation import Conversation
+from janus_jax.inference.chat_session import Conversation
 from janus_jax.inference.decoding import decode_image_codes, decode_pixels, decode_text
-from janus_jax.inference.kernels import restore_kernels
 from janus_jax.inference.memory import check_fits
-from janus_jax.inference.prompt import BUCKETS, Buckets, Prompts, check_buckets, pad_prompts, round_up
-from janus_jax.inference.request import RequestReader, user_message
+from janus_jax.inference.padding import BUCKETS, Buckets, Prompts, check_buckets, pad_prompts, round_up
+from janus_jax.inference.validation import RequestReader, user_message
+from janus_jax.inference.weight_layout import restore_kernels
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
 from janus_jax.models.llama import cache_dtype
-from janus_jax.models.parameters import Params, build, flatten, unflatten
-from janus_jax.models.stack import stack_layers, unstack_layers
+from janus_jax.models.params import Params, build, flatten, unflatten
+from janus_jax.models.scan_layers import stack_layers, unstack_layers
 from janus_jax.sharding import decoding_shardings, row_shares
+from janus_jax.weights import open_model
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
 PIXEL_CHUNK = 16  # most images of a device per VQ decoding call, a power of two: bounds its memory
@@ -52,7 +52,7 @@ class Pipeline:
     """What all models of the family do alike: answer, and be saved.
 
     Attributes:
-        params: layers apart (`models.stack.unstack_layers`), as decoding is fastest.
+        params: layers apart (`models.scan_layers.unstack_layers`), as decoding is fastest.
     """
 
     def __init__(
@@ -212,8 +212,8 @@ class Pipeline:
             raise UserError("the model is quantised to int8, expected one in full precision to save")
         params = restore_kernels(self.params, self._model.execution.dtype)
         params = stack_layers(params, join=_Layers)  # joined a layer at a time
-        source = folders.MemorySource(self.config, params, self.tokenizer, self._normalization)
-        folders.write_folder(source, folder, format, dtype, vae=vae)
+        source = open_model.MemorySource(self.config, params, self.tokenizer, self._normalization)
+        open_model.write_folder(source, folder, format, dtype, vae=vae)
 
     @property
     def _image_ids(self) -> tuple[int, ...]:

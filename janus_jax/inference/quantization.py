@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.models.layers import SCALE
-from janus_jax.models.parameters import Params, flatten, unflatten
+from janus_jax.models.params import Params, flatten, unflatten
 
 QUANTIZATIONS = ("int8",)
 LARGEST = 127

@@ -17,11 +17,11 @@ class Execution:
     """How to run a model: the same parameters and the same function, other cost."""
 
     dtype: DTypeLike = jnp.float32  # compute dtype; norms, softmax, RoPE angles and losses stay float32
-    scan_layers: bool = True  # False: layers unrolled over unstacked parameters (`models.stack.unstack_layers`)
+    scan_layers: bool = True  # False: layers unrolled over unstacked parameters (`models.scan_layers.unstack_layers`)
     unroll_scan: bool = False  # write the scan's steps out: faster on a CPU, which copies what a scan slices
-    remat: str = "none"  # a key of `models.stack.REMAT_POLICIES`
+    remat: str = "none"  # a key of `models.scan_layers.REMAT_POLICIES`
     attention: str = "xla"  # of packed rows: a key of `ops.attention.BACKENDS`
-    few_rows: bool = False  # decode with the products of `ops.few_rows`: faster on a CPU
+    few_rows: bool = False  # decode with the products of `ops.cpu.gemv`: faster on a CPU
     fusion_barriers: bool = False  # keep XLA:TPU from slowing products down (`models.layers.apart`)
     weights: "Weights | None" = None  # how a device gets whole weights from its shards; None: it has them
 

@@ -1,7 +1,7 @@
 """What fresh parameters are drawn from, and how a module declares a parameter.
 
 A parameter is declared with a distribution and its logical axis names; nothing is drawn while Flax traces a module.
-`models.parameters.init_params` then draws each one with NumPy from a generator keyed by (seed, path). So the same
+`models.params.init_params` then draws each one with NumPy from a generator keyed by (seed, path). So the same
 seed gives the same bits on every mesh, backend and jax version, and no time goes into compiling random numbers.
 """
 
@@ -60,7 +60,7 @@ class UnitRows:
 
 
 class Declared(nn.Partitioned):
-    """A traced parameter together with what it is drawn from; lives only between init and `models.parameters`."""
+    """A traced parameter together with what it is drawn from; lives only between init and `models.params`."""
 
     distribution: Any = struct.field(default=None, pytree_node=False)
 

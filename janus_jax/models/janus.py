@@ -15,14 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.batch import Modality
+from janus_jax.batches import Modality
 from janus_jax.models.adapters import ImageHead, MlpAligner
 from janus_jax.models.config import Execution, JanusConfig, LlamaConfig
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.llama import KVCache, Llama, text_head
 from janus_jax.models.siglip import Siglip
 from janus_jax.models.vq import VQModel
-from janus_jax.ops.placement import place_in_order
+from janus_jax.ops.scatter_tokens import place_in_order
 
 
 class Head(NamedTuple):

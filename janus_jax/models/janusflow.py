@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.batch import Modality
+from janus_jax.batches import Modality
 from janus_jax.models.adapters import AlignmentHead
 from janus_jax.models.config import Execution, JanusFlowConfig
 from janus_jax.models.initializers import Constant, declare
@@ -20,7 +20,7 @@ from janus_jax.models.layers import Linear, RMSNorm
 from janus_jax.models.llama import KVCache, Llama
 from janus_jax.models.siglip import Siglip
 from janus_jax.models.uvit import Encoded, UViTDecoder, UViTEncoder
-from janus_jax.ops.placement import place_in_order
+from janus_jax.ops.scatter_tokens import place_in_order
 
 
 class JanusFlow(nn.Module):

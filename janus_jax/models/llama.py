@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from janus_jax.models.config import Execution, LlamaConfig
 from janus_jax.models.initializers import Axes, Normal, declare
 from janus_jax.models.layers import Linear, RMSNorm, apart, gradient_apart
-from janus_jax.models.stack import run_layers
+from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend_packed, attention_mask
-from janus_jax.ops.cached_attention import Prefix, attend_cached
+from janus_jax.ops.decode_attention import Prefix, attend_cached
 from janus_jax.ops.rope import Rotation, apply_rotation, rope_angles, rotation_once
 
 

@@ -9,7 +9,7 @@ import jax
 from janus_jax.models.config import Execution, SiglipConfig
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.layers import Conv, Linear, gelu, layer_norm
-from janus_jax.models.stack import run_layers
+from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend
 
 

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from janus_jax.models.config import UViTConfig
 from janus_jax.models.initializers import Constant, TorchDefault, declare
 from janus_jax.models.layers import Conv, Linear, RMSNorm, gelu
-from janus_jax.ops.depthwise import depthwise_conv
+from janus_jax.ops.depthwise_conv import depthwise_conv
 from janus_jax.ops.flow import sinusoidal_embedding
 from janus_jax.ops.norms import global_response_norm
 
@@ -48,7 +48,7 @@ class TimeEmbedding(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """`ops.depthwise.depthwise_conv` with a learned kernel [k, k, 1, C] and bias."""
+    """`ops.depthwise_conv.depthwise_conv` with a learned kernel [k, k, 1, C] and bias."""
 
     dtype: DTypeLike
 

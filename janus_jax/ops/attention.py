@@ -9,9 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from janus_jax.ops.flash_attention import LOG2_E, flash_attend
 from janus_jax.ops.rope import apply_rope
-from janus_jax.ops.rope_kernel import rotate
+from janus_jax.ops.tpu.flash_attention import LOG2_E, flash_attend
+from janus_jax.ops.tpu.rope import rotate
 
 # Finite, so that a fully masked row gives a defined softmax (it is zeroed afterwards), and far below any score.
 MASKED_SCORE = -1e30

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from janus_jax.ops.outlined import outlined
+from janus_jax.ops.noinline import outlined
 
 
 class Rotation(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from janus_jax.ops.outlined import outlined
+from janus_jax.ops.noinline import outlined
 
 Number = Float[Array, ""] | np.float32 | float
 

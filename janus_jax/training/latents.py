@@ -14,15 +14,15 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from janus_jax.batch import FlowBatch, PackedBatch
-from janus_jax.convert.folders import VAE_FOLDER, require_vae
-from janus_jax.convert.vae_folder import load_vae
+from janus_jax.batches import FlowBatch, PackedBatch
 from janus_jax.errors import UserError
 from janus_jax.models.config import Execution, JanusFlowConfig, ModelConfig, VAEConfig
-from janus_jax.models.parameters import Params, bind, build
+from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import logit_normal_time
 from janus_jax.sharding import BATCH_SPEC, param_shardings
-from janus_jax.training.objective import normalize
+from janus_jax.training.objectives.base import normalize
+from janus_jax.weights.open_model import VAE_FOLDER, require_vae
+from janus_jax.weights.vae import load_vae
 
 Preparation = Callable[[Any, int], Any]  # (batch of the stream, step) -> batch of the objective
 

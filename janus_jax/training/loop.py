@@ -10,32 +10,32 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from janus_jax.checkpoints import prepare_folder, save_params, write_architecture
-from janus_jax.convert.folders import VAE_FOLDER
-from janus_jax.data.pipeline import drop_reports, format_reports
+from janus_jax.data.stream import drop_reports, format_reports
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
-from janus_jax.models.parameters import Params, abstract_params
+from janus_jax.models.params import Params, abstract_params
 from janus_jax.sharding import own_rows
-from janus_jax.training.checkpoint import Checkpoints
+from janus_jax.storage import write_whole
+from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.device_peaks import peak_flops
-from janus_jax.training.experiment import open_stream, open_tokenizer
-from janus_jax.training.finite import FiniteCheck
-from janus_jax.training.idle import IdleTime
-from janus_jax.training.initial import format_origins, initial_params
+from janus_jax.training.freezing import format_table, merge, module_table
+from janus_jax.training.initialization import format_origins, initial_params
+from janus_jax.training.input_stall import IdleTime
 from janus_jax.training.latents import Preparation, make_preparation, open_vae
-from janus_jax.training.metrics import MetricsLog
+from janus_jax.training.metrics_log import MetricsLog
 from janus_jax.training.optimizer import make_schedule
 from janus_jax.training.plan import Plan, make_plan, model_flops
 from janus_jax.training.prefetch import DevicePrefetch
-from janus_jax.training.profile import Profile
-from janus_jax.training.stages import format_table, merge, module_table
-from janus_jax.training.state import TrainState
-from janus_jax.training.stopping import DataStalled, StopRequest
+from janus_jax.training.profiler import Profile
+from janus_jax.training.resilience.nan_guard import FiniteCheck
+from janus_jax.training.resilience.preemption import DataStalled, StopRequest
+from janus_jax.training.resilience.watchdog import Watchdog
+from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
-from janus_jax.training.watchdog import Watchdog
-from janus_jax.whole_files import write_whole
+from janus_jax.training.train_state import TrainState
+from janus_jax.weights.native import prepare_folder, save_params, write_architecture
+from janus_jax.weights.open_model import VAE_FOLDER
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, watchdog: Watchdog | None = None) -> dict[str, float]:

@@ -7,7 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from janus_jax.errors import UserError
-from janus_jax.models.parameters import flatten, unflatten
+from janus_jax.models.params import flatten, unflatten
 
 
 def make_schedule(train: ConfigDict) -> optax.Schedule:

@@ -14,19 +14,19 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from janus_jax.batch import FlowBatch, ImageBatch, PackedBatch
+from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
 from janus_jax.models.config import Execution, FamilyConfig, JanusConfig, ModelConfig, VQConfig
-from janus_jax.models.parameters import Params, abstract_params, flatten
+from janus_jax.models.params import Params, abstract_params, flatten
 from janus_jax.sharding import GatheredWeights, batch_sharding, check_heads, make_mesh, param_shardings
-from janus_jax.training.experiment import check_config, execution, generation_size, model_config
-from janus_jax.training.model_flops import step_flops
-from janus_jax.training.objective import Objective
-from janus_jax.training.objectives import make_loss
+from janus_jax.training.flops import step_flops
+from janus_jax.training.freezing import trainable_mask
+from janus_jax.training.objectives.base import Objective
+from janus_jax.training.objectives.janus import make_loss
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.stages import trainable_mask
-from janus_jax.training.state import TrainState, create_state, make_step, state_shardings
+from janus_jax.training.setup import check_config, execution, generation_size, model_config
+from janus_jax.training.train_state import TrainState, create_state, make_step, state_shardings
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from janus_jax.data.pipeline import Stream
+from janus_jax.data.stream import Stream
 
 AHEAD = 2  # batches on the devices that wait for their step
 POLL_SECONDS = 0.5  # how often a wait for a batch looks whether it shall end

@@ -7,10 +7,10 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from janus_jax.data.prepare import image_tokenizer_of
+from janus_jax.data.preparation.job import image_tokenizer_of
 from janus_jax.errors import UserError
 from janus_jax.models.config import VQConfig
-from janus_jax.models.parameters import fingerprint
+from janus_jax.models.params import fingerprint
 
 
 def check_stored_codes(patterns: Mapping[str, str], config: VQConfig, params: Mapping[str, Any]) -> None:

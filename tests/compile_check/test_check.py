@@ -10,24 +10,24 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from small_program import COORDINATES, CORES, KIND, TEXT
 
 from configs import janus_pro_7b, janusflow_1p3b, quickstart_flow
 from janus_jax.compile_check import check as check_module
 from janus_jax.compile_check import sweep
 from janus_jax.compile_check.check import Check
-from janus_jax.compile_check.chips import Machine
 from janus_jax.compile_check.estimate import estimate
 from janus_jax.compile_check.program import Memory, Program, write_program
 from janus_jax.compile_check.report import as_dict, format_report
 from janus_jax.compile_check.sweep import parse_sweep, with_variant
 from janus_jax.errors import UserError
+from janus_jax.hardware import Machine
 from janus_jax.models.config import JANUS_PRO_7B
-from janus_jax.models.parameters import abstract_params, flatten
-from janus_jax.training.experiment import model_config
-from janus_jax.training.model_flops import step_flops
+from janus_jax.models.params import abstract_params, flatten
+from janus_jax.training.flops import step_flops
 from janus_jax.training.plan import Plan
-from launch.command_line import pairs
+from janus_jax.training.setup import model_config
+from launch.cli.errors import pairs
+from tests.helpers.small_program import COORDINATES, CORES, KIND, TEXT
 
 PROGRAM = Program(TEXT, Machine(KIND, CORES, COORDINATES), Memory(1, 2, 3, 40, 50, 6), "0.11.1", "0.0.46.3")
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from janus_jax.compile_check import decode
-from janus_jax.compile_check.chips import CORES, Machine
 from janus_jax.compile_check.hlo import parse
 from janus_jax.compile_check.program import Memory, Program
 from janus_jax.errors import UserError
+from janus_jax.hardware import CORES, Machine
 from janus_jax.models.config import JANUSFLOW_1P3B
 
 KIND = "TPU v5 lite"

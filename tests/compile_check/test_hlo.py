@@ -1,11 +1,11 @@
 import dataclasses
 
 import pytest
-from small_program import DEPTH, STEPS, TEXT, WIDTH
 
 from janus_jax.compile_check import hlo
 from janus_jax.compile_check.hlo import HBM, HOST, VMEM, Instruction, Shape, parse
 from janus_jax.compile_check.traffic import hbm_bytes
+from tests.helpers.small_program import DEPTH, STEPS, TEXT, WIDTH
 
 MODULE = parse(TEXT)
 BODY = MODULE.computations["body"]

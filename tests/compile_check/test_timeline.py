@@ -3,14 +3,14 @@
 import dataclasses
 
 import pytest
-from small_program import COORDINATES, CORES, KIND, STEPS, TEXT, WIDTH
 
-from janus_jax.compile_check.chips import CORES as CORE_TABLE
-from janus_jax.compile_check.chips import SLICE_BANDWIDTH, Machine
 from janus_jax.compile_check.collectives import LATENCY, transfer
 from janus_jax.compile_check.hlo import parse
 from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.errors import UserError
+from janus_jax.hardware import CORES as CORE_TABLE
+from janus_jax.hardware import SLICE_BANDWIDTH, Machine
+from tests.helpers.small_program import COORDINATES, CORES, KIND, STEPS, TEXT, WIDTH
 
 MACHINE = Machine(KIND, CORES, COORDINATES)
 CORE = CORE_TABLE[KIND]

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
-from janus_jax.training.experiment import check_config, execution
+from janus_jax.training.setup import check_config, execution
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")

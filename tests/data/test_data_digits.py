@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from janus_jax.data import digits
+from examples.digits import data as digits
 from janus_jax.data.records import Record
 
 

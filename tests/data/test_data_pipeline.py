@@ -3,7 +3,15 @@ import time
 
 import numpy as np
 import pytest
-from tiny_data import (
+
+from janus_jax.batches import Modality, PackedBatch
+from janus_jax.data import stream as stream_module
+from janus_jax.data.dropped_samples import Reason
+from janus_jax.data.record_reader import open_records
+from janus_jax.data.records import write_records
+from janus_jax.data.stream import drop_reports, format_reports, packed_rows
+from janus_jax.errors import UserError
+from tests.helpers.tiny_data import (
     BOS,
     PAD,
     ListSource,
@@ -15,14 +23,6 @@ from tiny_data import (
     text,
     understand,
 )
-
-from janus_jax.batch import Modality, PackedBatch
-from janus_jax.data import pipeline
-from janus_jax.data.drops import Reason
-from janus_jax.data.pipeline import drop_reports, format_reports, packed_rows
-from janus_jax.data.record_source import open_records
-from janus_jax.data.records import write_records
-from janus_jax.errors import UserError
 
 RATIO = {"understand": 5, "text": 1, "generate": 4}
 NUM_RECORDS = 40
@@ -203,11 +203,11 @@ def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes,
     assert same(joined(shares), expected)
 
 
-@pytest.mark.parametrize("slots", [1, pipeline.RING_SLOTS])
+@pytest.mark.parametrize("slots", [1, stream_module.RING_SLOTS])
 def test_memory_that_is_written_again_never_changes_rows(open_stream, monkeypatch, slots):
     """The reader falls behind and catches up; with one slot most blocks find it in use."""
     expected = take(open_stream(), 24)
-    monkeypatch.setattr(pipeline, "RING_SLOTS", slots)
+    monkeypatch.setattr(stream_module, "RING_SLOTS", slots)
     stream = open_stream(workers=2)
     batches = take(stream, 2)
     time.sleep(0.5)

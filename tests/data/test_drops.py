@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from janus_jax.data.drops import MAX_EXAMPLES, MAX_TEXT, Bad, DropReport, Reason
+from janus_jax.data.dropped_samples import MAX_EXAMPLES, MAX_TEXT, Bad, DropReport, Reason
 from janus_jax.errors import UserError
 
 

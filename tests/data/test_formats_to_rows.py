@@ -4,25 +4,21 @@ import glob
 import gzip
 import io
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_data import document, flat_png, make_builder
 
-from janus_jax.batch import PackedBatch
-from janus_jax.data.pipeline import drop_reports, packed_rows
-from janus_jax.data.preparation import Settings
-from janus_jax.data.prepare import make_job, prepare
-from janus_jax.data.record_source import open_records
+from janus_jax.batches import PackedBatch
+from janus_jax.data.formats.registry import open_source
+from janus_jax.data.preparation.job import make_job, prepare
+from janus_jax.data.preparation.record import Settings
+from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record, write_records
-from janus_jax.data.sources.formats import open_source
-
-sys.path.append(str(Path(__file__).parent / "sources"))
-from source_files import tar, turns
+from janus_jax.data.stream import drop_reports, packed_rows
+from tests.helpers.source_files import tar, turns
+from tests.helpers.tiny_data import document, flat_png, make_builder
 
 RATIO = {"understand": 2, "text": 3, "generate": 5}
 COUNT = 12  # good samples of each format

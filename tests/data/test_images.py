@@ -4,12 +4,12 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_data import encoded, random_image
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from janus_jax.data import images
 from janus_jax.data.images import Crop, decode_image, generation_pixels, load_image, to_images, understanding_pixels
 from janus_jax.errors import UserError
+from tests.helpers.tiny_data import encoded, random_image
 
 EXTREME = [(1, 1), (1, 700), (900, 1), (2, 1001), (1500, 3), (384, 384), (5, 5), (1000, 333), (1023, 767), (767, 1023)]
 

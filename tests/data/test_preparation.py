@@ -5,7 +5,14 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_data import (
+
+from janus_jax.data.dropped_samples import Reason
+from janus_jax.data.images import decode_image, generation_pixels, understanding_pixels
+from janus_jax.data.preparation.record import Lengths, Settings, count_tokens, prepare_record
+from janus_jax.data.prompts import Message
+from janus_jax.data.records import Record
+from janus_jax.errors import UserError
+from tests.helpers.tiny_data import (
     BYTE_TOKENIZER,
     document,
     encoded,
@@ -16,13 +23,6 @@ from tiny_data import (
     text,
     understand,
 )
-
-from janus_jax.data.drops import Reason
-from janus_jax.data.images import decode_image, generation_pixels, understanding_pixels
-from janus_jax.data.preparation import Lengths, Settings, count_tokens, prepare_record
-from janus_jax.data.prompts import Message
-from janus_jax.data.records import Record
-from janus_jax.errors import UserError
 
 LENGTHS = Lengths(prompt_style="janus_pro_tiny", understanding_tokens=4, generation_tokens=4)
 IMAGES = [

@@ -4,17 +4,17 @@ import os
 
 import numpy as np
 import pytest
-from tiny_data import BYTE_TOKENIZER, document, flat_png, generate, text, understand
 
-from janus_jax.data import prepare as preparing
-from janus_jax.data.preparation import Lengths, Settings
-from janus_jax.data.prepare import Job, finish, make_job, prepare, start, write_shard
-from janus_jax.data.record_source import open_records
+from janus_jax.data.formats import memory
+from janus_jax.data.formats.memory import Memory
+from janus_jax.data.formats.registry import open_source
+from janus_jax.data.preparation import job as preparing
+from janus_jax.data.preparation.job import Job, finish, make_job, prepare, start, write_shard
+from janus_jax.data.preparation.record import Lengths, Settings
+from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record, write_records
-from janus_jax.data.sources import memory
-from janus_jax.data.sources.formats import open_source
-from janus_jax.data.sources.memory import Memory
 from janus_jax.errors import UserError
+from tests.helpers.tiny_data import BYTE_TOKENIZER, document, flat_png, generate, text, understand
 
 RECORDS = tuple(
     record

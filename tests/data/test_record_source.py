@@ -3,11 +3,11 @@ import pickle
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from tiny_data import document
 
-from janus_jax.data.record_source import open_records
+from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record, write_records
 from janus_jax.errors import UserError
+from tests.helpers.tiny_data import document
 
 RECORDS = [document(f"text {i}", key=f"d/{i}") for i in range(7)]
 

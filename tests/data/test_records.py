@@ -3,11 +3,11 @@ import dataclasses
 import msgpack
 import numpy as np
 import pytest
-from tiny_data import alternate, document, flat_png, generate, text, understand
 
 from janus_jax.data.prompts import Message
 from janus_jax.data.records import Record, write_records
 from janus_jax.errors import UserError
+from tests.helpers.tiny_data import alternate, document, flat_png, generate, text, understand
 
 RECORDS = [
     understand("<image>\nWhat? é", "A cat 猫.", images=[flat_png(1)], key="a/1"),

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from janus_jax.data.ring import Ring
+from janus_jax.data.shared_memory_ring import Ring
 
 
 @pytest.fixture

@@ -4,7 +4,17 @@ import itertools
 import msgpack
 import numpy as np
 import pytest
-from tiny_data import (
+
+from janus_jax.batches import Modality
+from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.images import generation_pixels, understanding_pixels
+from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
+from janus_jax.data.record_reader import Stored
+from janus_jax.data.records import Record
+from janus_jax.data.sample_builder import check_supervision, first_sentence
+from janus_jax.data.tokenizer import SPECIAL_TOKENS
+from janus_jax.errors import UserError
+from tests.helpers.tiny_data import (
     BEGIN,
     BOS,
     BYTE_TOKENIZER,
@@ -23,16 +33,6 @@ from tiny_data import (
     text,
     understand,
 )
-
-from janus_jax.batch import Modality
-from janus_jax.data.drops import Bad, Reason
-from janus_jax.data.images import generation_pixels, understanding_pixels
-from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
-from janus_jax.data.record_source import Stored
-from janus_jax.data.records import Record
-from janus_jax.data.samples import check_supervision, first_sentence
-from janus_jax.data.tokenizer import SPECIAL_TOKENS
-from janus_jax.errors import UserError
 
 TEXT, FEATURE, CODE = (int(kind) for kind in (Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE))
 

@@ -5,12 +5,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from tiny_data import ListSource, document, encoded, flat_png, generate, random_image
 
-from janus_jax.batch import ImageBatch
-from janus_jax.data.drops import Reason
+from janus_jax.batches import ImageBatch
+from janus_jax.data.dropped_samples import Reason
 from janus_jax.data.images import generation_pixels
-from janus_jax.data.pipeline import drop_reports, square_images
+from janus_jax.data.stream import drop_reports, square_images
+from tests.helpers.tiny_data import ListSource, document, encoded, flat_png, generate, random_image
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ import pickle
 import numpy as np
 import pytest
 import tokenizers
-from tiny_data import BEGIN, BOS, BYTE_TOKENIZER, END, PAD, byte_ids
 
 from janus_jax.data import prompts
 from janus_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from janus_jax.errors import UserError
+from tests.helpers.tiny_data import BEGIN, BOS, BYTE_TOKENIZER, END, PAD, byte_ids
 
 TEXTS = ["a handwritten seven", "the digit three", "a drawing of the number nine", "which digit is this?"]
 

@@ -1,17 +1,13 @@
 """One small model for all tests of decoding, with the same weights in transformers, and real tokens and images."""
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import PIL.Image
 import pytest
 
-from janus_jax.data import digits
+from examples.digits import data as digits
 from janus_jax.inference.pipeline import JanusPipeline
-
-sys.path.append(str(Path(__file__).parents[1] / "models"))  # for `torch_weights`, when its own tests do not run
 
 # 4 SigLIP tokens and 16 codes an image; 2 of 4 heads have keys and values of their own.
 TEXT = {
@@ -54,7 +50,7 @@ class Small(NamedTuple):
 
 @pytest.fixture(scope="session")
 def small():
-    from torch_weights import make_pair
+    from tests.helpers.torch_weights import make_pair
 
     torch_model, config, params = make_pair(TEXT, VISION, VQ, seed=5)
     config = dataclasses.replace(config, prompt_style="janus_pro_tiny")

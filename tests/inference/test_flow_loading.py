@@ -1,26 +1,20 @@
 """JanusFlow from its folder: questions, drawings and the command, which picks the sampler by the kind of model."""
 
-import sys
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 from test_flow_sampling import CONFIG, VAE
 
-sys.path.append(str(Path(__file__).parents[1]))
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from small_models import random_params
-from tiny_runs import cache_folder, start_command
-
 import janus_jax
-from janus_jax.batch import Modality
-from janus_jax.data import digits
+from examples.digits import data as digits
+from janus_jax.batches import Modality
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation
-from janus_jax.inference.flow_pipeline import JanusFlowPipeline
-from janus_jax.models.parameters import bind, build
+from janus_jax.inference.janusflow import JanusFlowPipeline
+from janus_jax.models.params import bind, build
+from tests.helpers.small_models import random_params
+from tests.helpers.tiny_runs import cache_folder, start_command
 
 
 @pytest.fixture(scope="module")

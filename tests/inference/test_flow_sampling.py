@@ -1,8 +1,6 @@
 """JanusFlow's sampler against full recomputation without a cache, and the pipeline's promises and errors."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +8,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from small_models import SMALL, random_params
-
-from janus_jax.data import digits
+from examples.digits import data as digits
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.errors import UserError
 from janus_jax.inference import flow_sampling
 from janus_jax.inference.decoding import programs
-from janus_jax.inference.flow_pipeline import VAE_CHUNK, JanusFlowPipeline
+from janus_jax.inference.janusflow import VAE_CHUNK, JanusFlowPipeline
 from janus_jax.models.config import JanusFlowConfig, SiglipConfig, UViTConfig, VAEConfig
 from janus_jax.models.llama import init_cache
-from janus_jax.models.parameters import bind, build
+from janus_jax.models.params import bind, build
+from tests.helpers.small_models import SMALL, random_params
 
 VAE = VAEConfig(
     base_channels=4,

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from reference_decoding import Reference
 
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.inference.decoding import decode_pixels, image_program, programs, start_images
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.prompt import Prompts
+from janus_jax.inference.padding import Prompts
 from janus_jax.inference.sampling import Sampling
+from tests.helpers.reference_decoding import Reference
 
 # Different lengths; the last is in another length bucket than the others.
 PROMPTS = ["seven", "the digit one", "the larger of the digits two and nine, drawn in chalk above a smaller one"]

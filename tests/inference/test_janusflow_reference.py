@@ -4,7 +4,6 @@ Weights follow from their names (reference/README.md). Tolerances are 1e-4 of th
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,19 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from flow_weights import from_foreign
-from torch_weights import noise, rule_weights
-
-from janus_jax.batch import Modality
-from janus_jax.convert.tables import match_names, their_shapes
+from janus_jax.batches import Modality
 from janus_jax.inference.flow_sampling import run_prefix, sample_latents, velocities
-from janus_jax.inference.prompt import Prompts
+from janus_jax.inference.padding import Prompts
 from janus_jax.models.config import JANUSFLOW_1P3B, Execution
 from janus_jax.models.janusflow import JanusFlow
-from janus_jax.models.parameters import bind, build
-from janus_jax.models.stack import unstack_layers
+from janus_jax.models.params import bind, build
+from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.ops.sampling import guide
+from janus_jax.weights.name_map import match_names, their_shapes
+from tests.helpers.flow_weights import from_foreign
+from tests.helpers.torch_weights import noise, rule_weights
 
 REFERENCE = Path(__file__).parents[1] / "data_files" / "janusflow_chain.npz"
 CONFIG = dataclasses.replace(

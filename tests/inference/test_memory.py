@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from tiny_runs import MICRO_JANUS
 
 from janus_jax.errors import UserError
 from janus_jax.inference.memory import cache_bytes, check_fits, free_bytes, parts, score_bytes
 from janus_jax.models.config import JANUS_PRO_7B, Execution
 from janus_jax.models.llama import init_cache
 from janus_jax.sharding import MESH_AXES, cache_specs
+from tests.helpers.tiny_runs import MICRO_JANUS
 
 CONFIG = dataclasses.replace(MICRO_JANUS.llama, depth=3, num_heads=4, num_kv_heads=4, head_dim=8)
 PER_TOKEN = 2 * 3 * 4 * 8 * 2  # keys and values, layers, heads, width, bytes

@@ -12,21 +12,21 @@ import pytest
 import tokenizers
 
 from janus_jax import UserError, from_pretrained
-from janus_jax.checkpoints import save_params
-from janus_jax.convert.folders import MemorySource
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.kernels import restore_kernels
 from janus_jax.inference.loading import load
 from janus_jax.inference.memory import cache_bytes
+from janus_jax.inference.padding import Buckets
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
-from janus_jax.inference.prompt import Buckets
 from janus_jax.inference.quantization import quantize_params
-from janus_jax.inference.request import user_message
+from janus_jax.inference.validation import user_message
+from janus_jax.inference.weight_layout import restore_kernels
 from janus_jax.models.config import Execution
-from janus_jax.models.parameters import bind, build, count, flatten
+from janus_jax.models.params import bind, build, count, flatten
 from janus_jax.sharding import MESH_AXES, make_mesh
+from janus_jax.weights.native import save_params
+from janus_jax.weights.open_model import MemorySource
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from examples.digits import data as digits
+from examples.digits.benchmark import evaluate_understanding
 from janus_jax import UserError, from_pretrained
-from janus_jax.data import digits
-from janus_jax.evaluation.digits import evaluate_understanding
 from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
-from janus_jax.inference.abstract import abstract_decoding_params, abstract_image_loop
+from janus_jax.inference.aot import abstract_decoding_params, abstract_image_loop
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
-from janus_jax.inference.request import user_message
-from janus_jax.models.parameters import bind, count, flatten, unflatten
+from janus_jax.inference.validation import user_message
+from janus_jax.models.params import bind, count, flatten, unflatten
 from janus_jax.sharding import MESH_AXES, make_mesh
 
 QUESTIONS = ["Which digit?", "Is one odd?"]

@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from tiny_runs import MICRO_JANUS
 
 from janus_jax.data.prompts import STYLES, Message
 from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.request import DEFAULT_NEW_TOKENS, RequestReader, user_message
+from janus_jax.inference.validation import DEFAULT_NEW_TOKENS, RequestReader, user_message
+from tests.helpers.tiny_runs import MICRO_JANUS
 
 ROLES = STYLES["janus_pro_tiny"][:2]
 TOKENIZER = train_tokenizer(["no merges"], 300, extra_special_tokens=ROLES)

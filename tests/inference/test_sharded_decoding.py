@@ -1,24 +1,20 @@
 """Answers and drawings are the same on one device and on meshes of four, with the fewest spare images."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-PROGRAM = Path(__file__).with_name("sharded_decoding.py")
+from tests.helpers import REPOSITORY
+
 Q_PROJ, O_PROJ = (f"llm/decoder/layers_0/attention/{name}_proj/kernel" for name in "qo")
 
 
 def run(*cases):
-    root = PROGRAM.parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    finished = subprocess.run(
-        [sys.executable, str(PROGRAM), *cases], env=environment, capture_output=True, text=True, timeout=900
-    )
+    command = [sys.executable, "-m", "tests.helpers.sharded_decoding", *cases]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout)
 

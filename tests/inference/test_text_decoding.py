@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_decoding import Reference
 
 from janus_jax.data.images import understanding_pixels
 from janus_jax.inference.decoding import continue_text, programs, start_text
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.inference.request import user_message
 from janus_jax.inference.sampling import Sampling
+from janus_jax.inference.validation import user_message
+from tests.helpers.reference_decoding import Reference
 
 NEW_TOKENS = 10
 # Different lengths, and 0, 1 and 2 images; the last is in another length bucket than the others.

@@ -5,8 +5,8 @@ import json
 import pytest
 from absl.testing import flagsaver
 
+from benchmarks.result import Result
 from launch import benchmark
-from launch.benchmarks.result import Result
 
 
 def test_failing_suite_keeps_its_results(monkeypatch, tmp_path, capsys):

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from janus_jax.checkpoints import save_params
-from janus_jax.convert import folders
-from janus_jax.data import digits
+from examples.digits import data as digits
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
-from janus_jax.models.parameters import init_params
-from janus_jax.process_end import RESTART
+from janus_jax.models.params import init_params
+from janus_jax.training.resilience.exit_codes import RESTART
+from janus_jax.weights import open_model
+from janus_jax.weights.native import save_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = "--config=configs/quickstart.py:stage1"
@@ -160,7 +160,7 @@ def folder(tmp_path_factory):
     shutil.copytree(folder / "model", folder / "roleless")
     (folder / "roleless" / FILE_NAME).write_text(tokenizer.backend.to_str().replace("<|Assistant|>", "<|Assistent|>"))
     params = init_params(JANUS_PRO_TINY, seed=0)
-    folders.write_folder(folders.MemorySource(JANUS_PRO_TINY, params, tokenizer), folder / "weightless", "orbax")
+    open_model.write_folder(open_model.MemorySource(JANUS_PRO_TINY, params, tokenizer), folder / "weightless", "orbax")
     for chunk in (folder / "weightless" / "params").glob("*/[0-9]*"):
         chunk.unlink()
     (folder / "drawings").mkdir()
@@ -178,7 +178,7 @@ def results(folder, tmp_path_factory):
         [command, *(argument.format(folder=folder) for argument in arguments)]
         for command, arguments, _ in CASES.values()
     ]
-    line = [sys.executable, "tests/launch/forked_commands.py", str(said)]
+    line = [sys.executable, "-m", "tests.helpers.forked_commands", str(said)]
     run = subprocess.run(
         line,
         cwd=ROOT,

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from janus_jax.errors import UserError
-from launch.converse import converse
+from launch.cli.terminal_chat import converse
 
 
 def test_a_mistake_is_said_and_the_images_wait_for_the_first_answer(monkeypatch, capsys):

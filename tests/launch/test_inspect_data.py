@@ -6,17 +6,24 @@ import re
 
 import numpy as np
 import pytest
-from tiny_runs import MICRO_JANUS, cache_folder, janus_experiment, micro_world, start_command, write_digit_files
 
-from janus_jax.data import digits
+from examples.digits import data as digits
 from janus_jax.data.prompts import Message
 from janus_jax.data.records import Record, write_records
-from janus_jax.models.parameters import init_params
-from janus_jax.training.checkpoint import Checkpoints
-from janus_jax.training.experiment import open_stream, open_tokenizer
+from janus_jax.models.params import init_params
+from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.stages import trainable_mask
-from janus_jax.training.state import create_state
+from janus_jax.training.setup import open_stream, open_tokenizer
+from janus_jax.training.train_state import create_state
+from tests.helpers.tiny_runs import (
+    MICRO_JANUS,
+    cache_folder,
+    janus_experiment,
+    micro_world,
+    start_command,
+    write_digit_files,
+)
 
 NASTY = "<script>alert(1)</script> & <b>bold</b>"
 
@@ -41,7 +48,7 @@ def run(folder, tmp_path_factory):
     """`launch.inspect_data`; returns what it prints."""
 
     def main(*flags, code=0, model=""):
-        config = f"--config=tests/launch/micro_experiment.py:{model}{folder}"
+        config = f"--config=tests/helpers/micro_experiment.py:{model}{folder}"
         process = start_command("launch.inspect_data", config, *flags, cache=cache_folder(tmp_path_factory))
         out, err = process.communicate(timeout=120)
         assert process.returncode == code, err

@@ -5,9 +5,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import cache_folder, data_workers, differing_leaves, saved_state, start_command, write_digit_files
 
 from janus_jax.training.loop import read_metrics
+from tests.helpers.tiny_runs import (
+    cache_folder,
+    data_workers,
+    differing_leaves,
+    saved_state,
+    start_command,
+    write_digit_files,
+)
 
 STEPS, KILLS = 60, 20
 
@@ -19,7 +26,7 @@ def start(tmp_path, tmp_path_factory):
     def start_run(workdir, steps):
         return start_command(
             "launch.train",
-            f"--config=tests/launch/micro_experiment.py:{data}",
+            f"--config=tests/helpers/micro_experiment.py:{data}",
             f"--workdir={tmp_path / workdir}",
             f"--config.train.num_steps={steps}",
             "--config.checkpoint.every_steps=1",  # saves are nearly always under way

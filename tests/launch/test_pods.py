@@ -12,7 +12,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
-from janus_jax.process_end import RESTART
+from janus_jax.training.resilience.exit_codes import RESTART
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 STATES = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")

@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import MICRO_JANUS, MICRO_VQ, REPOSITORY, cache_folder, micro_world
 
-from janus_jax.batch import Modality, PackedBatch
-from janus_jax.checkpoints import save_params
-from janus_jax.data import digits
+from examples.digits import data as digits
+from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.images import decode_image, generation_pixels
-from janus_jax.data.preparation import Settings, prepare_record
-from janus_jax.data.record_source import open_records
+from janus_jax.data.preparation.record import Settings, prepare_record
+from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record
-from janus_jax.inference.image_codes import image_lengths, load_image_tokenizer
-from janus_jax.models.parameters import bind, build, init_params
-from janus_jax.training.objectives import with_codes
+from janus_jax.inference.image_tokenizer import image_lengths, load_image_tokenizer
+from janus_jax.models.params import bind, build, init_params
+from janus_jax.training.objectives.janus import with_codes
+from janus_jax.weights.native import save_params
+from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VQ, REPOSITORY, cache_folder, micro_world
 
 SHARDS, PAIRS = 6, 40
 

@@ -5,9 +5,9 @@ from absl.testing import flagsaver
 from etils import epath
 
 from configs import quickstart_flow
+from examples.digits.ablation import arm_configs, flops_of_step
+from examples.digits.quickstart import WRITTEN, _claim, _timed
 from janus_jax.errors import UserError
-from launch.quickstart import WRITTEN, _claim, _timed
-from launch.quickstart_ablation import arm_configs, flops_of_step
 
 
 @pytest.mark.parametrize("name", WRITTEN)

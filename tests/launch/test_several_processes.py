@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 import tensorstore as ts
-from tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
 
-from janus_jax.checkpoints import save_params
-from janus_jax.data import digits
+from examples.digits import data as digits
 from janus_jax.data.records import write_records
-from janus_jax.models.parameters import fingerprint, init_params
-from janus_jax.process_end import RESTART
+from janus_jax.models.params import fingerprint, init_params
 from janus_jax.training.loop import read_metrics
+from janus_jax.training.resilience.exit_codes import RESTART
+from janus_jax.weights.native import save_params
+from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
 
 SAME = ("loss", "accuracy", "tokens", "images", "fill", "grad_norm")  # metrics that do not depend on the processes
 ABORTED = -signal.SIGABRT  # by JAX, when it misses the heartbeats of a process, or the first process
@@ -45,7 +45,7 @@ def start(tmp_path_factory, data):
     def start_all(workdir, count, steps, *flags, model="", devices=1):
         command = [
             "launch.train",
-            f"--config=tests/launch/micro_experiment.py:{model}{data}",
+            f"--config=tests/helpers/micro_experiment.py:{model}{data}",
             f"--workdir={workdir}",
             f"--config.train.num_steps={steps}",
             "--config.data.num_shards=4",

@@ -6,12 +6,12 @@ import signal
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_runs import MICRO_JANUS, cache_folder, micro_world, start_command, write_digit_files
 
+from examples.digits import data as digits
 from janus_jax import from_pretrained
-from janus_jax.data import digits
-from janus_jax.inference.request import user_message
+from janus_jax.inference.validation import user_message
 from janus_jax.training.loop import read_metrics
+from tests.helpers.tiny_runs import MICRO_JANUS, cache_folder, micro_world, start_command, write_digit_files
 
 ENOUGH = 1_000_000  # steps: the run is still going when the signal arrives
 
@@ -43,7 +43,7 @@ def finish(process):
 def train(folder, workdir, *overrides, **environment):
     return start_command(
         "launch.train",
-        f"--config=tests/launch/micro_experiment.py:{folder / 'data'}",
+        f"--config=tests/helpers/micro_experiment.py:{folder / 'data'}",
         f"--workdir={folder / workdir}",
         f"--config.checkpoint.every_steps={ENOUGH}",
         *(f"--config.{override}" for override in overrides),

@@ -4,8 +4,8 @@ from unittest import mock
 
 import pytest
 
+from benchmarks import training
 from janus_jax.models.config import PRESETS
-from launch.benchmarks import training
 
 
 @pytest.mark.slow

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_weights
 
-from janus_jax.batch import Modality
-from janus_jax.models.parameters import build, count
+from janus_jax.batches import Modality
+from janus_jax.models.params import build, count
+from tests.helpers import torch_weights
 
 IMAGE_TOKEN, PAD = 5, 3
 SPEC = {  # models.md, 8.2

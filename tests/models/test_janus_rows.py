@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small_models import SMALL, random_array, random_params
 
-from janus_jax.batch import Modality
-from janus_jax.models.parameters import build
+from janus_jax.batches import Modality
+from janus_jax.models.params import build
+from tests.helpers.small_models import SMALL, random_array, random_params
 
 PARAMS = random_params(SMALL)
 TOKENS = SMALL.siglip.num_tokens  # 4, as many as codes

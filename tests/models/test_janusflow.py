@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import SMALL_FLOW, random_array, random_params
 
-from janus_jax.batch import Modality
+from janus_jax.batches import Modality
 from janus_jax.models.config import JANUSFLOW_1P3B, SDXL_VAE
-from janus_jax.models.parameters import abstract_params, bind, build, flatten, init_params
+from janus_jax.models.params import abstract_params, bind, build, flatten, init_params
+from tests.helpers.small_models import SMALL_FLOW, random_array, random_params
 
 TEXT, IMAGE = Modality.TEXT, Modality.UNDERSTANDING_IMAGE
 # models.md 1.7; the total is without SigLIP's unused attention pool of 12,595,200.

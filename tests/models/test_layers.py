@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from small_models import random_array
 
 from janus_jax.models.layers import Conv, Linear, gelu, group_norm, layer_norm
+from tests.helpers.small_models import random_array
 
 
 def apply(module, x, **params):

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import SMALL, random_array, random_params
 
 from janus_jax.models.config import Execution
 from janus_jax.models.llama import Llama, init_cache
-from janus_jax.models.stack import unstack_layers
+from janus_jax.models.scan_layers import unstack_layers
+from tests.helpers.small_models import SMALL, random_array, random_params
 
 CONFIG = SMALL.llama
 PARAMS = random_params(SMALL)["llm"]

@@ -1,9 +1,9 @@
 import dataclasses
 
 import pytest
-from small_models import SMALL, SMALL_VQ
 
 from janus_jax.models.config import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, PRESETS, VQ_16
+from tests.helpers.small_models import SMALL, SMALL_VQ
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_models import SMALL
 
 from janus_jax.models.config import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_PRO_TINY, PRESETS
-from janus_jax.models.parameters import abstract_params, count, flatten, init_params, logical_axes, unflatten
+from janus_jax.models.params import abstract_params, count, flatten, init_params, logical_axes, unflatten
+from tests.helpers.small_models import SMALL
 
 GOLDEN = Path(__file__).parent
 COMMON = {

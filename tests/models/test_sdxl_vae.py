@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flow_weights import from_foreign
-from torch_weights import refill
 
 from janus_jax.models.config import VAEConfig
-from janus_jax.models.parameters import bind, build
+from janus_jax.models.params import bind, build
+from tests.helpers.flow_weights import from_foreign
+from tests.helpers.torch_weights import refill
 
 CASES = {
     "as_sdxl": dict(block_out_channels=[16, 32, 32, 32], layers_per_block=2, latent_channels=4, norm_num_groups=8),

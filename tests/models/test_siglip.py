@@ -1,10 +1,10 @@
 import jax
 import numpy as np
 import pytest
-from small_models import SMALL, random_array, random_params
 
 from janus_jax.models.config import Execution
 from janus_jax.models.siglip import Siglip
+from tests.helpers.small_models import SMALL, random_array, random_params
 
 PARAMS = random_params(SMALL)["siglip"]
 SIGLIP = Siglip(SMALL.siglip, Execution())

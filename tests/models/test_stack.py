@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import SMALL, random_array, random_params
 
 from janus_jax.models.config import Execution
 from janus_jax.models.llama import Llama
-from janus_jax.models.parameters import flatten
+from janus_jax.models.params import flatten
+from janus_jax.models.scan_layers import stack_layers, unstack_layers, unstacked_path
 from janus_jax.models.siglip import Siglip
-from janus_jax.models.stack import stack_layers, unstack_layers, unstacked_path
+from tests.helpers.small_models import SMALL, random_array, random_params
 
 LLAMA = dataclasses.replace(SMALL.llama, depth=2)
 PARAMS = random_params(dataclasses.replace(SMALL, llama=LLAMA))

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flow_weights import from_foreign
-from small_models import SMALL
-from torch_weights import rule_weights
 
-from janus_jax.convert.tables import their_shapes
 from janus_jax.models.config import JANUSFLOW_1P3B, JanusFlowConfig, UViTConfig
 from janus_jax.models.uvit import Encoded, UViTDecoder, UViTEncoder, pixel_shuffle
 from janus_jax.ops.flow import sinusoidal_embedding
+from janus_jax.weights.name_map import their_shapes
+from tests.helpers.flow_weights import from_foreign
+from tests.helpers.small_models import SMALL
+from tests.helpers.torch_weights import rule_weights
 
 REFERENCE = Path(__file__).parents[1] / "data_files" / "janusflow_tiny_uvit.npz"
 CONFIGS = {

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import SMALL_VQ, random_array, random_params
-from torch_weights import from_original_vq, noise, rule_weights
 
 from janus_jax.models.config import VQ_16
-from janus_jax.models.parameters import build
+from janus_jax.models.params import build
+from tests.helpers.small_models import SMALL_VQ, random_array, random_params
+from tests.helpers.torch_weights import from_original_vq, noise, rule_weights
 
 REFERENCE = Path(__file__).parents[1] / "data_files" / "vq_nonunit_codebook.npz"
 PARAMS = random_params(SMALL_VQ)

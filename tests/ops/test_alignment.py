@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from janus_jax.ops.alignment import alignment_loss
+from janus_jax.ops.representation_alignment import alignment_loss
 
 
 def test_loss_and_gradient_equal_pytorch_and_the_encoder_gets_none():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from janus_jax.ops.attention import attend
-from janus_jax.ops.cached_attention import PARTS, SMALLEST_PART, Prefix, attend_cached
+from janus_jax.ops.decode_attention import PARTS, SMALLEST_PART, Prefix, attend_cached
 
 
 @pytest.mark.parametrize("few_rows", [False, True])

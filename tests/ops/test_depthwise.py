@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from janus_jax.ops import depthwise
+from janus_jax.ops import depthwise_conv
 
 PLATFORMS = {
-    "chosen": (depthwise.depthwise_conv, lambda x, k, g: jax.vjp(depthwise.depthwise_conv, x, k)[1](g)),
-    "cpu": (depthwise._shifted_products, depthwise._shifted_gradients),
-    "others": (depthwise._grouped_convolution, depthwise._grouped_gradients),
+    "chosen": (depthwise_conv.depthwise_conv, lambda x, k, g: jax.vjp(depthwise_conv.depthwise_conv, x, k)[1](g)),
+    "cpu": (depthwise_conv._shifted_products, depthwise_conv._shifted_gradients),
+    "others": (depthwise_conv._grouped_convolution, depthwise_conv._grouped_gradients),
 }
 
 

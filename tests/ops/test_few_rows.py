@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.ops.few_rows import COMPILER_OPTIONS, ROWS, mix_few_rows, multiply_few_rows, multiply_rows
+from janus_jax.ops.cpu.gemv import COMPILER_OPTIONS, ROWS, mix_few_rows, multiply_few_rows, multiply_rows
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.ops import flash_attention
 from janus_jax.ops.attention import BACKENDS, attend_packed
-from janus_jax.ops.flash_attention import LOG2_E, flash_attend, flash_fits, segment_starts
 from janus_jax.ops.rope import rope_angles
-from janus_jax.ops.rope_kernel import rotate
+from janus_jax.ops.tpu import flash_attention
+from janus_jax.ops.tpu.flash_attention import LOG2_E, flash_attend, flash_fits, segment_starts
+from janus_jax.ops.tpu.rope import rotate
+from tests.helpers import REPOSITORY
 
 LENGTH, HEAD_DIM = 384, 128
 # Segments that end inside a block, on its edge, and one that spans three blocks; 0 is padding.
@@ -118,8 +118,8 @@ def test_the_backends_agree(monkeypatch):
 
 def test_heads_divided_over_tensor_give_what_one_device_gives():
     """Four CPU devices as fsdp=2, tensor=2, in a process of its own; context and gradients, under remat."""
-    script = Path(__file__).with_name("divided_attention.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "tests.helpers.divided_attention"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["heads"] == [2]  # of four

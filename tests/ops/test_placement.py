@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.ops import placement
+from janus_jax.ops import scatter_tokens
 
-place_in_order, segments_with = jax.jit(placement.place_in_order), jax.jit(placement.segments_with)
+place_in_order, segments_with = jax.jit(scatter_tokens.place_in_order), jax.jit(scatter_tokens.segments_with)
 
 
 def placed_by_a_loop(row, mask, values):

@@ -1,9 +1,9 @@
 """Files of real digits, a packed batch of them, and the micro presets, shared by the tests of training."""
 
 import pytest
-from tiny_runs import MICRO_JANUS, cache_folder, janus_experiment, micro_world, write_digit_files
 
-from janus_jax.training.experiment import open_stream, open_tokenizer
+from janus_jax.training.setup import open_stream, open_tokenizer
+from tests.helpers.tiny_runs import MICRO_JANUS, cache_folder, janus_experiment, micro_world, write_digit_files
 
 
 @pytest.fixture(scope="session")

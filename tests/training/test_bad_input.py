@@ -5,19 +5,19 @@ import shutil
 
 import pytest
 from etils import epath
-from tiny_runs import MICRO_JANUS, MICRO_VAE, MICRO_VQ, flow_experiment, janus_experiment, vq_experiment
 
 from janus_jax import UserError
-from janus_jax.checkpoints import save_params, write_architecture
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
-from janus_jax.models.parameters import init_params
+from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
-from janus_jax.training.checkpoint import Checkpoints
-from janus_jax.training.experiment import open_stream, open_tokenizer
+from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.stages import trainable_mask
-from janus_jax.training.state import create_state
+from janus_jax.training.setup import open_stream, open_tokenizer
+from janus_jax.training.train_state import create_state
+from janus_jax.weights.native import save_params, write_architecture
+from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VAE, MICRO_VQ, flow_experiment, janus_experiment, vq_experiment
 
 
 @pytest.fixture(autouse=True)

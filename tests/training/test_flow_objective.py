@@ -1,27 +1,23 @@
 """JanusFlow's objective: its three terms against the closed form, what gets a gradient, and the sampler's masking."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_runs import MICRO_FLOW
 
-from janus_jax.batch import FlowBatch, Modality, PackedBatch
+from janus_jax.batches import FlowBatch, Modality, PackedBatch
 from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
 from janus_jax.inference.flow_sampling import run_prefix, velocities
-from janus_jax.inference.prompt import pad_prompts
+from janus_jax.inference.padding import pad_prompts
 from janus_jax.models.config import Execution
-from janus_jax.models.parameters import bind, build, flatten, init_params
-from janus_jax.training.flow_objective import janusflow_loss
-from janus_jax.training.objective import normalize
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from tiny_data import BYTE_TOKENIZER, flat_png, generate, make_builder, text, understand
+from janus_jax.models.params import bind, build, flatten, init_params
+from janus_jax.training.objectives.base import normalize
+from janus_jax.training.objectives.janusflow import janusflow_loss
+from tests.helpers.tiny_data import BYTE_TOKENIZER, flat_png, generate, make_builder, text, understand
+from tests.helpers.tiny_runs import MICRO_FLOW
 
 CONFIG = MICRO_FLOW
 LOSS = ConfigDict(dict(normalization="tasks", alignment_weight=0.7, chunk_size=16, z_loss=0.0, skip_unsupervised=False))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from janus_jax.training.idle import IdleTime
+from janus_jax.training.input_stall import IdleTime
 
 
 class Step:

@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_runs import MICRO_JANUS
 
 from janus_jax import UserError
-from janus_jax.batch import Modality
+from janus_jax.batches import Modality
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.models.config import Execution
-from janus_jax.models.parameters import bind, build, init_params
-from janus_jax.training.objective import normalize
-from janus_jax.training.objectives import janus_loss, make_loss, with_codes
-from janus_jax.training.stages import merge, split, trainable_mask
+from janus_jax.models.params import bind, build, init_params
+from janus_jax.training.freezing import merge, split, trainable_mask
+from janus_jax.training.objectives.base import normalize
+from janus_jax.training.objectives.janus import janus_loss, make_loss, with_codes
+from tests.helpers.tiny_runs import MICRO_JANUS
 
 MODEL = build(MICRO_JANUS, Execution())
 NUM_CODES_PER_IMAGE = 16

@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint._src.serialization import jax_array_handlers
-from tiny_runs import MICRO_VQ, vq_experiment
 
-from janus_jax.checkpoints import save_params
-from janus_jax.data.pipeline import Stream
+from janus_jax.data.stream import Stream
 from janus_jax.errors import UserError
-from janus_jax.models.parameters import init_params
+from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
-from janus_jax.training.checkpoint import Checkpoints, read_data_state
-from janus_jax.training.experiment import open_stream
+from janus_jax.training.checkpointing import Checkpoints, read_data_state
 from janus_jax.training.prefetch import DevicePrefetch
-from janus_jax.training.stopping import DataStalled
-from janus_jax.training.watchdog import Watchdog
+from janus_jax.training.resilience.preemption import DataStalled
+from janus_jax.training.resilience.watchdog import Watchdog
+from janus_jax.training.setup import open_stream
+from janus_jax.weights.native import save_params
+from tests.helpers.tiny_runs import MICRO_VQ, vq_experiment
 
 
 class CountingStep:

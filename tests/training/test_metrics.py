@@ -1,4 +1,4 @@
-"""What metrics.jsonl holds: exact means between two writes, and no step twice."""
+"""What metrics_log.jsonl holds: exact means between two writes, and no step twice."""
 
 import json
 import struct
@@ -9,11 +9,11 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from janus_jax.compile_check.chips import CORES
-from janus_jax.training import metrics
+from janus_jax.hardware import CORES
+from janus_jax.training import metrics_log
 from janus_jax.training.device_peaks import peak_flops
-from janus_jax.training.metrics import MetricsLog
-from janus_jax.training.tpu_options import compiler_options
+from janus_jax.training.metrics_log import MetricsLog
+from janus_jax.training.tpu_flags import compiler_options
 
 
 def log_in(folder, first_step=0, ideal_seconds=None):
@@ -29,7 +29,7 @@ def lines(folder):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics_log.jsonl").read_text().splitlines()]
 
 
 def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_path):
@@ -124,7 +124,7 @@ class Clock:
 
 def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_lost(tmp_path, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(metrics_log, "time", clock)
 
     def steps(log, seconds):
         for duration in seconds:
@@ -157,7 +157,7 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
 
 def test_mfu_is_that_of_the_steps_after_compilation(tmp_path, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(metrics_log, "time", clock)
     for name, ideal_seconds in (("known", 1.2), ("unknown", None)):
         log = log_in(tmp_path / name, ideal_seconds=ideal_seconds)
         for duration in (30.0, 2.0, 4.0):
@@ -193,6 +193,6 @@ def test_a_device_without_a_known_peak_has_no_utilisation():
 
 
 def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    (tmp_path / "metrics_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     log_in(tmp_path, first_step=2).close()
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]

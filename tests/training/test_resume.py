@@ -4,12 +4,12 @@ import signal
 from typing import NamedTuple
 
 import pytest
-from tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
 
-from janus_jax.checkpoints import load_params, read_architecture
 from janus_jax.errors import UserError
-from janus_jax.models.parameters import flatten
+from janus_jax.models.params import flatten
 from janus_jax.training import loop, plan
+from janus_jax.weights.native import load_params, read_architecture
+from tests.helpers.tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
 
 EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment, "flow": flow_experiment}
 

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import MICRO_JANUS, differing_leaves, janus_experiment
 
 from janus_jax import UserError
 from janus_jax.models.config import PRESETS, Execution
-from janus_jax.models.parameters import abstract_params, flatten, init_params
+from janus_jax.models.params import abstract_params, flatten, init_params
 from janus_jax.sharding import make_mesh
-from janus_jax.training.experiment import model_config
-from janus_jax.training.objective import Objective
-from janus_jax.training.objectives import make_loss
+from janus_jax.training.freezing import format_table, merge, module_table, split, trainable_mask
+from janus_jax.training.objectives.base import Objective
+from janus_jax.training.objectives.janus import make_loss
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.stages import format_table, merge, module_table, split, trainable_mask
-from janus_jax.training.state import create_state, make_step, state_shardings
+from janus_jax.training.setup import model_config
+from janus_jax.training.train_state import create_state, make_step, state_shardings
+from tests.helpers.tiny_runs import MICRO_JANUS, differing_leaves, janus_experiment
 
 # Counts of models.md 1.7, measured on the released architectures; SigLIP without its unused pooling head.
 _SIZES_1B = {

@@ -2,12 +2,12 @@ import json
 
 import pytest
 from absl import logging
-from tiny_runs import MICRO_VQ
 
 from janus_jax.errors import UserError
-from janus_jax.inference.image_codes import ImageTokenizer
-from janus_jax.models.parameters import init_params
+from janus_jax.inference.image_tokenizer import ImageTokenizer
+from janus_jax.models.params import init_params
 from janus_jax.training.stored_codes import check_stored_codes
+from tests.helpers.tiny_runs import MICRO_VQ
 
 
 @pytest.fixture(scope="module")

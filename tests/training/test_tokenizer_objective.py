@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_runs import MICRO_VQ
 
 from janus_jax import UserError
-from janus_jax.batch import ImageBatch
+from janus_jax.batches import ImageBatch
 from janus_jax.models.config import Execution
-from janus_jax.models.parameters import bind, build, flatten, init_params
-from janus_jax.training.objectives import make_loss
+from janus_jax.models.params import bind, build, flatten, init_params
+from janus_jax.training.objectives.janus import make_loss
+from tests.helpers.tiny_runs import MICRO_VQ
 
 LOSS = {"pixel_weight": 0.7, "perceptual_weight": 0.0, "adversarial_weight": 0.0}
 MODEL = build(MICRO_VQ, Execution())

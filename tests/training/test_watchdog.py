@@ -3,12 +3,12 @@ import subprocess
 import sys
 import time
 
-from janus_jax.process_end import RESTART
-from janus_jax.training.watchdog import Watchdog
+from janus_jax.training.resilience.exit_codes import RESTART
+from janus_jax.training.resilience.watchdog import Watchdog
 
 PROGRAM = """
 import time
-from janus_jax.training.watchdog import Watchdog
+from janus_jax.training.resilience.watchdog import Watchdog
 watchdog = Watchdog({start}, {seconds}, lambda: {stopping}, 0.5)
 time.sleep({before})
 watchdog.step_ended(6)

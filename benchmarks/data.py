@@ -1,0 +1,370 @@
+"""The data stream: speed against a plain loop and a PyTorch DataLoader, resume time, memory, fill and ratio.
+
+All readers get the same records: 640 x 480 JPEG photos with captions or answers, and texts. A reader with workers is
+read until its prefetched batches are used up before it is timed, and closed before the next one is; the medians of
+interleaved rounds are compared. Needs the extra [test].
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import tqdm
+
+from benchmarks.result import Result
+from janus_jax.batches import Modality
+from janus_jax.data.inspection import summarize
+from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
+from janus_jax.data.prompts import IMAGE_MARKER, IMAGE_PLACEHOLDER, STYLES, Message
+from janus_jax.data.record_reader import RecordSource, Stored, open_records
+from janus_jax.data.records import Record, write_records
+from janus_jax.data.sample_builder import SampleBuilder, conversation
+from janus_jax.data.stream import PREFETCH, RING_SLOTS, Stream, packed_rows
+from janus_jax.data.tokenizer import Tokenizer, train_tokenizer
+from janus_jax.models.config import JANUS_PRO_7B
+from janus_jax.weights.tokenizer_files import write_hf_files
+
+CORES = os.cpu_count() or 1
+STYLE = STYLES["janus_pro"]
+RATIO = {"understand": 2.0, "text": 3.0, "generate": 5.0}  # stage II
+IMAGE_SIZE, IMAGE_TOKENS, ROW_LENGTH, SLOTS = 384, 576, 4096, 7
+NUM_SHARDS, BINS = 8, 6  # as in configs/base.py
+RECORDS, SOURCE_SIZE = 96, 100_000  # per task: different ones, and in all
+ROUNDS, IMAGES = 5, 400  # per round and reader
+PEER_BATCH = 8
+INDEX, DEPTH = 100_000_000, 10_000_000
+Read = Callable[[], int]  # reads on; returns how many images there were
+
+
+def run() -> Iterator[Result]:
+    """All cases."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        records = _make_records(np.random.default_rng(0))
+        texts = [message.text for record in records for message in record.messages]
+        tokenizer = train_tokenizer(texts, 4096, extra_special_tokens=[STYLE.user, STYLE.assistant])
+        for task in RATIO:
+            write_records(folder / f"{task}.array_record", [record for record in records if record.task == task])
+        write_hf_files(folder, JANUS_PRO_7B, tokenizer)
+        yield from _against_plain_loop(folder, records, tokenizer)
+        yield _against_data_loader(folder, records, tokenizer)
+        yield from _resume(tokenizer)
+        yield from _mixture(folder, tokenizer)
+
+
+def _against_plain_loop(folder: Path, records: Sequence[Record], tokenizer: Tokenizer) -> list[Result]:
+    """Packed rows of all tasks; the loop packs samples one behind the other.
+
+    The plain loop resizes whole images and crops them, as published loaders do. The second figure is against a loop
+    that crops as the stream does, and so tells what the processes cost.
+    """
+
+    @contextlib.contextmanager
+    def plain() -> Iterator[Read]:
+        with mock.patch("janus_jax.data.sample_builder.generation_pixels", _resize_then_crop), same() as read:
+            yield read
+
+    @contextlib.contextmanager
+    def same() -> Iterator[Read]:
+        rows = _plain_rows(records, tokenizer)
+        yield lambda: next(rows)
+
+    def compare(case: str, loop: Callable[[], contextlib.AbstractContextManager[Read]], bar: Any) -> Result:
+        ours, theirs = _interleaved(case, lambda: _our_reader(folder, tokenizer, RATIO), loop)
+        details = f"{ours:.0f} images/s, {CORES} workers", f"{theirs:.0f} images/s, one thread"
+        return Result(f"packed rows of all tasks, against a {case}", ours / theirs, "x", bar, *details)
+
+    return [
+        compare("plain PIL and NumPy loop", plain, (">=", 0.9 * CORES)),
+        compare("loop of the stream's own functions", same, None),
+    ]
+
+
+def _resize_then_crop(image: PIL.Image.Image, size: int, *_: Any) -> np.ndarray:
+    """`generation_pixels` in the two steps in which the paper tells it."""
+    scale = size / min(image.size)
+    width, height = (max(round(side * scale), size) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _against_data_loader(folder: Path, records: Sequence[Record], tokenizer: Tokenizer) -> Result:
+    """Questions about images; the peer's samples are padded, not packed, and normalised to float32."""
+    questions = [record for record in records if record.task == "understand"]
+    ours, theirs = _interleaved(
+        "DataLoader",
+        lambda: _our_reader(folder, tokenizer, {"understand": 1.0}),
+        lambda: _torch_reader(folder, questions),
+    )
+    return Result(
+        "questions about images, against a DataLoader with transformers' processor",
+        ours / theirs,
+        "x",
+        (">=", 1.5),
+        f"{ours:.0f} images/s, {CORES} workers",
+        f"{theirs:.0f} images/s, {CORES} workers",
+    )
+
+
+def _resume(tokenizer: Tokenizer) -> list[Result]:
+    """From a state at sample DEPTH of a source of INDEX records to the first batch."""
+    with contextlib.closing(_index_stream(tokenizer)) as stream:
+        next(stream)
+        state = json.loads(json.dumps(stream.get_state()))
+    for shard in state["shards"].values():
+        shift = DEPTH // NUM_SHARDS - shard["cursors"]["text/0"]
+        shard["cursors"]["text/0"] += shift
+        shard["open"] = [[[name, place + shift] for name, place in row] for row in shard["open"]]
+    with contextlib.closing(_index_stream(tokenizer)) as stream:
+        start = time.monotonic()
+        stream.set_state(state)
+        next(stream)
+        seconds = time.monotonic() - start
+        workers = [_peak_bytes(process) for process in _children()]
+    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return [
+        Result(f"resume at sample {DEPTH:,} of {INDEX:,}, workers started", seconds, "s", ("<=", 5.0)),
+        Result("peak memory of this process, all cases so far", parent / 2**30, "GiB", ("<=", 1.0)),
+        Result("peak memory of a worker on that source", max(workers) / 2**30, "GiB", ("<=", 1.0)),
+    ]
+
+
+def _mixture(folder: Path, tokenizer: Tokenizer) -> list[Result]:
+    """Fill of the rows, and the realised shares of the first 2,000 samples."""
+    batches, samples = [], 0
+    with contextlib.closing(_open_stream(folder, tokenizer, RATIO)) as stream:
+        while samples < 2000:
+            batch = next(stream)
+            batches.append(batch._replace(und_pixels=None, gen_pixels=None))
+            samples += int(batch.segment_ids.max(axis=1).sum())
+    summary = summarize(batches)
+    total = sum(RATIO.values())
+    error = max(abs(summary.samples[task] / samples - RATIO[task] / total) for task in RATIO)
+    return [
+        Result(f"fill of rows of {ROW_LENGTH} tokens", summary.used / summary.places, "of all places", (">=", 0.97)),
+        Result(f"largest error of a task's share in {samples:,} samples", error, "of all samples", ("<=", 0.01)),
+    ]
+
+
+def _interleaved(
+    name: str,
+    ours: Callable[[], contextlib.AbstractContextManager[Read]],
+    theirs: Callable[[], contextlib.AbstractContextManager[Read]],
+) -> tuple[float, float]:
+    """Median images/s of both, read in turns."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    for _ in tqdm.trange(ROUNDS, desc=f"stream and {name}"):
+        for reader, own in zip((ours, theirs), rates, strict=True):
+            with reader() as read:
+                own.append(_rate(read))
+    return statistics.median(rates[0]), statistics.median(rates[1])
+
+
+def _rate(read: Read) -> float:
+    """Images/s of a reader that is warm."""
+    start, images = time.monotonic(), 0
+    while images < IMAGES:
+        images += read()
+    return images / (time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _our_reader(folder: Path, tokenizer: Tokenizer, ratio: dict[str, float]) -> Iterator[Read]:
+    with contextlib.closing(_open_stream(folder, tokenizer, ratio, workers=CORES)) as stream:
+        for _ in range(RING_SLOTS):  # its prefetched batches are used up, its memory is mapped
+            next(stream)
+
+        yield lambda: int((next(stream).modality > Modality.TEXT).sum()) // IMAGE_TOKENS
+
+
+@contextlib.contextmanager
+def _torch_reader(folder: Path, records: Sequence[Record]) -> Iterator[Read]:
+    """What the official inference code suggests for training: processor per sample, padded batches, workers."""
+    import torch.utils.data
+    from transformers import JanusProcessor
+
+    class Questions(torch.utils.data.Dataset):
+        def __init__(self) -> None:
+            self.processor = JanusProcessor.from_pretrained(folder)
+
+        def __len__(self) -> int:
+            return 10**6
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            record = records[index % len(records)]
+            text, _ = conversation(record, STYLE)
+            image = PIL.Image.open(io.BytesIO(record.images[0])).convert("RGB")
+            text = text.replace(IMAGE_PLACEHOLDER, self.processor.image_token)
+            output = self.processor(text=text, images=image, return_tensors="pt")
+            return {name: value[0] for name, value in output.items()}
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = torch.nn.utils.rnn.pad_sequence([sample["input_ids"] for sample in samples], batch_first=True)
+        return {"input_ids": ids, "pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
+
+    loader = torch.utils.data.DataLoader(
+        Questions(),
+        batch_size=PEER_BATCH,
+        num_workers=CORES,
+        prefetch_factor=PREFETCH,
+        collate_fn=collate,
+        worker_init_fn=_one_thread,
+    )
+    batches = iter(loader)
+    for _ in range(2 * PREFETCH * CORES):
+        next(batches)
+    yield lambda: len(next(batches)["pixel_values"])
+
+
+def _one_thread(worker: int) -> None:
+    """As PyTorch's own workers do by default, and said here because the measurement depends on it."""
+    import torch
+
+    del worker
+    torch.set_num_threads(1)
+
+
+def _plain_rows(records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[int]:
+    """The same samples, one behind the other into rows."""
+    builder = _builder(tokenizer)
+    turns = [task for task, share in RATIO.items() for _ in range(int(share))]
+    stored = {task: [record.serialize() for record in records if record.task == task] for task in RATIO}
+    rng, used = np.random.default_rng(0), 0
+    row: list[Item] = []
+    for count in itertools.count():
+        task = turns[count % len(turns)]
+        sample, _ = builder.build(Record.deserialize(stored[task][count % RECORDS]), rng)
+        item = Item(task, (), sample, "", ("", 0))
+        if used + len(sample["tokens"]) > ROW_LENGTH:
+            batch = join_blocks([assemble([row], ROW_LENGTH, IMAGE_FEATURES)], dict.fromkeys(IMAGE_FEATURES, SLOTS))
+            yield int((batch["modality"] > Modality.TEXT).sum()) // IMAGE_TOKENS
+            row, used = [], 0
+        row.append(item)
+        used += len(sample["tokens"])
+
+
+class _Repeated(Sequence):
+    """A few records as a source of the usual size, since the shuffling of a tiny one is slower: 0.3 ms per index."""
+
+    def __init__(self, source: RecordSource):
+        self._source, self.pattern = source, source.pattern
+
+    def __len__(self) -> int:
+        return SOURCE_SIZE
+
+    def __getitem__(self, index: Any) -> Stored:
+        return self._source[index % len(self._source)]
+
+
+def _open_stream(folder: Path, tokenizer: Tokenizer, ratio: dict[str, float], workers: int = 0) -> Stream:
+    sources = {task: [_Repeated(open_records(f"{folder}/{task}.array_record", task))] for task in ratio}
+    return _stream(sources, ratio, tokenizer, workers)
+
+
+def _stream(sources: Any, ratio: dict[str, float], tokenizer: Tokenizer, workers: int) -> Stream:
+    return packed_rows(
+        sources,
+        ratio,
+        _builder(tokenizer),
+        batch_size=NUM_SHARDS,
+        num_shards=NUM_SHARDS,
+        packing_bins=BINS,
+        seed=0,
+        max_drop_rate=0.0,
+        workers=workers,
+    )
+
+
+class _HugeSource(Sequence):
+    """An index of INDEX documents, made when they are read."""
+
+    pattern = "in memory"
+
+    def __len__(self) -> int:
+        return INDEX
+
+    def __getitem__(self, index: Any) -> Stored:
+        words = " ".join(f"word{(index * 31 + i) % 997}" for i in range(150))
+        record = Record(task="text", messages=(Message("assistant", words),), key=str(index))
+        return Stored(f"huge:{index}", record.serialize())
+
+
+def _index_stream(tokenizer: Tokenizer) -> Stream:
+    return _stream({"text": [_HugeSource()]}, {"text": 1.0}, tokenizer, CORES)
+
+
+def _builder(tokenizer: Tokenizer) -> SampleBuilder:
+    return SampleBuilder(
+        tokenizer=tokenizer,
+        style=STYLE,
+        understanding_size=IMAGE_SIZE,
+        understanding_tokens=IMAGE_TOKENS,
+        generation_size=IMAGE_SIZE,
+        generation_tokens=IMAGE_TOKENS,
+        num_codes=JANUS_PRO_7B.vq.num_codes,
+        row_length=ROW_LENGTH,
+        understanding_slots=SLOTS,
+        generation_slots=SLOTS,
+        supervision="all",
+        drop_condition=0.1,
+    )
+
+
+def _make_records(rng: np.random.Generator) -> list[Record]:
+    """RECORDS of each task; photos are scikit-learn's two, cropped and mirrored, at the quality of web images."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
+    words = [
+        f"{a}{b}" for a in ("re", "in", "to", "ca", "mo", "li", "su", "pa") for b in ("tion", "ver", "ment", "ly", "s")
+    ]
+
+    def sentence(median: float, spread: float, most: int) -> str:
+        count = int(np.clip(rng.lognormal(np.log(median), spread), 3, most))
+        return " ".join(rng.choice(words, count))
+
+    def photo() -> bytes:
+        left, top = int(rng.integers(0, 80)), int(rng.integers(0, 60))
+        image = photos[int(rng.integers(2))].crop((left, top, left + 560, top + 360)).resize((640, 480))
+        if rng.random() < 0.5:
+            image = PIL.ImageOps.mirror(image)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+    records = []
+    for i in range(RECORDS):
+        question = Message("user", f"{IMAGE_MARKER}\nDescribe the image in detail.")
+        answer = Message("assistant", sentence(60, 0.8, 1500))
+        records.append(Record(task="understand", messages=(question, answer), images=(photo(),), key=f"u/{i}"))
+        document = Message("assistant", sentence(250, 1.1, 2500))
+        records.append(Record(task="text", messages=(document,), key=f"t/{i}"))
+        drawing = (Message("user", sentence(40, 0.6, 300)), Message("assistant", IMAGE_MARKER))
+        records.append(Record(task="generate", messages=drawing, images=(photo(),), key=f"g/{i}"))
+    return records
+
+
+def _children() -> list[int]:
+    """Worker processes of this one that are alive."""
+    return [process.pid for process in multiprocessing.active_children() if process.pid]
+
+
+def _peak_bytes(process: int) -> int:
+    """Peak resident memory, from /proc."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

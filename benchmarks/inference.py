@@ -1,0 +1,372 @@
+"""Decoding: speed against transformers' JanusForConditionalGeneration and against the memory bandwidth of the machine.
+
+Both sides have the same random weights and the same token ids, do the same steps on the same device (a CPU or a GPU)
+and are timed in turns in this process; the tokens of greedy decoding must be the same. Needs the extra [test].
+"""
+
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from benchmarks import floor
+from benchmarks.inference_sides import Sides, open_sides, peer_device, tiny, width_512, width_2048
+from benchmarks.result import Result
+from janus_jax.inference.decoding import (
+    decode_image_codes,
+    decode_pixels,
+    decode_text,
+    programs,
+    start_images,
+    start_text,
+)
+from janus_jax.inference.padding import pad_prompts
+from janus_jax.inference.sampling import Sampling
+from janus_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B
+from janus_jax.models.params import bind
+
+ROUNDS, LONG = 3, 60.0  # rounds of a case, and the seconds of one after which one is enough
+PROMPT, NEW_TOKENS = 32, 33  # tokens of text; the first comes with the prompt, so 32 steps
+GUIDANCE = 5.0
+GREEDY = Sampling()
+Run = Callable[[], Any]
+
+
+def run() -> Iterator[Result]:
+    """All cases for JAX's default device."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would leave the peer little of a GPU
+    device = peer_device()
+    bandwidth = floor.copy_bandwidth()
+    yield Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s")
+    yield from _on_gpu(bandwidth) if device == "cuda" else _on_cpu(bandwidth)
+    for name, number in programs.items():
+        yield Result(f"programs compiled: {name}", number, "programs")
+
+
+def _on_cpu(bandwidth: float) -> Iterator[Result]:
+    """The bars are those of float32 (but one of text in bfloat16), and of the width that they are named for.
+
+    Released weights are stored in bfloat16, which is less to read also where they run in float32.
+    """
+    yield Result("read bandwidth: the largest number of 1 GiB", floor.read_bandwidth() / 1e9, "GB/s")
+    with open_sides("width 256", tiny(), "float32", bandwidth) as sides:
+        yield from _text(sides, 1)
+        yield from _text(sides, 8)
+        for images in (1, 4, 16):
+            yield from _images(sides, images)
+        yield from _first_token(sides)
+        yield from _encoders(sides, 4)
+    with open_sides("width 512", width_512(), "float32", bandwidth) as sides:
+        yield from _images(sides, 4, bar=4.0)
+        yield from _images(sides, 16)
+    with open_sides("width 512", width_512(), "float32", bandwidth, stored="bfloat16") as sides:
+        yield from _images(sides, 4, bar=4.0)
+        yield from _images(sides, 16)
+    with open_sides("width 512", width_512(), "bfloat16", bandwidth) as sides:
+        yield from _images(sides, 4)
+    with open_sides("width 2048", width_2048(), "float32", bandwidth) as sides:
+        yield from _text(sides, 1, bar=1.5, floor_bar=0.7)
+        yield from _text(sides, 8)
+        yield from _images(sides, 1)
+        yield from _images(sides, 4, bar=1.3)
+        yield from _images(sides, 16)
+        yield _cache(sides, 16)
+        yield from _first_token(sides)
+        yield from _encoders(sides, 4)
+    with open_sides("width 2048", width_2048(), "float32", bandwidth, stored="bfloat16") as sides:
+        yield from _text(sides, 1, bar=1.5, floor_bar=0.7, compiled=False)
+        yield from _text(sides, 8, compiled=False)  # to compile the peer takes minutes
+        yield from _images(sides, 4, bar=1.3)
+        yield from _first_token(sides)
+    with open_sides("width 2048", width_2048(), "bfloat16", bandwidth) as sides:
+        yield from _text(sides, 1, bar=0.8)
+        yield from _text(sides, 8, compiled=False)
+        for images in (1, 4, 16):
+            yield from _images(sides, images)
+        yield from _first_token(sides)
+        yield from _encoders(sides, 1)  # the peer's VQ decoder takes half a minute for an image in bfloat16
+
+
+def _on_gpu(bandwidth: float) -> Iterator[Result]:
+    """The released sizes; the bars are those of the 7B."""
+    for name, config, one, many in (
+        ("Janus-Pro-1B", JANUS_PRO_1B, {}, {}),
+        ("Janus-Pro-7B", JANUS_PRO_7B, {"bar": 4.0, "floor_bar": 0.7}, {"bar": 5.0}),
+    ):
+        with open_sides(name, config, "bfloat16", bandwidth) as sides:
+            yield from _text(sides, 1)
+            yield from _text(sides, 8)
+            yield from _images(sides, 1, **one)
+            yield from _images(sides, 16, **many)
+            yield _cache(sides, 16)
+            yield from _first_token(sides)
+            yield from _encoders(sides, 4)
+
+
+def _text(
+    sides: Sides, batch: int, bar: float | None = None, floor_bar: float | None = None, compiled: bool = True
+) -> list[Result]:
+    """Greedy tokens per second, of a whole request; the floor counts the steps after the first token.
+
+    The bar is that of the peer as it comes; `compiled` for a static cache it is a case of its own, where that works.
+    """
+    import torch
+
+    pipeline, peer = sides.pipeline, sides.peer
+    ids = np.random.default_rng(batch).integers(300, 4000, (batch, PROMPT)).tolist()
+    prompts = pad_prompts(ids, [pipeline.tokenizer.image_id], PROMPT)
+    keys = jax.random.split(jax.random.key(0), batch)
+
+    def ours(new_tokens: int = NEW_TOKENS) -> np.ndarray:
+        limits = jnp.full(batch, new_tokens, jnp.int32)
+        return np.asarray(
+            decode_text(
+                pipeline._model,
+                pipeline.params,
+                prompts,
+                None,
+                keys,
+                limits,
+                slots=NEW_TOKENS,
+                sampling=GREEDY,
+                eos_id=-1,  # never: both sides take all steps
+            )
+        )
+
+    def theirs(**options: Any) -> np.ndarray:
+        with torch.inference_mode():
+            tokens = peer.generate(
+                inputs=torch.tensor(ids, device=peer.device),
+                attention_mask=torch.ones(batch, PROMPT, dtype=torch.long, device=peer.device),
+                do_sample=False,
+                min_new_tokens=NEW_TOKENS,
+                max_new_tokens=NEW_TOKENS,
+                eos_token_id=-1,
+                pad_token_id=0,
+                **options,
+            )
+        return tokens.cpu().numpy()[:, -NEW_TOKENS:]
+
+    case = f"{sides.name}: text, batch {batch}"
+    runs: list[Run] = [ours, theirs, lambda: ours(1)]
+    if compiled:
+        runs += _working(f"{case}, the peer compiled", functools.partial(theirs, **_compiled()))
+    timing = _compare(case, runs)
+    total, step_bytes = batch * NEW_TOKENS, floor.text_step_bytes(pipeline, batch, PROMPT + NEW_TOKENS // 2)
+    rows = [_ratio(case, timing, total, "tokens/s", bar)]
+    if len(runs) > 3:
+        rows.append(_ratio(f"{case}, the peer compiled", timing, total, "tokens/s", None, peer=3))
+    return [
+        *rows,
+        _same(sides, f"{case}, greedy tokens", timing),
+        _share(sides, case, timing, NEW_TOKENS - 1, step_bytes, floor_bar),
+    ]
+
+
+def _compiled() -> dict[str, Any]:
+    """Options of transformers' `generate`."""
+    from transformers import CompileConfig
+
+    config = CompileConfig(fullgraph=False, mode="default", dynamic=False)
+    config._compile_all_devices = True  # type: ignore[assignment]  # or a CPU would be left out
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+def _working(case: str, run: Run) -> list[Run]:
+    try:
+        run()
+    except RuntimeError as error:  # no C++ compiler
+        tqdm.tqdm.write(f"{case}: does not work here: {error}")
+        return []
+    return [run]
+
+
+def _images(sides: Sides, images: int, bar: float | None = None, floor_bar: float | None = None) -> list[Result]:
+    """Greedy codes per second of images of one prompt, with guidance, prompt included; the floor counts the steps."""
+    import torch
+
+    pipeline, peer, num_codes = sides.pipeline, sides.peer, sides.pipeline.config.image_tokens
+    tokenizer = pipeline.tokenizer
+    middle = np.random.default_rng(0).integers(300, 4000, PROMPT - 2).tolist()
+    ids = [tokenizer.bos_id, *middle, tokenizer.begin_of_image_id]
+    prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
+    unconditional = pad_prompts([tokenizer.unconditional(ids)], [tokenizer.image_id], PROMPT)
+    keys = jax.random.split(jax.random.key(0), (1, images))
+    peer.generation_config.bos_token_id = tokenizer.bos_id
+    peer.generation_config.pad_token_id = tokenizer.pad_id
+    peer.generation_config.generation_kwargs = {"boi_token_id": tokenizer.begin_of_image_id}
+    request = (pipeline._model, pipeline.params, prompt, unconditional, np.zeros(1, np.int32))
+
+    def ours() -> np.ndarray:
+        codes = decode_image_codes(*request, keys, jnp.float32(GUIDANCE), sampling=GREEDY)
+        return np.asarray(codes)[0]
+
+    def ours_first() -> np.ndarray:
+        state = start_images(*request, keys[0], jnp.float32(GUIDANCE), sampling=GREEDY)
+        return np.asarray(state.codes)
+
+    def theirs() -> np.ndarray:
+        with torch.inference_mode():
+            codes = peer.generate(
+                inputs=torch.tensor([ids] * images, device=peer.device),
+                attention_mask=torch.ones(images, PROMPT, dtype=torch.long, device=peer.device),
+                generation_mode="image",
+                do_sample=False,
+                guidance_scale=GUIDANCE,
+            )
+        return codes.cpu().numpy()
+
+    case = f"{sides.name}: {images} images of {num_codes} codes with guidance"
+    timing = _compare(case, [ours, theirs, ours_first])
+    step_bytes = floor.image_step_bytes(pipeline, images, PROMPT, num_codes // 2)
+    return [
+        _ratio(case, timing, images * num_codes, "codes/s", bar),
+        _same(sides, f"{case}, greedy codes", timing),
+        _share(sides, case, timing, num_codes - 1, step_bytes, floor_bar),
+    ]
+
+
+def _cache(sides: Sides, images: int) -> Result:
+    """What it saves that images share the prompt."""
+    sizes = (sides.pipeline, images, PROMPT, sides.pipeline.config.image_tokens)
+    ours, others = floor.shared_cache_bytes(*sizes), floor.own_cache_bytes(*sizes)
+    return Result(
+        f"{sides.name}: key-value cache of {images} images of {sizes[-1]} codes of one prompt of {PROMPT} tokens",
+        others / ours,
+        "x",
+        None,
+        f"{ours / 1e6:.1f} MB",
+        f"{others / 1e6:.1f} MB, each image with its own prompt",
+    )
+
+
+def _first_token(sides: Sides) -> list[Result]:
+    """Seconds from the pixels of one image and a question to the first token of the answer."""
+    import torch
+
+    pipeline, peer = sides.pipeline, sides.peer
+    tokenizer, size = pipeline.tokenizer, pipeline.config.siglip.image_size
+    question = np.random.default_rng(1).integers(300, 4000, PROMPT).tolist()
+    image = [tokenizer.image_id] * pipeline.config.siglip.num_tokens
+    ids = [tokenizer.bos_id, tokenizer.begin_of_image_id, *image, tokenizer.end_of_image_id, *question]
+    prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
+    pixels = np.random.default_rng(1).uniform(-1, 1, (1, 1, size, size, 3)).astype(np.float32)
+    torch_pixels = torch.tensor(pixels[0]).permute(0, 3, 1, 2).contiguous().to(peer.device, peer.dtype)
+    keys = jax.random.split(jax.random.key(0), 1)
+
+    def ours() -> np.ndarray:
+        options = {"slots": NEW_TOKENS, "sampling": GREEDY, "eos_id": -1}
+        state = start_text(pipeline._model, pipeline.params, prompt, jnp.asarray(pixels), None, keys, **options)
+        return np.asarray(state.tokens[:, 0])
+
+    def theirs() -> np.ndarray:
+        with torch.inference_mode():
+            tokens = peer.generate(
+                inputs=torch.tensor([ids], device=peer.device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=peer.device),
+                pixel_values=torch_pixels,
+                do_sample=False,
+                max_new_tokens=1,
+                pad_token_id=0,
+            )
+        return tokens.cpu().numpy()[:, -1]
+
+    case = f"{sides.name}: first token of a question about an image"
+    timing = _compare(case, [ours, theirs])
+    return [_ratio(case, timing, 1, "first tokens/s", None), _same(sides, f"{case}, greedy tokens", timing)]
+
+
+def _encoders(sides: Sides, images: int) -> list[Result]:
+    """The parts around the LLM."""
+    import torch
+
+    pipeline, peer = sides.pipeline, sides.peer
+    config, size = pipeline.config, pipeline.config.siglip.image_size
+    pixels = np.random.default_rng(0).uniform(-1, 1, (images, size, size, 3)).astype(np.float32)
+    codes = np.random.default_rng(0).integers(0, config.vq.num_codes, (images, config.image_tokens), dtype=np.int32)
+    apply = bind(pipeline._model, pipeline.params)
+    embed = jax.jit(lambda pixels: apply(pixels, method="embed_images"))
+    torch_pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(peer.device, peer.dtype)
+
+    def their_pixels() -> Any:
+        with torch.inference_mode():
+            pixels = peer.model.vqmodel.decode(torch.tensor(codes, device=peer.device))
+        return pixels.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def their_features() -> Any:
+        with torch.inference_mode():
+            features = peer.model.aligner(peer.model.vision_model(torch_pixels).last_hidden_state)
+        return features.float().cpu().numpy()
+
+    results = []
+    for name, ours, theirs in (
+        ("VQ decode", lambda: np.asarray(decode_pixels(pipeline._model, pipeline.params, codes)), their_pixels),
+        ("SigLIP encode", lambda: np.asarray(embed(pixels), np.float32), their_features),
+    ):
+        case = f"{sides.name}: {name} of {images} images of {size} x {size}"
+        difference = np.abs(ours() - theirs()).max()
+        timing = _compare(case, [ours, theirs])
+        results.append(_ratio(f"{case} (largest difference {difference:.1e})", timing, images, "images/s", None))
+    return results
+
+
+class _Timing(NamedTuple):
+    seconds: list[float]  # of each run, the median
+    rounds: int  # behind each median
+    same: float  # share of equal elements of the first two's results
+
+
+def _compare(case: str, runs: list[Run]) -> _Timing:
+    """Runs them in turns."""
+    outputs = [run() for run in runs]  # warm: compiled, buffers allocated
+    seconds: list[list[float]] = []
+    for _ in tqdm.trange(ROUNDS, desc=case):
+        seconds.append([_seconds(run) for run in runs])
+        if sum(seconds[0]) > LONG:
+            break
+    medians = [statistics.median(own) for own in zip(*seconds, strict=True)]
+    return _Timing(medians, len(seconds), float(np.mean(outputs[0] == outputs[1])))
+
+
+def _seconds(run: Run) -> float:
+    """All runs bring their results to the host, so that the device is done."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _ratio(case: str, timing: _Timing, amount: int, unit: str, bar: float | None, peer: int = 1) -> Result:
+    """Our speed over that of run `peer`."""
+    ours, theirs = amount / timing.seconds[0], amount / timing.seconds[peer]
+    return Result(
+        case,
+        ours / theirs,
+        "x",
+        (">=", bar) if bar else None,
+        f"{ours:.2f} {unit} (median of {timing.rounds})",
+        f"{theirs:.2f} {unit}",
+    )
+
+
+def _same(sides: Sides, what: str, timing: _Timing) -> Result:
+    return Result(f"{what} that are the peer's", timing.same, "of all", (">=", 1.0) if sides.exact else None)
+
+
+def _share(sides: Sides, case: str, timing: _Timing, steps: int, step_bytes: int, bar: float | None) -> Result:
+    """Of the bandwidth floor: of run 0 without what run 2, its prompt and first token, took."""
+    per_step, least = (timing.seconds[0] - timing.seconds[2]) / steps, step_bytes / sides.bandwidth
+    return Result(
+        f"{case}, share of the bandwidth floor",
+        least / per_step,
+        "of the floor",
+        (">=", bar) if bar else None,
+        f"{1e3 * per_step:.1f} ms a step (median of {timing.rounds})",
+        f"{1e3 * least:.1f} ms at copy bandwidth",
+    )

@@ -1,0 +1,108 @@
+"""The two sides of the suite `inference`: our pipeline and transformers' model, with the same random weights."""
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from janus_jax.data.prompts import STYLES
+from janus_jax.data.tokenizer import train_tokenizer
+from janus_jax.errors import UserError
+from janus_jax.inference.loading import load
+from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.models.config import JANUS_PRO_1B, JanusConfig
+from janus_jax.models.params import init_params
+from janus_jax.weights import open_model
+
+CODES_PER_SIDE = 12  # of an image on a CPU, where the released models have 24: so that the suite ends in minutes
+
+
+class Sides(NamedTuple):
+    """The same model twice, on the same device."""
+
+    pipeline: JanusPipeline
+    peer: Any  # transformers' model
+    name: str  # of the size and the dtype
+    exact: bool  # greedy tokens of both must be equal
+    bandwidth: float  # of the device's memory, in bytes per second
+
+
+def tiny() -> JanusConfig:
+    """2 layers of width 256: what is left is the cost of dispatching steps."""
+    config = small(width=256, mlp_dim=688)
+    return dataclasses.replace(config, llama=dataclasses.replace(config.llama, depth=2))
+
+
+def width_512() -> JanusConfig:
+    """8 layers of width 512."""
+    return small(width=512, mlp_dim=1376)
+
+
+def width_2048() -> JanusConfig:
+    """8 layers of width 2048, a third of Janus-Pro-1B."""
+    return small(width=2048, mlp_dim=5632)
+
+
+def small(width: int, mlp_dim: int) -> JanusConfig:
+    """8 layers."""
+    big, image_size = JANUS_PRO_1B, 16 * CODES_PER_SIDE
+    llama = dataclasses.replace(
+        big.llama, vocab_size=16384, width=width, depth=8, num_heads=width // 128, num_kv_heads=width // 128
+    )
+    return dataclasses.replace(
+        big,
+        llama=dataclasses.replace(llama, mlp_dim=mlp_dim, max_length=2048, init_std=1 / math.sqrt(width)),
+        siglip=dataclasses.replace(big.siglip, image_size=image_size, depth=6),
+        vq=dataclasses.replace(big.vq, image_size=image_size, base_channels=64),
+        image_head_width=width,
+    )
+
+
+def peer_device() -> str:
+    """torch's name for the kind of JAX's default device. Raises UserError where the peer cannot run on it."""
+    import torch
+
+    backend = jax.default_backend()
+    if backend not in ("cpu", "gpu"):
+        raise UserError(f"--suite=inference: the peer does not run on a {backend}; JAX_PLATFORMS=cpu measures the CPU")
+    if backend == "gpu" and not torch.cuda.is_available():
+        raise UserError("--suite=inference: JAX has a GPU but torch has no CUDA; JAX_PLATFORMS=cpu measures the CPU")
+    return {"cpu": "cpu", "gpu": "cuda"}[backend]
+
+
+def random_pipeline(config: JanusConfig, dtype: str, stored: str) -> JanusPipeline:
+    """A run of `dtype` on JAX's default device, loaded as weights that were stored in another one."""
+    style = STYLES[config.prompt_style]
+    roles = [style.user, style.assistant]
+    tokenizer = train_tokenizer(["a few words"], config.llama.vocab_size, extra_special_tokens=roles)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # float32 of the largest would crowd a GPU
+        params = jax.tree.map(lambda leaf: leaf.astype(stored), init_params(config, seed=0))
+    pipeline = load(open_model.MemorySource(config, params, tokenizer), dtype)
+    assert isinstance(pipeline, JanusPipeline)
+    return pipeline
+
+
+@contextlib.contextmanager
+def open_sides(
+    name: str, config: JanusConfig, dtype: str, bandwidth: float, stored: str | None = None
+) -> Iterator[Sides]:
+    """The peer gets our weights as the folder of Hugging Face that we export.
+
+    Args:
+        stored: the dtype that the weights are rounded to before both sides load them, as those of the released models
+            are to bfloat16; None is that of the run.
+    """
+    import torch
+    from transformers import JanusForConditionalGeneration
+
+    pipeline = random_pipeline(config, dtype, stored or dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.save_pretrained(Path(folder) / "model", format="hf")
+        peer: Any = JanusForConditionalGeneration.from_pretrained(Path(folder) / "model", dtype=getattr(torch, dtype))
+    title = f"{name} {dtype}" + (f", weights stored in {stored}" if stored else "")
+    yield Sides(pipeline, peer.to(peer_device()).eval(), title, dtype == "float32", bandwidth)

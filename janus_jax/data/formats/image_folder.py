@@ -1,0 +1,109 @@
+"""ImageNet as folders: `train/<synset>/<name>.JPEG`, or a flat validation folder with a list of labels.
+
+The caption of an image is the first name of its class. Names are not unique ("crane" is a bird and a machine), so keys
+keep the synset.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+
+from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileSource, Item, Unit, name
+from janus_jax.data.formats.captions import CaptionTasks, clean_caption
+from janus_jax.data.formats.safe_paths import read_below
+from janus_jax.errors import UserError
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+UNIT_FILES = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFolder(FileSource):
+    """Units are up to 1,000 entries of a class folder, in sorted order.
+
+    What has another suffix, lies beside the class folders or is a folder in one of them is counted, not read.
+
+    class_names: a file with a line per class, `n01440764 tench, Tinca tinca`.
+    labels: for a flat folder, a file with a line per image, `ILSVRC2012_val_00000001.JPEG n01751748`.
+    """
+
+    class_names: str = ""
+    labels: str = ""
+    tasks: tuple[str, ...] = ("generate",)
+    question: str = "What is in the image?"
+
+    def __post_init__(self) -> None:
+        CaptionTasks(tasks=self.tasks, question=self.question)
+        if not self.class_names:
+            raise UserError(
+                "--class_names is required by --format=imagenet: a file of lines `synset first name, others`"
+            )
+
+    def units(self) -> list[Unit]:
+        names = read_table(self.class_names, "class_names")
+        units, found = [], False
+        for root in self.input:
+            if not os.path.isdir(root):
+                raise UserError(f"--input={root}: not a folder")
+            folders = [] if self.labels else sorted(entry.path for entry in os.scandir(root) if entry.is_dir())
+            for folder in (root, *folders):
+                if folder != root and name(folder) not in names:
+                    raise UserError(f"--class_names={self.class_names}: has no line for the folder {folder}")
+                entries = self._entries(folder)
+                found |= any(is_image for _, is_image in entries)
+                count = len(entries)
+                units += [Unit(folder, i, min(i + UNIT_FILES, count)) for i in range(0, count, UNIT_FILES)]
+        if not found:
+            where = "" if self.labels else " below its class folders"
+            raise UserError(f"--input={','.join(self.input)}: no images named *{', *'.join(SUFFIXES)}{where}")
+        if self.labels:
+            missing = set(read_table(self.labels, "labels").values()) - set(names)
+            if missing:
+                raise UserError(
+                    f"--class_names={self.class_names}: has no line for the class {min(missing)} of --labels"
+                )
+        return units
+
+    def _entries(self, folder: str) -> list[tuple[str, bool]]:
+        """(name, whether it is an image to read) of what lies in a folder, sorted, but not the class folders."""
+        if folder in self.input and not self.labels:
+            return sorted((entry.name, False) for entry in os.scandir(folder) if not entry.is_dir())
+        return sorted((entry.name, entry.name.lower().endswith(SUFFIXES)) for entry in os.scandir(folder))
+
+    def read(self, unit: Unit) -> Iterator[Item]:
+        names = read_table(self.class_names, "class_names")
+        labels = read_table(self.labels, "labels") if self.labels else {}
+        captions = CaptionTasks(tasks=self.tasks, question=self.question)
+        # A link to a file of another folder is refused, but the folder itself may be a link.
+        for file, is_image in self._entries(unit.path)[unit.start : unit.stop]:
+            if not is_image:
+                yield Bad(f"{name(unit.path)}/{file}", Reason.UNREAD_FILE, "not an image file of a class folder")
+                continue
+            synset = labels.get(file) or labels.get(os.path.splitext(file)[0]) if labels else name(unit.path)
+
+            def pair(file: str = file, synset: str | None = synset) -> tuple[bytes, str]:
+                caption = clean_caption(names[synset].split(",")[0] if synset else None, f"label of {file}")
+                return read_below(unit.path, file, MAX_IMAGE_BYTES), caption
+
+            yield from captions.items(f"{name(unit.path)}/{file}" if not labels else f"{synset}/{file}", pair)
+
+
+def read_table(path: str, option: str) -> dict[str, str]:
+    """First word -> rest, of every line. Raises UserError naming the line."""
+    table: dict[str, str] = {}
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                match = re.fullmatch(r"([^\s,]+)[\s,]+(.*\S)\s*", line)
+                if match and match[1] != "ImageId":  # the header of Kaggle's list
+                    # Of labels Kaggle gives boxes too, `n03995372 85 1 499 272`.
+                    table[match[1]] = match[2] if option == "class_names" else match[2].split()[0]
+                elif not match and line.strip():
+                    raise UserError(f"--{option}={path}: line {number} is {line.strip()[:80]!r}, expected two columns")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--{option}={path}: cannot be read ({error})") from error
+    return table

@@ -1,0 +1,89 @@
+"""Compressed files as streams: memory is bounded however far a bomb expands, and truncation is not taken for an end."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from etils import epath
+
+from janus_jax.data.formats.base import MAX_TEXT_BYTES
+from janus_jax.errors import UserError
+
+CHUNK = 1 << 20
+# Zstandard expands a byte by up to 32,000; what one call returns cannot be limited, only what it is given.
+ZSTD_CHUNK = 1 << 10
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged or truncated file raises."""
+    return (EOFError, OSError, zlib.error, ValueError)
+
+
+def open_stream(path: str) -> IO[bytes]:
+    """A file, decompressed by its suffix: .gz, .tgz (all members) or .zst (all frames, any window)."""
+    file = epath.Path(path).open("rb")
+    if path.endswith((".gz", ".tgz")):
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if path.endswith(".zst"):
+        return io.BufferedReader(_ZstdReader(file), CHUNK)
+    return file
+
+
+class _ZstdReader(io.RawIOBase):
+    """Reads all frames. The library's own reader ends silently where a file is truncated."""
+
+    def __init__(self, file: IO[bytes]):
+        try:
+            import zstandard
+        except ImportError as error:
+            raise UserError("reading .zst needs zstandard: pip install 'janus_jax[data]'") from error
+        self._library, self._file = zstandard, file
+        self._frame: Any = None
+        self._input, self._output = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer) -> int:
+        while not self._output:
+            if not self._input:
+                self._input = self._file.read(ZSTD_CHUNK)
+                if not self._input:
+                    if self._frame is not None:
+                        raise EOFError("the file ends inside a zstd frame")
+                    return 0
+            if self._frame is None:
+                self._frame = self._library.ZstdDecompressor(max_window_size=2**31).decompressobj()
+            try:
+                self._output = self._frame.decompress(self._input)
+            except self._library.ZstdError as error:
+                raise OSError(f"damaged zstd frame: {error}") from error
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
+
+
+def lines(stream: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """(offset, line) of every line that is not blank; None for a line over MAX_TEXT_BYTES, which is skipped unread.
+
+    Only a line feed ends a line: U+2028 and U+0085 inside a JSON string do not. Raises one of `damage()`.
+    """
+    while line := stream.readline(MAX_TEXT_BYTES + 1):
+        start = offset
+        offset += len(line)
+        if len(line) > MAX_TEXT_BYTES:
+            while not line.endswith(b"\n") and (line := stream.readline(CHUNK)):
+                offset += len(line)
+            yield start, None
+        elif line.strip():
+            yield start, line

@@ -1,0 +1,256 @@
+"""Checkpoints of a training run: Orbax, atomic, written in the background; parameters, moments, step and data state.
+
+`params`, and `ema` where it is kept, are items of their own with the whole tree, so that inference reads a training
+workdir as it is.
+"""
+
+import contextlib
+import json
+import logging as standard_logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from janus_jax.errors import UserError
+from janus_jax.models.config import ModelConfig
+from janus_jax.training.freezing import merge, split
+from janus_jax.training.train_state import TrainState
+from janus_jax.weights.native import absolute, chunked, read_architecture
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: epath.Path, config: ModelConfig, keep: int):
+        """Raises UserError when the workdir belongs to another architecture."""
+        self._workdir = workdir
+        if (workdir / "model.json").exists():
+            saved = read_architecture(workdir)
+            if saved != config:
+                raise UserError(
+                    f"{workdir}: holds another architecture than the config's: {differences(saved, config)}"
+                )
+        self._blocked = 0.0
+        self.host_gib = 0.0  # of a save, in this process: Orbax copies all of it to the host before it writes
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+
+    def check(self) -> None:
+        """Raises OSError when a save in the background has failed."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Starts an asynchronous save of this step; does nothing when the step is already saved.
+
+        Raises:
+            OSError: this save could not begin, or the one before it could not be completed.
+        """
+        start = time.monotonic()
+        step = int(state.step)
+        if step not in self._manager.all_steps():
+            params = merge(state.trainable, state.frozen)
+            items = {
+                "params": ocp.args.StandardSave(params, save_args=chunked(params)),
+                "opt_state": ocp.args.StandardSave(state.opt_state),
+                "data": ocp.args.JsonSave(_of_all_processes(data_state)),
+            }
+            if state.ema is not None:  # a whole model, as `params` is
+                items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
+            # Frozen parameters count once, though two items have them: their arrays keep the first copy for the second.
+            self.host_gib = _local_bytes((params, state.opt_state, state.ema)) / 2**30
+            with self._writing():
+                self._manager.save(step, args=ocp.args.Composite(**items))
+        self._blocked += time.monotonic() - start
+
+    def take_blocked(self) -> float:
+        """Seconds that the loop has waited in `save` since this was last asked: for copies from the devices to the
+        host, and for an earlier save that is still being written."""
+        blocked, self._blocked = self._blocked, 0.0
+        return blocked
+
+    def restore_newest(
+        self, abstract_state: TrainState, mask: dict[str, bool]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """State and data state of the newest checkpoint that can be read; None when there is no checkpoint.
+
+        Damaged newer ones are put aside, into `damaged_checkpoints/`, with a warning.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings of the state.
+            mask: which parameters are trainable.
+
+        Raises:
+            UserError: there are checkpoints, but none can be restored: damaged, or of a run that trained other
+                parameters or, unlike this one, kept an average of them.
+            OSError, MemoryError, JaxRuntimeError: not of the files: no connection, no permission, no memory.
+        """
+        damaged: dict[int, str] = {}  # by step; not the errors, whose frames would keep what was read in memory
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        self._require_average(steps, abstract_state.ema is not None)
+        for step in steps:
+            try:
+                result = self.restore(step, abstract_state, mask)
+            except UserError as error:
+                damaged[step] = str(error)
+            else:
+                self._put_aside(damaged)
+                return result
+        if damaged:
+            raise UserError(damaged[steps[0]])
+        return None
+
+    def restore(
+        self, step: int, abstract_state: TrainState, mask: dict[str, bool]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The state and data state of a step.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings of the state.
+            mask: which parameters are trainable.
+
+        Raises:
+            UserError: the checkpoint is damaged or of a run that trained other parameters; raised in every process,
+                even if only one of them reads the damaged part.
+        """
+        whole = ocp.args.StandardRestore(merge(abstract_state.trainable, abstract_state.frozen))
+        items = {
+            "params": whole,
+            "opt_state": ocp.args.StandardRestore(abstract_state.opt_state),
+            "data": ocp.args.JsonRestore(),
+        }
+        if abstract_state.ema is not None:
+            items["ema"] = whole
+        reason = ""
+        try:
+            restored = self._read(step, ocp.args.Composite(**items))
+        except UserError as error:
+            reason = str(error)
+        if not _in_all_processes(not reason):  # before device_put, which waits for the other processes too
+            raise UserError(reason or f"{self._workdir}: another process cannot read checkpoint {step}")
+        trainable, frozen = split(restored["params"], mask)
+        number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
+        average = None if abstract_state.ema is None else split(restored["ema"], mask)[0]
+        return TrainState(number, trainable, frozen, restored["opt_state"], average), restored["data"]
+
+    def _read(self, step: int, items: ocp.args.Composite) -> ocp.args.Composite:
+        """The parts of a checkpoint that this process needs. Raises UserError when they cannot be read.
+
+        Unlike the manager's `restore`, it does not end in a barrier: a process that fails would miss it and come to
+        another collective than the others, and all would crash or hang.
+        """
+        alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as checkpointer:
+                return checkpointer.restore(self._workdir / "checkpoints" / str(step), args=items)
+        except (TimeoutError, ConnectionError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # says nothing of the files
+        except Exception as error:  # for damaged files Orbax raises bare ones
+            raise UserError(
+                f"{self._workdir}: checkpoint {step} cannot be restored into this config: {_reason(error)}"
+            ) from error
+
+    def _require_average(self, steps: list[int], kept: bool) -> None:
+        """Raises UserError when the run keeps an average of its parameters and the checkpoints do not, or inversely."""
+        having = [step for step in steps if (self._workdir / "checkpoints" / str(step) / "ema").exists()]
+        if having and not kept:
+            raise UserError(
+                f"config.train.ema=0, but checkpoint {having[0]} in {self._workdir} holds an average of parameters, "
+                "which would end here: expected the run's own train.ema, or a new workdir with init.checkpoint"
+            )
+        if steps and kept and not having:
+            raise UserError(
+                f"config.train.ema is above 0, but no checkpoint in {self._workdir} holds an average of parameters: "
+                "expected 0, or a new workdir with init.checkpoint, where an average begins"
+            )
+
+    def close(self) -> None:
+        """Waits for saves in progress. Raises OSError when one of them fails."""
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tells what is left when a checkpoint cannot be written. Orbax raises errors of many types, also late."""
+        try:
+            yield
+        except Exception as error:
+            standard_logging.getLogger("asyncio").setLevel("CRITICAL")  # it would repeat this for each array
+            raise OSError(
+                f"{self._workdir}: a checkpoint could not be written, the last complete one is "
+                f"{self._manager.latest_step()}: {_reason(error)}"
+            ) from error
+
+    def _put_aside(self, damaged: dict[int, str]) -> None:
+        if not damaged:
+            return
+        for reason in damaged.values():
+            logging.error("CHECKPOINT DAMAGED, GOING BACK TO AN EARLIER ONE: %s", reason)
+        if jax.process_index() == 0:
+            folder = self._workdir / "damaged_checkpoints"
+            folder.mkdir(exist_ok=True)
+            for step in damaged:
+                (self._workdir / "checkpoints" / str(step)).rename(folder / f"{step}-{int(time.time())}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+        self._manager.reload()
+
+
+def read_data_state(workdir: epath.PathLike, step: int) -> dict[str, Any]:
+    """The state of the data stream alone. Raises UserError when it is damaged."""
+    folder = absolute(workdir) / "checkpoints" / str(step) / "data"
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder}: not a readable data state ({error})") from error
+
+
+def _local_bytes(tree: Any) -> int:
+    """Of the parts that this process saves: each part is saved once, by the first process that has it."""
+    shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _in_all_processes(value: bool) -> bool:
+    """Whether it is true in every process."""
+    return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
+
+
+def _of_all_processes(data_state: dict[str, Any]) -> dict[str, Any]:
+    """The data state with the logical shards of every process, since any of them may restore any shard."""
+    if jax.process_count() == 1:
+        return data_state
+    own = np.frombuffer(json.dumps(data_state["shards"]).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(own)))
+    texts = multihost_utils.process_allgather(np.pad(own, (0, int(lengths.max()) - len(own))))
+    shards: dict[str, Any] = {}
+    for text, length in zip(np.asarray(texts), np.asarray(lengths), strict=True):
+        shards |= json.loads(text[:length].tobytes())
+    return data_state | {"shards": shards}
+
+
+def differences(saved: Any, wanted: Any, prefix: str = "") -> str:
+    """The fields in which two architectures differ, e.g. "llama.depth 4 (config: 24)"."""
+    if type(saved) is not type(wanted):
+        return f"{type(saved).__name__} (config: {type(wanted).__name__})"
+    parts = []
+    for name in saved.__dataclass_fields__:
+        old, new = getattr(saved, name), getattr(wanted, name)
+        if old != new and hasattr(old, "__dataclass_fields__"):
+            parts.append(differences(old, new, f"{prefix}{name}."))
+        elif old != new:
+            parts.append(f"{prefix}{name} {old} (config: {new})")
+    return ", ".join(parts)

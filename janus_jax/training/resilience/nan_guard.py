@@ -1,0 +1,85 @@
+"""Stops a run at the first step whose loss or gradient is not finite, and keeps the batch that it saw."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from janus_jax.training.objectives.base import Metrics
+
+
+class FiniteCheck:
+    """Looks at the metrics of each step when the next one has been started, so that the devices never wait.
+
+    Args:
+        folder: gets the batch of the step that was not finite, the rows of this process.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+        self._unseen: tuple[int, Metrics, Any] | None = None
+
+    def add(self, step: int, metrics: Metrics, batch: Any) -> None:
+        """Checks the step before this one."""
+        self.check()
+        self._unseen = step, metrics, batch
+
+    def check(self) -> None:
+        """Waits for the last step that was added.
+
+        Raises:
+            FloatingPointError: its loss or gradient is not finite, as those of all later steps would be. Names the
+                step, the task (all of the step, where only the gradient is not) and the file of its batch.
+        """
+        if self._unseen is None:
+            return
+        step, metrics, batch = self._unseen
+        self._unseen = None
+        if all(_is_finite(metrics[name]) for name in ("loss", "grad_norm") if name in metrics):
+            return
+        values = {
+            name: float(pair[0])
+            for name, pair in metrics.items()
+            if name.startswith(("loss", "grad_norm")) and not _is_finite(pair)
+        }
+        listed = ", ".join(f"{name} is {value}" for name, value in sorted(values.items()))
+        if not any(name.startswith("loss") for name in values):
+            listed += f"; losses are finite: {_losses(metrics)}"
+        try:
+            kept = f"is in {self._save(step, batch)}"
+        except OSError as error:  # a full disk must not hide what happened
+            kept = f"could not be written ({error})"
+        raise FloatingPointError(f"step {step}: {listed}. Its batch {kept}; the last checkpoint is kept")
+
+    def _save(self, step: int, batch: Any) -> epath.Path:
+        """Writes the fields of the batch as arrays [rows of this process, ...]."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / f"step-{step:06}-process-{jax.process_index()}.npz"
+        fields = {
+            jax.tree_util.keystr(path, simple=True, separator="."): value
+            for path, value in jax.tree_util.tree_leaves_with_path(batch)
+        }
+        with file.open("wb") as output:
+            np.savez_compressed(
+                output, allow_pickle=False, **{name: _own_rows(value) for name, value in fields.items()}
+            )
+        return file
+
+
+def _is_finite(pair: tuple[jax.Array, jax.Array]) -> bool:
+    return math.isfinite(float(pair[0]))
+
+
+def _losses(metrics: Metrics) -> str:
+    """The mean loss of each task that the step held, e.g. "loss/generate 8.3, loss/text 2.1"."""
+    sums = {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
+    means = {name: sums[name][0] / sums[name][1] for name in sums if name.startswith("loss/") and sums[name][1]}
+    return ", ".join(f"{name} {mean:.4g}" for name, mean in sorted(means.items()))
+
+
+def _own_rows(array: jax.Array) -> np.ndarray:
+    """The rows that this process holds, in order; devices may hold the same ones."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

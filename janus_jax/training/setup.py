@@ -1,0 +1,295 @@
+"""From an experiment's ConfigDict to typed objects, once, at the edge."""
+
+import dataclasses
+import functools
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from janus_jax.data.images import CENTRE, Crop
+from janus_jax.data.mixture import Schedule, check_schedule, ever_positive
+from janus_jax.data.prompts import STYLES
+from janus_jax.data.record_reader import RecordSource, open_records
+from janus_jax.data.sample_builder import SampleBuilder, check_supervision
+from janus_jax.data.stream import Stream, packed_rows, square_images
+from janus_jax.data.tokenizer import Tokenizer
+from janus_jax.errors import UserError
+from janus_jax.models.config import (
+    PRESETS,
+    AlignmentConfig,
+    Execution,
+    FamilyConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    ModelConfig,
+    VAEConfig,
+    VQConfig,
+)
+from janus_jax.models.scan_layers import REMAT_POLICIES
+from janus_jax.ops.attention import BACKENDS
+from janus_jax.ops.tpu.flash_attention import flash_fits
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Field -> smallest and largest value; some fields only some models have.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "train.batch_size": (1, 2**20),
+    "train.micro_batches": (1, 2**20),
+    "train.num_steps": (1, 2**31 - 1),
+    "train.learning_rate": (0, 1e3),
+    "train.final_fraction": (0, 1),
+    "train.warmup_steps": (0, 2**31 - 1),
+    "train.weight_decay": (0, 1e3),
+    "train.b1": (0, 0.999999),
+    "train.b2": (0, 0.999999),
+    "train.eps": (1e-30, 1),
+    "train.clip_norm": (1e-9, 1e9),
+    "train.ema": (0, 0.999999),
+    "loss.chunk_size": (1, 2**30),
+    "loss.z_loss": (0, 1e3),
+    "loss.pixel_weight": (0, 1e6),
+    "loss.alignment_weight": (0, 1e6),
+    "loss.alignment_width": (1, 2**20),
+    "loss.time_location": (-100, 100),
+    "loss.time_scale": (1e-6, 100),
+    "data.image_size": (0, 2**14),
+    "data.row_length": (2, 2**20),
+    "data.und_slots": (0, 1024),
+    "data.gen_slots": (0, 1024),
+    "data.num_shards": (1, 2**16),
+    "data.packing_bins": (1, 2**16),
+    "data.drop_condition": (0, 1),
+    "data.first_sentence": (0, 1),
+    "data.max_drop_rate": (0, 0.99),  # a source with nothing good would be read for ever
+    "data.crop.max_zoom": (1, 16),
+    "data.held_out": (0, 2**31 - 1),
+    "data.workers": (0, 1024),
+    "checkpoint.every_steps": (1, 2**31 - 1),
+    "checkpoint.keep": (1, 2**20),
+    "log_every": (1, 2**31 - 1),
+    "profile.first_step": (0, 2**31 - 1),
+    "profile.steps": (0, 1000),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError for a value that cannot work, before it ends in a traceback or an endless wait."""
+    for field, (low, high) in RANGES.items():
+        *groups, name = field.split(".")
+        value = functools.reduce(operator.getitem, groups, config).get(name, low)
+        if not low <= value <= high:  # also NaN
+            raise UserError(f"config.{field}={value}, expected {low:.10g} to {high:.10g}")
+    for rule in config.trainable:
+        if not (isinstance(rule, Sequence) and [type(part) for part in rule] == [str, bool]):
+            raise UserError(f"config.trainable: {rule!r}, expected (regular expression, True or False)")
+    for pattern in (config.train.decay_pattern, *(pattern for pattern, _ in config.trainable)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config: {pattern!r} is not a regular expression ({error})") from error
+    architecture = model_config(config)
+    if isinstance(architecture, FamilyConfig) and config.data.row_length > architecture.llama.max_length:
+        raise UserError(
+            f"config.data.row_length={config.data.row_length}, but {config.model} has a context of "
+            f"{architecture.llama.max_length}"
+        )
+    if isinstance(architecture, JanusFlowConfig):
+        room = config.data.row_length // architecture.image_tokens
+        if config.data.gen_slots > room:
+            raise UserError(f"config.data.gen_slots={config.data.gen_slots}, but a row has room for {room} images")
+
+
+def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig:
+    """The architecture that `config.model` names; JanusFlow's with the projector of the alignment loss, if it has one.
+
+    Raises UserError for a model that cannot be trained, or whose loss does not fit it.
+    """
+    trained = {name: preset for name, preset in PRESETS.items() if not isinstance(preset, VAEConfig)}
+    if config.model not in trained:
+        raise UserError(f"config.model={config.model!r} is not one of {sorted(trained)}, which can be trained")
+    architecture = trained[config.model]
+    if not isinstance(architecture, JanusFlowConfig):
+        return architecture
+    if missing := sorted({"alignment_weight", "time_location", "time_scale"} - set(config.loss)):
+        raise UserError(f"config.loss has no {missing[0]}, which {config.model} needs (configs/janusflow.py)")
+    if not config.loss.alignment_weight:
+        return architecture
+    if architecture.uvit.num_tokens != architecture.siglip.num_tokens:
+        raise UserError(
+            f"config.loss.alignment_weight={config.loss.alignment_weight}: {architecture.uvit.num_tokens} latents "
+            f"cannot be aligned with {architecture.siglip.num_tokens} of SigLIP"
+        )
+    try:
+        alignment = AlignmentConfig(layer=config.loss.alignment_layer, width=config.loss.alignment_width)
+        return dataclasses.replace(architecture, alignment=alignment)
+    except ValueError as error:
+        raise UserError(f"config.loss.alignment_layer={config.loss.alignment_layer}: {error}") from error
+
+
+def execution(config: ConfigDict, platform: str) -> Execution:
+    """How the training step runs the model on devices of a platform ("cpu", "gpu", "tpu")."""
+    if config.dtype not in DTYPES:
+        raise UserError(f"config.dtype={config.dtype!r} is not one of {sorted(DTYPES)}")
+    if config.remat not in REMAT_POLICIES:
+        raise UserError(f"config.remat={config.remat!r} is not one of {sorted(REMAT_POLICIES)}")
+    architecture = model_config(config)
+    attention = config.attention
+    if attention == "auto":
+        heads_fit = isinstance(architecture, FamilyConfig) and flash_fits(
+            config.data.row_length, architecture.llama.head_dim
+        )
+        attention = "flash" if platform == "tpu" and heads_fit else "xla"
+    if attention not in BACKENDS:
+        raise UserError(f"config.attention={config.attention!r} is not 'auto' or one of {sorted(BACKENDS)}")
+    return Execution(
+        dtype=DTYPES[config.dtype],
+        unroll_scan=platform == "cpu",
+        remat=config.remat,
+        attention=attention,
+        fusion_barriers=platform == "tpu",
+    )
+
+
+def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer | None:
+    """The text tokenizer of a Janus or JanusFlow run; None for image tokenizers."""
+    if not isinstance(architecture, FamilyConfig):
+        return None
+    if not config.data.tokenizer:
+        raise UserError("config.data.tokenizer is empty, expected the path of a tokenizer.json")
+    tokenizer = Tokenizer.from_file(config.data.tokenizer)
+    if tokenizer.vocab_size > architecture.llama.vocab_size:
+        raise UserError(
+            f"config.data.tokenizer={config.data.tokenizer!r}: {tokenizer.vocab_size} tokens, "
+            f"but {config.model} embeds only {architecture.llama.vocab_size}"
+        )
+    tokenizer.check_roles(STYLES[architecture.prompt_style])
+    return tokenizer
+
+
+def open_stream(
+    config: ConfigDict,
+    architecture: ModelConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    validation: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Stream:
+    """The endless stream of the rows of one process: training data, or what `data.held_out` keeps apart."""
+    data = config.data
+    ratio = {task: check_schedule(f"data.ratio.{task}", share) for task, share in data.ratio.items()}
+    if not isinstance(architecture, FamilyConfig):
+        ratio = {"generate": 1.0}
+    elif not any(ever_positive(share) for share in ratio.values()):
+        raise UserError(f"data.ratio={data.ratio.to_dict()}: expected a share above 0")
+    entries = {
+        task: _entries(data.sources[task], f"data.sources.{task}", data.held_out, validation)
+        for task in ratio
+        if ever_positive(ratio[task])
+    }
+    sources = {task: [source for source, _ in pairs] for task, pairs in entries.items()}
+    crop = Crop(**data.crop)
+    common: dict[str, Any] = dict(
+        batch_size=config.train.batch_size,
+        num_shards=data.num_shards,
+        seed=config.seed,
+        max_drop_rate=data.max_drop_rate,
+        settings=_settings(config, tokenizer, entries),
+        workers=data.workers,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    if isinstance(architecture, VQConfig):
+        size = data.image_size or architecture.image_size
+        if size % architecture.downsampling:
+            raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
+        return square_images(sources["generate"], size=size, crop=crop, **common)
+    assert isinstance(architecture, FamilyConfig) and tokenizer is not None
+    flow = isinstance(architecture, JanusFlowConfig)
+    if flow and data.stored_codes:
+        raise UserError("data.stored_codes=True, but JanusFlow learns latents")
+    if data.stored_codes and crop != CENTRE:
+        raise UserError(f"data.crop={data.crop.to_dict()}: data.stored_codes are of the centre, expected {CENTRE}")
+    slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
+    for task in sources:
+        if not slots[task]:
+            raise UserError(f"data.ratio.{task}={data.ratio[task]}, but its rows have no image slot of this kind")
+    builder = SampleBuilder(
+        tokenizer=tokenizer,
+        style=STYLES[architecture.prompt_style],
+        understanding_size=architecture.siglip.image_size,
+        understanding_tokens=architecture.siglip.num_tokens,
+        generation_size=generation_size(architecture),
+        generation_tokens=architecture.image_tokens,
+        num_codes=architecture.vq.num_codes if isinstance(architecture, JanusConfig) else 0,
+        row_length=data.row_length,
+        understanding_slots=data.und_slots,
+        generation_slots=data.gen_slots,
+        supervision=check_supervision(data.supervision),
+        drop_condition=data.drop_condition,
+        first_sentence=data.first_sentence,
+        crop=crop,
+        stored_codes=data.stored_codes,
+        flow=flow,
+    )
+    return packed_rows(
+        sources,
+        {task: ratio[task] for task in sources},
+        builder,
+        weights={task: [weight for _, weight in pairs] for task, pairs in entries.items()},
+        unit=data.ratio_unit,
+        packing_bins=data.packing_bins,
+        **common,
+    )
+
+
+def generation_size(architecture: FamilyConfig) -> int:
+    """Sides of the images to be drawn, in pixels; JanusFlow draws what it understands."""
+    return architecture.vq.image_size if isinstance(architecture, JanusConfig) else architecture.siglip.image_size
+
+
+def _entries(
+    entries: Sequence[Any], field: str, held_out: int, validation: bool
+) -> list[tuple[RecordSource, Schedule]]:
+    """Sources and weights of one task. An entry is a glob, weighing as much as it has records, or (glob, weight)."""
+    given = [_entry(field, entry) for entry in entries]
+    if not given:
+        raise UserError(f"{field} is empty, expected globs of ArrayRecord shards, since data.ratio has its task")
+    if not any(weight is None or ever_positive(weight) for _, weight in given):
+        raise UserError(f"{field}={tuple(entries)!r}: expected a weight above 0, since data.ratio has its task")
+    sources = [open_records(pattern, field, held_out, validation) for pattern, _ in given]
+    return [
+        (source, float(len(source)) if weight is None else weight)
+        for source, (_, weight) in zip(sources, given, strict=True)
+    ]
+
+
+def _entry(field: str, entry: Any) -> tuple[str, Schedule | None]:
+    """Glob and weight, or None. Raises UserError for anything else, e.g. ("a-*", 2.0) in place of (("a-*", 2.0),)."""
+    if isinstance(entry, str):
+        return entry, None
+    if isinstance(entry, Sequence) and len(entry) == 2 and isinstance(entry[0], str) and not isinstance(entry[1], str):
+        return entry[0], check_schedule(field, entry[1])
+    raise UserError(f"{field}: {entry!r}, expected a tuple of globs or of (glob, weight)")
+
+
+def _settings(
+    config: ConfigDict,
+    tokenizer: Tokenizer | None,
+    entries: Mapping[str, Sequence[tuple[RecordSource, Schedule]]],
+) -> dict[str, Any]:
+    """All that the rows of the stream depend on, by the name of its field."""
+    data = config.data.to_dict()
+    for field in ("workers", "max_drop_rate", "sources", "tokenizer"):
+        del data[field]
+    settings = {f"data.{name}": value for name, value in data.items()}
+    settings |= {"model": config.model, "seed": config.seed, "train.batch_size": config.train.batch_size}
+    if tokenizer is not None:
+        settings["data.tokenizer"] = tokenizer.fingerprint()
+    for task, pairs in entries.items():
+        settings[f"data.sources.{task}"] = [[source.fingerprint(), weight] for source, weight in pairs]
+    return settings

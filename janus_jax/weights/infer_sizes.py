@@ -1,0 +1,122 @@
+"""Sizes of SigLIP and VQ in a DeepSeek folder, read off its tensors.
+
+The original config.json only names both; their sizes stand in the code behind the names. Shapes tell them all, except
+how many heads SigLIP has.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from janus_jax.errors import UserError
+from janus_jax.models.config import JANUS_PRO_1B, SiglipConfig
+from janus_jax.weights.json_fields import Fields
+from janus_jax.weights.name_map import Shape
+
+SIGLIP_LARGE = "siglip_large_patch16_384"
+TOWER_DEFAULTS = {"model_name": SIGLIP_LARGE, "image_size": 336, "select_layer": -2}  # of the original CLIPVisionTower
+SIGLIP_NORM_EPS = 1e-6  # in the original code
+# (width, heads) of the towers that the original code knows by name.
+_TOWERS = {SIGLIP_LARGE: (1024, 16), "siglip_so400m_patch14_384": (1152, 16), "siglip_so400m_patch14_224": (1152, 16)}
+_HEAD_FIELDS = ("heads", "num_heads", "num_attention_heads")
+_TOWER = "vision_model.vision_tower."
+_VQ = "gen_vision_model."
+
+
+def measure_siglip(params: Fields, shapes: Mapping[str, Shape], tower: str = _TOWER) -> SiglipConfig:
+    """The understanding encoder.
+
+    Heads are `heads` of the params (which we write, and timm calls `num_heads`), or those that the original code has
+    for the tower's name, if the tower has the width that goes with it.
+
+    Args:
+        params: `vision_config.params` with `TOWER_DEFAULTS`.
+        shapes: name -> shape of all tensors.
+        tower: prefix of the encoder's tensors.
+
+    Raises:
+        UserError: a tensor is missing, it disagrees with image_size, or the tower is not SigLIP.
+    """
+    name, large = params.values["model_name"], JANUS_PRO_1B.siglip
+    if not isinstance(name, str) or not name.startswith("siglip"):
+        raise params.wrong("model_name", f"a SigLIP tower such as {SIGLIP_LARGE!r}")
+    # `select_feature` has no effect on a SigLIP tower; mean and std would normalise pixels inside the model.
+    params.only(select_layers=None, pixel_mean=None, pixel_std=None)
+    width, patch_size = (_size(params, shapes, f"{tower}patch_embed.proj.weight", axis) for axis in (0, 2))
+    depth = _count(shapes, f"{tower}blocks.")
+    if name == SIGLIP_LARGE:
+        depth = min(depth, _selected_depth(params, large.depth))
+    given = [field for field in _HEAD_FIELDS if field in params.values]
+    if not given:
+        known_width, heads = _TOWERS.get(name, (0, 0))
+        if width != known_width:
+            raise params.wrong(
+                "heads", f"the number of heads, which no tensor tells of a tower {name!r} that is {width} wide"
+            )
+        params, given = params.filled({"heads": heads}), ["heads"]
+    siglip = SiglipConfig(
+        image_size=params.integer("image_size"),
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        num_heads=params.integer(given[0]),
+        mlp_dim=_size(params, shapes, f"{tower}blocks.0.mlp.fc1.weight", 0),
+        norm_eps=SIGLIP_NORM_EPS,
+    )
+    tokens = _size(params, shapes, f"{tower}pos_embed", 1)
+    if tokens != siglip.num_tokens:
+        raise params.wrong(
+            "image_size", f"the size of {tokens} patches of {patch_size} x {patch_size}, as pos_embed has"
+        )
+    return siglip
+
+
+def tower_fields(siglip: SiglipConfig) -> dict[str, Any]:
+    """`params` that `measure_siglip` reads.
+
+    Any other SigLIP than the released one has a name that the original refuses, and its `heads`, which no shape
+    tells, are added.
+    """
+    large = JANUS_PRO_1B.siglip
+    is_large = dataclasses.replace(siglip, image_size=large.image_size) == large
+    named = {"model_name": SIGLIP_LARGE} if is_large else {"model_name": "siglip", "heads": siglip.num_heads}
+    return named | {"image_size": siglip.image_size, "select_feature": "same", "select_layer": -1}
+
+
+def measure_vq(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of `VQConfig`. Raises UserError when a tensor is missing or the levels do not share a base width."""
+    base = _size(fields, shapes, f"{_VQ}encoder.conv_in.weight", 0)
+    levels = range(_count(shapes, f"{_VQ}encoder.conv_blocks."))
+    widths = [_size(fields, shapes, f"{_VQ}encoder.conv_blocks.{i}.res.0.conv1.weight", 0) for i in levels]
+    if any(width % base for width in widths):
+        raise UserError(
+            f"{fields.path.parent}: {_VQ}encoder has levels of {widths} channels, expected multiples of {base}"
+        )
+    num_codes, code_dim = (_size(fields, shapes, f"{_VQ}quantize.embedding.weight", axis) for axis in (0, 1))
+    return {
+        "base_channels": base,
+        "channel_multipliers": tuple(width // base for width in widths),
+        "num_res_blocks": _count(shapes, f"{_VQ}encoder.conv_blocks.0.res."),
+        "z_channels": _size(fields, shapes, f"{_VQ}encoder.conv_out.weight", 0),
+        "code_dim": code_dim,
+        "num_codes": num_codes,
+    }
+
+
+def _selected_depth(params: Fields, depth: int) -> int:
+    """How many of `depth` blocks the original builds; the final norm always comes after the last of them."""
+    layer = params.integer("select_layer", least=-depth)
+    return min(depth, layer if layer > 0 else depth + layer + 1)
+
+
+def _size(fields: Fields, shapes: Mapping[str, Shape], name: str, axis: int) -> int:
+    shape = shapes.get(name, ())
+    if len(shape) <= axis or shape[axis] < 1:
+        found = f"has the shape {list(shape)}" if name in shapes else "is missing"
+        raise UserError(f"{fields.path.parent}: tensor {name}, which tells a size of the model, {found}")
+    return shape[axis]
+
+
+def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
+    """How many modules `prefix`0, `prefix`1, ... there are."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})

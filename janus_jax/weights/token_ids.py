@@ -1,0 +1,99 @@
+"""Special tokens as the files of a folder repeat them, compared with the tokenizer, whose names count for us.
+
+The original asks the tokenizer by name: `<｜▁pad▁｜>` for guidance whatever its pad token is, its end-of-sentence to
+stop. transformers generates with the ids of generation_config.json. So an id or a name that one of the two uses
+changes what the folder answers or draws, and another one here is an error; a warning tells about those that nobody
+uses, which many released files have.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from janus_jax.data.tokenizer import Tokenizer
+from janus_jax.models.config import FamilyConfig
+from janus_jax.weights.json_fields import Fields, read_fields
+from janus_jax.weights.tokenizer_files import IMAGE_TOKENS, PROCESSOR_FILE, SPECIAL_TOKENS, tokenizer_ids
+
+_CLASS_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2}  # of LlamaConfig; files repeat them
+# Of DeepSeek's VLChatProcessor: the tokens under the names of its arguments, and what it does with them.
+_PROCESSOR_TOKENS = {
+    "image_tag": IMAGE_TOKENS["image_token"],
+    "image_start_tag": IMAGE_TOKENS["boi_token"],
+    "image_end_tag": IMAGE_TOKENS["eoi_token"],
+    "pad_tag": SPECIAL_TOKENS["pad_token"],
+}
+
+
+def check_tokens(folder: epath.PathLike, layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError, naming file, field and both values, where the folder would generate with other tokens."""
+    folder = epath.Path(folder)
+    _check_ids(folder, layout, tokenizer)
+    _check_names(_optional(folder / "tokenizer_config.json"))
+    processor = _optional(folder / PROCESSOR_FILE)
+    processor.only(num_image_tokens=config.siglip.num_tokens)
+    if layout == "deepseek":
+        processor.only(**_PROCESSOR_TOKENS, add_special_token=False)
+        if processor.values.get("sft_format") != "deepseek_old":  # the same with other default roles
+            processor.only(sft_format="deepseek")
+
+
+def _check_ids(folder: epath.Path, layout: str, tokenizer: Tokenizer) -> None:
+    ids = tokenizer_ids(tokenizer)
+    ours = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
+    config = read_fields(folder / "config.json")
+    if layout == "deepseek":  # the original passes the tokenizer's own ids
+        _warn(config.object("language_config"), ours)
+        return
+    config.only(image_token_id=ids["image"])
+    generation = _optional(folder / "generation_config.json")
+    if generation.values and not generation.values.get("_from_model_config"):
+        boi = {"boi_token_id": ids["boi"]}
+        _refuse_others(generation, ours | boi)
+        _refuse_others(generation.object("generation_kwargs"), boi)
+        _warn(config.object("text_config"), ours)
+    else:  # transformers then takes those of config.json, where defaults of its classes stand unless someone chose
+        for fields in (config, config.object("text_config")):
+            chosen = {name: id for name, id in ours.items() if fields.values.get(name) != _CLASS_DEFAULTS.get(name)}
+            _refuse_others(fields, chosen)
+            _warn(fields, ours)
+
+
+def _check_names(fields: Fields) -> None:
+    """Of tokenizer_config.json, where a token is its name or an object with the name in `content`."""
+    places = [fields, fields.object("extra_special_tokens")] if _has_object(fields) else [fields]
+    for place in places:
+        named = place._replace(
+            values={
+                name: value["content"] if isinstance(value, dict) and "content" in value else value
+                for name, value in place.values.items()
+            }
+        )
+        used = {name: token for name, token in (SPECIAL_TOKENS | IMAGE_TOKENS).items() if name != "pad_token"}
+        named.only(**used)
+        _warn(named, {"pad_token": SPECIAL_TOKENS["pad_token"]})
+
+
+def _has_object(fields: Fields) -> bool:
+    return isinstance(fields.values.get("extra_special_tokens"), dict)  # transformers also knows a list
+
+
+def _refuse_others(fields: Fields, ours: Mapping[str, int]) -> None:
+    """A list of one id counts as the id."""
+    for name, id in ours.items():
+        if fields.values.get(name, id) not in (id, [id]):
+            raise fields.wrong(name, f"{id}, as in the tokenizer")
+
+
+def _warn(fields: Fields, ours: Mapping[str, Any]) -> None:
+    for name, value in ours.items():
+        found = fields.values.get(name, value)
+        if found not in (value, [value]):
+            logging.warning("%s: %s%s=%r is not used; it is %r", fields.path, fields.prefix, name, found, value)
+
+
+def _optional(path: epath.Path) -> Fields:
+    """The fields of a file that a folder may lack."""
+    return read_fields(path) if path.exists() else Fields(path, "", {})

@@ -1,0 +1,37 @@
+"""A conversation on the terminal, for `launch.chat`."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import PIL.Image
+
+from janus_jax.errors import UserError
+from janus_jax.inference.chat_session import Conversation
+
+
+def converse(conversation: Conversation, images: Sequence[PIL.Image.Image], options: Mapping[str, Any]) -> None:
+    """Reads questions until the end of input; images belong to the first one that is answered.
+
+    What cannot be answered is said, and the conversation goes on as it was.
+    """
+    print("Ask; an empty line or Ctrl-D ends the conversation.")
+    while True:
+        try:
+            question = input("> ")
+        except EOFError:
+            return
+        if not question.strip():
+            return
+        try:
+            print_answer(conversation, question, () if conversation.messages else images, options)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def print_answer(
+    conversation: Conversation, question: str, images: Sequence[PIL.Image.Image], options: Mapping[str, Any]
+) -> None:
+    """While it is written; options and errors of `Conversation.ask`."""
+    conversation.ask(question, images, on_text=lambda text: print(text, end="", flush=True), **options)
+    print()

@@ -1,0 +1,23 @@
+"""A config file for `launch.train`, as a user would write one: `--config=tests/helpers/micro_experiment.py:FOLDER`.
+
+FOLDER holds the data files; `vq=FOLDER` trains the image tokenizer, `flow=FOLDER` a JanusFlow.
+It also makes the micro presets known to the process that reads it.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from janus_jax.models.config import PRESETS
+from tests.helpers.tiny_runs import MICRO_FLOW, MICRO_JANUS, MICRO_VQ, flow_experiment, janus_experiment, vq_experiment
+
+PRESETS["micro_janus"] = MICRO_JANUS
+PRESETS["micro_vq"] = MICRO_VQ
+PRESETS["micro_flow"] = dataclasses.replace(MICRO_FLOW, alignment=None)
+
+
+def get_config(folder):
+    if folder.startswith("vq="):
+        return vq_experiment(Path(folder.removeprefix("vq=")))
+    if folder.startswith("flow="):
+        return flow_experiment(Path(folder.removeprefix("flow=")))
+    return janus_experiment(Path(folder), num_steps=4)

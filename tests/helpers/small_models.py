@@ -1,0 +1,83 @@
+"""Small models with parameters that let mistakes show; fresh ones give nearly flat outputs."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
+from janus_jax.models.params import abstract_params, flatten, unflatten
+
+SMALL_VQ = VQConfig(
+    image_size=8,
+    base_channels=4,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    z_channels=6,
+    code_dim=4,
+    num_codes=32,
+    norm_groups=2,
+    norm_eps=1e-6,
+    commitment=0.25,
+)
+SMALL = JanusConfig(
+    llama=LlamaConfig(
+        vocab_size=40,
+        width=24,
+        depth=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_dim=40,
+        max_length=64,
+        rope_theta=100.0,
+        norm_eps=1e-6,
+        init_std=0.02,
+    ),
+    siglip=SiglipConfig(image_size=16, patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32, norm_eps=1e-6),
+    vq=dataclasses.replace(SMALL_VQ, image_size=4),  # two by two codes, as many as SigLIP tokens
+    aligner_depth=2,
+    gen_aligner_depth=2,
+    image_head_width=24,
+    prompt_style="janus_pro",
+)
+SMALL_FLOW = JanusFlowConfig(
+    llama=SMALL.llama,
+    siglip=SMALL.siglip,  # four tokens an image
+    uvit=UViTConfig(
+        latent_size=4,
+        latent_channels=3,
+        patch_size=2,
+        width=8,
+        time_width=24,
+        encoder_depth=1,
+        decoder_depth=1,
+        norm_eps=1e-6,
+    ),
+    prompt_style="janus",
+)
+
+
+@functools.cache
+def random_params(config, seed=0):
+    """Matrices scaled by 1/sqrt(fan_in), tables by 0.5, norm scales around 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        values = rng.standard_normal(shape)
+        if path.endswith("/scale"):
+            values = 1 + 0.1 * values
+        elif path.endswith("/bias"):
+            values *= 0.1
+        elif path.endswith("/kernel"):
+            values /= np.sqrt(np.prod(shape[int("/layers/" in path) : -1]))
+        else:
+            values *= 0.5
+        return jnp.asarray(values, jnp.float32)
+
+    return unflatten({path: draw(path, leaf.shape) for path, leaf in flatten(abstract_params(config)).items()})
+
+
+def random_array(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)

@@ -1,0 +1,30 @@
+"""The command: progress where no terminal is, and no output under its name that PyTorch contradicts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.small_folders import make_small, save_small
+
+# A difference that no weights of these tests have.
+CODE = """
+import runpy
+from janus_jax.weights import verify
+verify.compare_with_torch = lambda *_: [verify.StageDifference("text logits", 1.0, 1.0)]
+runpy.run_module("launch.convert", run_name="__main__")
+"""
+
+
+def test_an_output_that_pytorch_contradicts_is_not_kept(tmp_path):
+    model, config, _, tokenizer = make_small()
+    hf = save_small(tmp_path / "hf", model, config, tokenizer)
+    flags = [f"--input={hf}", f"--output={tmp_path / 'ours'}", "--to=orbax", "--verify"]
+    run = subprocess.run(
+        [sys.executable, "-c", CODE, *flags], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "tensors are equal bit for bit" in run.stdout and "DIFFERS" in run.stdout
+    *progress, error = [line for line in run.stderr.splitlines() if "%: " in line or line.startswith("error: ")]
+    assert error.endswith("ours was not kept: PyTorch computes something else at: text logits")
+    assert 5 <= len(progress) <= 10 and progress[-1].startswith("100%: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
