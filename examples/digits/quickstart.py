@@ -44,9 +44,9 @@ from janus_jax.data.images import grid, to_images
 from janus_jax.data.preparation.job import make_job, prepare
 from janus_jax.data.preparation.record import Settings
 from janus_jax.errors import UserError
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.models.params import abstract_params, build
 from janus_jax.training.freezing import module_table, trainable_mask

@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from janus_jax.errors import UserError
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.padding import BUCKETS, Buckets, check_buckets
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import QUANTIZATIONS, is_quantized, quantize, scale_path
 from janus_jax.inference.validation import RequestReader
 from janus_jax.inference.weight_layout import is_read_by_steps, transposed_path

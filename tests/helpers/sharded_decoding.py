@@ -11,13 +11,13 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all
 
 import numpy as np
 import PIL.Image
+from janus_jax.inference.decoding import decode_pixels
 
 from examples.digits import data as digits
 from janus_jax.inference import janusflow, pipeline
-from janus_jax.inference.decoding import decode_pixels
 from janus_jax.inference.flow_sampling import sample_latents
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import quantize_params
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.params import flatten, init_params

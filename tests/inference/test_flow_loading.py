@@ -62,12 +62,12 @@ def test_a_vae_is_asked_for_before_latents_are_made(pipeline, tmp_path, tmp_path
     alone = JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer)
     alone.save_pretrained(tmp_path / "alone")
     monkeypatch.setattr(alone, "generate_latents", lambda *args, **options: pytest.fail("made latents in vain"))
-    with pytest.raises(janus_jax.UserError, match="has no VAE to draw with"):
+    with pytest.raises(janus_jax.UserError, match="has no VAE"):
         alone.generate_images("a one")
     flags = (f"--checkpoint={tmp_path / 'alone'}", "--prompt=a one", f"--output={tmp_path / 'out'}")
     process = start_command("launch.generate", *flags, cache=cache_folder(tmp_path_factory))
     _, error = process.communicate(timeout=300)
-    assert process.returncode == 2 and "has no VAE to draw with" in error
+    assert process.returncode == 2 and "has no VAE" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -75,10 +75,10 @@ def test_a_vae_is_asked_for_where_there_is_none_and_refused_where_it_means_nothi
     JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer).save_pretrained(tmp_path / "alone")
     alone = janus_jax.from_pretrained(tmp_path / "alone")
     latents = alone.generate_latents(["a one"], 1, num_steps=1)
-    with pytest.raises(janus_jax.UserError, match="has no VAE to draw with"):
-        alone.draw(latents)
+    with pytest.raises(janus_jax.UserError, match="has no VAE"):
+        alone.decode_latents(latents)
     again = janus_jax.from_pretrained(tmp_path / "alone", vae=folder / "vae")
-    assert len(again.draw(latents)) == 1
+    assert len(again.decode_latents(latents)) == 1
     with pytest.raises(janus_jax.UserError, match="not a VAE folder"):
         janus_jax.from_pretrained(folder, vae=tmp_path)
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from janus_jax.inference.decoding import programs
 
 from examples.digits import data as digits
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.errors import UserError
 from janus_jax.inference import flow_sampling
-from janus_jax.inference.decoding import programs
 from janus_jax.inference.janusflow import VAE_CHUNK, JanusFlowPipeline
 from janus_jax.models.config import JanusFlowConfig, SiglipConfig, UViTConfig, VAEConfig
 from janus_jax.models.llama import init_cache

@@ -10,10 +10,11 @@ from examples.digits.benchmark import evaluate_understanding
 from janus_jax import UserError, from_pretrained
 from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.aot import abstract_decoding_params, abstract_image_loop
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
 from janus_jax.inference.validation import user_message
+from janus_jax.models.config import Execution
 from janus_jax.models.params import bind, count, flatten, unflatten
 from janus_jax.sharding import MESH_AXES, make_mesh
 
@@ -73,9 +74,9 @@ def test_divergence_and_agreement_are_those_of_their_definition(pipeline):
     other = JanusPipeline(pipeline.config, pipeline.params | {"llm": blank}, pipeline.tokenizer)
     found = text_agreement(pipeline, other, [[]], ["Is one odd?"], max_new_tokens=1)
     answer = pipeline.answer([[user_message("Is one odd?", 0)]], [[]], max_new_tokens=1)[0]
-    prompts = pipeline._pad([answer.prompt_token_ids])
-    apply = jax.jit(lambda *args: bind(pipeline._model, pipeline.params)(*args))
-    x = bind(pipeline._model, pipeline.params)(prompts.tokens, prompts.modality, None, method="embed")
+    prompts = pipeline.engine.pad([answer.prompt_token_ids])
+    apply = jax.jit(lambda *args: bind(pipeline.engine.model, pipeline.params)(*args))
+    x = bind(pipeline.engine.model, pipeline.params)(prompts.tokens, prompts.modality, None, method="embed")
     hidden, _ = apply(x, prompts.positions, prompts.segment_ids)
     logits = np.asarray(hidden[0, -1], np.float64) @ np.asarray(llm["lm_head"]["kernel"], np.float64)
     p = np.exp(logits - logits.max()) / np.sum(np.exp(logits - logits.max()))
@@ -144,4 +145,4 @@ def test_the_abstract_step_is_that_of_the_pipeline_and_copies_no_cache(pipeline,
         }
     loop = abstract_image_loop(pipeline.config, mesh, images=3, prompt_length=32, dtype=jnp.float32)
     memory = loop.lower().compile().memory_analysis()
-    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, jnp.float32, 6, 15)
+    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, Execution(), 6, 15)
