@@ -45,7 +45,7 @@ def transfer(instruction: Instruction, computation: Computation, machine: Machin
         sent *= 2
     elif kind.endswith("all-to-all"):  # most of it travels further than one hop
         sent *= max(1.0, size**0.5 / 4)
-    seconds = sent / (machine.core.link_bandwidth * max(links, 1)) + LATENCY * sum(spans)
+    seconds = sent / (machine.chip.link_bandwidth * max(links, 1)) + LATENCY * sum(spans)
     return Transfer(kind, seconds, sent, "all")
 
 
@@ -85,5 +85,5 @@ def _permute(instruction: Instruction, sent: float, machine: Machine) -> Transfe
                 load[*place, axis, step] += 1
                 place[axis] = (place[axis] + step) % machine.extent[axis]
     forward = sum((b - a) % len(pairs) <= len(pairs) // 2 for a, b in pairs) * 2 > len(pairs)
-    seconds = sent * max(load.values(), default=1) / machine.core.link_bandwidth + LATENCY
+    seconds = sent * max(load.values(), default=1) / machine.chip.link_bandwidth + LATENCY
     return Transfer("collective-permute", seconds, sent, "forward" if forward else "backward")

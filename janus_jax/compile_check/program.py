@@ -14,8 +14,7 @@ import jax
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.hardware import Machine
-from janus_jax.training.device_kinds import canonical_kind
+from janus_jax.hardware import Machine, canonical_kind
 
 # Names in use -> (name that JAX knows). The number after v4 and v5p counts cores, two per chip; others count chips.
 TOPOLOGIES = {

@@ -92,7 +92,7 @@ class Timeline:
         if instruction.op in FREE or (instruction.op == "custom-call" and not is_kernel):
             return 0.0
         machine = self.machine
-        estimate = int(instruction.attribute("estimated_cycles", "0")) / machine.core.clock
+        estimate = int(instruction.attribute("estimated_cycles", "0")) / machine.chip.clock
         moved = hbm_bytes(self.module, instruction, computation)
         flops = matmul_flops(self.module, instruction, computation)
         seconds = max(flops / machine.flops, moved / machine.hbm_bandwidth)
@@ -116,7 +116,7 @@ class Timeline:
     def _kernel(self, instruction: Instruction) -> KernelWork:
         body = instruction.attribute("body") or instruction.name
         if body not in self._kernels:
-            self._kernels[body] = kernel_work(instruction, self.machine.core.mxu_edge)
+            self._kernels[body] = kernel_work(instruction, self.machine.chip.mxu_edge)
         return self._kernels[body]
 
     def collective_in(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from janus_jax.batches import Modality
 from janus_jax.models.adapters import ImageHead, MlpAligner
-from janus_jax.models.config import Execution, JanusConfig, LlamaConfig
+from janus_jax.models.config import JanusConfig, LlamaConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.llama import KVCache, Llama, text_head
 from janus_jax.models.siglip import Siglip

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from janus_jax.batches import Modality
 from janus_jax.models.adapters import AlignmentHead
-from janus_jax.models.config import Execution, JanusFlowConfig
+from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Constant, declare
 from janus_jax.models.layers import Linear, RMSNorm
 from janus_jax.models.llama import KVCache, Llama

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from janus_jax.models.config import Execution, JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow

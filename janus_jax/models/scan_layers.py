@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 
 _keep = jax.checkpoint_policies.save_only_these_names
 REMAT_POLICIES = {  # the most memory, and the least work, first
@@ -108,7 +108,7 @@ def stack_layers(params: Mapping[str, Any], join: Callable[[Sequence[Any]], Any]
 
 
 def is_stacked(path: str) -> bool:
-    """Whether a parameter holds all layers, with the layer as its leading axis: "a/layers/b" does, "a/layers_2/b" not."""
+    """Whether a parameter holds all layers along its leading axis: True for "a/layers/b", False for "a/layers_2/b"."""
     return STACKED in path.split("/")
 
 

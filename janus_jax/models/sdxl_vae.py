@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.autoencoder import Decoder, Encoder
-from janus_jax.models.config import Execution, VAEConfig
+from janus_jax.models.autoencoder import PixelDecoder, PixelEncoder
+from janus_jax.models.config import VAEConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.layers import Conv
 
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)  # where the original clips it
@@ -22,8 +23,8 @@ class VAE(nn.Module):
 
     def setup(self):
         c, dtype, no_axes = self.config, self.execution.dtype, (None, None, None, None)
-        self.encoder = Encoder(c, dtype, attention=False)
-        self.decoder = Decoder(c, dtype, attention=False)
+        self.encoder = PixelEncoder(c, dtype, attention=False)
+        self.decoder = PixelDecoder(c, dtype, attention=False)
         self.quant_conv = Conv(c.z_channels, 1, dtype, axes=no_axes)
         self.post_quant_conv = Conv(c.latent_channels, 1, dtype, axes=no_axes)
 

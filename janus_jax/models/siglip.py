@@ -6,7 +6,8 @@ Letters: B images, P patches, N heads, H head dim, D width.
 import flax.linen as nn
 import jax
 
-from janus_jax.models.config import Execution, SiglipConfig
+from janus_jax.models.config import SiglipConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.layers import Conv, Linear, gelu, layer_norm
 from janus_jax.models.scan_layers import run_layers

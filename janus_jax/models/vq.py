@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.autoencoder import Decoder, Encoder
-from janus_jax.models.config import Execution, VQConfig
+from janus_jax.models.autoencoder import PixelDecoder, PixelEncoder
+from janus_jax.models.config import VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import UnitRows, declare
 from janus_jax.models.layers import Conv
 from janus_jax.ops.codebook import l2_normalize, lookup_codes, nearest_codes, straight_through
@@ -32,8 +33,8 @@ class VQModel(nn.Module):
 
     def setup(self):
         c, dtype = self.config, self.execution.dtype
-        self.encoder = Encoder(c, dtype, attention=True)
-        self.decoder = Decoder(c, dtype, attention=True)
+        self.encoder = PixelEncoder(c, dtype, attention=True)
+        self.decoder = PixelDecoder(c, dtype, attention=True)
         self.quant_conv = Conv(c.code_dim, 1, dtype, axes=(None, None, None, None))
         self.post_quant_conv = Conv(c.z_channels, 1, dtype)
         self.codebook = self.param("codebook", declare(UnitRows(), ("codes", None)), (c.num_codes, c.code_dim))

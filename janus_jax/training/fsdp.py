@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from janus_jax.models.config import Weights
+from janus_jax.models.execution import WeightGatherer
 from janus_jax.models.params import Params
 from janus_jax.sharding import BATCH_SPEC, ROW_AXES
 from janus_jax.training.freezing import merge
@@ -19,7 +19,7 @@ from janus_jax.training.objectives.base import Metrics, Objective
 
 
 def sharded_gradient(
-    objective: Objective, shardings: Any, mesh: Mesh, weights: Weights | None, micro_batches: int
+    objective: Objective, shardings: Any, mesh: Mesh, weights: WeightGatherer | None, micro_batches: int
 ) -> Callable[[Params, Params, Any], tuple[Params, Metrics]]:
     """(trainable, frozen, batch) -> (gradients in the tree and sharding of `trainable`, metrics of the whole batch).
 

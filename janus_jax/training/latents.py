@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, PackedBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusFlowConfig, ModelConfig, VAEConfig
+from janus_jax.models.config import JanusFlowConfig, ModelConfig, VAEConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import logit_normal_time
+from janus_jax.ops.pixels import normalize
 from janus_jax.sharding import BATCH_SPEC, param_shardings
-from janus_jax.training.objectives.base import normalize
 from janus_jax.weights.open_model import VAE_FOLDER, require_vae
 from janus_jax.weights.vae import load_vae
 
@@ -35,7 +36,7 @@ def open_vae(config: ConfigDict, architecture: ModelConfig, workdir: epath.Path)
     Raises:
         UserError: no VAE where one is needed, or one of another kind.
     """
-    if not isinstance(architecture, JanusFlowConfig) or draws_pixels(architecture):
+    if not isinstance(architecture, JanusFlowConfig) or architecture.latents_are_pixels:
         return None
     own = workdir / VAE_FOLDER
     if not own.exists() and not config.init.vae:
@@ -60,12 +61,6 @@ def _spread(values: jax.Array, sharding: NamedSharding) -> jax.Array:
     """What every process holds whole -> the parts of its devices."""
     whole = np.asarray(values)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-
-def draws_pixels(config: JanusFlowConfig) -> bool:
-    """Whether latents are the pixels themselves: of an image's size and channels."""
-    size = config.siglip.image_size
-    return (config.uvit.latent_size, config.uvit.latent_channels) == (size, 3)
 
 
 def _make_draw(

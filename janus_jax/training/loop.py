@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from janus_jax.data.stream import drop_reports, format_reports
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
+from janus_jax.hardware import peak_flops
 from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params
 from janus_jax.sharding import own_rows
 from janus_jax.storage import write_whole
 from janus_jax.training.checkpointing import Checkpoints
-from janus_jax.training.device_peaks import peak_flops
 from janus_jax.training.freezing import format_table, merge, module_table
 from janus_jax.training.initialization import format_origins, initial_params
 from janus_jax.training.input_stall import IdleTime

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from janus_jax.models.config import ModelConfig, Weights
+from janus_jax.compiler_options import compiler_options
+from janus_jax.models.config import ModelConfig
+from janus_jax.models.execution import WeightGatherer
 from janus_jax.models.params import Params
 from janus_jax.sharding import BATCH_SPEC, param_shardings
 from janus_jax.training.freezing import split
 from janus_jax.training.fsdp import sharded_gradient
 from janus_jax.training.objectives.base import Metrics, Objective
-from janus_jax.training.tpu_flags import compiler_options
 
 
 class TrainState(NamedTuple):
@@ -54,7 +55,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     shardings: TrainState,
     mesh: Mesh,
-    weights: Weights | None = None,
+    weights: WeightGatherer | None = None,
     micro_batches: int = 1,
     ema: float = 0.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
@@ -81,7 +82,7 @@ def make_step(
         in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
-        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+        compiler_options=compiler_options("train_step", device_kind=mesh.devices.flat[0].device_kind),
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from janus_jax.compile_check.decode import check_decoding
-from janus_jax.models.config import JANUS_PRO_7B, JANUS_PRO_TINY
+from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
 
 pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
 

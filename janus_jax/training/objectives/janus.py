@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch, Modality, PackedBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.janus import janus_heads
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.losses import vq_loss
+from janus_jax.ops.pixels import normalize
 from janus_jax.ops.scatter_tokens import place_in_order
 from janus_jax.training.objectives.base import (
     TASKS,
@@ -23,7 +25,6 @@ from janus_jax.training.objectives.base import (
     Objective,
     check_normalization,
     head_loss,
-    normalize,
     row_metrics,
     text_loss,
 )
