@@ -9,6 +9,8 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
+    """A Llama language model."""
+
     vocab_size: int
     width: int
     depth: int
@@ -16,10 +18,10 @@ class LlamaConfig:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
-    max_length: int  # longest sequence the model may see
+    max_length: int  # longest sequence that the model may see
     rope_theta: float
     norm_eps: float
-    init_std: float  # of all matrices when trained from scratch
+    init_std: float  # standard deviation of all fresh weight matrices
 
     def __post_init__(self):
         _require_multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
@@ -28,6 +30,8 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiglipConfig:
+    """A SigLIP vision transformer, the understanding encoder."""
+
     image_size: int
     patch_size: int
     width: int
@@ -47,16 +51,18 @@ class SiglipConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    image_size: int  # the size the training data has; the network itself is fully convolutional
+    """An image tokenizer with a codebook (VQ-16 of LlamaGen)."""
+
+    image_size: int  # size of the images in training; the network itself is fully convolutional
     base_channels: int
     channel_multipliers: tuple[int, ...]
-    num_res_blocks: int  # per level of the encoder; the decoder has one more
+    num_res_blocks: int  # number per level of the encoder; the decoder has one more
     z_channels: int
     code_dim: int
     num_codes: int
     norm_groups: int
     norm_eps: float
-    commitment: float  # weight of the commitment loss
+    commitment: float  # factor of the commitment loss
 
     def __post_init__(self):
         _require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
@@ -77,17 +83,19 @@ class VQConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JanusConfig:
+    """Janus and Janus-Pro, which generate images as codes."""
+
     llama: LlamaConfig
     siglip: SiglipConfig
     vq: VQConfig
-    aligner_depth: int  # linear layers of the understanding adaptor
-    gen_aligner_depth: int  # linear layers of the generation adaptor
+    aligner_depth: int  # number of linear layers of the understanding adaptor
+    gen_aligner_depth: int  # number of linear layers of the generation adaptor
     image_head_width: int  # hidden width of the image head (`image_token_embed` of the released config)
     prompt_style: str  # a key of `data.prompts.STYLES`
 
     @property
     def image_tokens(self) -> int:
-        """Tokens per generated image."""
+        """Number of tokens of a generated image."""
         return self.vq.num_tokens
 
 
@@ -97,18 +105,18 @@ class VAEConfig:
 
     base_channels: int
     channel_multipliers: tuple[int, ...]
-    num_res_blocks: int  # per level of the encoder; the decoder has one more
+    num_res_blocks: int  # number per level of the encoder; the decoder has one more
     latent_channels: int
     norm_groups: int
     norm_eps: float
-    scaling_factor: float  # latents times this have about unit variance
+    scaling_factor: float  # factor that gives the latents about unit variance
 
     def __post_init__(self):
         _require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
 
     @property
     def z_channels(self) -> int:
-        """What the encoder ends with: mean and log-variance."""
+        """Channels of the encoder's output, which is mean and log-variance."""
         return 2 * self.latent_channels
 
     @property
@@ -120,12 +128,12 @@ class VAEConfig:
 class UViTConfig:
     """The generation encoder and decoder of JanusFlow."""
 
-    latent_size: int  # rows and columns of the latents; the networks themselves are fully convolutional
+    latent_size: int  # number of rows and columns of latents; the networks themselves are fully convolutional
     latent_channels: int
-    patch_size: int  # latents per token, in each direction
-    width: int  # of a token; the decoder's blocks have twice as many channels, because of the long skip
-    time_width: int  # of the time embedding, which is also a token of the LLM
-    encoder_depth: int  # ConvNeXt blocks
+    patch_size: int  # number of latents per token, in each direction
+    width: int  # width of a token; the long skip gives the decoder's blocks twice as many channels
+    time_width: int  # width of the time embedding, which is also a token of the LLM
+    encoder_depth: int  # number of ConvNeXt blocks
     decoder_depth: int
     norm_eps: float
 
@@ -144,15 +152,18 @@ class UViTConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """The projector of JanusFlow's alignment loss, which only training uses; released models have none."""
+    """The projector of JanusFlow's representation alignment. Only training uses it; released models have none."""
 
-    layer: int  # after how many blocks of the LLM its features are taken
-    width: int  # of the hidden layers
+    layer: int  # number of blocks of the LLM that compute the features to align
+    width: int  # width of its hidden layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JanusFlowConfig:
-    """The VAE is not part of it: it is trained apart and never changes."""
+    """JanusFlow, which generates images as latents.
+
+    Its VAE is not part of the model: it was trained separately and never changes.
+    """
 
     llama: LlamaConfig
     siglip: SiglipConfig
@@ -162,13 +173,13 @@ class JanusFlowConfig:
 
     def __post_init__(self):
         if self.alignment and not 0 < self.alignment.layer < self.llama.depth:
-            raise ValueError(f"alignment.layer={self.alignment.layer} of {self.llama.depth} blocks")
+            raise ValueError(f"alignment.layer={self.alignment.layer}, expected 1 to {self.llama.depth - 1}")
         if self.uvit.time_width != self.llama.width:
             raise ValueError(f"uvit.time_width={self.uvit.time_width} must be llama.width={self.llama.width}")
 
     @property
     def image_tokens(self) -> int:
-        """Positions of a generated image: the time, then its latents."""
+        """Number of positions of a generated image: one for the time, then its latents."""
         return 1 + self.uvit.num_tokens
 
     @property
@@ -177,7 +188,7 @@ class JanusFlowConfig:
         return (self.uvit.latent_size, self.uvit.latent_channels) == (self.siglip.image_size, 3)
 
 
-FamilyConfig = JanusConfig | JanusFlowConfig  # whole models: they answer and draw
+FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
 ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
 
 

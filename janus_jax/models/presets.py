@@ -91,14 +91,14 @@ JANUSFLOW_1P3B = JanusFlowConfig(
     prompt_style="janus",
 )
 
-# Small enough for a laptop CPU, the same code: 32 px images, 4 x 4 tokens each.
+# Small models for a laptop's CPU, which run the same code: images of 32 px with 4 x 4 tokens each.
 VQ_TINY = VQConfig(
     image_size=32,
     base_channels=8,
     channel_multipliers=(1, 2, 4, 8),
     num_res_blocks=1,
     z_channels=32,
-    code_dim=4,  # with 8, as in VQ-16, a run this short uses even fewer of the codes
+    code_dim=4,  # with 8, as in VQ-16, so short a run uses even fewer of the codes
     num_codes=128,
     norm_groups=8,
     norm_eps=1e-6,
@@ -127,7 +127,7 @@ JANUS_PRO_TINY = JanusConfig(
     prompt_style="janus_pro_tiny",
 )
 
-VAE_TINY = VAEConfig(  # 32 px images, 8 x 8 latents
+VAE_TINY = VAEConfig(  # 8 x 8 latents for images of 32 px
     base_channels=16,
     channel_multipliers=(1, 2, 2),
     num_res_blocks=1,
@@ -137,7 +137,8 @@ VAE_TINY = VAEConfig(  # 32 px images, 8 x 8 latents
     scaling_factor=1.0,
 )
 
-JANUSFLOW_TINY = JanusFlowConfig(  # no VAE: its latents are the pixels of 16 x 16 images, 4 x 4 tokens of 4 x 4 each
+# It has no VAE: its latents are the pixels of 16 x 16 images, cut into 4 x 4 tokens of 4 x 4 pixels.
+JANUSFLOW_TINY = JanusFlowConfig(
     llama=JANUS_PRO_TINY.llama,
     siglip=dataclasses.replace(JANUS_PRO_TINY.siglip, image_size=16, patch_size=4),
     uvit=UViTConfig(

@@ -1,7 +1,7 @@
 """LlamaGen's VQ-16 image tokenizer: the generation encoder of Janus (section 3.1) and its pixel decoder.
 
-Fully convolutional; any size divisible by `config.downsampling` works. NHWC throughout.
-Letters: B images, H W pixels, h w grid, Q code dim, C codes.
+It is fully convolutional: any image size divisible by `config.downsampling` works. The axes are in the order NHWC.
+Letters: B images, H W pixels, h w rows and columns of codes, Q code dim, C codes.
 """
 
 from typing import NamedTuple
@@ -19,6 +19,8 @@ from janus_jax.ops.codebook import l2_normalize, lookup_codes, nearest_codes, st
 
 
 class VQOutput(NamedTuple):
+    """What training needs of images that went through the codes."""
+
     reconstruction: jax.Array  # [B, H, W, 3], nominally in [-1, 1], not clipped
     latents: jax.Array  # [B, h, w, Q], l2-normalised
     quantized: jax.Array  # [B, h, w, Q], the codes of the latents, without the straight-through estimator
@@ -50,7 +52,8 @@ class VQModel(nn.Module):
 
     def encode(self, pixels: jax.Array) -> jax.Array:
         """[B, H, W, 3] in [-1, 1] -> codes [B, h * w] int32, row-major."""
-        with jax.default_matmul_precision("float32"):  # else accelerators multiply in fewer bits: other codes
+        # Accelerators would otherwise multiply with fewer bits, and choose other codes.
+        with jax.default_matmul_precision("float32"):
             return nearest_codes(self.latents(pixels), self.codebook).reshape(pixels.shape[0], -1)
 
     def decode(self, codes: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
@@ -67,7 +70,7 @@ class VQModel(nn.Module):
         return VQOutput(reconstruction, latents, quantized, codes.reshape(pixels.shape[0], -1))
 
     def init_all(self) -> None:
-        """Touches every submodule (one code's worth of pixels)."""
+        """Runs every submodule, on the pixels of one code."""
         self(jnp.zeros((1, self.config.downsampling, self.config.downsampling, 3)))
 
     def _decode_quantized(self, quantized: jax.Array) -> jax.Array:

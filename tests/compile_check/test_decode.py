@@ -109,5 +109,5 @@ def test_a_program_without_the_loop_is_refused():
 
 def test_a_model_without_codes_is_refused_before_the_compiler_is_asked():
     options = dict(images=1, dtype="bfloat16", quantization=None, options={})
-    with pytest.raises(UserError, match="janusflow draws no image codes"):
+    with pytest.raises(UserError, match="janusflow"):
         decode.check_decoding("janusflow", JANUSFLOW_1P3B, "v5e:2x2", {}, **options)
