@@ -19,7 +19,7 @@ from janus_jax.models.config import FamilyConfig, ModelConfig
 from janus_jax.models.layers import SCALE
 from janus_jax.models.llama import KVCache
 from janus_jax.models.params import abstract_params, flatten, logical_axes, unflatten
-from janus_jax.models.scan_layers import STACKED, unstacked_path
+from janus_jax.models.scan_layers import STACKED, is_stacked, unstacked_path
 
 MESH_AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # rows of a batch are divided over these
@@ -145,7 +145,7 @@ def decoding_shardings(config: FamilyConfig, mesh: Mesh) -> dict[str, NamedShard
     result: dict[str, NamedSharding] = {}
     shapes = flatten(abstract_params(config))
     for path, sharding in flatten(param_shardings(config, mesh)).items():
-        stacked = STACKED in path.split("/")
+        stacked = is_stacked(path)
         own = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])) if stacked else sharding
         paths = [unstacked_path(path, layer) for layer in range(shapes[path].shape[0])] if stacked else [path]
         for own_path in paths:
@@ -188,7 +188,7 @@ class GatheredWeights:
     def outside_stacks(self, shards: dict[str, Any]) -> dict[str, Any]:
         """All of the model but the stacked layers, which gather one layer at a time (`models.scan_layers`)."""
         flat = flatten(shards)
-        stacked = {path: leaf for path, leaf in flat.items() if STACKED in path.split("/")}
+        stacked = {path: leaf for path, leaf in flat.items() if is_stacked(path)}
         others = {path: leaf for path, leaf in flat.items() if path not in stacked}
         return unflatten(flatten(self((), unflatten(others))) | stacked)
 

@@ -107,6 +107,11 @@ def stack_layers(params: Mapping[str, Any], join: Callable[[Sequence[Any]], Any]
     return result
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter holds all layers, with the layer as its leading axis: "a/layers/b" does, "a/layers_2/b" not."""
+    return STACKED in path.split("/")
+
+
 def unstacked_path(path: str, layer: int) -> str:
     """Path of a layer of a stacked parameter: "a/layers/b", 2 -> "a/layers_2/b"."""
     return path.replace(f"/{STACKED}/", f"/{STACKED}_{layer}/")
