@@ -11,8 +11,8 @@ from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDef
 from janus_jax.ops.cpu.gemv import multiply_rows
 from janus_jax.ops.norms import rms_norm
 
-SCALE = "kernel_scale"  # beside a kernel in 8 bits (`inference.quantization`)
-TRANSPOSED = "kernel_transposed"  # in the place of a kernel, [features, in] (`inference.weight_layout`)
+SCALE = "kernel_scale"  # beside a kernel in 8 bits (`weights.quantization`)
+TRANSPOSED = "kernel_transposed"  # in the place of a kernel, [features, in] (`weights.weight_layout`)
 LARGE = 1 << 18  # elements, 1 MB of float32; a larger kernel is cut over the devices
 
 
