@@ -49,10 +49,12 @@ from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.params import abstract_params, build
 from janus_jax.models.presets import JANUS_PRO_TINY, VQ_TINY
+from janus_jax.storage import prepare_folder
 from janus_jax.training.freezing import module_table, trainable_mask
 from janus_jax.training.loop import read_metrics, train
 from janus_jax.training.setup import model_config
-from janus_jax.weights.native import load_params, prepare_folder
+from janus_jax.weights.load import load_params
+from janus_jax.weights.native import open_params
 from launch.cli import errors
 from launch.cli.host_memory import keep_freed_memory
 
@@ -261,7 +263,7 @@ def _solvers(draw: Callable[..., Generation]) -> list[dict[str, Any]]:
 
 def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:
     """(images through the tokenizer and back, number of different codes they use)."""
-    params = load_params(workdir, VQ_TINY)
+    params = load_params(open_params(workdir, VQ_TINY))
     result = jax.jit(build(VQ_TINY).apply)({"params": params}, _pixels(images).astype(np.float32) / 127.5 - 1)
     return to_images(result.reconstruction), len(np.unique(result.codes))
 

@@ -17,7 +17,7 @@ from janus_jax.hardware import peak_flops
 from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params
 from janus_jax.sharding import own_rows
-from janus_jax.storage import write_whole
+from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import format_table, merge, module_table
 from janus_jax.training.initialization import format_origins, initial_params
@@ -34,8 +34,8 @@ from janus_jax.training.resilience.watchdog import Watchdog
 from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.train_state import TrainState
-from janus_jax.weights.native import prepare_folder, save_params, write_architecture
-from janus_jax.weights.open_model import VAE_FOLDER
+from janus_jax.weights.native import save_params, write_architecture
+from janus_jax.weights.vae import VAE_FOLDER
 
 
 def train(config: ConfigDict, workdir: epath.PathLike, watchdog: Watchdog | None = None) -> dict[str, float]:
