@@ -17,7 +17,7 @@ import tensorstore as ts
 from examples.digits import data as digits
 from janus_jax.data.records import write_records
 from janus_jax.models.params import fingerprint, init_params
-from janus_jax.training.loop import read_metrics
+from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
 from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files

@@ -8,6 +8,7 @@ import pytest
 from janus_jax.errors import UserError
 from janus_jax.models.params import flatten
 from janus_jax.training import loop, plan
+from janus_jax.training.metrics_log import read_metrics
 from janus_jax.weights.native import load_params, read_architecture
 from tests.helpers.tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
 
@@ -49,7 +50,7 @@ def watched_train(config, workdir, make_step, number=0, action=None):
     original = loop.DevicePrefetch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "DevicePrefetch", prefetch)
-        patch.setattr(plan, "make_step", make_step)
+        patch.setattr(plan, "make_train_step", make_step)
         if action is None:
             loop.train(config, workdir)
         else:
@@ -83,7 +84,7 @@ def runs(request, data_folder, tmp_path_factory):
         compiled.append(compiled[0] if compiled else original(*args))
         return compiled[0]
 
-    original = plan.make_step
+    original = plan.make_train_step
     batches = [
         watched_train(config, straight, make_step),
         watched_train(config, resumed, make_step, number, action),
@@ -110,10 +111,10 @@ def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):
 def test_metrics_of_the_resumed_run_are_those_of_the_straight_one_without_repeated_steps(runs):
     def without_times(workdir):
         timed = ("_second", "_seconds", "_wait_share", "goodput", "time", "memory/", "step_seconds/")
-        lines = loop.read_metrics(workdir)
+        lines = read_metrics(workdir)
         return [{k: v for k, v in line.items() if not any(part in k for part in timed)} for line in lines]
 
-    assert [line["step"] for line in loop.read_metrics(runs.resumed)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(runs.resumed)] == [1, 2, 3, 4]
     assert without_times(runs.resumed) == without_times(runs.straight)
 
 

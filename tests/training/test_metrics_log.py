@@ -1,4 +1,4 @@
-"""What metrics_log.jsonl holds: exact means between two writes, and no step twice."""
+"""What metrics.jsonl holds: exact means between two writes, and no step twice."""
 
 import json
 import struct
@@ -29,7 +29,7 @@ def lines(folder):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics_log.jsonl").read_text().splitlines()]
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_path):
@@ -193,6 +193,6 @@ def test_a_device_without_a_known_peak_has_no_utilisation():
 
 
 def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path):
-    (tmp_path / "metrics_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     log_in(tmp_path, first_step=2).close()
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
