@@ -170,7 +170,8 @@ class Checkpoints:
         if with_average and not kept:
             raise UserError(
                 f"config.train.ema=0, but checkpoint {with_average[0]} in {self._workdir} holds an average of "
-                "parameters, which would end here: expected the run's own train.ema, or a new workdir with init.checkpoint"
+                "parameters, which would end here: expected the train.ema of the run, or a new workdir with "
+                "init.checkpoint"
             )
         if steps and kept and not with_average:
             raise UserError(
@@ -190,9 +191,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            standard_logging.getLogger("asyncio").setLevel(
-                "CRITICAL"
-            )  # it would repeat the error for each array
+            standard_logging.getLogger("asyncio").setLevel("CRITICAL")  # it would repeat the error for each array
             raise OSError(
                 f"{self._workdir}: a checkpoint could not be written, the last complete one is "
                 f"{self._manager.latest_step()}: {_reason(error)}"

@@ -133,11 +133,11 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
 
     log = log_in(tmp_path)
     steps(log, [30.0, 1.0, 2.0, 3.0])  # the first compiles
-    log.write(4, waited=1.5, saving=0.5, extra={})  # 36 s, of which 4 were productive
+    log.write(4, waited=1.5, saving=0.5, others={})  # 36 s, of which 4 were productive
     steps(log, [2.0, 2.0])
-    log.write(6, waited=0.0, saving=0.0, extra={})  # 40 s and 8
+    log.write(6, waited=0.0, saving=0.0, others={})  # 40 s and 8
     steps(log, [10.0])
-    log.write(7, waited=0.0, saving=0.0, extra={})  # lost
+    log.write(7, waited=0.0, saving=0.0, others={})  # lost
     log.close()
     first, second, third = lines(tmp_path)
     assert (first["wall_seconds"], first["goodput"]) == (36.0, pytest.approx(4 / 36))
@@ -149,7 +149,7 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
     clock.now += 50.0  # a crash, and a while until somebody saw it
     log = log_in(tmp_path, first_step=6)
     steps(log, [5.0, 5.0])
-    log.write(8, waited=0.0, saving=0.0, extra={})
+    log.write(8, waited=0.0, saving=0.0, others={})
     log.close()
     assert (third["wall_seconds"], lines(tmp_path)[-1]["wall_seconds"]) == (50.0, 110.0)
     assert lines(tmp_path)[-1]["goodput"] == pytest.approx((8 + 5) / 110)
