@@ -15,14 +15,13 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch, PackedBatch
 from janus_jax.data.images import CENTRE
-from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.data.stream import Stream
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.training.latents import Preparation
 from janus_jax.training.objectives.base import TASKS, Denominators
-from janus_jax.training.plan import Plan
+from janus_jax.training.plan import Plan, tasks
 from janus_jax.training.setup import open_stream
 from janus_jax.training.train_state import TrainState
 
@@ -41,12 +40,21 @@ def open_held_out(
             f"data.held_out={config.data.held_out}: validation expects at least data.num_shards="
             f"{config.data.num_shards} held-out records of each source"
         )
-    plain = ConfigDict(config.to_dict())
-    plain.data.update(drop_condition=0.0, first_sentence=0.0, workers=0, crop=CENTRE._asdict())
-    for task, share in config.data.ratio.items():
-        plain.data.ratio[task] = float(ever_positive(check_schedule(f"data.ratio.{task}", share)))
+    fields = config.to_dict()
+    fields["data"] |= {
+        "ratio": {task: float(task in tasks(config)) for task in config.data.ratio},
+        "drop_condition": 0.0,
+        "first_sentence": 0.0,
+        "crop": CENTRE._asdict(),
+        "workers": 0,
+    }
     return open_stream(
-        plain, architecture, tokenizer, validation=True, process_index=process_index, process_count=process_count
+        ConfigDict(fields),
+        architecture,
+        tokenizer,
+        validation=True,
+        process_index=process_index,
+        process_count=process_count,
     )
 
 
