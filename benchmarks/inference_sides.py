@@ -15,8 +15,9 @@ from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.loading import load
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.models.config import JANUS_PRO_1B, JanusConfig
+from janus_jax.models.config import JanusConfig
 from janus_jax.models.params import init_params
+from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.weights import open_model
 
 CODES_PER_SIDE = 12  # of an image on a CPU, where the released models have 24: so that the suite ends in minutes

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import PRESETS, VQConfig
+from janus_jax.models.config import VQConfig
 from janus_jax.models.params import flatten, init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.weights.native import (
     absolute,
     load_params,

@@ -47,8 +47,8 @@ from janus_jax.errors import UserError
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.models.params import abstract_params, build
+from janus_jax.models.presets import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.training.freezing import module_table, trainable_mask
 from janus_jax.training.loop import train
 from janus_jax.training.metrics_log import read_metrics

@@ -31,7 +31,8 @@ from janus_jax.inference.memory import check_fits
 from janus_jax.inference.padding import BUCKETS, Buckets, Prompts, check_buckets, pad_prompts, round_up
 from janus_jax.inference.validation import RequestReader, user_message
 from janus_jax.inference.weight_layout import restore_kernels
-from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig
+from janus_jax.models.execution import decoding_execution
 from janus_jax.models.llama import cache_dtype
 from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import stack_layers, unstack_layers
@@ -88,8 +89,7 @@ class Pipeline:
         self._normalization = normalization
         self._buckets = buckets
         self._requests = RequestReader(config, tokenizer)
-        few_rows = mesh is None and jax.default_backend() == "cpu"
-        self._model: Any = build(config, Execution(dtype=dtype, scan_layers=False, few_rows=few_rows))
+        self._model: Any = build(config, decoding_execution(dtype, jax.default_backend(), on_mesh=mesh is not None))
 
     @overload
     def chat(self, images: Image | Sequence[Image], prompt: str, **options: Any) -> str: ...

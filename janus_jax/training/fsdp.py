@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from janus_jax.models.config import Weights
+from janus_jax.models.execution import WeightGatherer
 from janus_jax.models.params import Params
 from janus_jax.sharding import BATCH_SPEC, ROW_AXES
 from janus_jax.training.freezing import merge
@@ -22,7 +22,7 @@ VALIDATION_ONLY = ("accuracy/text",)
 
 
 def sharded_gradient(
-    objective: Objective, shardings: Any, mesh: Mesh, weights: Weights | None, micro_batches: int
+    objective: Objective, shardings: Any, mesh: Mesh, weights: WeightGatherer | None, micro_batches: int
 ) -> Callable[[Params, Params, Any], tuple[Params, Metrics]]:
     """(trainable, frozen, batch) -> (gradients in the tree and sharding of `trainable`, metrics of the whole batch).
 
@@ -55,7 +55,7 @@ def sharded_gradient(
 
 
 def sharded_metrics(
-    objective: Objective, shardings: Any, mesh: Mesh, weights: Weights | None, micro_batches: int
+    objective: Objective, shardings: Any, mesh: Mesh, weights: WeightGatherer | None, micro_batches: int
 ) -> Callable[[Params, Params, Any, Denominators], Metrics]:
     """(trainable, frozen, batch, denominators) -> metrics of the batch, without a gradient.
 
@@ -72,7 +72,7 @@ def sharded_metrics(
     return _over_rows(device, mesh, in_specs, out_specs=PartitionSpec())
 
 
-def _whole(trainable: Params, frozen: Params, weights: Weights | None) -> Params:
+def _whole(trainable: Params, frozen: Params, weights: WeightGatherer | None) -> Params:
     """All parameters; those outside the stacked layers gathered, since the layers gather their own."""
     params = merge(trainable, frozen)
     return params if weights is None else weights.outside_stacks(params)

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, PackedBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusFlowConfig, ModelConfig, VAEConfig
+from janus_jax.models.config import JanusFlowConfig, ModelConfig, VAEConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import logit_normal_time
+from janus_jax.ops.pixels import normalize
 from janus_jax.sharding import BATCH_SPEC, param_shardings
-from janus_jax.training.objectives.base import normalize
 from janus_jax.weights.open_model import VAE_FOLDER, require_vae
 from janus_jax.weights.vae import load_vae
 
@@ -35,7 +36,7 @@ def open_vae(config: ConfigDict, architecture: ModelConfig, workdir: epath.Path)
     Raises:
         UserError: No VAE is given where one is needed, or it does not fit the model.
     """
-    if not isinstance(architecture, JanusFlowConfig) or draws_pixels(architecture):
+    if not isinstance(architecture, JanusFlowConfig) or architecture.latents_are_pixels:
         return None
     saved = workdir / VAE_FOLDER
     if not saved.exists() and not config.init.vae:
@@ -62,20 +63,12 @@ def _spread(values: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def draws_pixels(config: JanusFlowConfig) -> bool:
-    """Whether the latents are the pixels themselves, which is so when they have the size and channels of an image."""
-    size = config.siglip.image_size
-    return (config.uvit.latent_size, config.uvit.latent_channels) == (size, 3)
-
-
 def _make_flow_preparation(
     architecture: JanusFlowConfig, config: ConfigDict, mesh: Mesh, vae: VAEConfig | None
 ) -> Callable[[Params, PackedBatch, Any], FlowBatch]:
     """The compiled preparation. Samples depend on seed, step and place in the batch, not on the number of devices."""
     uvit, seed, loss = architecture.uvit, config.seed, config.loss
-    encoder = (
-        build(vae, Execution(dtype=jnp.float32)) if vae else None
-    )  # in float16 it overflows, in bfloat16 it loses detail
+    encoder = build(vae, Execution(dtype=jnp.float32)) if vae else None  # float16 overflows, bfloat16 loses detail
 
     def prepare(params: Params, rows: PackedBatch, step: jax.Array) -> FlowBatch:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)

@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from janus_jax.data.stream import format_reports
+from janus_jax.hardware import peak_flops
 from janus_jax.training.actions import (
     Action,
     ActionFactory,
@@ -22,7 +23,6 @@ from janus_jax.training.actions import (
     Validate,
     WriteMetrics,
 )
-from janus_jax.training.device_peaks import peak_flops
 from janus_jax.training.input_stall import InputStall
 from janus_jax.training.latents import make_preparation
 from janus_jax.training.metrics_log import MetricsLog

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, abstract_params, flatten
 from janus_jax.sharding import GatheredWeights, batch_sharding, check_heads, make_mesh, param_shardings, row_shares
 from janus_jax.training.flops import step_flops

@@ -19,9 +19,7 @@ from janus_jax.data.stream import Stream, packed_rows, square_images
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
-    PRESETS,
     AlignmentConfig,
-    Execution,
     FamilyConfig,
     JanusConfig,
     JanusFlowConfig,
@@ -29,6 +27,8 @@ from janus_jax.models.config import (
     VAEConfig,
     VQConfig,
 )
+from janus_jax.models.execution import Execution
+from janus_jax.models.presets import PRESETS
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits

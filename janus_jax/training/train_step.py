@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from janus_jax.models.config import Weights
+from janus_jax.compiler_options import compiler_options
+from janus_jax.models.execution import WeightGatherer
 from janus_jax.models.params import Params
 from janus_jax.sharding import BATCH_SPEC
 from janus_jax.training.fsdp import sharded_gradient, sharded_metrics
 from janus_jax.training.objectives.base import Denominators, Metrics, Objective
-from janus_jax.training.tpu_flags import compiler_options
 from janus_jax.training.train_state import TrainState
 
 State = TypeVar("State")
@@ -34,7 +34,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     shardings: TrainState,
     mesh: Mesh,
-    weights: Weights | None = None,
+    weights: WeightGatherer | None = None,
     micro_batches: int = 1,
     ema: float = 0.0,
 ) -> Any:
@@ -61,7 +61,7 @@ def make_train_step(
         in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
-        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+        compiler_options=compiler_options("train_step", device_kind=mesh.devices.flat[0].device_kind),
     )
 
 
@@ -69,7 +69,7 @@ def make_validation_step(
     objective: Objective,
     shardings: TrainState,
     mesh: Mesh,
-    weights: Weights | None = None,
+    weights: WeightGatherer | None = None,
     micro_batches: int = 1,
 ) -> Callable[[TrainState, Any, Denominators], Metrics]:
     """(state, batch, denominators) -> metrics, without a change of the state."""
@@ -83,7 +83,7 @@ def make_validation_step(
         step,
         in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC), replicated),
         out_shardings=replicated,
-        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+        compiler_options=compiler_options("train_step", device_kind=mesh.devices.flat[0].device_kind),
     )
 
 

@@ -13,14 +13,8 @@ from typing import Any
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import (
-    JANUS_PRO_1B,
-    JANUSFLOW_1P3B,
-    FamilyConfig,
-    JanusConfig,
-    SiglipConfig,
-    VQConfig,
-)
+from janus_jax.models.config import FamilyConfig, JanusConfig, SiglipConfig, VQConfig
+from janus_jax.models.presets import JANUS_PRO_1B, JANUSFLOW_1P3B
 from janus_jax.weights.infer_sizes import (
     SIGLIP_NORM_EPS,
     TOWER_DEFAULTS,

@@ -54,8 +54,8 @@ STOP_TIMEOUT = flags.DEFINE_integer(
     "code 75.",
     lower_bound=1,
 )
-# Seconds that process 0 waits longer than the others before it ends. JAX (0.10.2) aborts a process that loses process 0,
-# before the process can print why it ends itself.
+# Seconds that process 0 waits longer than the others before it ends. JAX (0.10.2) aborts a process that loses process
+# 0, before that process can print why it ends.
 COORDINATOR_PATIENCE = 5.0
 
 

@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from janus_jax.batches import Modality, PackedBatch
-from janus_jax.models.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import flatten, init_params
 from janus_jax.sharding import BATCH_SPEC, GatheredWeights, make_mesh, param_shardings
 from janus_jax.training.fsdp import sharded_gradient

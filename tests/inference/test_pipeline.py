@@ -22,7 +22,7 @@ from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
 from janus_jax.inference.quantization import quantize_params
 from janus_jax.inference.validation import user_message
 from janus_jax.inference.weight_layout import restore_kernels
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, count, flatten
 from janus_jax.sharding import MESH_AXES, make_mesh
 from janus_jax.weights.native import save_params

@@ -11,8 +11,8 @@ import pytest
 
 from examples.digits import data as digits
 from janus_jax.data.tokenizer import FILE_NAME
-from janus_jax.models.config import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.models.params import init_params
+from janus_jax.models.presets import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights import open_model
 from janus_jax.weights.native import save_params

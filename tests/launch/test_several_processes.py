@@ -22,15 +22,8 @@ from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
 from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
 
-SAME = (
-    "loss",
-    "accuracy",
-    "tokens",
-    "images",
-    "fill",
-    "grad_norm",
-    "validation",
-)  # metrics that do not depend on the processes
+# Beginnings of the names of metrics that do not depend on the number of processes.
+SAME = ("loss", "accuracy", "tokens", "images", "fill", "grad_norm", "validation")
 ABORTED = -signal.SIGABRT  # by JAX, when it misses the heartbeats of a process, or the first process
 
 

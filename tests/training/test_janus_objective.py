@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from janus_jax import UserError
 from janus_jax.batches import Modality
 from janus_jax.data.tokenizer import Tokenizer
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, init_params
+from janus_jax.ops.pixels import normalize
 from janus_jax.training.freezing import merge, split, trainable_mask
-from janus_jax.training.objectives.base import normalize
 from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.objectives.janus import janus_objective, with_codes
 from tests.helpers.tiny_runs import MICRO_JANUS

@@ -2,18 +2,14 @@
 
 import json
 import struct
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from janus_jax.hardware import CORES
 from janus_jax.training import metrics_log
-from janus_jax.training.device_peaks import peak_flops
 from janus_jax.training.metrics_log import MetricsLog
-from janus_jax.training.tpu_flags import compiler_options
 
 
 def log_in(folder, first_step=0, ideal_seconds=None):
@@ -167,29 +163,6 @@ def test_mfu_is_that_of_the_steps_after_compilation(tmp_path, monkeypatch):
         log.close()
     assert lines(tmp_path / "known")[0]["mfu"] == pytest.approx(1.2 / 3.0)
     assert "mfu" not in lines(tmp_path / "unknown")[0]
-
-
-@pytest.mark.parametrize("core", CORES)
-def test_the_peak_of_a_device_is_that_of_its_cores(core):
-    two_cores = core in ("TPU v4", "TPU v5")
-    device = SimpleNamespace(device_kind=core)
-    assert peak_flops([device] * 3) == pytest.approx(3 * (1 + two_cores) * CORES[core].flops, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("TPU v5e", "TPU v5 lite"), ("TPU v5p", "TPU v5"), ("TPU v6e", "TPU v6 lite")]
-)
-def test_a_device_by_its_other_name_has_the_same_peak_and_compiler_options(name, kind):
-    devices = [SimpleNamespace(device_kind=device_kind) for device_kind in (name, kind)]
-    assert peak_flops(devices[:1]) == peak_flops(devices[1:]) is not None
-    assert compiler_options(name) == compiler_options(kind) is not None
-
-
-def test_a_device_without_a_known_peak_has_no_utilisation():
-    kinds = ["NVIDIA H100 80GB HBM3", "cpu"]
-    devices = [SimpleNamespace(device_kind=kind) for kind in kinds]
-    assert peak_flops(devices[:1]) == 989e12
-    assert peak_flops(devices) is None
 
 
 def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path):

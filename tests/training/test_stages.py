@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from janus_jax import UserError
-from janus_jax.models.config import PRESETS, Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import abstract_params, flatten, init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.sharding import make_mesh
 from janus_jax.training.freezing import format_table, merge, module_table, split, trainable_mask
 from janus_jax.training.objectives.base import Objective

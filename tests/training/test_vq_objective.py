@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from janus_jax import UserError
 from janus_jax.batches import ImageBatch
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
 from janus_jax.training.objectives.factory import make_objective
 from tests.helpers.tiny_runs import MICRO_VQ

@@ -120,8 +120,3 @@ def row_metrics(
         "tokens/generate": (generated, part),
         "fill": (part * jnp.mean(filled), part),
     }
-
-
-def normalize(pixels: jax.Array, dtype: Any) -> jax.Array:
-    """uint8 pixels -> values in [-1, 1]."""
-    return (pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype)

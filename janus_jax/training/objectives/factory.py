@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from janus_jax.models.config import Execution, JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.training.objectives.base import TASKS, Objective
 from janus_jax.training.objectives.janus import janus_objective
 from janus_jax.training.objectives.janusflow import janusflow_objective

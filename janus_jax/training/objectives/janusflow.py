@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality
-from janus_jax.models.config import Execution, JanusFlowConfig
+from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.janus import language_head
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import TIME_SCALE, flow_loss, interpolate
+from janus_jax.ops.pixels import normalize
 from janus_jax.ops.representation_alignment import alignment_loss
 from janus_jax.ops.scatter_tokens import place_in_order, take_in_order
 from janus_jax.training.objectives.base import (
@@ -25,7 +27,6 @@ from janus_jax.training.objectives.base import (
     Metrics,
     Objective,
     check_normalization,
-    normalize,
     row_metrics,
     text_loss,
 )

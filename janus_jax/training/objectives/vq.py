@@ -9,11 +9,13 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, VQConfig
+from janus_jax.models.config import VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.models.vq import VQOutput
 from janus_jax.ops.losses import vq_loss
-from janus_jax.training.objectives.base import Denominators, Metrics, Objective, normalize
+from janus_jax.ops.pixels import normalize
+from janus_jax.training.objectives.base import Denominators, Metrics, Objective
 
 
 def vq_objective(config: VQConfig, execution: Execution, loss: ConfigDict) -> Objective:

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.llama import Llama
 from janus_jax.models.params import flatten
-from janus_jax.models.scan_layers import stack_layers, unstack_layers, unstacked_path
+from janus_jax.models.scan_layers import is_stacked, stack_layers, unstack_layers, unstacked_path
 from janus_jax.models.siglip import Siglip
 from tests.helpers.small_models import SMALL, random_array, random_params
 
@@ -66,14 +66,16 @@ def test_unstacking_slices_layers_and_keeps_the_rest():
 
 def test_stacking_undoes_unstacking_whatever_the_order_of_the_layers():
     stacked = {"decoder": {"norm": jnp.ones(2), "layers": {"a": jnp.arange(24.0).reshape(12, 2)}}}
-    apart = unstack_layers(stacked)
-    shuffled = {"decoder": dict(sorted(apart["decoder"].items()))}
+    unstacked = unstack_layers(stacked)
+    shuffled = {"decoder": dict(sorted(unstacked["decoder"].items()))}
     assert list(shuffled["decoder"])[1] == "layers_1" and list(shuffled["decoder"])[2] == "layers_10"
-    for params in (apart, shuffled, stacked):
+    for params in (unstacked, shuffled, stacked):
         again = flatten(stack_layers(params))
         assert again.keys() == flatten(stacked).keys()
         np.testing.assert_array_equal(again["decoder/layers/a"], stacked["decoder"]["layers"]["a"])
-    assert {unstacked_path("decoder/layers/a", layer) for layer in range(12)} < flatten(apart).keys()
+    assert {unstacked_path("decoder/layers/a", layer) for layer in range(12)} < flatten(unstacked).keys()
+    assert [path for path in flatten(stacked) if is_stacked(path)] == ["decoder/layers/a"]
+    assert not any(map(is_stacked, flatten(unstacked)))
 
 
 def test_remat_policies_differ_in_how_many_matrix_products_are_repeated():

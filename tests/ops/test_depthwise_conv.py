@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from janus_jax.ops import depthwise_conv
+from janus_jax.ops.cpu.depthwise_conv import shifted_gradients, shifted_products
+from janus_jax.ops.depthwise_conv import depthwise_conv, grouped_convolution, grouped_gradients
 
 PLATFORMS = {
-    "chosen": (depthwise_conv.depthwise_conv, lambda x, k, g: jax.vjp(depthwise_conv.depthwise_conv, x, k)[1](g)),
-    "cpu": (depthwise_conv._shifted_products, depthwise_conv._shifted_gradients),
-    "others": (depthwise_conv._grouped_convolution, depthwise_conv._grouped_gradients),
+    "chosen": (depthwise_conv, lambda x, k, g: jax.vjp(depthwise_conv, x, k)[1](g)),
+    "cpu": (shifted_products, shifted_gradients),
+    "others": (grouped_convolution, grouped_gradients),
 }
 
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.models.config import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_PRO_TINY, PRESETS
 from janus_jax.models.params import abstract_params, count, flatten, init_params, logical_axes, unflatten
+from janus_jax.models.presets import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_PRO_TINY, PRESETS
 from tests.helpers.small_models import SMALL
 
 GOLDEN = Path(__file__).parent
