@@ -44,3 +44,4 @@ class ImageBatch(NamedTuple):
     """Training images of the VQ tokenizer."""
 
     pixels: Any  # [B, size, size, 3] uint8
+    weights: Any = None  # [B] float32: 1 for an image, 0 for padding; None: all are images (always so in training)

@@ -51,7 +51,8 @@ from janus_jax.models.params import abstract_params, build
 from janus_jax.models.presets import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.storage import prepare_folder
 from janus_jax.training.freezing import module_table, trainable_mask
-from janus_jax.training.loop import read_metrics, train
+from janus_jax.training.loop import train
+from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.setup import model_config
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params

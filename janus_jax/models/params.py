@@ -4,6 +4,7 @@ The paths of that dict ("llm/decoder/layers/attention/q_proj/kernel") are the co
 freezing and conversion. Everything outside `models` uses modules through `bind` and never sees Flax.
 """
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping
@@ -108,8 +109,12 @@ def count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+@functools.cache
 def _declared(config: ModelConfig) -> dict[str, Declared]:
-    """Path -> declaration of each parameter, with abstract values."""
+    """Path -> declaration of every parameter, with abstract values. Must not be changed by the caller.
+
+    Cached, since tracing the initialisation takes seconds and the start of a training run needs the result seven times.
+    """
     model = build(config)
     declared = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])
     return flatten(declared)

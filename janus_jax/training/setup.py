@@ -71,6 +71,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint.every_steps": (1, 2**31 - 1),
     "checkpoint.keep": (1, 2**20),
     "log_every": (1, 2**31 - 1),
+    "validate.every_steps": (0, 2**31 - 1),
+    "validate.num_rows": (1, 2**20),
+    "sample.every_steps": (0, 2**31 - 1),
+    "sample.num_images": (1, 1024),
     "profile.first_step": (0, 2**31 - 1),
     "profile.steps": (0, 1000),
 }

@@ -30,7 +30,7 @@ def no_step(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(plan, "make_step", make_step)
+    monkeypatch.setattr(plan, "make_train_step", make_step)
 
 
 @pytest.mark.parametrize(

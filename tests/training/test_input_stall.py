@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from janus_jax.training.input_stall import IdleTime
+from janus_jax.training.input_stall import InputStall
 
 
 class Step:
@@ -27,7 +27,7 @@ class Step:
 
 @pytest.fixture
 def idle():
-    idle = IdleTime()
+    idle = InputStall()
     yield idle
     idle.close()
 

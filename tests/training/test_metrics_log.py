@@ -1,4 +1,4 @@
-"""What metrics_log.jsonl holds: exact means between two writes, and no step twice."""
+"""What metrics.jsonl holds: exact means between two writes, and no step twice."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ def lines(folder):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics_log.jsonl").read_text().splitlines()]
+    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_means_weigh_each_step_by_its_tokens_and_start_anew_after_a_write(tmp_path):
@@ -129,11 +129,11 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
 
     log = log_in(tmp_path)
     steps(log, [30.0, 1.0, 2.0, 3.0])  # the first compiles
-    log.write(4, waited=1.5, saving=0.5, extra={})  # 36 s, of which 4 were productive
+    log.write(4, waited=1.5, saving=0.5, others={})  # 36 s, of which 4 were productive
     steps(log, [2.0, 2.0])
-    log.write(6, waited=0.0, saving=0.0, extra={})  # 40 s and 8
+    log.write(6, waited=0.0, saving=0.0, others={})  # 40 s and 8
     steps(log, [10.0])
-    log.write(7, waited=0.0, saving=0.0, extra={})  # lost
+    log.write(7, waited=0.0, saving=0.0, others={})  # lost
     log.close()
     first, second, third = lines(tmp_path)
     assert (first["wall_seconds"], first["goodput"]) == (36.0, pytest.approx(4 / 36))
@@ -145,7 +145,7 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
     clock.now += 50.0  # a crash, and a while until somebody saw it
     log = log_in(tmp_path, first_step=6)
     steps(log, [5.0, 5.0])
-    log.write(8, waited=0.0, saving=0.0, extra={})
+    log.write(8, waited=0.0, saving=0.0, others={})
     log.close()
     assert (third["wall_seconds"], lines(tmp_path)[-1]["wall_seconds"]) == (50.0, 110.0)
     assert lines(tmp_path)[-1]["goodput"] == pytest.approx((8 + 5) / 110)
@@ -166,6 +166,6 @@ def test_mfu_is_that_of_the_steps_after_compilation(tmp_path, monkeypatch):
 
 
 def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path):
-    (tmp_path / "metrics_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     log_in(tmp_path, first_step=2).close()
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]

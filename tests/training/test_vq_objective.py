@@ -13,7 +13,7 @@ from janus_jax import UserError
 from janus_jax.batches import ImageBatch
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
-from janus_jax.training.objectives.janus import make_loss
+from janus_jax.training.objectives.factory import make_objective
 from tests.helpers.tiny_runs import MICRO_VQ
 
 LOSS = {"pixel_weight": 0.7, "perceptual_weight": 0.0, "adversarial_weight": 0.0}
@@ -45,7 +45,7 @@ def test_loss_equals_numpy(params, images):
     decoded = jax.jit(lambda codes: bind(MODEL, params)(codes, method="decode"))(codes)
     pixel_error = np.mean((np.asarray(decoded, np.float64) - pixels) ** 2)
 
-    total, metrics = jax.jit(make_loss(MICRO_VQ, Execution(), ConfigDict(LOSS)))(params, images)
+    total, metrics = jax.jit(make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS)))(params, images)
     means = {name: float(value) / float(weight) for name, (value, weight) in metrics.items()}
     expected = {
         "loss": 0.7 * pixel_error + 1.25 * squared_error,
@@ -63,7 +63,7 @@ def test_loss_equals_numpy(params, images):
 def test_encoder_learns_from_the_pixels_through_the_codes(params, images):
     """Without commitment, its gradient is that of the decoder's input carried over to the latents unchanged."""
     config = dataclasses.replace(MICRO_VQ, commitment=0.0)
-    loss = make_loss(config, Execution(), ConfigDict(LOSS))
+    loss = make_objective(config, Execution(), ConfigDict(LOSS))
     learning = {name: params[name] for name in ("encoder", "quant_conv")}
     actual = jax.jit(jax.grad(lambda learning: loss(params | learning, images)[0]))(learning)
     pixels = jnp.asarray(images.pixels / 127.5 - 1, jnp.float32)
@@ -97,4 +97,4 @@ def test_encoder_learns_from_the_pixels_through_the_codes(params, images):
 @pytest.mark.parametrize("term", ["perceptual_weight", "adversarial_weight"])
 def test_terms_that_do_not_exist_yet_are_refused(term):
     with pytest.raises(UserError, match=rf"loss\.{term}=0\.5"):
-        make_loss(MICRO_VQ, Execution(), ConfigDict(LOSS | {term: 0.5}))
+        make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS | {term: 0.5}))
