@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from janus_jax.batches import PackedBatch
-from janus_jax.data.formats.registry import open_source
-from janus_jax.data.preparation.job import make_job, prepare
-from janus_jax.data.preparation.record import Settings
+from janus_jax.data.formats.registry import open_dataset
+from janus_jax.data.mixture import Mixture, WeightedRecords
+from janus_jax.data.packed_rows import packed_rows
+from janus_jax.data.preparation.job import make_job
+from janus_jax.data.preparation.record import RecordSettings
+from janus_jax.data.preparation.writer import prepare
 from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record, write_records
-from janus_jax.data.stream import drop_reports, packed_rows
+from janus_jax.data.stream import StreamOptions, drop_reports
 from tests.helpers.source_files import tar, turns
 from tests.helpers.tiny_data import document, flat_png, make_builder
 
@@ -113,7 +116,9 @@ def prepared(tmp_path_factory):
         folder = tmp_path_factory.mktemp(writer.__name__)
         name, path, options, bad = writer(folder)
         output = folder / "out"
-        job = make_job(open_source(name, str(path), options), output, Settings(), num_shards=3, max_drop_rate=0.6)
+        job = make_job(
+            open_dataset(name, str(path), options), output, RecordSettings(), num_output_files=3, max_drop_rate=0.6
+        )
         results[writer] = prepare(job), bad, output
     return results
 
@@ -126,8 +131,9 @@ def open_stream(prepared, ratio=None, sources=None, **changes):
             for task, counts in manifest["tasks"].items():
                 if counts["records"]:
                     sources[task].append(open_records(f"{output}/{task}-*.array_record", task))
-    settings = dict(batch_size=4, num_shards=4, packing_bins=3, seed=0, max_drop_rate=0.5)
-    return packed_rows(sources, ratio or RATIO, make_builder(), **settings | changes)
+    weighted = {task: [WeightedRecords(source) for source in of_task] for task, of_task in sources.items()}
+    options = StreamOptions(**dict(batch_size=4, num_shards=4, seed=0, max_drop_rate=0.5) | changes)
+    return packed_rows(Mixture(sources=weighted, ratio=ratio or RATIO), make_builder(), 3, options)
 
 
 def read(streams, steps):

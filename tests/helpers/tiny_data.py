@@ -8,7 +8,7 @@ import PIL.Image
 
 from janus_jax.data import prompts
 from janus_jax.data.prompts import IMAGE_MARKER, STYLES, Message
-from janus_jax.data.record_reader import Stored
+from janus_jax.data.record_reader import StoredRecord
 from janus_jax.data.records import Record
 from janus_jax.data.sample_builder import SampleBuilder
 from janus_jax.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
@@ -85,7 +85,7 @@ class ListSource(list):
 
     def __getitem__(self, index):
         record = super().__getitem__(index)
-        return Stored(f"list:{index}", record.serialize() if isinstance(record, Record) else record)
+        return StoredRecord(f"list:{index}", record.serialize() if isinstance(record, Record) else record)
 
 
 def make_builder(**changes):

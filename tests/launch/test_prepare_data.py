@@ -17,7 +17,7 @@ import pytest
 from examples.digits import data as digits
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.images import decode_image, generation_pixels
-from janus_jax.data.preparation.record import Settings, prepare_record
+from janus_jax.data.preparation.record import RecordSettings, prepare_record
 from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record
 from janus_jax.inference.image_tokenizer import image_lengths, load_image_tokenizer
@@ -83,8 +83,8 @@ def files(output):
 
 def test_command_shows_progress_and_counts_what_it_wrote(folder, whole):
     lines = whole.stdout.splitlines()
-    assert lines[0].endswith(f"whole: {SHARDS} shards, 0 of them finished")
-    assert f"{SHARDS}/{SHARDS} shards, {SHARDS * (2 * PAIRS)} samples read" in lines
+    assert lines[0].endswith(f"whole: {SHARDS} parts, 0 of them finished")
+    assert f"{SHARDS}/{SHARDS} parts, {SHARDS * (2 * PAIRS)} samples read" in lines
     assert any(line.startswith(f"generate: {SHARDS * (PAIRS - 1)} records, ") for line in lines)
     assert "  bad_image: 12" in lines and "Traceback" not in whole.stderr and whole.stderr.count("\n") <= 2
     manifest = json.loads((folder / "whole" / "manifest.json").read_text())
@@ -147,7 +147,7 @@ def test_killed_run_is_completed_to_the_same_bytes(folder, whole, tmp_path):
     assert 1 <= finished < SHARDS and not (output / "manifest.json").exists()
     result = run(folder, output)
     assert result.returncode == 0, result.stderr
-    assert f"{SHARDS} shards, {finished} of them finished" in result.stdout
+    assert f"{SHARDS} parts, {finished} of them finished" in result.stdout
     assert files(output) == files(folder / "whole")
 
 
@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(folder, whole):
     for arguments, expected in {
         ("--image_size=16",): "error: --image_size=16: the checkpoint encodes images of 8 pixels",
         ("--max_drop_rate=0.001",): "error: --max_drop_rate=0.001: 12 of 480 samples dropped; first: 00000.tar/",
-        ("--class_names=x",): "error: --class_names=x is no option of --format=webdataset",
+        ("--class_names=x",): "error: --class_names=x",
     }.items():
         result = run(folder, folder / "whole", *arguments)
         assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
@@ -184,5 +184,5 @@ def test_prepared_records_are_prepared_again_unchanged(folder, whole):
     """What is stored at the training size stays as it is, so that codes and pixels remain true."""
     for data in open_all(folder / "whole", "generate")[:5] + open_all(folder / "whole", "understand")[:5]:
         record = Record.deserialize(data)
-        again = prepare_record(record, Settings(), None).record
+        again = prepare_record(record, RecordSettings(), None).record
         assert (again.images, again.codes) == (record.images, record.codes)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality
+from janus_jax.data.records import TASKS
 from janus_jax.models.config import Execution, JanusFlowConfig
 from janus_jax.models.janus import language_head
 from janus_jax.models.params import Params, bind, build
@@ -19,7 +20,6 @@ from janus_jax.ops.flow import TIME_SCALE, flow_loss, interpolate
 from janus_jax.ops.representation_alignment import alignment_loss
 from janus_jax.ops.scatter_tokens import place_in_order, take_in_order
 from janus_jax.training.objectives.base import (
-    TASKS,
     Denominators,
     Metrics,
     Objective,

@@ -7,9 +7,11 @@ import pytest
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data import stream as stream_module
 from janus_jax.data.dropped_samples import Reason
+from janus_jax.data.mixture import Mixture, WeightedRecords
+from janus_jax.data.packed_rows import packed_rows
 from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import write_records
-from janus_jax.data.stream import drop_reports, format_reports, packed_rows
+from janus_jax.data.stream import StreamOptions, drop_reports, format_reports
 from janus_jax.errors import UserError
 from tests.helpers.tiny_data import (
     BOS,
@@ -49,10 +51,17 @@ def open_stream(patterns):
     """Opens streams and closes them after the test."""
     streams = []
 
-    def open_one(ratio=RATIO, sources=None, builder=None, **changes):
+    def open_one(
+        ratio=RATIO, sources=None, builder=None, weights=None, ratio_unit="samples", packing_bins=4, **changes
+    ):
         sources = sources or {task: [open_records(patterns[task], task)] for task in ratio}
-        settings = dict(batch_size=4, num_shards=2, packing_bins=4, seed=0, max_drop_rate=0.5)
-        stream = packed_rows(sources, ratio, make_builder(**builder or {}), **settings | changes)
+        weighted = {
+            task: [WeightedRecords(source, weights and weights[task][i]) for i, source in enumerate(of_task)]
+            for task, of_task in sources.items()
+        }
+        mixture = Mixture(sources=weighted, ratio=ratio, ratio_unit=ratio_unit)
+        options = dict(batch_size=4, num_shards=2, seed=0, max_drop_rate=0.5) | changes
+        stream = packed_rows(mixture, make_builder(**builder or {}), packing_bins, StreamOptions(**options))
         streams.append(stream)
         return stream
 
@@ -276,7 +285,7 @@ def test_a_source_enters_and_leaves_at_its_step(open_stream):
 
 @pytest.mark.parametrize("unit", ["tokens", "rows"])
 def test_ratio_may_count_tokens_or_rows(open_stream, unit):
-    stream = open_stream({"understand": 1, "generate": 3}, unit=unit, batch_size=8)
+    stream = open_stream({"understand": 1, "generate": 3}, ratio_unit=unit, batch_size=8)
     batches = take(stream, 60)
     modality = np.concatenate([batch.modality for batch in batches])
     segments = np.concatenate([batch.segment_ids for batch in batches])
@@ -313,7 +322,7 @@ def test_batch_size_that_is_no_multiple_of_the_shards_is_refused(open_stream, ba
         ),
         ({"process_count": 3}, r"data\.num_shards=2 must be a multiple of the 3 processes"),
         ({"workers": 4}, r"data\.workers=4 must divide the 2 logical shards"),
-        ({"unit": "bytes"}, r"data\.ratio_unit='bytes' is not one of"),
+        ({"ratio_unit": "bytes"}, r"data\.ratio_unit='bytes' is not one of"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(open_stream, changes, message):
@@ -349,7 +358,8 @@ def test_counts_go_on_after_a_resume(open_stream):
 def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_stream, workers):
     stream = open_stream({"text": 1}, in_memory([b"\xc1"] * 8), workers=workers)
     with pytest.raises(
-        UserError, match=r"data\.max_drop_rate \(text/0, in/memory-\*\)=0\.5: 100 of 100 samples dropped; first: list:"
+        UserError,
+        match=r"data\.max_drop_rate \(text/0, in/memory-\*, 8 records.*\)=0\.5: 100 of 100 samples dropped.*list:",
     ):
         next(stream)
 

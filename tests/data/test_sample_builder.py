@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from janus_jax.batches import Modality
-from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.dropped_samples import DroppedSample, Reason
 from janus_jax.data.images import generation_pixels, understanding_pixels
 from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
-from janus_jax.data.record_reader import Stored
+from janus_jax.data.record_reader import StoredRecord
 from janus_jax.data.records import Record
 from janus_jax.data.sample_builder import check_supervision, first_sentence
 from janus_jax.data.tokenizer import SPECIAL_TOKENS
@@ -194,7 +194,7 @@ BAD = {
 
 @pytest.mark.parametrize(("record", "reason", "detail"), BAD.values(), ids=BAD.keys())
 def test_bad_record_is_named_with_its_reason(record, reason, detail):
-    bad = make_builder()(Stored("file:3", record.serialize()), np.random.default_rng(0))
+    bad = make_builder()(StoredRecord("file:3", record.serialize()), np.random.default_rng(0))
     assert (bad.key, bad.reason) == ("k/1", reason) and detail in bad.detail
 
 
@@ -211,8 +211,8 @@ def test_no_order_of_roles_stops_the_stream():
             for task in ("text", "understand", "generate"):
                 images = [] if task == "text" or not count else [flat_png(1)]
                 payload = {"task": task, "messages": messages, "images": images, "key": "k"}
-                result = builder(Stored("f:0", msgpack.packb(payload)), np.random.default_rng(0))
-                if isinstance(result, Bad):
+                result = builder(StoredRecord("f:0", msgpack.packb(payload)), np.random.default_rng(0))
+                if isinstance(result, DroppedSample):
                     assert result.reason is Reason.BAD_RECORD
                 else:
                     kept.append((task, " ".join(role[0] for role in roles)))
@@ -236,14 +236,18 @@ def test_stored_codes_are_the_tokens_and_the_targets_of_the_image():
 @pytest.mark.parametrize(
     ("record", "stored_codes", "detail"),
     [
-        (generate("a", flat_png(1)), True, "no stored codes"),
+        (generate("a", flat_png(1)), True, "stored_codes is True"),
         (generate("a", flat_png(1)).with_codes(np.arange(5)), True, "5 stored codes up to 4, expected 4 below 32"),
         (generate("a", flat_png(1)).with_codes(np.array([0, 1, 2, 32])), True, "4 stored codes up to 32"),
-        (dataclasses.replace(generate("a", b"").with_codes(np.arange(4)), images=()), False, "only stored codes"),
+        (
+            dataclasses.replace(generate("a", b"").with_codes(np.arange(4)), images=()),
+            False,
+            "stored_codes is False",
+        ),
     ],
 )
 def test_codes_that_are_not_those_of_the_model_are_named(record, stored_codes, detail):
-    bad = make_builder(stored_codes=stored_codes)(Stored("f:0", record.serialize()), np.random.default_rng(0))
+    bad = make_builder(stored_codes=stored_codes)(StoredRecord("f:0", record.serialize()), np.random.default_rng(0))
     assert detail in bad.detail
 
 
@@ -257,7 +261,7 @@ def test_codes_that_are_not_those_of_the_model_are_named(record, stored_codes, d
     ids=["no record", "broken rule", "wrong checksum"],
 )
 def test_unreadable_record_is_named_by_its_place(data, reason):
-    bad = make_builder()(Stored("file:3", data), np.random.default_rng(0))
+    bad = make_builder()(StoredRecord("file:3", data), np.random.default_rng(0))
     assert (bad.key, bad.reason) == ("file:3", reason)
 
 
