@@ -46,9 +46,8 @@ def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.
     """
     try:
         image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except (
-        PIL.UnidentifiedImageError
-    ) as error:  # Its text holds a memory address, by which reports of equal runs would differ.
+    except PIL.UnidentifiedImageError as error:
+        # The text of this error holds a memory address, by which reports of equal runs would differ.
         raise UserError(f"{origin}: not a readable image (of no known format)") from error
     except Exception as error:  # Pillow's decoders raise many types for damaged files.
         raise UserError(f"{origin}: not a readable image ({error})") from error

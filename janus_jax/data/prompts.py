@@ -33,11 +33,9 @@ class PromptStyle(NamedTuple):
 
 
 STYLES = {
-    "janus": PromptStyle("User", "Assistant"),  # Janus-1.3B, JanusFlow-1.3B
-    "janus_pro": PromptStyle("<|User|>", "<|Assistant|>"),  # Janus-Pro-1B, 7B
-    "janus_pro_tiny": PromptStyle(
-        "<|User|>", "<|Assistant|>", system_prompt=""
-    ),  # The quickstart, whose rows are short.
+    "janus": PromptStyle("User", "Assistant"),  # Janus-1.3B and JanusFlow-1.3B.
+    "janus_pro": PromptStyle("<|User|>", "<|Assistant|>"),  # Janus-Pro-1B and 7B.
+    "janus_pro_tiny": PromptStyle("<|User|>", "<|Assistant|>", system_prompt=""),  # The quickstart: its rows are short.
     "janus_plain": PromptStyle("User", "Assistant", system_prompt=""),  # For converted folders without a system prompt.
 }
 

@@ -202,7 +202,7 @@ def test_random_choices_differ_between_shards(open_stream):
     assert 0.2 < (dropped[:, 0] == dropped[:, 1]).mean() < 0.8
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (4, 0), (1, 2), (2, 1), (1, 4)])
+@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (4, 0), (2, 1)])
 def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes, workers):
     expected = take(open_stream(num_shards=4, batch_size=8), 4)
     shares = [
@@ -212,33 +212,32 @@ def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes,
     assert same(joined(shares), expected)
 
 
-@pytest.mark.parametrize("slots", [1, stream_module.RING_SLOTS])
-def test_memory_that_is_written_again_never_changes_rows(open_stream, monkeypatch, slots):
+@pytest.mark.parametrize(("slots", "workers"), [(1, 1), (stream_module.RING_SLOTS, 2)])
+def test_memory_that_is_written_again_never_changes_rows(open_stream, monkeypatch, slots, workers):
     """The reader falls behind and catches up; with one slot most blocks find it in use."""
     expected = take(open_stream(), 24)
     monkeypatch.setattr(stream_module, "RING_SLOTS", slots)
-    stream = open_stream(workers=2)
+    stream = open_stream(workers=workers)
     batches = take(stream, 2)
     time.sleep(0.5)
     assert same(batches + take(stream, 22), expected)
 
 
-@pytest.mark.parametrize(("before", "after"), [((1, 2), (2, 0)), ((4, 0), (1, 0)), ((2, 0), (4, 0))])
-def test_a_stream_goes_on_with_other_processes_and_workers(open_stream, before, after):
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (2, 4)])
+def test_a_stream_goes_on_with_other_processes(open_stream, before, after):
+    """test_formats_to_rows.py has the same with worker processes."""
     settings = dict(num_shards=4, batch_size=8, builder={"drop_condition": 0.5})
     expected = take(open_stream(**settings), 7)[3:]
 
-    def streams(processes, workers):
-        return [
-            open_stream(process_index=i, process_count=processes, workers=workers, **settings) for i in range(processes)
-        ]
+    def streams(processes):
+        return [open_stream(process_index=i, process_count=processes, **settings) for i in range(processes)]
 
     state = {"settings": {}, "shards": {}}
-    for stream in streams(*before):
+    for stream in streams(before):
         take(stream, 3)
         state["shards"] |= json.loads(json.dumps(stream.get_state()))["shards"]
     shares = []
-    for stream in streams(*after):
+    for stream in streams(after):
         stream.set_state(state)
         shares.append(take(stream, 4))
     assert same(joined(shares), expected)
@@ -289,16 +288,16 @@ def test_ratio_may_count_tokens_or_rows(open_stream, unit):
     batches = take(stream, 60)
     modality = np.concatenate([batch.modality for batch in batches])
     segments = np.concatenate([batch.segment_ids for batch in batches])
-    drawn = np.zeros(2)
+    amounts = np.zeros(2)
     for row, ids in zip(modality, segments, strict=True):
         tasks = [int(Modality.GENERATION_IMAGE in row[ids == segment]) for segment in range(1, ids.max() + 1)]
         if unit == "rows":
             assert len(set(tasks)) == 1
-            drawn[tasks[0]] += 1
+            amounts[tasks[0]] += 1
         else:
             for segment, task in enumerate(tasks, start=1):
-                drawn[task] += (ids == segment).sum()
-    assert drawn[1] / drawn.sum() == pytest.approx(0.75, abs=0.01)
+                amounts[task] += (ids == segment).sum()
+    assert amounts[1] / amounts.sum() == pytest.approx(0.75, abs=0.01)
 
 
 def test_stored_codes_leave_out_the_pixels(open_stream):
@@ -338,7 +337,7 @@ def test_bad_records_are_left_out_counted_per_source_and_told(open_stream):
     report = drop_reports(state)["text/0"]
     assert set(report.reasons) == {Reason.TOO_LONG, Reason.BAD_RECORD}
     assert report.rate == pytest.approx(2 / 12, abs=0.03)
-    assert {bad.key for bad in report.examples} == {"long", "list:11"}
+    assert {sample.key for sample in report.examples} == {"long", "list:11"}
     line = f"data text/0 (in/memory-*): {report.seen:,} samples, {report.dropped} dropped (bad_record"
     assert line in format_reports(state, stream.patterns)
 
@@ -354,7 +353,7 @@ def test_counts_go_on_after_a_resume(open_stream):
     assert sum(shard["truncated"]["text/0"] for shard in straight.get_state()["shards"].values()) > 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_stream, workers):
     stream = open_stream({"text": 1}, in_memory([b"\xc1"] * 8), workers=workers)
     with pytest.raises(
