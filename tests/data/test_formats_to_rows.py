@@ -185,7 +185,7 @@ def test_rows_of_all_formats_are_equal_with_workers_and_go_on_on_other_processes
 
 
 def test_every_image_of_all_formats_comes_once_an_epoch(prepared):
-    """By the keys of three epochs; what lies in open rows at the end is missing from the last only."""
+    """Counts the keys of three epochs. Samples in rows that are still open are missing from the last epoch."""
     paths = [f"{output}/generate-*.array_record" for _, _, output in prepared.values()]
     sources = [open_records(path, path) for path in paths if glob.glob(path)]
     keys = [Record.deserialize(source[i].data).key for source in sources for i in range(len(source))]

@@ -33,7 +33,6 @@ def test_special_strings_use_the_full_width_characters_of_the_checkpoints():
     ],
 )
 def test_understanding_prompt(style, expected):
-    """models.md 4.1."""
     assert format_conversation(QUESTION, style) == expected
 
 

@@ -11,7 +11,7 @@ from janus_jax.data.images import generation_pixels, understanding_pixels
 from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
 from janus_jax.data.record_reader import StoredRecord
 from janus_jax.data.records import Record
-from janus_jax.data.sample_builder import check_supervision, first_sentence
+from janus_jax.data.sample_builder import check_supervision
 from janus_jax.data.tokenizer import SPECIAL_TOKENS
 from janus_jax.errors import UserError
 from tests.helpers.tiny_data import (
@@ -42,7 +42,7 @@ def build(record, **settings):
 
 
 def supervised_text(sample):
-    """What the text head learns to say."""
+    """The text that carries loss."""
     ids = sample["targets"][sample["text_weights"] > 0]
     return BYTE_TOKENIZER.backend.decode(ids.tolist(), skip_special_tokens=False)
 
@@ -330,33 +330,6 @@ def test_first_sentence_is_kept_as_often_as_asked():
     assert all("A grey cat." in text for text in texts[1.0])
 
 
-@pytest.mark.parametrize(
-    ("caption", "sentence"),
-    [
-        (" A red bus stops. It waits. ", "A red bus stops."),
-        ("Mr. Smith rides a bus. It is red.", "Mr. Smith rides a bus."),
-        (
-            "A bus with Dr. Smith and J. R. R. Tolkien waits! Nobody gets on.",
-            "A bus with Dr. Smith and J. R. R. Tolkien waits!",
-        ),
-        ("A flag of the U.S. Army flies. It is old.", "A flag of the U.S. Army flies."),
-        ("It weighs approx. 5 kg, i.e. little. So it floats.", "It weighs approx. 5 kg, i.e. little."),
-        ('A bus at v1.5 speed? "Yes."', "A bus at v1.5 speed?"),
-        ('He said "stop the bus." Then he left.', 'He said "stop the bus."'),
-        ("A bus. Red. It waits here. And waits.", "A bus. Red."),
-        ("Wait... what is that? Nobody knows.", "Wait... what is that?"),
-        ("no end of a sentence", "no end of a sentence"),
-        ("www.example.org sells a bus", "www.example.org sells a bus"),
-        ("一只猫。它在睡觉。", "一只猫。"),
-        ("他说：“停。”然后走了。", "他说：“停。”"),
-        ("Un bus rouge attend. Émile le prend.", "Un bus rouge attend."),
-        ("", ""),
-    ],
-)
-def test_first_sentence(caption, sentence):
-    assert first_sentence(caption) == sentence
-
-
 def test_supervision_has_two_values():
     assert [check_supervision(value) for value in ("all", "answers")] == ["all", "answers"]
     with pytest.raises(UserError, match=r"data\.supervision='some' is not one of"):
@@ -385,8 +358,8 @@ def test_flow_understanding_also_takes_the_place_of_begin_of_image():
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_flow_drawing_written_by_hand(dropped):
-    """Four places: the time and three latents. They stay where they are when the caption before them is left out."""
+def test_flow_sample_written_by_hand(dropped):
+    """An image has four places, the time and three latents, which keep their positions when the caption is dropped."""
     image = random_image(20, 10)
     sample = build(generate("a cat", encoded(image)), flow=True, drop_condition=float(dropped))
     prompt = [BOS, *byte_ids("<|User|>: a cat\n\n<|Assistant|>:")]  # the time has the place of begin-of-image

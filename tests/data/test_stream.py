@@ -244,7 +244,7 @@ def test_a_stream_goes_on_with_other_processes(open_stream, before, after):
 
 
 def test_no_sample_is_lost_or_repeated_within_an_epoch(open_stream):
-    """By the keys of all rows of 3 epochs; what lies in open rows at the end is missing from the last only."""
+    """Counts the keys of all rows of 3 epochs. Samples in rows that are still open are missing from the last epoch."""
     records = [document("x" * (1 + 7 * i % 60), key=str(i)) for i in range(101)]
     stream = open_stream({"text": 1}, in_memory(records), num_shards=4, packing_bins=3)
     keys = []

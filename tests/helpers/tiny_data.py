@@ -21,7 +21,7 @@ BYTE_TOKENIZER = train_tokenizer(
 
 
 def byte_ids(text):
-    """Ids of a text by hand: special tokens as they are, then one id per UTF-8 byte. No BOS."""
+    """The ids of a text without BOS, computed by hand: one per special token and one per other UTF-8 byte."""
     vocabulary = BYTE_TOKENIZER.backend.get_vocab()
     printable = bytes_to_unicode()
     special = [*SPECIAL_TOKENS, *ROLES]
@@ -58,7 +58,7 @@ def flat_png(value, size=8):
 
 
 def understand(*turns, images=(), key="u"):
-    """Alternating user and assistant texts."""
+    """A conversation of alternating user and assistant texts."""
     return Record(task="understand", messages=alternate(turns), images=tuple(images), key=key)
 
 
