@@ -41,8 +41,9 @@ from examples.digits.recipes import RECIPES, Recipe
 from examples.digits.report import Phase, Question, ReportPage, render
 from janus_jax.data.formats.memory import Memory
 from janus_jax.data.images import grid, to_images
-from janus_jax.data.preparation.job import make_job, prepare
-from janus_jax.data.preparation.record import Settings
+from janus_jax.data.preparation.job import make_job
+from janus_jax.data.preparation.record import RecordSettings
+from janus_jax.data.preparation.writer import prepare
 from janus_jax.errors import UserError
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
@@ -178,7 +179,7 @@ def _write_data(folder: epath.Path, training: digits.Digits) -> None:
     records = tuple(digits.all_records(training))
     tokenizer = digits.build_tokenizer(records, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
     tokenizer.save(folder / "tokenizer.json")
-    prepare(make_job(Memory(name="digits", records=records), folder / "records", Settings(), num_shards=4))
+    prepare(make_job(Memory(name="digits", records=records), folder / "records", RecordSettings(), num_output_files=4))
 
 
 def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:

@@ -11,11 +11,11 @@ import PIL.Image
 import pytest
 import tokenizers
 
-from janus_jax import UserError, from_pretrained
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.loading import load
+from janus_jax.errors import UserError
+from janus_jax.inference.loading import from_pretrained, load
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.padding import Buckets
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
