@@ -11,9 +11,10 @@ def keep_freed_memory() -> None:
     """Lets each training step on a CPU reuse the memory of the step before. Call it before there are large arrays.
 
     XLA allocates the temporary buffers of a program anew in each run. They are so large that glibc would map them from
-    the kernel and give them back each time, and the kernel would clear all their pages in every step: a third of a
-    small model's training step (measured on two CPU cores, glibc 2.36, jaxlib 0.10.2). Without glibc, or with another
-    backend than the CPU, this function does nothing.
+    the kernel and give them back each time, and the kernel would clear all their pages in every step. In a step of the
+    quickstart's model that was 10,400 page faults instead of under 1,100, and 20 to 26 % of the CPU time (measured on
+    two CPU cores with glibc 2.36 and jaxlib 0.10.2). Without glibc, or with another backend than the CPU, this function
+    does nothing.
     """
     if jax.default_backend() != "cpu":
         return
