@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
+import janus_jax
 from examples.digits import data as digits
 from examples.digits.benchmark import (
     Generation,
@@ -163,9 +164,10 @@ def _by_class(images: list[PIL.Image.Image], labels: np.ndarray) -> list[tuple[s
 
 
 def _versions() -> dict[str, str]:
-    packages = ("janus_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **versions, "backend": jax.default_backend()}
+    versions = {"python": platform.python_version(), "janus_jax": janus_jax.__version__} | versions
+    return versions | {"backend": jax.default_backend()}
 
 
 def _pixels(images: list[PIL.Image.Image]) -> np.ndarray:
