@@ -84,7 +84,7 @@ def main() -> None:
     }
     if "tasks" in registry.option_names(FORMAT.value):
         options["tasks"] = tasks
-    dataset = registry.open_dataset(FORMAT.value, INPUT.value, options)
+    dataset = registry.open_dataset(FORMAT.value, INPUT.value or (), options)
     settings, image_tokenizer = _settings(tasks)
     job = make_job(
         dataset,

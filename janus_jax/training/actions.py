@@ -34,7 +34,9 @@ class Moment(NamedTuple):
 
     def params(self, ema: bool = False) -> Params:
         """All parameters of the model, with `ema` those of the moving average. Copies no array."""
-        return merge(self.state.ema if ema else self.state.trainable, self.state.frozen)
+        trainable = self.state.ema if ema else self.state.trainable
+        assert trainable is not None, "the run keeps no moving average"
+        return merge(trainable, self.state.frozen)
 
 
 class Action(Protocol):

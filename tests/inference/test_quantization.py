@@ -7,8 +7,9 @@ import pytest
 
 from examples.digits import data as digits
 from examples.digits.benchmark import evaluate_understanding
+from examples.digits.quantization import compare
 from janus_jax.errors import UserError
-from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
+from janus_jax.evaluation.quantization import image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.aot import abstract_decoding_params, abstract_image_loop
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.memory import cache_bytes
