@@ -1,4 +1,4 @@
-"""Janus-Pro-1B. Tables and sections are those of Janus-Pro (arXiv 2501.17811); `base.py` has the fields it leaves open."""
+"""Janus-Pro-1B. Tables and sections: Janus-Pro (arXiv 2501.17811). The fields that it leaves open are in `base.py`."""
 
 from ml_collections import ConfigDict
 
