@@ -70,6 +70,7 @@ def test_commands_flags_fields_files_and_links_exist(name):
         ("In `janus_jax/modles/vq.py`.", "path janus_jax/modles/vq.py"),
         ("In `vqq.py`.", "file vqq.py"),
         ("Call `janus_jax.from_pretraned`.", "name janus_jax.from_pretraned"),
+        ("Call `model.draw_images`.", "name model.draw_images"),
         ("See [it](docs/nothing.md).", "link docs/nothing.md"),
         ("See [it](CONTRIBUTING.md#nothing).", "anchor CONTRIBUTING.md#nothing"),
         ("# Title\nSee [it](#titel).", "anchor #titel"),

@@ -19,6 +19,8 @@ from unittest import mock
 from absl import flags
 from ml_collections import config_flags
 
+import janus_jax
+
 ROOT = Path(__file__).parents[2]
 # A config of each kind; a field that is named without a config exists in one of them.
 KINDS = ("janus_pro_1b.py:stage1", "janusflow_1p3b.py:stage1", "vq16.py")
@@ -227,6 +229,9 @@ def _code_problems(code: str) -> Iterator[str]:
             yield from _config_problems(code, [])
     elif re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w/.*\-]*", code) or re.fullmatch(r"\.ci/\w+", code):
         yield from _path_problems(code)
+    elif match := re.match(r"model\.(?!json)(\w+)", code):  # as `from_pretrained` returns it
+        if not any(hasattr(cls, match[1]) for cls in (janus_jax.JanusPipeline, janus_jax.JanusFlowPipeline)):
+            yield f"name {code}"
     elif match := re.fullmatch(r"(\w+\.py)(:\w+)*", code):
         if not any(path.name == match[1] for name in FOLDERS for path in (ROOT / name).rglob("*.py")):
             yield f"file {code}"
