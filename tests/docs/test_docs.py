@@ -90,7 +90,7 @@ def test_defaults_in_tables_of_flags_are_those_of_the_command():
     rows = re.findall(r"^\| `--(\w+)` \| (\d+) \|", text, re.MULTILINE)
     assert len(rows) >= 5
     assert {name: int(default) for name, default in rows} == {
-        name: command_flags("launch.train")[name] for name, _ in rows
+        name: command_flags()["launch.train"][name] for name, _ in rows
     }
 
 

@@ -1,17 +1,17 @@
 """Reads Markdown documents and finds what they name that does not exist.
 
 Checked are commands (module, flags, config fields and their types, make targets, extras of pip), links and anchors, and
-files, modules, flags and config fields named in inline code. Flags are read from the source of a command, since several
-commands define the same flag and cannot be imported into one process.
+files, modules, flags and config fields named in inline code.
 """
 
-import ast
 import functools
 import importlib
+import json
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -79,29 +79,17 @@ def slug(heading: str) -> str:
 
 
 @functools.cache
-def command_flags(module: str) -> dict[str, Any]:
-    """Flag -> default (None where it is no literal) of a command: its own and those of `launch.cli` that it imports."""
-    tree = ast.parse(_source(module).read_text())
-    found: dict[str, Any] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("launch"):
-            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                if str(name).startswith("launch.cli.") and _source(name):
-                    found |= command_flags(str(name))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_"):
-            values = [value.value if isinstance(value, ast.Constant) else None for value in node.args]
-            if values and isinstance(values[0], str):
-                found[values[0]] = values[1] if len(values) > 1 else None
-    return found
+def command_flags() -> dict[str, dict[str, Any]]:
+    """Module of a command -> its flags and their defaults, those of `launch.cli` that it imports included."""
+    command = [sys.executable, "-m", "tests.helpers.command_flags"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-@functools.cache
-def all_flags() -> dict[str, Any]:
+def all_flags() -> set[str]:
     """The flags of all commands."""
-    found: dict[str, Any] = {}
-    for path in (*(ROOT / "launch").glob("*.py"), ROOT / "examples/digits/quickstart.py"):
-        found |= command_flags(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    return found
+    return set().union(*command_flags().values())
 
 
 def _source(module: str | None) -> Path | None:
@@ -149,10 +137,10 @@ def _module_problems(module: str, arguments: list[str]) -> Iterator[str]:
     if _source(module) is None:
         yield f"python -m {module}"
     else:
-        yield from _argument_problems(arguments, command_flags(module))
+        yield from _argument_problems(arguments, command_flags().get(module, {}))
 
 
-def _argument_problems(arguments: list[str], known: dict[str, Any]) -> Iterator[str]:
+def _argument_problems(arguments: list[str], known: Container[str]) -> Iterator[str]:
     overrides = []
     for argument in arguments:
         if not argument.startswith("--"):
