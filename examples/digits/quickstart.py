@@ -87,7 +87,8 @@ def main() -> None:
         model = from_pretrained(output / "runs" / phases[-1], ema=recipe.ema)
         if not (output / "checkpoint").exists():
             model.save_pretrained(output / "checkpoint")
-        sampling: dict[str, Any] = {"seed": SEED.value, "cfg_weight": recipe.cfg_weight if cfg_weight is None else cfg_weight}
+        weight = recipe.cfg_weight if cfg_weight is None else cfg_weight
+        sampling: dict[str, Any] = {"seed": SEED.value, "cfg_weight": weight}
         judge = Judge(training)
         results = evaluate(model, judge, training, held_out, output / "runs" / "tokenizer", **sampling)
         _save_png(output / "samples.png", grid(results.generation.images, columns=IMAGES_PER_CLASS))
