@@ -15,11 +15,13 @@ from absl import flags
 
 from janus_jax.errors import UserError
 from janus_jax.inference.janusflow import JanusFlowPipeline, check_can_decode, latent_shape
-from janus_jax.inference.loading import find_vae, load
+from janus_jax.inference.loading import load
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.ops.flow import SOLVERS
-from janus_jax.weights.open_model import open_folder
+from janus_jax.weights.open_model import open_model
+from janus_jax.weights.reader import ModelReader
+from janus_jax.weights.vae import find_vae
 from launch.cli import errors, model_flags
 from launch.cli.image_files import ImageFolder, read_noise, read_prompts
 
@@ -40,13 +42,10 @@ SEED = flags.DEFINE_integer(
 PROMPT_NUMBER = flags.DEFINE_integer(
     "prompt_number",
     0,
-    "Prompt number of --prompt. A line of --prompts_file has its line number, counted from 0, which gives its images "
-    "again when the line is the --prompt.",
+    "Prompt number of --prompt: the line number, counted from 0, gives the images of a line of --prompts_file again.",
     lower_bound=0,
 )
-OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the images. One that already holds images is refused. Required."
-)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the images, without images of another run. Required.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Codes: temperature of sampling; 0 is argmax.", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Codes: probability mass that is sampled from.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Codes: number of most probable codes that are sampled from; 0 is all.")
@@ -69,11 +68,11 @@ def main() -> None:
     errors.require("checkpoint", "output")
     # All mistakes are reported before the weights are loaded, which takes long.
     prompts = _prompts()
-    source = open_folder(CHECKPOINT.value, EMA.value)
-    options, vae, noise = _options(source, prompts)
+    reader = open_model(CHECKPOINT.value, EMA.value)
+    options, vae, noise = _options(reader, prompts)
     load_options = model_flags.load_options()
     folder = ImageFolder(OUTPUT.value)
-    model = load(source, vae=vae, **load_options)
+    model = load(reader, vae=vae, **load_options)
     samples = np.concatenate(list(_generate(model, prompts, options, noise, folder)))
     folder.add_grid(NUM_IMAGES.value)
     if SAVE_TOKEN_IDS.value:
@@ -96,15 +95,15 @@ def _prompts() -> dict[int, str]:
     return read_prompts(PROMPTS_FILE.value)
 
 
-def _options(source: Any, prompts: Mapping[int, str]) -> tuple[dict[str, Any], Any, np.ndarray | None]:
+def _options(model: ModelReader, prompts: Mapping[int, str]) -> tuple[dict[str, Any], Any, np.ndarray | None]:
     """Options of generate_codes or generate_latents, the folder of the VAE, and the noise.
 
     Raises UserError for options that are wrong, or that mean nothing for this kind of model.
     """
-    reader = RequestReader(source.config, source.tokenizer)
+    reader = RequestReader(model.config, model.tokenizer)
     request = {"prompts": list(prompts.values()), "num_images": NUM_IMAGES.value, "prompt_numbers": list(prompts)}
     options: dict[str, Any] = {"seed": SEED.value}
-    if not isinstance(source.config, JanusFlowConfig):
+    if not isinstance(model.config, JanusFlowConfig):
         model_flags.refuse(FLOW_FLAGS, "a model that generates codes")
         options |= {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K)}
         options["cfg_weight"] = 5.0 if CFG_WEIGHT.value is None else CFG_WEIGHT.value
@@ -114,9 +113,9 @@ def _options(source: Any, prompts: Mapping[int, str]) -> tuple[dict[str, Any], A
     options |= {flag.name: flag.value for flag in (NUM_STEPS, SOLVER)}
     options["cfg_weight"] = 2.0 if CFG_WEIGHT.value is None else CFG_WEIGHT.value
     reader.latents(**request, **options)
-    vae = find_vae(source, CHECKPOINT.value, VAE.value)
-    check_can_decode(source.config, vae is not None)
-    shape = (len(prompts) * NUM_IMAGES.value, *latent_shape(source.config))
+    vae = find_vae(model, CHECKPOINT.value, VAE.value)
+    check_can_decode(model.config, vae is not None)
+    shape = (len(prompts) * NUM_IMAGES.value, *latent_shape(model.config))
     return options, vae, None if INITIAL_NOISE.value is None else read_noise(INITIAL_NOISE.value, shape)
 
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from janus_jax.inference.compiled_programs import loop_program, program, traced
+from janus_jax.inference.compiled_programs import image_loop_program, program, traced
 from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import ROWS_FIRST, Execution
 from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.params import Params, bind
@@ -97,7 +97,7 @@ def start_images(
 @functools.cache
 def image_program(platform: str) -> Any:
     """`continue_images` compiled for the devices of a platform: "cpu", "gpu" or "tpu"."""
-    return loop_program(continue_images, platform, static_argnames="model", donate_argnames="state")
+    return image_loop_program(continue_images, platform, static_argnames="model", donate_argnames="state")
 
 
 def continue_images(
@@ -139,7 +139,7 @@ def slots_first(cache: KVCache, execution: Execution) -> KVCache:
     estimate; tests/compile_check/test_compiled_decode.py). A CPU would have to copy for slots first, so its cache
     stays as it is.
     """
-    if execution.few_rows:
+    if execution.cache_layout == ROWS_FIRST:
         return cache
     k, v = jax.tree.map(lambda leaf: leaf.swapaxes(-4, -2), (cache.k, cache.v))
     return cache._replace(k=k, v=v)
@@ -151,7 +151,7 @@ def _stored_slots_first(cache: KVCache, execution: Execution) -> KVCache:
     With weights of bfloat16 XLA:TPU chooses this layout by itself. With int8 weights it would choose slots, rows,
     heads, and each call would copy the whole cache twice (compiler estimate; tests/compile_check).
     """
-    if execution.few_rows:
+    if execution.cache_layout == ROWS_FIRST:
         return cache
 
     def store(leaf: jax.Array) -> jax.Array:

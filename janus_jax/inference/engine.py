@@ -8,6 +8,7 @@ Letters: B prompts, P prompt length, I image slots, G images per prompt.
 
 import contextlib
 import copy
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +30,13 @@ from janus_jax.inference.padding import BUCKETS, Buckets, PaddedPrompts, check_b
 from janus_jax.inference.requests import Answer, Image, ImageRequest, TextRequest, is_image
 from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.inference.validation import RequestReader
-from janus_jax.inference.weight_layout import restore_kernels
-from janus_jax.models.config import Execution, FamilyConfig
+from janus_jax.models.config import FamilyConfig
+from janus_jax.models.execution import decoding_execution
 from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.sharding import decoding_shardings, row_shares
+from janus_jax.weights.weight_layout import undo_row_major
 
 GREEDY = Sampling()
 
@@ -80,8 +82,8 @@ class Engine(ABC):
         self.normalization, self.buckets = normalization, buckets
         self.reader = RequestReader(config, tokenizer)
         self.params = params if scan_layers else _unrolled(config, params, dtype, mesh)
-        on_cpu = mesh is None and jax.default_backend() == "cpu"
-        self.model: Any = build(config, Execution(dtype=dtype, scan_layers=scan_layers, few_rows=on_cpu))
+        execution = decoding_execution(dtype, jax.default_backend(), on_mesh=mesh is not None)
+        self.model: Any = build(config, dataclasses.replace(execution, scan_layers=scan_layers))
 
     def with_params(self, params: Params) -> Self:
         """The same engine, with the same compiled programs, for other values of the parameters.
@@ -253,5 +255,5 @@ def _unrolled(config: FamilyConfig, params: Params, dtype: DTypeLike, mesh: Mesh
     if mesh is None:
         return params
     shardings = decoding_shardings(config, mesh)
-    placed = restore_kernels(params, dtype)
+    placed = undo_row_major(params, dtype)
     return unflatten({path: jax.device_put(leaf, shardings[path]) for path, leaf in flatten(placed).items()})

@@ -20,9 +20,10 @@ from janus_jax.inference.flow_sampling import decode_latents, sample_latents
 from janus_jax.inference.pipeline import Pipeline
 from janus_jax.inference.requests import ImageRequest
 from janus_jax.inference.sampling import sample_keys
-from janus_jax.models.config import Execution, JanusFlowConfig, VAEConfig
+from janus_jax.models.config import JanusFlowConfig, VAEConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
-from janus_jax.weights.open_model import require_vae
+from janus_jax.weights.vae import require_vae
 
 VAE_CHUNK = 4  # most images per VAE decoding call: bounds the memory of a call
 
@@ -234,8 +235,7 @@ def normal_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def check_can_decode(config: JanusFlowConfig, has_vae: bool) -> None:
     """Raises UserError if latents cannot become images: there is no VAE, and the latents are not pixels."""
-    size = config.siglip.image_size
-    if not has_vae and latent_shape(config) != (size, size, 3):
+    if not has_vae and not config.latents_are_pixels:
         raise UserError(
             "this JanusFlow model has no VAE to decode images with: give one to from_pretrained, or --vae, or convert "
             "the model together with it"

@@ -12,11 +12,12 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, LlamaConfig
+from janus_jax.models.config import LlamaConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.sharding import cache_specs, row_shares
 
-_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # Files of a control group (version 2, version 1): its limit, and the memory that it uses.
 _GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
@@ -55,8 +56,8 @@ def free_bytes(devices: Sequence[Any]) -> int | None:
     stats = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in each for each in stats):
         return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
-    if jax.default_backend() == "cpu" and (_PROC / "meminfo").exists():
-        kibibytes = dict(line.split(":") for line in (_PROC / "meminfo").read_text().splitlines())
+    if jax.default_backend() == "cpu" and (PROC / "meminfo").exists():
+        kibibytes = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
         available = int(kibibytes["MemAvailable"].split()[0]) * 1024
         return int(min([available, *map(_free_of_group, _control_groups())]))
     return None
@@ -112,10 +113,10 @@ def _parts(rows: int, mesh: Mesh | AbstractMesh | None) -> int:
 
 def _control_groups() -> Iterator[Path]:
     """Folders of the control groups that this process is in, from the innermost to the outermost."""
-    for line in (_PROC / "self/cgroup").read_text().splitlines():
+    for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):  # version 2, version 1
-            root = _CGROUPS / controllers
+            root = CGROUPS / controllers
             innermost = root / path.lstrip("/")
             yield from (folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(root))
 

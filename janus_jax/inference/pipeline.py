@@ -16,11 +16,12 @@ from janus_jax.inference.chat_session import Conversation
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.requests import Answer, Image, is_image
 from janus_jax.inference.validation import user_message
-from janus_jax.inference.weight_layout import restore_kernels
 from janus_jax.models.config import FamilyConfig
 from janus_jax.models.params import Params
 from janus_jax.models.scan_layers import stack_layers
-from janus_jax.weights import open_model
+from janus_jax.weights.reader import model_in_memory
+from janus_jax.weights.weight_layout import undo_row_major
+from janus_jax.weights.write_model import write_model
 
 
 class Pipeline:
@@ -143,10 +144,10 @@ class Pipeline:
         engine = self.engine
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(engine.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
-        params = restore_kernels(engine.params, engine.model.execution.dtype)
+        params = undo_row_major(engine.params, engine.model.execution.dtype)
         params = stack_layers(params, join=_Layers)  # the writer joins the layers of one parameter at a time
-        source = open_model.MemorySource(engine.config, params, engine.tokenizer, engine.normalization)
-        open_model.write_folder(source, folder, format, dtype, vae=vae)
+        reader = model_in_memory(engine.config, params, engine.tokenizer, engine.normalization)
+        write_model(reader, folder, format, dtype, vae=vae)
 
 
 class _Layers(tuple):

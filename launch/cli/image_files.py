@@ -10,7 +10,7 @@ from etils import epath
 from janus_jax.data.images import grid
 from janus_jax.errors import UserError
 from janus_jax.inference.janusflow import check_noise
-from janus_jax.weights.native import prepare_folder
+from janus_jax.storage import prepare_folder
 
 
 def read_prompts(path: str) -> dict[int, str]:

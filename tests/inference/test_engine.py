@@ -17,7 +17,7 @@ from janus_jax.inference.requests import ImageRequest
 from janus_jax.inference.sampling import Sampling
 from janus_jax.inference.validation import user_message
 from janus_jax.models.scan_layers import stack_layers
-from janus_jax.weights.open_model import MemorySource
+from janus_jax.weights.reader import model_in_memory
 from tests.helpers.small_models import DECODED, random_params
 
 
@@ -158,4 +158,4 @@ def test_buckets_that_are_no_lengths_are_refused_before_the_weights(pipeline, bu
     with pytest.raises(UserError, match=message):
         JanusPipeline(DECODED, {}, pipeline.tokenizer, buckets=buckets)
     with pytest.raises(UserError, match=message):
-        load(MemorySource(DECODED, {}, pipeline.tokenizer), buckets=buckets)
+        load(model_in_memory(DECODED, {}, pipeline.tokenizer), buckets=buckets)

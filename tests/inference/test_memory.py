@@ -10,7 +10,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from janus_jax.errors import UserError
 from janus_jax.inference.memory import cache_bytes, check_fits, free_bytes, score_bytes
-from janus_jax.models.config import JANUS_PRO_7B, Execution
+from janus_jax.models.execution import Execution
+from janus_jax.models.presets import JANUS_PRO_7B
 from janus_jax.sharding import MESH_AXES
 from tests.helpers.tiny_runs import MICRO_JANUS
 
@@ -102,8 +103,8 @@ def test_the_scores_of_a_long_prompt_count(monkeypatch):
 )
 def test_a_cpu_has_what_the_machine_and_the_limits_of_its_groups_leave(groups, files, expected, tmp_path, monkeypatch):
     """Without 700000 bytes of files, which the kernel gives back."""
-    monkeypatch.setattr("janus_jax.inference.memory._PROC", tmp_path / "proc")
-    monkeypatch.setattr("janus_jax.inference.memory._CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr("janus_jax.inference.memory.PROC", tmp_path / "proc")
+    monkeypatch.setattr("janus_jax.inference.memory.CGROUPS", tmp_path / "groups")
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text(groups + "\n")

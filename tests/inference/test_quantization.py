@@ -7,16 +7,17 @@ import pytest
 
 from examples.digits import data as digits
 from examples.digits.benchmark import evaluate_understanding
-from janus_jax import UserError, from_pretrained
-from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
+from examples.digits.quantization import compare
+from janus_jax.errors import UserError
+from janus_jax.evaluation.quantization import image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.aot import abstract_decoding_params, abstract_image_loop
 from janus_jax.inference.janus import JanusPipeline
+from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
 from janus_jax.inference.validation import user_message
-from janus_jax.models.config import Execution
 from janus_jax.models.params import bind, count, flatten, unflatten
 from janus_jax.sharding import MESH_AXES, make_mesh
+from janus_jax.weights.quantization import is_quantized, quantize, quantize_params
 
 QUESTIONS = ["Which digit?", "Is one odd?"]
 PROMPTS = ["seven", "the digit one"]
@@ -145,4 +146,4 @@ def test_the_abstract_step_is_that_of_the_pipeline_and_copies_no_cache(pipeline,
         }
     loop = abstract_image_loop(pipeline.config, mesh, images=3, prompt_length=32, dtype=jnp.float32)
     memory = loop.lower().compile().memory_analysis()
-    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, Execution(), 6, 15)
+    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, loop.model.execution, 6, 15)

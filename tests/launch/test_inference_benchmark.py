@@ -16,8 +16,8 @@ from janus_jax.errors import UserError
 from janus_jax.inference.decode_image import GuidedPrompts, start_images
 from janus_jax.inference.padding import pad_prompts
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import JANUS_PRO_TINY
 from janus_jax.models.params import flatten
+from janus_jax.models.presets import JANUS_PRO_TINY
 
 LLAMA = JANUS_PRO_TINY.llama
 # Matrices and vectors of the tiny model.
