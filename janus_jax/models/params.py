@@ -4,6 +4,7 @@ The paths of that dict ("llm/decoder/layers/attention/q_proj/kernel") are the co
 freezing and conversion. Everything outside `models` uses modules through `bind` and never sees Flax.
 """
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping
@@ -107,6 +108,7 @@ def count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+@functools.lru_cache(maxsize=32)  # tracing a model takes about half a second
 def _declared(config: ModelConfig) -> dict[str, Declared]:
     """Path -> declaration of every parameter, with abstract values."""
     model = build(config)
