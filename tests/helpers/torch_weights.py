@@ -108,7 +108,7 @@ def from_original_vq(state, config):
 
 
 def rule_weights(keys, shapes):
-    """The weight rule of reference/README.md: values follow from the name, so that they need not be stored."""
+    """Weights whose values follow from their names, so that no file has to hold them."""
     for key, shape in zip(keys, shapes, strict=True):
         a, b = 0.0, 1 / np.sqrt(np.prod(shape[1:]))
         if "channelwise_norm" in key:
@@ -128,7 +128,7 @@ def noise(name, shape):
 
 
 def refill(model, seed):
-    """Replaces the flat default initialisation by values that let mistakes show (spec 8.2, step 1)."""
+    """Replaces the flat default initialisation by values that let mistakes show."""
     generator = torch.Generator().manual_seed(seed)
     tables = ("embed_tokens", "position_embedding", "generation_embeddings", "quantize.embedding")
     with torch.no_grad():

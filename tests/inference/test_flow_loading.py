@@ -56,11 +56,11 @@ def test_a_question_sees_the_learned_vector_and_the_features_of_its_image(pipeli
     assert answer.token_ids == [expected] and answer.prompt_token_ids == ids.tolist()
 
 
-def test_a_saved_model_has_its_vae_and_draws_the_same(pipeline, folder):
+def test_a_saved_model_has_its_vae_and_generates_the_same_images(pipeline, folder):
     loaded = janus_jax.from_pretrained(folder)
     assert isinstance(loaded, JanusFlowPipeline)
-    draw = [model.generate_images("a one", 2, num_steps=2, seed=1) for model in (pipeline, loaded)]
-    for one, other in zip(*draw, strict=True):
+    images = [model.generate_images("a one", 2, num_steps=2, seed=1) for model in (pipeline, loaded)]
+    for one, other in zip(*images, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
@@ -68,12 +68,12 @@ def test_a_vae_is_asked_for_before_latents_are_made(pipeline, tmp_path, tmp_path
     alone = JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer)
     alone.save_pretrained(tmp_path / "alone")
     monkeypatch.setattr(alone, "generate_latents", lambda *args, **options: pytest.fail("made latents in vain"))
-    with pytest.raises(janus_jax.UserError, match="has no VAE to draw with"):
+    with pytest.raises(janus_jax.UserError, match="has no VAE"):
         alone.generate_images("a one")
     flags = (f"--checkpoint={tmp_path / 'alone'}", "--prompt=a one", f"--output={tmp_path / 'out'}")
     process = start_command("launch.generate", *flags, cache=cache_folder(tmp_path_factory))
     _, error = process.communicate(timeout=300)
-    assert process.returncode == 2 and "has no VAE to draw with" in error
+    assert process.returncode == 2 and "has no VAE" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -81,7 +81,7 @@ def test_a_vae_is_asked_for_where_there_is_none_and_refused_where_it_means_nothi
     JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer).save_pretrained(tmp_path / "alone")
     alone = janus_jax.from_pretrained(tmp_path / "alone")
     latents = np.zeros((1, *alone.latent_shape), np.float32)
-    with pytest.raises(janus_jax.UserError, match="has no VAE to draw with"):
+    with pytest.raises(janus_jax.UserError, match="has no VAE"):
         alone.draw(latents)
     again = janus_jax.from_pretrained(tmp_path / "alone", vae=folder / "vae")
     assert len(again.draw(latents)) == 1

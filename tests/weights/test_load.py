@@ -1,4 +1,4 @@
-"""The loop that loads parameters gives what NumPy makes of the stored values, in every form, and reads each slice once."""
+"""The loop that loads parameters gives what NumPy makes of the stored values, and reads each slice once."""
 
 import collections
 
