@@ -212,7 +212,7 @@ class Pipeline:
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
         params = undo_row_major(self.params, self._model.execution.dtype)
-        params = stack_layers(params, join=_Layers)  # joined a layer at a time
+        params = stack_layers(params, join=tuple)  # the writer reads layer by layer
         source = model_in_memory(self.config, params, self.tokenizer, self._normalization)
         write_model(source, folder, format, dtype, vae=vae)
 
@@ -377,14 +377,6 @@ class JanusPipeline(Pipeline):
         repeated = lengths + lengths[-1:] * ((1 << (len(lengths) - 1).bit_length()) - len(lengths))
         unconditional = self._pad([by_length[length] for length in repeated])
         return conditional, unconditional, np.array([lengths.index(len(prompt)) for prompt in prompts], np.int32)
-
-
-class _Layers(tuple):
-    """The layers of a parameter, apart, where one stacked array is read layer by layer."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self[0].dtype
 
 
 def _is_image(value: Any) -> bool:
