@@ -58,10 +58,10 @@ CONFIG = JanusConfig(
 
 
 def make_batch(rows=8):
-    """Each row: text with an understanding image of four tokens, then a caption with a drawing of four codes."""
+    """Each row has text with an understanding image of four tokens, then a caption with a generation image of four."""
     rng = np.random.default_rng(0)
-    text, seen, drawn = Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE
-    modality = np.array([text] + [seen] * 4 + [text] * 3 + [text] * 2 + [drawn] * 4, np.int8)
+    text, seen, generated = Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE
+    modality = np.array([text] + [seen] * 4 + [text] * 3 + [text] * 2 + [generated] * 4, np.int8)
     segments = np.array([1] * 8 + [2] * 6)
     positions = np.array([*range(8), *range(6)])
     text_weights, image_weights = np.zeros(14, np.float32), np.zeros(14, np.float32)

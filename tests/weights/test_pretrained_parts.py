@@ -1,4 +1,4 @@
-"""Training starts from parts that transformers and LlamaGen saved: all of a part arrives, a table says what is fresh."""
+"""Training starts from parts saved by transformers and LlamaGen: all of a part arrives; a table says what is fresh."""
 
 import dataclasses
 import json
