@@ -14,6 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from orbax.checkpoint._src.serialization import jax_array_handlers
 
@@ -21,6 +22,7 @@ from janus_jax.data.stream import Stream
 from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
+from janus_jax.training.actions import every
 from janus_jax.training.checkpointing import Checkpoints, read_data_state
 from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.prefetch import DevicePrefetch
@@ -86,7 +88,9 @@ class DispatchedStep(CountingStep):
 def run(data_folder, tmp_path, monkeypatch):
     """Trains with a CountingStep; returns what `train` returns."""
 
-    def train(losses, log_every=1, every_steps=2, keep=10, step_fn=None, profile=(0, 0), watchdog=None, **options):
+    def train(
+        losses, log_every=1, every_steps=2, keep=10, step_fn=None, profile=(0, 0), watchdog=None, actions=(), **options
+    ):
         config = vq_experiment(data_folder, num_steps=len(losses))
         config.trainable = (("codebook", True), (".*", False))  # two moments instead of two hundred to save
         config.train.update(schedule="cosine", warmup_steps=0)
@@ -94,7 +98,7 @@ def run(data_folder, tmp_path, monkeypatch):
         config.profile.update(first_step=profile[0], steps=profile[1])
         config.checkpoint.update(every_steps=every_steps, keep=keep)
         monkeypatch.setattr(plan, "make_train_step", lambda *_: step_fn or CountingStep(losses, **options))
-        return loop.train(config, tmp_path, watchdog)
+        return loop.train(config, tmp_path, watchdog, actions)
 
     return train
 
@@ -151,6 +155,7 @@ def test_a_real_step_on_broken_parameters_stops_at_once(data_folder, tmp_path):
     save_params(tmp_path / "broken", MICRO_VQ, broken)
     config = vq_experiment(data_folder)
     config.init.checkpoint = str(tmp_path / "broken")
+    config.trainable = (("codebook", True), (".*", False))  # compiles faster
     with pytest.raises(FloatingPointError, match=r"^step 1: grad_norm is nan, .*, loss is nan, loss/codebook is nan, "):
         loop.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == []
@@ -269,7 +274,7 @@ def test_a_last_save_that_hangs_is_ended(run, monkeypatch, part, stopped):
             assert ended.wait(10)
         return original(checkpoints, *arguments)
 
-    monkeypatch.setattr(Watchdog, "_end", end)
+    monkeypatch.setattr(Watchdog, "end", end)
     monkeypatch.setattr(Checkpoints, part, hang)
     watchdog = Watchdog(0.2, 1800, lambda: False, 1800)
     watchdog.step_ended(0)  # so that the start has as long as it needs
@@ -425,9 +430,75 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(run, tmp_path):
     assert saved_steps(tmp_path) == [2]
 
 
-def test_a_finished_run_is_not_repeated(run, tmp_path):
-    run([1.0, 2.0])
+def test_a_finished_run_is_not_repeated_but_says_so_and_what_was_changed(run, tmp_path, capsys):
+    run([1.0, 2.0], log_every=1)
     before = logged(tmp_path)
-    run([9.0, 9.0])
+    capsys.readouterr()
+    run([9.0, 9.0], log_every=2)
     assert logged(tmp_path) == before
     assert saved_steps(tmp_path) == [2]
+    output = capsys.readouterr().out
+    assert "all 2 steps are done" in output and "train.num_steps" in output
+    assert "log_every 1 -> 2" in output and output.count(" -> ") == 1
+
+
+class SampleAction:
+    """An action of another package: due at every second step, and slow."""
+
+    def __init__(self, run, samples, events):
+        self._run, self._samples, self._events = run, samples, events
+
+    def is_due(self, moment):
+        return every(2, moment)
+
+    def __call__(self, moment):
+        params = moment.params()
+        assert params.keys() == init_params(self._run.plan.architecture, seed=0).keys()
+        assert saved_steps(self._run.workdir) or moment.step == 2  # a save of this step was started before
+        self._samples.image(moment.step, "flat", PIL.Image.new("RGB", (4, 4), (moment.step, 0, 0)))
+        self._samples.text(moment.step, "answer", f"step {moment.step}")
+        self._events.append(moment.step)
+        time.sleep(1.0)
+
+    def close(self):
+        self._events.append("closed")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_action_of_another_package_runs_at_its_steps_and_its_time_counts_in_no_rate(run, tmp_path, stopped):
+    """Also after the last step of the run, but not when a signal stops it. Samples go to files and TensorBoard."""
+    events = []
+    interruption = {4: lambda: signal.raise_signal(signal.SIGTERM)} if stopped else {}
+    with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+        run(
+            [1.0] * 5,
+            before_step=interruption,
+            log_every=5,
+            actions=[lambda run, samples: SampleAction(run, samples, events)],
+        )
+    steps = [2] if stopped else [2, 4, 5]
+    assert events == [*steps, "closed"]
+    for step in steps:
+        folder = tmp_path / "samples" / f"step-{step:06}"
+        assert (folder / "answer.txt").read_text() == f"step {step}"
+        assert PIL.Image.open(folder / "flat.png").getpixel((0, 0)) == (step, 0, 0)
+    (file,) = (tmp_path / "tensorboard").glob("events*")
+    assert b"samples/flat" in file.read_bytes() and b"samples/answer" in file.read_bytes()
+    if not stopped:
+        assert logged(tmp_path)[5]["step_seconds/max"] < 0.9
+
+
+def test_an_action_that_fails_ends_the_run_with_its_error_and_everything_is_closed(run, tmp_path):
+    class Failing(SampleAction):
+        def __call__(self, moment):
+            raise RuntimeError("no samples")
+
+        def close(self):
+            super().close()
+            raise OSError("a second error, which may follow from the first")
+
+    events = []
+    with pytest.raises(RuntimeError, match="no samples"):
+        run([1.0] * 5, actions=[lambda run, samples: Failing(run, samples, events)])
+    assert events == ["closed"] and saved_steps(tmp_path) == [2]
+    assert not any("prefetch" in thread.name or "step-end" in thread.name for thread in threading.enumerate())

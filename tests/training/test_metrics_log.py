@@ -151,6 +151,29 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
     assert lines(tmp_path)[-1]["goodput"] == pytest.approx((8 + 5) / 110)
 
 
+def test_other_work_counts_in_no_rate_and_reports_join_the_next_line(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(metrics_log, "time", clock)
+    log = log_in(tmp_path)
+    for duration in (30.0, 1.0, 1.0):
+        clock.now += duration
+        log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1))
+    clock.now += 100.0  # an evaluation
+    log.leave_out(100.0)
+    log.report({"validation/loss": 3.0})
+    clock.now += 1.0
+    log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1))
+    log.write(4, 0.0, 0.0, {})
+    clock.now += 1.0
+    log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1))
+    log.write(5, 0.0, 0.0, {})
+    log.close()
+    first, second = lines(tmp_path)
+    assert (first["step_seconds/max"], first["steps_per_second"]) == (1.0, pytest.approx(4 / 33))
+    assert first["goodput"] == pytest.approx(3 / 133)
+    assert first["validation/loss"] == 3.0 and "validation/loss" not in second
+
+
 def test_mfu_is_that_of_the_steps_after_compilation(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(metrics_log, "time", clock)
