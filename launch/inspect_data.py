@@ -28,16 +28,17 @@ from ml_collections import ConfigDict, config_flags
 
 from janus_jax.batches import PackedBatch
 from janus_jax.data.dropped_samples import one_line
-from janus_jax.data.inspection import Summary, segments, summarize
 from janus_jax.data.mixture import value_at
 from janus_jax.data.records import TASKS
 from janus_jax.data.stream import Stream, drop_reports, format_reports
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
+from janus_jax.reports.batch_contents import Summary, segments, summarize
 from janus_jax.reports.inspection_page import Fact, InspectionPage, render
+from janus_jax.storage import prepare_folder
 from janus_jax.training.checkpointing import read_data_state
 from janus_jax.training.setup import check_config, model_config, open_stream, open_tokenizer
-from janus_jax.weights.native import prepare_folder, saved_steps
+from janus_jax.weights.native import saved_steps
 from launch.cli import errors
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="as of launch.train")

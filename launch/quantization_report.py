@@ -14,7 +14,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.quantization import compare
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.inference.quantization import QUANTIZATIONS
+from janus_jax.weights.quantization import QUANTIZATIONS
 from launch.cli import errors
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder of the quickstart")

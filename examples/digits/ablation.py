@@ -15,7 +15,8 @@ from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.training.loop import train
 from janus_jax.training.plan import make_plan, model_flops
-from janus_jax.weights.native import load_params, read_architecture
+from janus_jax.weights.load import load_params
+from janus_jax.weights.native import open_params, read_architecture
 
 ARMS = ("with", "without")
 
@@ -62,7 +63,7 @@ def compare(
         architecture, every = read_architecture(folder / name), config.checkpoint.every_steps
         assert isinstance(architecture, JanusFlowConfig)
         for i, step in enumerate(range(every, config.train.num_steps + 1, every)):
-            params = load_params(folder / name, architecture, ema=True, step=step)
+            params = load_params(open_params(folder / name, architecture, ema=True, step=step))
             drawn = accuracy(JanusFlowPipeline(architecture, params, finished.tokenizer))
             if i == len(points):
                 points.append({"tflop": step * flops_of_step(config) / 1e12})

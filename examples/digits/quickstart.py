@@ -41,19 +41,22 @@ from examples.digits.recipes import RECIPES, Recipe
 from examples.digits.report import Phase, Question, ReportPage, render
 from janus_jax.data.formats.memory import Memory
 from janus_jax.data.images import grid, to_images
-from janus_jax.data.preparation.job import make_job, prepare
-from janus_jax.data.preparation.record import Settings
+from janus_jax.data.preparation.job import make_job
+from janus_jax.data.preparation.record import RecordSettings
+from janus_jax.data.preparation.writer import prepare
 from janus_jax.errors import UserError
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.params import abstract_params, build
 from janus_jax.models.presets import JANUS_PRO_TINY, VQ_TINY
+from janus_jax.storage import prepare_folder
 from janus_jax.training.freezing import module_table, trainable_mask
 from janus_jax.training.loop import train
 from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.setup import model_config
-from janus_jax.weights.native import load_params, prepare_folder
+from janus_jax.weights.load import load_params
+from janus_jax.weights.native import open_params
 from launch.cli import errors
 from launch.cli.host_memory import keep_freed_memory
 
@@ -176,7 +179,7 @@ def _write_data(folder: epath.Path, training: digits.Digits) -> None:
     records = tuple(digits.all_records(training))
     tokenizer = digits.build_tokenizer(records, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
     tokenizer.save(folder / "tokenizer.json")
-    prepare(make_job(Memory(name="digits", records=records), folder / "records", Settings(), num_shards=4))
+    prepare(make_job(Memory(name="digits", records=records), folder / "records", RecordSettings(), num_output_files=4))
 
 
 def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:
@@ -262,7 +265,7 @@ def _solvers(draw: Callable[..., Generation]) -> list[dict[str, Any]]:
 
 def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:
     """(images through the tokenizer and back, number of different codes they use)."""
-    params = load_params(workdir, VQ_TINY)
+    params = load_params(open_params(workdir, VQ_TINY))
     result = jax.jit(build(VQ_TINY).apply)({"params": params}, _pixels(images).astype(np.float32) / 127.5 - 1)
     return to_images(result.reconstruction), len(np.unique(result.codes))
 

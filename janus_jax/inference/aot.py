@@ -10,13 +10,13 @@ from jax.typing import DTypeLike
 
 from janus_jax.inference.decoding import ImageState, image_program, start_images
 from janus_jax.inference.padding import Prompts
-from janus_jax.inference.quantization import is_quantized, scale_path
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.execution import decoding_execution
 from janus_jax.models.params import Params, abstract_params, build, flatten, unflatten
 from janus_jax.models.scan_layers import is_stacked, unstacked_path
 from janus_jax.sharding import cache_specs, decoding_shardings
+from janus_jax.weights.quantization import is_quantized, scale_path
 
 
 class ImageLoop(NamedTuple):

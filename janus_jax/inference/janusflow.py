@@ -17,7 +17,7 @@ from janus_jax.inference.pipeline import Pipeline
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
-from janus_jax.weights.open_model import require_vae
+from janus_jax.weights.vae import require_vae
 
 VAE_CHUNK = 4  # most images per VAE decoding call: bounds its memory
 

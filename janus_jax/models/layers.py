@@ -29,11 +29,13 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         default = TorchDefault(fan_in)
-        if self.has_variable("params", TRANSPOSED):
-            matrix, row_major = self.get_variable("params", TRANSPOSED), True
+        row_major = self.has_variable("params", TRANSPOSED)
+        matrix: jax.Array
+        if row_major:
+            matrix = self.get_variable("params", TRANSPOSED)
         else:
             init = declare(self.distribution or default, self.axes)
-            matrix, row_major = self.param("kernel", init, (fan_in, self.features)), False
+            matrix = self.param("kernel", init, (fan_in, self.features))
         scale = self.get_variable("params", SCALE) if self.has_variable("params", SCALE) else None
         y = project(x.astype(self.dtype), Weight(matrix, scale, row_major))
         if not self.use_bias:

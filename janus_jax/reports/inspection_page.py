@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from janus_jax.data.inspection import Segment
+from janus_jax.reports.batch_contents import Segment
 from janus_jax.reports.html import document, picture, table
 
 THUMBNAIL = 192  # pixels of the longer side
@@ -68,7 +68,7 @@ def _segment(segment: Segment) -> str:
         f'<span class="chip">{NAMES[kind]}, {escape(content)} tokens</span>'
         if kind in NAMES
         else f'<span class="{kind}">{escape(content)}</span>'
-        for kind, content in segment.pieces
+        for kind, content in segment.runs
     )
     images = "".join(_thumbnail(image, f"image of {segment.key}") for image in segment.images)
     return (

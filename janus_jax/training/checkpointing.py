@@ -20,9 +20,10 @@ from jax.experimental import multihost_utils
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
+from janus_jax.storage import absolute
 from janus_jax.training.freezing import merge, split
 from janus_jax.training.train_state import TrainState
-from janus_jax.weights.native import absolute, chunked, read_architecture
+from janus_jax.weights.native import chunked, read_architecture
 
 
 class Checkpoints:

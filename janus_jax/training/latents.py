@@ -22,8 +22,7 @@ from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import logit_normal_time
 from janus_jax.ops.pixels import normalize
 from janus_jax.sharding import BATCH_SPEC, param_shardings
-from janus_jax.weights.open_model import VAE_FOLDER, require_vae
-from janus_jax.weights.vae import load_vae
+from janus_jax.weights.vae import VAE_FOLDER, load_vae, require_vae
 
 Preparation = Callable[[Any, int], Any]  # (batch of the stream, step) -> batch of the objective
 

@@ -13,7 +13,7 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params
 from janus_jax.sharding import own_rows
-from janus_jax.storage import write_whole
+from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import format_table, merge, module_table
 from janus_jax.training.initialization import format_origins, initial_params
@@ -23,8 +23,8 @@ from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.train_state import TrainState
 from janus_jax.training.validation import open_held_out
-from janus_jax.weights.native import prepare_folder, save_params, write_architecture
-from janus_jax.weights.open_model import VAE_FOLDER
+from janus_jax.weights.native import save_params, write_architecture
+from janus_jax.weights.vae import VAE_FOLDER
 
 
 class Run(NamedTuple):

@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch, PackedBatch
 from janus_jax.data.images import CENTRE
+from janus_jax.data.records import TASKS
 from janus_jax.data.stream import Stream
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.training.latents import Preparation
-from janus_jax.training.objectives.base import TASKS, Denominators
+from janus_jax.training.objectives.base import Denominators
 from janus_jax.training.plan import Plan, tasks
 from janus_jax.training.setup import open_stream
 from janus_jax.training.train_state import TrainState

@@ -14,8 +14,9 @@ from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.models.params import init_params
 from janus_jax.models.presets import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.training.resilience.exit_codes import RESTART
-from janus_jax.weights import open_model
 from janus_jax.weights.native import save_params
+from janus_jax.weights.reader import model_in_memory
+from janus_jax.weights.write_model import write_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = "--config=configs/quickstart.py:stage1"
@@ -160,7 +161,7 @@ def folder(tmp_path_factory):
     shutil.copytree(folder / "model", folder / "roleless")
     (folder / "roleless" / FILE_NAME).write_text(tokenizer.backend.to_str().replace("<|Assistant|>", "<|Assistent|>"))
     params = init_params(JANUS_PRO_TINY, seed=0)
-    open_model.write_folder(open_model.MemorySource(JANUS_PRO_TINY, params, tokenizer), folder / "weightless", "orbax")
+    write_model(model_in_memory(JANUS_PRO_TINY, params, tokenizer), folder / "weightless", "orbax")
     for chunk in (folder / "weightless" / "params").glob("*/[0-9]*"):
         chunk.unlink()
     (folder / "drawings").mkdir()

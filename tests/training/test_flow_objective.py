@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality, PackedBatch
-from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
+from janus_jax.data.packing import IMAGE_FEATURES, PackedSample, assemble, join_blocks
 from janus_jax.inference.flow_sampling import run_prefix, velocities
 from janus_jax.inference.padding import pad_prompts
 from janus_jax.models.execution import Execution
@@ -32,7 +32,7 @@ def params():
 def make_rows(*rows):
     """Packed rows of records; (record, 1.0) drops its caption."""
     pairs = [[entry if isinstance(entry, tuple) else (entry, 0.0) for entry in row] for row in rows]
-    items = [[Item(r.task, (), build_sample(r, drop), "", ("", 0)) for r, drop in row] for row in pairs]
+    items = [[PackedSample(r.task, (), build_sample(r, drop), "", ("", 0)) for r, drop in row] for row in pairs]
     return PackedBatch(**join_blocks([assemble(items, 96, IMAGE_FEATURES)], SLOTS))
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from janus_jax import UserError
 from janus_jax.batches import Modality
 from janus_jax.data.tokenizer import Tokenizer
+from janus_jax.errors import UserError
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, init_params
 from janus_jax.ops.pixels import normalize

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.base import base_config
-from janus_jax import UserError
+from janus_jax.errors import UserError
 from janus_jax.training.optimizer import make_optimizer, make_schedule
 from janus_jax.training.train_step import gradient_norms
 

@@ -12,7 +12,8 @@ from janus_jax.errors import UserError
 from janus_jax.models.params import flatten
 from janus_jax.training import loop, plan
 from janus_jax.training.metrics_log import read_metrics
-from janus_jax.weights.native import load_params, read_architecture
+from janus_jax.weights.load import load_params
+from janus_jax.weights.native import open_params, read_architecture
 from tests.helpers.tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
 
 EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment, "flow": flow_experiment}
@@ -135,17 +136,17 @@ def test_held_out_rows_are_evaluated_at_their_steps(runs):
 def test_a_workdir_is_read_at_a_step_and_as_its_average(runs):
     config = read_architecture(runs.straight)
     for item in runs.parts & {"params", "ema"}:
-        params = flatten(load_params(runs.straight, config, ema=item == "ema", step=2))
+        params = flatten(load_params(open_params(runs.straight, config, ema=item == "ema", step=2)))
         loaded = {"".join(f"['{part}']" for part in (item, *path.split("/"))): leaf for path, leaf in params.items()}
         saved = {path: leaf for path, leaf in saved_state(runs.straight, 2).items() if path.startswith(f"['{item}']")}
         assert differing_leaves(loaded, saved) == []
     with pytest.raises(UserError, match="holds no checkpoint of step 3, only of 2, 4"):
-        load_params(runs.straight, config, step=3)
+        open_params(runs.straight, config, step=3)
 
 
 def test_a_workdir_is_read_at_its_newest_checkpoint(runs):
     assert sorted(int(path.name) for path in (runs.straight / "checkpoints").iterdir()) == [2, 4]
-    params = flatten(load_params(runs.straight, read_architecture(runs.straight)))
+    params = flatten(load_params(open_params(runs.straight, read_architecture(runs.straight))))
     loaded = {"".join(f"['{part}']" for part in ("params", *path.split("/"))): leaf for path, leaf in params.items()}
     newest = {path: leaf for path, leaf in saved_state(runs.straight, 4).items() if path.startswith("['params']")}
     assert differing_leaves(loaded, newest) == []

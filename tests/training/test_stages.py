@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from janus_jax import UserError
+from janus_jax.errors import UserError
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import abstract_params, flatten, init_params
 from janus_jax.models.presets import PRESETS

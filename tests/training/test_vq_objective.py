@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from janus_jax import UserError
 from janus_jax.batches import ImageBatch
+from janus_jax.errors import UserError
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
 from janus_jax.training.objectives.factory import make_objective

@@ -20,7 +20,6 @@ from janus_jax.models.params import Params
 from janus_jax.ops.losses import TokenLoss, chunked_cross_entropy
 from janus_jax.ops.scatter_tokens import segments_with
 
-TASKS = ("understand", "text", "generate")
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Denominators = dict[str, jax.Array]
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from janus_jax.data.records import TASKS
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
 from janus_jax.models.execution import Execution
-from janus_jax.training.objectives.base import TASKS, Objective
+from janus_jax.training.objectives.base import Objective
 from janus_jax.training.objectives.janus import janus_objective
 from janus_jax.training.objectives.janusflow import janusflow_objective
 from janus_jax.training.objectives.vq import vq_objective

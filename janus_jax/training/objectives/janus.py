@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax.batches import Modality, PackedBatch
+from janus_jax.data.records import TASKS
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.janus import janus_heads
@@ -17,7 +18,6 @@ from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.pixels import normalize
 from janus_jax.ops.scatter_tokens import place_in_order
 from janus_jax.training.objectives.base import (
-    TASKS,
     Denominators,
     Metrics,
     Objective,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality
+from janus_jax.data.records import TASKS
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.janus import language_head
@@ -22,7 +23,6 @@ from janus_jax.ops.pixels import normalize
 from janus_jax.ops.representation_alignment import alignment_loss
 from janus_jax.ops.scatter_tokens import place_in_order, take_in_order
 from janus_jax.training.objectives.base import (
-    TASKS,
     Denominators,
     Metrics,
     Objective,

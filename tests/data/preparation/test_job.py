@@ -7,10 +7,12 @@ import pytest
 
 from janus_jax.data.formats import memory
 from janus_jax.data.formats.memory import Memory
-from janus_jax.data.formats.registry import open_source
-from janus_jax.data.preparation import job as preparing
-from janus_jax.data.preparation.job import Job, finish, make_job, prepare, start, write_shard
-from janus_jax.data.preparation.record import Lengths, Settings
+from janus_jax.data.formats.registry import open_dataset
+from janus_jax.data.preparation import writer
+from janus_jax.data.preparation.job import Job, make_job
+from janus_jax.data.preparation.output_folder import done, finish, start
+from janus_jax.data.preparation.record import LengthSettings, RecordSettings
+from janus_jax.data.preparation.writer import prepare, write_part
 from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record, write_records
 from janus_jax.errors import UserError
@@ -39,9 +41,11 @@ def tokenizer(tmp_path):
     return str(tmp_path / "tokenizer.json")
 
 
-def job(output, records=RECORDS, num_shards=3, settings=None, **options) -> Job:
+def job(output, records=RECORDS, num_output_files=3, settings=None, **options) -> Job:
     source = Memory(name="test", records=tuple(records))
-    return make_job(source, output, settings or Settings(image_size=8), num_shards=num_shards, **options)
+    return make_job(
+        source, output, settings or RecordSettings(image_size=8), num_output_files=num_output_files, **options
+    )
 
 
 def files(folder):
@@ -54,9 +58,9 @@ def read(folder, task):
 
 
 def test_every_record_arrives_once_in_order_and_the_manifest_counts_it(tmp_path, tokenizer):
-    lengths = Lengths(prompt_style="janus_pro_tiny", understanding_tokens=4, generation_tokens=4)
+    lengths = LengthSettings(prompt_style="janus_pro_tiny", understanding_tokens=4, generation_tokens=4)
     output = tmp_path / "out"
-    manifest = prepare(job(output, (*RECORDS, BAD), tokenizer=tokenizer, settings=Settings(lengths=lengths)))
+    manifest = prepare(job(output, (*RECORDS, BAD), tokenizer=tokenizer, settings=RecordSettings(lengths=lengths)))
     for task in ("understand", "generate", "text"):
         records = read(output, task)
         assert [record.key for record in records] == [record.key for record in RECORDS if record.task == task]
@@ -75,8 +79,8 @@ def test_content_does_not_depend_on_who_writes_the_shards_and_when(tmp_path):
     prepare(job(tmp_path / "a"))
     second = job(tmp_path / "b")
     for shard in reversed(start(second)):
-        write_shard(second, shard)
-    write_shard(second, 1)  # an engine may run a shard twice
+        write_part(second, shard)
+    write_part(second, 1)  # an engine may run a shard twice
     finish(second)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
@@ -97,12 +101,12 @@ def test_rerun_completes_an_interrupted_run_to_the_same_bytes(tmp_path, monkeypa
             raise Killed
         return original(record, *args)
 
-    original = preparing.prepare_record
-    monkeypatch.setattr(preparing, "prepare_record", dying)
+    original = writer.prepare_record
+    monkeypatch.setattr(writer, "prepare_record", dying)
     with pytest.raises(Killed):
         prepare(job(tmp_path / "killed"))
     assert not (tmp_path / "killed" / "manifest.json").exists()
-    monkeypatch.setattr(preparing, "prepare_record", original)
+    monkeypatch.setattr(writer, "prepare_record", original)
     pending = start(job(tmp_path / "killed"))
     assert len(pending) == 3 - (records_before_the_kill >= 8) - (records_before_the_kill >= 20)
     prepare(job(tmp_path / "killed"))
@@ -122,9 +126,9 @@ def test_finished_run_is_not_repeated_but_a_lost_or_cut_file_is_made_again(tmp_p
 
 
 CHANGES = {
-    "settings.image_size=8, now 16": dict(settings=Settings(image_size=16)),
-    "settings.max_aspect=32.0, now 5.0": dict(settings=Settings(image_size=8, max_aspect=5.0)),
-    "num_shards=3, now 2": dict(num_shards=2),
+    "settings.image_size=8, now 16": dict(settings=RecordSettings(image_size=16)),
+    "settings.max_aspect=32.0, now 5.0": dict(settings=RecordSettings(image_size=8, max_aspect=5.0)),
+    "num_shards=3, now 2": dict(num_output_files=2),
     "image_tokenizer_sha256='', now 'abc'": dict(image_tokenizer="abc"),
     "source.sha256=": dict(records=RECORDS[::-1]),
 }
@@ -144,8 +148,8 @@ def test_another_tokenizer_or_input_is_refused(tmp_path, tokenizer):
     write_records(tmp_path / "in.array_record", [text("q", "a")])
 
     def of_file(output="out"):
-        source = open_source("array_record", str(tmp_path / "in.array_record"), {})
-        return make_job(source, tmp_path / output, Settings(), num_shards=1, tokenizer=tokenizer)
+        source = open_dataset("array_record", str(tmp_path / "in.array_record"), {})
+        return make_job(source, tmp_path / output, RecordSettings(), num_output_files=1, tokenizer=tokenizer)
 
     start(of_file())
     os.utime(tmp_path / "in.array_record", (0, 0))  # files of this format often keep their size
@@ -165,7 +169,7 @@ def test_folder_with_other_files_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("half_written", [None, "settings.json.0123abcd"])
+@pytest.mark.parametrize("half_written", [None, ".settings.json.partial"])
 def test_a_run_killed_before_it_wrote_its_settings_can_be_repeated(tmp_path, half_written):
     (tmp_path / "progress").mkdir()
     if half_written:
@@ -194,14 +198,14 @@ def test_too_many_bad_samples_list_the_first_ten_and_leave_no_manifest(tmp_path)
 
 
 def test_long_shard_of_bad_samples_is_stopped_early(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "EARLY_DROPS", 5)
-    strict = job(tmp_path / "out", [BAD] * 100, num_shards=1)
+    monkeypatch.setattr(writer, "EARLY_DROPS", 5)
+    strict = job(tmp_path / "out", [BAD] * 100, num_output_files=1)
     with pytest.raises(UserError, match=r"5 of 5 samples dropped"):
-        write_shard(strict, start(strict)[0])
+        write_part(strict, start(strict)[0])
 
 
 def test_other_tasks_are_left_out_and_counted(tmp_path):
-    manifest = prepare(job(tmp_path / "out", settings=Settings(tasks=("text",))))
+    manifest = prepare(job(tmp_path / "out", settings=RecordSettings(tasks=("text",))))
     assert set(manifest["tasks"]) == {"text"} and manifest["other_tasks"] == 20
     assert manifest["drops"]["seen"] == 10
 
@@ -215,7 +219,7 @@ def encode(pixels):
 @pytest.mark.parametrize("keep_images", [True, False])
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_codes_belong_to_their_images_whatever_the_batch(tmp_path, keep_images, batch):
-    settings = Settings(image_size=8, code_size=8, code_batch=batch, keep_images=keep_images)
+    settings = RecordSettings(image_size=8, code_size=8, code_batch=batch, keep_images=keep_images)
     shapes = set()
 
     def recording(pixels):
@@ -231,8 +235,8 @@ def test_codes_belong_to_their_images_whatever_the_batch(tmp_path, keep_images, 
 
 
 def test_errors_before_any_work(tmp_path):
-    with pytest.raises(UserError, match=r"^--num_shards=0"):
-        job(tmp_path / "out", num_shards=0)
+    with pytest.raises(UserError, match=r"^--num_output_files=0"):
+        job(tmp_path / "out", num_output_files=0)
     with pytest.raises(UserError, match=r"^--max_drop_rate=2"):
         job(tmp_path / "out", max_drop_rate=2)
     with pytest.raises(UserError, match=r"^--input: the files are empty"):
@@ -241,8 +245,8 @@ def test_errors_before_any_work(tmp_path):
         job(tmp_path / "out", tokenizer=str(tmp_path / "nope.json"))
     unfinished = job(tmp_path / "out")
     start(unfinished)
-    with pytest.raises(UserError, match=r"shard 0 was not written; run the command again"):
+    with pytest.raises(UserError, match=r"part 0 was not written; run the command again"):
         finish(unfinished)
-    assert preparing.done(unfinished) == (0, 0)
-    write_shard(unfinished, 1)
-    assert preparing.done(unfinished) == (1, 12)
+    assert done(unfinished) == (0, 0)
+    write_part(unfinished, 1)
+    assert done(unfinished) == (1, 12)

@@ -8,9 +8,10 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.models.presets import JANUSFLOW_1P3B, SDXL_VAE
-from janus_jax.weights.janusflow_config import flow_config, is_flow, read_flow_config, read_vae_config
+from janus_jax.weights.janusflow_config import flow_config, is_flow, read_flow_config
 from janus_jax.weights.json_fields import Fields, read_fields
 from janus_jax.weights.name_map import their_shapes
+from janus_jax.weights.vae import read_vae_config
 from tests.helpers.small_models import SMALL_FLOW
 
 # As far as known of the released file (models.md 1.5, 2.4): partial, and with defaults of the code overridden.

@@ -1,4 +1,4 @@
-"""What a batch holds, in numbers and readable pieces: for people who check a mixture before they train on it.
+"""What a batch holds, in numbers and as readable text, for people who check a mixture before they train on it.
 
 Letters: B rows, L tokens per row.
 """
@@ -15,11 +15,11 @@ from janus_jax.data.tokenizer import Tokenizer
 UNDERSTAND, TEXT, GENERATE = TASKS
 
 
-class Piece(NamedTuple):
-    """A run of equal tokens of a sample."""
+class TokenRun(NamedTuple):
+    """Neighbouring tokens of one kind in a sample."""
 
-    kind: str  # "context" and "answer": text without and with loss; "und_image", "gen_image"
-    text: str  # decoded; of an image its number of tokens
+    kind: str  # "context" is text without loss and "answer" with loss; the others are "und_image", "gen_image".
+    text: str  # Decoded text, or the number of tokens of an image.
 
 
 class Segment(NamedTuple):
@@ -27,25 +27,25 @@ class Segment(NamedTuple):
 
     task: str
     key: str
-    length: int  # tokens
-    pieces: list[Piece]
-    images: list[np.ndarray]  # [size, size, 3] uint8, in order; none where codes are stored
+    length: int  # Number of tokens.
+    runs: list[TokenRun]
+    images: list[np.ndarray]  # [size, size, 3] uint8, in order; none of those whose codes are stored.
 
 
 class Summary(NamedTuple):
     """Counts over some rows."""
 
     rows: int
-    places: int  # rows * L
-    used: int  # of them, by samples
-    samples: dict[str, int]  # per task
+    places: int  # rows * L.
+    used: int  # Number of places that samples take.
+    samples: dict[str, int]  # Per task, as all following counts.
     tokens: dict[str, int]
-    supervised: dict[str, int]  # tokens that carry loss
+    supervised: dict[str, int]  # Tokens that carry loss.
     images: dict[str, int]
 
 
 def summarize(batches: Sequence[PackedBatch]) -> Summary:
-    """Counts per task over all rows of some batches."""
+    """Counts for each task over all rows of some batches."""
     counts = {name: dict.fromkeys(TASKS, 0) for name in ("samples", "tokens", "supervised", "images")}
     for batch in batches:
         for row in range(len(batch.tokens)):
@@ -62,23 +62,23 @@ def summarize(batches: Sequence[PackedBatch]) -> Summary:
 
 
 def segments(batch: PackedBatch, row: int, keys: Sequence[str], tokenizer: Tokenizer) -> list[Segment]:
-    """The samples of one row as a person reads them; `keys` are theirs, in order."""
+    """The samples of one row in a form that people can read; `keys` are those of the samples, in order."""
     result = []
     used = {"und_image": 0, "gen_image": 0}
     pixels = {"und_image": batch.und_pixels, "gen_image": batch.gen_pixels}
     for key, places in zip(keys, _places(batch, row), strict=True):
-        pieces, images = [], []
+        runs, images = [], []
         for kind, run in _runs(batch, row, places):
             if kind in used:
                 slots = pixels[kind]
                 if slots is not None:
                     images.append(np.asarray(slots[row, used[kind]]))
                 used[kind] += 1
-                pieces.append(Piece(kind, f"{len(run)}"))
+                runs.append(TokenRun(kind, f"{len(run)}"))
             else:
                 ids = batch.tokens[row, run].tolist()
-                pieces.append(Piece(kind, tokenizer.backend.decode(ids, skip_special_tokens=False)))
-        result.append(Segment(_task(batch.modality[row, places]), key, len(places), pieces, images))
+                runs.append(TokenRun(kind, tokenizer.backend.decode(ids, skip_special_tokens=False)))
+        result.append(Segment(_task(batch.modality[row, places]), key, len(places), runs, images))
     return result
 
 
@@ -95,7 +95,7 @@ def _task(modality: np.ndarray) -> str:
 
 
 def _runs(batch: PackedBatch, row: int, places: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """(kind, positions) of the pieces of a sample. A token is an answer when the one before it learns to say it."""
+    """(kind, positions) of the runs of a sample. A text token is an answer if the token before it carries its loss."""
     learned = np.append(False, batch.text_weights[row, places[:-1]] > 0)
     modality = batch.modality[row, places]
     kinds = np.where(learned, "answer", "context").astype("<U9")

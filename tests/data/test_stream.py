@@ -7,9 +7,11 @@ import pytest
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data import stream as stream_module
 from janus_jax.data.dropped_samples import Reason
+from janus_jax.data.mixture import Mixture, WeightedRecords
+from janus_jax.data.packed_rows import packed_rows
 from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import write_records
-from janus_jax.data.stream import drop_reports, format_reports, packed_rows
+from janus_jax.data.stream import StreamOptions, drop_reports, format_reports
 from janus_jax.errors import UserError
 from tests.helpers.tiny_data import (
     BOS,
@@ -49,10 +51,17 @@ def open_stream(patterns):
     """Opens streams and closes them after the test."""
     streams = []
 
-    def open_one(ratio=RATIO, sources=None, builder=None, **changes):
+    def open_one(
+        ratio=RATIO, sources=None, builder=None, weights=None, ratio_unit="samples", packing_bins=4, **changes
+    ):
         sources = sources or {task: [open_records(patterns[task], task)] for task in ratio}
-        settings = dict(batch_size=4, num_shards=2, packing_bins=4, seed=0, max_drop_rate=0.5)
-        stream = packed_rows(sources, ratio, make_builder(**builder or {}), **settings | changes)
+        weighted = {
+            task: [WeightedRecords(source, weights and weights[task][i]) for i, source in enumerate(of_task)]
+            for task, of_task in sources.items()
+        }
+        mixture = Mixture(sources=weighted, ratio=ratio, ratio_unit=ratio_unit)
+        options = dict(batch_size=4, num_shards=2, seed=0, max_drop_rate=0.5) | changes
+        stream = packed_rows(mixture, make_builder(**builder or {}), packing_bins, StreamOptions(**options))
         streams.append(stream)
         return stream
 
@@ -193,7 +202,7 @@ def test_random_choices_differ_between_shards(open_stream):
     assert 0.2 < (dropped[:, 0] == dropped[:, 1]).mean() < 0.8
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (4, 0), (1, 2), (2, 1), (1, 4)])
+@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (4, 0), (2, 1)])
 def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes, workers):
     expected = take(open_stream(num_shards=4, batch_size=8), 4)
     shares = [
@@ -203,40 +212,39 @@ def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes,
     assert same(joined(shares), expected)
 
 
-@pytest.mark.parametrize("slots", [1, stream_module.RING_SLOTS])
-def test_memory_that_is_written_again_never_changes_rows(open_stream, monkeypatch, slots):
+@pytest.mark.parametrize(("slots", "workers"), [(1, 1), (stream_module.RING_SLOTS, 2)])
+def test_memory_that_is_written_again_never_changes_rows(open_stream, monkeypatch, slots, workers):
     """The reader falls behind and catches up; with one slot most blocks find it in use."""
     expected = take(open_stream(), 24)
     monkeypatch.setattr(stream_module, "RING_SLOTS", slots)
-    stream = open_stream(workers=2)
+    stream = open_stream(workers=workers)
     batches = take(stream, 2)
     time.sleep(0.5)
     assert same(batches + take(stream, 22), expected)
 
 
-@pytest.mark.parametrize(("before", "after"), [((1, 2), (2, 0)), ((4, 0), (1, 0)), ((2, 0), (4, 0))])
-def test_a_stream_goes_on_with_other_processes_and_workers(open_stream, before, after):
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (2, 4)])
+def test_a_stream_goes_on_with_other_processes(open_stream, before, after):
+    """test_formats_to_rows.py has the same with worker processes."""
     settings = dict(num_shards=4, batch_size=8, builder={"drop_condition": 0.5})
     expected = take(open_stream(**settings), 7)[3:]
 
-    def streams(processes, workers):
-        return [
-            open_stream(process_index=i, process_count=processes, workers=workers, **settings) for i in range(processes)
-        ]
+    def streams(processes):
+        return [open_stream(process_index=i, process_count=processes, **settings) for i in range(processes)]
 
     state = {"settings": {}, "shards": {}}
-    for stream in streams(*before):
+    for stream in streams(before):
         take(stream, 3)
         state["shards"] |= json.loads(json.dumps(stream.get_state()))["shards"]
     shares = []
-    for stream in streams(*after):
+    for stream in streams(after):
         stream.set_state(state)
         shares.append(take(stream, 4))
     assert same(joined(shares), expected)
 
 
 def test_no_sample_is_lost_or_repeated_within_an_epoch(open_stream):
-    """By the keys of all rows of 3 epochs; what lies in open rows at the end is missing from the last only."""
+    """Counts the keys of all rows of 3 epochs. Samples in rows that are still open are missing from the last epoch."""
     records = [document("x" * (1 + 7 * i % 60), key=str(i)) for i in range(101)]
     stream = open_stream({"text": 1}, in_memory(records), num_shards=4, packing_bins=3)
     keys = []
@@ -276,20 +284,20 @@ def test_a_source_enters_and_leaves_at_its_step(open_stream):
 
 @pytest.mark.parametrize("unit", ["tokens", "rows"])
 def test_ratio_may_count_tokens_or_rows(open_stream, unit):
-    stream = open_stream({"understand": 1, "generate": 3}, unit=unit, batch_size=8)
+    stream = open_stream({"understand": 1, "generate": 3}, ratio_unit=unit, batch_size=8)
     batches = take(stream, 60)
     modality = np.concatenate([batch.modality for batch in batches])
     segments = np.concatenate([batch.segment_ids for batch in batches])
-    drawn = np.zeros(2)
+    amounts = np.zeros(2)
     for row, ids in zip(modality, segments, strict=True):
         tasks = [int(Modality.GENERATION_IMAGE in row[ids == segment]) for segment in range(1, ids.max() + 1)]
         if unit == "rows":
             assert len(set(tasks)) == 1
-            drawn[tasks[0]] += 1
+            amounts[tasks[0]] += 1
         else:
             for segment, task in enumerate(tasks, start=1):
-                drawn[task] += (ids == segment).sum()
-    assert drawn[1] / drawn.sum() == pytest.approx(0.75, abs=0.01)
+                amounts[task] += (ids == segment).sum()
+    assert amounts[1] / amounts.sum() == pytest.approx(0.75, abs=0.01)
 
 
 def test_stored_codes_leave_out_the_pixels(open_stream):
@@ -313,7 +321,7 @@ def test_batch_size_that_is_no_multiple_of_the_shards_is_refused(open_stream, ba
         ),
         ({"process_count": 3}, r"data\.num_shards=2 must be a multiple of the 3 processes"),
         ({"workers": 4}, r"data\.workers=4 must divide the 2 logical shards"),
-        ({"unit": "bytes"}, r"data\.ratio_unit='bytes' is not one of"),
+        ({"ratio_unit": "bytes"}, r"data\.ratio_unit='bytes' is not one of"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(open_stream, changes, message):
@@ -329,7 +337,7 @@ def test_bad_records_are_left_out_counted_per_source_and_told(open_stream):
     report = drop_reports(state)["text/0"]
     assert set(report.reasons) == {Reason.TOO_LONG, Reason.BAD_RECORD}
     assert report.rate == pytest.approx(2 / 12, abs=0.03)
-    assert {bad.key for bad in report.examples} == {"long", "list:11"}
+    assert {sample.key for sample in report.examples} == {"long", "list:11"}
     line = f"data text/0 (in/memory-*): {report.seen:,} samples, {report.dropped} dropped (bad_record"
     assert line in format_reports(state, stream.patterns)
 
@@ -345,11 +353,12 @@ def test_counts_go_on_after_a_resume(open_stream):
     assert sum(shard["truncated"]["text/0"] for shard in straight.get_state()["shards"].values()) > 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_stream, workers):
     stream = open_stream({"text": 1}, in_memory([b"\xc1"] * 8), workers=workers)
     with pytest.raises(
-        UserError, match=r"data\.max_drop_rate \(text/0, in/memory-\*\)=0\.5: 100 of 100 samples dropped; first: list:"
+        UserError,
+        match=r"data\.max_drop_rate \(text/0, in/memory-\*, 8 records.*\)=0\.5: 100 of 100 samples dropped.*list:",
     ):
         next(stream)
 

@@ -17,9 +17,12 @@ from janus_jax.models.presets import PRESETS
 from janus_jax.sharding import make_mesh
 from janus_jax.training import initialization
 from janus_jax.training.initialization import format_origins, initial_params
+from janus_jax.weights.load import load_params
 from janus_jax.weights.native import save_params, write_architecture
-from janus_jax.weights.open_model import MemorySource, open_folder, write_folder
-from janus_jax.weights.pretrained_parts import load_part
+from janus_jax.weights.open_model import open_model
+from janus_jax.weights.pretrained_parts import open_part
+from janus_jax.weights.reader import model_in_memory
+from janus_jax.weights.write_model import write_model
 from tests.helpers.small_folders import make_small, save_small
 
 VISION = {
@@ -30,6 +33,13 @@ VISION = {
     "patch_size": 8,
     "intermediate_size": 96,
 }
+
+
+def load_part(part, location, config):
+    """Path -> values of everything in a part."""
+    return flatten(load_params(open_part(part, location, config)))
+
+
 TEXT_TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50000}
 
 
@@ -96,7 +106,7 @@ def llamagen(small, tmp_path_factory):
     model, config, _, tokenizer = small
     folder = tmp_path_factory.mktemp("vq")
     hf = save_small(folder / "hf", model, config, tokenizer)
-    write_folder(open_folder(hf), folder / "deepseek", "deepseek")
+    write_model(open_model(hf), folder / "deepseek", "deepseek")
     from safetensors.torch import load_file
 
     prefix = "gen_vision_model."
@@ -177,8 +187,8 @@ def test_what_parameters_do_not_depend_on_may_differ(small, experiment, tmp_path
     monkeypatch.setattr(initialization, "init_params", lambda architecture, seed, shardings, given: given)
 
     def start_from(saved):
-        source = MemorySource(saved, params, tokenizer)
-        monkeypatch.setattr(initialization.folders, "open_folder", lambda folder: source)
+        source = model_in_memory(saved, params, tokenizer)
+        monkeypatch.setattr(initialization, "open_model", lambda folder: source)
         experiment.init.checkpoint = "whole"
         return start(experiment, config)[0]
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from janus_jax.data.dropped_samples import MAX_EXAMPLES, MAX_TEXT, Bad, DropReport, Reason
+from janus_jax.data.dropped_samples import MAX_EXAMPLES, MAX_TEXT, DroppedSample, DropReport, Reason
 from janus_jax.errors import UserError
 
 
@@ -11,7 +11,7 @@ def filled(kept, bad):
     for _ in range(kept):
         report.keep()
     for i, reason in enumerate(bad):
-        report.drop(Bad(f"source/{reason}/{i}", reason, "why"))
+        report.drop(DroppedSample(f"source/{reason}/{i}", reason, "why"))
     return report
 
 
@@ -38,7 +38,7 @@ def test_merging_equals_counting_everything_in_one_report():
 def test_merging_does_not_change_or_share_the_other_report():
     total, other = DropReport(), filled(0, [Reason.CORRUPT])
     total.merge(other)
-    total.drop(Bad("k", Reason.CORRUPT, ""))
+    total.drop(DroppedSample("k", Reason.CORRUPT, ""))
     assert (other.seen, other.reasons[Reason.CORRUPT], len(other.examples)) == (1, 1, 1)
 
 
@@ -53,13 +53,13 @@ def test_json_round_trip():
 def test_memory_is_bounded_and_text_of_damaged_files_is_printable():
     report = DropReport()
     for _ in range(1000):
-        report.drop(Bad("k" * 10**5, Reason.BAD_JSON, "a\0b\x1b[31m\ud800\n" + "x" * 10**5))
+        report.drop(DroppedSample("k" * 10**5, Reason.BAD_JSON, "a\0b\x1b[31m\ud800\n" + "x" * 10**5))
     encoded = json.dumps(report.to_json()).encode()
     assert len(encoded) < 2 * MAX_EXAMPLES * (6 * MAX_TEXT)
     detail = report.examples[0].detail
     assert detail.isprintable() and detail.startswith("a\ufffdb\ufffd[31m\ufffd\ufffdx")
     assert len(detail) == len(report.examples[0].key) == MAX_TEXT
-    report.offenders().encode("utf-8")  # a lone surrogate would raise
+    report.describe_examples().encode("utf-8")  # a lone surrogate would raise
 
 
 def test_check_names_the_limit_and_the_first_ten_offenders():

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import re
 
 import jax
@@ -12,11 +11,10 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import VQConfig
 from janus_jax.models.params import flatten, init_params
 from janus_jax.models.presets import PRESETS
+from janus_jax.weights.load import load_params
 from janus_jax.weights.native import (
-    absolute,
-    load_params,
+    open_params,
     params_path,
-    prepare_folder,
     read_architecture,
     save_params,
     write_architecture,
@@ -76,14 +74,14 @@ def test_architecture_round_trip(name, tmp_path):
 
 def test_saved_parameters_come_back_bit_for_bit(exported, params):
     assert read_architecture(exported) == CONFIG
-    loaded = load_params(exported, CONFIG)
+    loaded = load_params(open_params(exported, CONFIG))
     assert_same_bits(loaded, params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
 
 
 def test_parameters_are_cast_while_loading_when_asked(exported, params):
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    assert_same_bits(load_params(exported, CONFIG, jnp.bfloat16), narrow)
+    assert_same_bits(load_params(open_params(exported, CONFIG), jnp.bfloat16), narrow)
 
 
 def test_the_newest_checkpoint_of_a_training_folder_is_read(params, exported, tmp_path):
@@ -91,13 +89,13 @@ def test_the_newest_checkpoint_of_a_training_folder_is_read(params, exported, tm
         save_params(tmp_path / "checkpoints" / str(step), CONFIG, jax.tree.map(lambda leaf, f=factor: leaf * f, params))
     (tmp_path / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()  # an unfinished save
     assert params_path(tmp_path) == tmp_path / "checkpoints" / "10" / "params"
-    assert_same_bits(load_params(tmp_path, CONFIG), jax.tree.map(lambda leaf: leaf * 10.0, params))
+    assert_same_bits(load_params(open_params(tmp_path, CONFIG)), jax.tree.map(lambda leaf: leaf * 10.0, params))
     assert params_path(exported) == exported / "params"
 
 
 def test_relative_folders_work(exported, params, monkeypatch):
     monkeypatch.chdir(exported.parent)
-    assert_same_bits(load_params("model", CONFIG), params)
+    assert_same_bits(load_params(open_params("model", CONFIG)), params)
 
 
 def good_content():
@@ -135,7 +133,8 @@ def test_damaged_model_json_is_a_user_error_that_names_it(content, tmp_path):
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_another_format_version_is_refused_with_both_numbers(version, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(good_content() | {"format_version": version}))
-    with pytest.raises(UserError, match=rf"^{tmp_path}/model\.json: format_version {version}, expected 1$"):
+    shown = " is missing" if version is None else f"={version!r}"
+    with pytest.raises(UserError, match=rf"^{tmp_path}/model\.json: format_version{shown}, expected 1$"):
         read_architecture(tmp_path)
 
 
@@ -144,7 +143,7 @@ def test_another_format_version_is_refused_with_both_numbers(version, tmp_path):
     [
         ("prompt_style", "janus_max", "one of janus, janus_pro"),
         ("prompt_style", ["janus"], "one of janus, janus_pro"),
-        ("llama", 7, "vocab_size"),
+        ("llama", 7, "an object"),
         ("llama.width", "96", "a whole number from 1 to"),
         ("llama.width", 96.0, "a whole number from 1 to"),
         ("llama.depth", True, "a whole number from 1 to"),
@@ -156,7 +155,7 @@ def test_another_format_version_is_refused_with_both_numbers(version, tmp_path):
         ("vq.commitment", -0.25, "a number from 0"),
         ("vq.channel_multipliers", 4, "a list of 1 to 16"),
         ("vq.channel_multipliers", [1] * 17, "a list of 1 to 16"),
-        ("aligner_depth", None, "a whole number from 1 to 1024"),
+        ("aligner_depth", "", "a whole number from 1 to 1024"),
     ],
 )
 def test_a_field_that_is_not_as_annotated_is_named_with_its_value(field, value, expected, tmp_path):
@@ -165,7 +164,7 @@ def test_a_field_that_is_not_as_annotated_is_named_with_its_value(field, value, 
     (config[place] if place else config)[name] = value
     (tmp_path / "model.json").write_text(json.dumps({"format_version": 1, "kind": "janus", "config": config}))
     shown = re.escape(repr(value)) if len(repr(value)) < 20 else ""
-    with pytest.raises(UserError, match=rf"model\.json: config\.{field}(=| has ){shown}.*, expected {expected}"):
+    with pytest.raises(UserError, match=rf"model\.json: config\.{field}={shown}.*, expected {expected}"):
         read_architecture(tmp_path)
 
 
@@ -178,10 +177,10 @@ def test_folder_without_model_json_is_a_user_error(exists, tmp_path):
 
 def test_folder_without_parameters_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path}: holds neither params/ nor a checkpoint"):
-        load_params(tmp_path, CONFIG)
+        load_params(open_params(tmp_path, CONFIG))
     (tmp_path / "checkpoints" / "tmp").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds neither params/ nor a checkpoint"):
-        load_params(tmp_path, CONFIG)
+        load_params(open_params(tmp_path, CONFIG))
 
 
 @pytest.mark.parametrize(
@@ -189,14 +188,14 @@ def test_folder_without_parameters_is_a_user_error(tmp_path):
 )
 def test_parameters_of_another_architecture_are_a_user_error(change, exported):
     """Other shapes, or other names."""
-    with pytest.raises(UserError, match=r"params: cannot be restored as the architecture in model.json"):
-        load_params(exported, dataclasses.replace(CONFIG, **change))
+    with pytest.raises(UserError, match=rf"{exported}: [0-9]+ parameters are not those of model.json"):
+        load_params(open_params(exported, dataclasses.replace(CONFIG, **change)))
 
 
 def test_parameters_that_the_architecture_does_not_have_are_a_user_error(params, tmp_path):
     save_params(tmp_path / "m", CONFIG, params | {"discriminator": {"kernel": jnp.ones(3)}})
-    with pytest.raises(UserError, match=r"cannot be restored"):
-        load_params(tmp_path / "m", CONFIG)
+    with pytest.raises(UserError, match="1 parameters are not those of model.json: discriminator/kernel"):
+        load_params(open_params(tmp_path / "m", CONFIG))
 
 
 def test_damaged_parameters_are_a_user_error(params, tmp_path):
@@ -204,19 +203,5 @@ def test_damaged_parameters_are_a_user_error(params, tmp_path):
     for path in (tmp_path / "m" / "params").rglob("*"):
         if path.is_file() and path.name != "_CHECKPOINT_METADATA":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"params: cannot be restored"):
-        load_params(tmp_path / "m", CONFIG)
-
-
-def test_an_output_folder_is_made_and_one_that_cannot_be_written_names_the_flag(tmp_path):
-    made = prepare_folder("output", tmp_path / "a" / "b")
-    assert made.is_dir() and list(made.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=rf"--output={tmp_path}/file: cannot be written"):
-        prepare_folder("output", tmp_path / "file")
-
-
-def test_a_bucket_stays_one_and_a_local_path_starts_at_the_root(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert os.fspath(absolute("gs://bucket/runs/x")) == "gs://bucket/runs/x"
-    assert os.fspath(absolute("runs/x")) == str(tmp_path / "runs" / "x")
+    with pytest.raises(UserError, match=rf"{tmp_path}/m/params: "):
+        load_params(open_params(tmp_path / "m", CONFIG))

@@ -15,9 +15,15 @@ from janus_jax.data.images import JANUS_NORMALIZATION, Normalization
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.params import flatten
-from janus_jax.weights import open_model, safetensors_io
+from janus_jax.models.params import flatten, unflatten
+from janus_jax.weights import write_model as writing
+from janus_jax.weights.foreign import ForeignTensors
+from janus_jax.weights.load import load_params
+from janus_jax.weights.open_model import open_model
+from janus_jax.weights.reader import TensorInfo, TensorSlice, model_in_memory
+from janus_jax.weights.safetensors_io import SafetensorsWriter
 from janus_jax.weights.verify import compare_with_torch
+from janus_jax.weights.write_model import LAYOUTS, compare, write_model
 from tests.helpers.small_folders import make_small, read_tensors, save_small
 
 
@@ -33,7 +39,7 @@ def hf(small, tmp_path_factory):
 
 
 def convert(source, output, layout, dtype=None):
-    open_model.write_folder(open_model.open_folder(source), output, layout, dtype)
+    write_model(open_model(source), output, layout, dtype)
     return output
 
 
@@ -70,10 +76,10 @@ def test_the_original_layout_has_fused_projections_and_a_leading_axis(deepseek, 
 def test_every_layout_opens_as_the_same_model(hf, deepseek, small, tmp_path, layout):
     folder = {"hf": hf, "deepseek": deepseek}.get(layout) or convert(hf, tmp_path / "ours", "orbax")
     _, config, params, tokenizer = small
-    source = open_model.open_folder(folder)
+    source = open_model(folder)
     assert (source.layout, source.config) == (layout, config)
     assert source.tokenizer.encode("<|User|>: two") == tokenizer.encode("<|User|>: two")
-    loaded, expected = flatten(open_model.load_params(source)), flatten(params)
+    loaded, expected = flatten(load_params(source)), flatten(params)
     assert loaded.keys() == expected.keys()
     for path, leaf in expected.items():
         np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
@@ -91,9 +97,9 @@ def test_a_value_too_large_for_float16_is_an_error(hf, small, tmp_path):
     _, config, params, tokenizer = small
     flat = flatten(params)
     large = flat["llm/decoder/norm/scale"].at[3].set(70000.0)
-    source = open_model.MemorySource(config, open_model.unflatten(flat | {"llm/decoder/norm/scale": large}), tokenizer)
+    source = model_in_memory(config, unflatten(flat | {"llm/decoder/norm/scale": large}), tokenizer)
     with pytest.raises(UserError, match=r"language_model\.norm\.weight: holds values over 65504"):
-        open_model.write_folder(source, tmp_path / "out", "hf", jnp.float16)
+        write_model(source, tmp_path / "out", "hf", jnp.float16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,12 +109,10 @@ def test_a_value_too_large_for_any_narrower_dtype_is_an_error_when_loading(small
     _, config, params, tokenizer = small
     flat = flatten(params)
     large = flat["llm/decoder/layers/mlp_norm/scale"].at[1, 3].set(3.4e38)
-    source = open_model.MemorySource(
-        config, open_model.unflatten(flat | {"llm/decoder/layers/mlp_norm/scale": large}), tokenizer
-    )
+    source = model_in_memory(config, unflatten(flat | {"llm/decoder/layers/mlp_norm/scale": large}), tokenizer)
     with pytest.raises(UserError, match=r"mlp_norm/scale: holds values over .* the largest of"):
-        open_model.load_params(source, dtype)
-    open_model.load_params(source, jnp.float32)
+        load_params(source, dtype)
+    load_params(source, jnp.float32)
 
 
 def test_layers_of_several_dtypes_share_the_widest_and_lose_nothing(hf, tmp_path):
@@ -120,15 +124,15 @@ def test_layers_of_several_dtypes_share_the_widest_and_lose_nothing(hf, tmp_path
         tensors[name.format(2)] = tensors[name.format(2)].astype(jnp.bfloat16)  # the last: all had its dtype
 
     folder, path = damaged(hf, tmp_path, change), "llm/decoder/layers/mlp/up_proj/kernel"
-    source = open_model.open_folder(folder)
-    assert source.dtype(path) == np.float64
+    source = open_model(folder)
+    assert source.parameters[path].dtype == np.float64
     ours = convert(folder, tmp_path / "ours", "orbax")
-    written = open_model.open_folder(ours)
-    assert written.dtype(path) == np.float64
-    assert open_model.compare(source, written) > 200
+    written = open_model(ours)
+    assert written.parameters[path].dtype == np.float64
+    assert compare(source, written) > 200
     for layer in range(3):
-        piece = open_model.Piece(path, layer)
-        np.testing.assert_array_equal(written.read(piece), source.read(piece).astype(np.float64))
+        part = TensorSlice(path, layer)
+        np.testing.assert_array_equal(written.read(part), source.read(part).astype(np.float64))
 
 
 @pytest.mark.parametrize("name", ["model.aligner.fc1.weight", "model.language_model.layers.0.mlp.up_proj.weight"])
@@ -137,7 +141,7 @@ def test_quantised_weights_are_refused(hf, tmp_path, name):
         tensors[name] = tensors[name].astype(np.int8)
 
     with pytest.raises(UserError, match=rf"damaged: {name} has dtype int8, expected floating-point"):
-        open_model.open_folder(damaged(hf, tmp_path, change))
+        open_model(damaged(hf, tmp_path, change))
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(hf, small, tmp_path):
@@ -145,7 +149,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(hf, small, tmp_path):
     shutil.copytree(hf, tmp_path / "large")
     train_tokenizer(texts, 500, STYLES["janus_pro"][:2]).save(tmp_path / "large" / "tokenizer.json")
     with pytest.raises(UserError, match=r"large: 500 tokens in tokenizer\.json, but the model embeds only 384"):
-        open_model.open_folder(tmp_path / "large")
+        open_model(tmp_path / "large")
 
 
 @pytest.mark.parametrize("layout", ["hf", "orbax"])
@@ -156,7 +160,7 @@ def test_an_id_beyond_the_embedding_rows_is_refused(hf, tmp_path, layout):
     content["model"]["vocab"] |= {"far": 5000}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"5001 tokens in tokenizer\.json, but the model embeds only 384"):
-        open_model.open_folder(folder)
+        open_model(folder)
 
 
 def test_a_placeholder_id_that_the_tokenizer_does_not_have_is_refused(hf, tmp_path):
@@ -164,7 +168,7 @@ def test_a_placeholder_id_that_the_tokenizer_does_not_have_is_refused(hf, tmp_pa
     content = json.loads((hf / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(content | {"image_token_id": 77}))
     with pytest.raises(UserError, match=r"config\.json: image_token_id=77, expected 3"):
-        open_model.open_folder(tmp_path / "other")
+        open_model(tmp_path / "other")
 
 
 def test_stock_transformers_computes_the_same_from_the_written_folder(deepseek, small, tmp_path):
@@ -176,13 +180,13 @@ def test_stock_transformers_computes_the_same_from_the_written_folder(deepseek, 
 
 
 def test_shards_and_their_index_are_read_as_one(hf, tmp_path, monkeypatch):
-    monkeypatch.setattr(open_model, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(writing, "MAX_FILE_BYTES", 100_000)
     sharded = convert(hf, tmp_path / "sharded", "hf")
     assert len(list(sharded.glob("model-*-of-*.safetensors"))) > 5
     assert not (sharded / "model.safetensors").exists()
     assert read_tensors(sharded) == read_tensors(hf)
     again = convert(sharded, tmp_path / "again", "orbax")
-    assert open_model.compare(open_model.open_folder(hf), open_model.open_folder(again)) > 200
+    assert compare(open_model(hf), open_model(again)) > 200
 
 
 def test_comparing_finds_one_changed_bit_by_its_name(hf, small, tmp_path):
@@ -191,9 +195,9 @@ def test_comparing_finds_one_changed_bit_by_its_name(hf, small, tmp_path):
     leaf = np.array(params["llm"]["decoder"]["layers"]["mlp"]["up_proj"]["kernel"])
     leaf.view(np.uint32)[1, 2, 3] ^= 1
     changed = flatten(params) | {"llm/decoder/layers/mlp/up_proj/kernel": leaf}
-    source = open_model.MemorySource(config, open_model.unflatten(changed), tokenizer)
+    source = model_in_memory(config, unflatten(changed), tokenizer)
     with pytest.raises(UserError, match=r"llm/decoder/layers/mlp/up_proj/kernel\[1\]"):
-        open_model.compare(source, open_model.open_folder(written))
+        compare(source, open_model(written))
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(hf, tmp_path):
@@ -215,7 +219,7 @@ def test_an_output_that_fails_its_check_never_has_its_name(hf, tmp_path, exists)
         raise UserError("differs")
 
     with pytest.raises(UserError, match="differs"):
-        open_model.write_folder(open_model.open_folder(hf), output, "deepseek", check=check)
+        write_model(open_model(hf), output, "deepseek", check=check)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if exists else [])
     assert not exists or not list(output.iterdir())
 
@@ -227,25 +231,25 @@ def test_an_output_that_cannot_be_made_is_an_error_before_the_work(hf, tmp_path,
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     names = {"below a file": tmp_path / "file" / "out", "unwritable": "/proc/out"}
-    monkeypatch.setattr(open_model, "_write_orbax", lambda *_: pytest.fail("started to work"))
+    monkeypatch.setattr(writing, "write_architecture", lambda *_: pytest.fail("started to work"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"(exists already, expected a new or empty folder|cannot be written)"):
-        open_model.write_folder(open_model.open_folder(hf), names.get(kind, tmp_path / kind), "orbax")
+        write_model(open_model(hf), names.get(kind, tmp_path / kind), "orbax")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("layout", ["hf", "deepseek", "orbax"])
 def test_nothing_is_left_of_a_conversion_that_fails_on_its_way(hf, tmp_path, monkeypatch, layout):
-    source, read = open_model.open_folder(hf), open_model.ForeignSource.read
+    source, read = open_model(hf), ForeignTensors.read
 
-    def full_disk(self, piece):
-        if piece.path == "vq/codebook":
+    def full_disk(self, part):
+        if part.path == "vq/codebook":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return read(self, piece)
+        return read(self, part)
 
-    monkeypatch.setattr(open_model.ForeignSource, "read", full_disk)
+    monkeypatch.setattr(ForeignTensors, "read", full_disk)
     with pytest.raises(UserError, match=rf"{tmp_path}/out: cannot be written \(No space left on device\)"):
-        open_model.write_folder(source, tmp_path / "out", layout)
+        write_model(source, tmp_path / "out", layout)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,8 +264,8 @@ def damaged(hf, tmp_path, change):
     for path in hf.iterdir():
         if path.suffix != ".safetensors":
             (folder / path.name).write_bytes(path.read_bytes())
-    plan = {name: (array.shape, array.dtype) for name, array in tensors.items()}
-    with safetensors_io.SafetensorsWriter(folder, plan) as writer:
+    infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
+    with SafetensorsWriter(folder, infos) as writer:
         for name, array in tensors.items():
             writer.write(name, array)
     return folder
@@ -273,7 +277,7 @@ def test_tensors_that_do_not_fit_are_listed_on_both_sides(hf, tmp_path):
         tensors["lm_head.weight"] = np.zeros((383, 24), np.float32)
 
     with pytest.raises(UserError) as error:
-        open_model.open_folder(damaged(hf, tmp_path, change))
+        open_model(damaged(hf, tmp_path, change))
     message = str(error.value)
     assert "missing (1): model.aligner.fc1.weight" in message
     assert "unexpected (1): model.extra.weight" in message
@@ -281,8 +285,8 @@ def test_tensors_that_do_not_fit_are_listed_on_both_sides(hf, tmp_path):
 
 
 def test_a_missing_text_head_is_tied_and_a_present_one_counts(hf, small, tmp_path):
-    source = open_model.open_folder(damaged(hf, tmp_path, lambda tensors: tensors.pop("lm_head.weight")))
-    tied = open_model.load_params(source)["llm"]
+    source = open_model(damaged(hf, tmp_path, lambda tensors: tensors.pop("lm_head.weight")))
+    tied = load_params(source)["llm"]
     np.testing.assert_array_equal(tied["lm_head"]["kernel"], tied["embed_tokens"].T)
     untied = small[2]["llm"]
     assert np.any(untied["lm_head"]["kernel"] != untied["embed_tokens"].T)
@@ -290,35 +294,35 @@ def test_a_missing_text_head_is_tied_and_a_present_one_counts(hf, small, tmp_pat
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path}: not a model folder"):
-        open_model.open_folder(tmp_path)
+        open_model(tmp_path)
 
 
-@pytest.mark.parametrize("layout", open_model.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_another_normalisation_of_images_travels_with_the_model(hf, small, tmp_path, layout):
     _, config, params, tokenizer = small
     clip = Normalization((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
-    source = open_model.MemorySource(config, params, tokenizer, clip)
-    open_model.write_folder(source, tmp_path / "out", layout)
-    assert open_model.open_folder(tmp_path / "out").normalization == clip
-    assert open_model.open_folder(hf).normalization == JANUS_NORMALIZATION
+    source = model_in_memory(config, params, tokenizer, clip)
+    write_model(source, tmp_path / "out", layout)
+    assert open_model(tmp_path / "out").normalization == clip
+    assert open_model(hf).normalization == JANUS_NORMALIZATION
 
 
 def test_a_model_without_system_prompt_keeps_its_prompts_in_a_hugging_face_folder(hf, small, tmp_path):
     _, config, params, tokenizer = small
     config = dataclasses.replace(config, prompt_style="janus_pro_tiny")
-    source = open_model.MemorySource(config, params, tokenizer)
-    open_model.write_folder(source, tmp_path / "hf", "hf")
-    assert open_model.open_folder(tmp_path / "hf").config == config
+    source = model_in_memory(config, params, tokenizer)
+    write_model(source, tmp_path / "hf", "hf")
+    assert open_model(tmp_path / "hf").config == config
     with pytest.raises(UserError, match="prompt_style='janus_pro_tiny' cannot be written in the deepseek layout"):
-        open_model.write_folder(source, tmp_path / "deepseek", "deepseek")
-    assert open_model.open_folder(hf).config.prompt_style == "janus_pro"
+        write_model(source, tmp_path / "deepseek", "deepseek")
+    assert open_model(hf).config.prompt_style == "janus_pro"
 
 
 def test_a_folder_that_draws_with_another_pad_is_refused(hf, tmp_path):
     shutil.copytree(hf, tmp_path / "other")
     (tmp_path / "other" / "generation_config.json").write_text('{"pad_token_id": 0}')
     with pytest.raises(UserError, match=r"generation_config\.json: pad_token_id=0, expected 2"):
-        open_model.open_folder(tmp_path / "other")
+        open_model(tmp_path / "other")
 
 
 def test_the_pipeline_reads_and_writes_every_layout(hf, tmp_path):
@@ -326,7 +330,7 @@ def test_the_pipeline_reads_and_writes_every_layout(hf, tmp_path):
     question = "Which is larger, two or five?"
     answer = model.chat([], question, max_new_tokens=8)
     codes = model.generate_codes([question], 1, temperature=0.0)
-    for layout in open_model.LAYOUTS:
+    for layout in LAYOUTS:
         model.save_pretrained(tmp_path / layout, format=layout)
         again = janus_jax.from_pretrained(tmp_path / layout)
         assert again.chat([], question, max_new_tokens=8) == answer

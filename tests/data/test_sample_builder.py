@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from janus_jax.batches import Modality
-from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.dropped_samples import DroppedSample, Reason
 from janus_jax.data.images import generation_pixels, understanding_pixels
 from janus_jax.data.prompts import STYLES, SYSTEM_PROMPT, Message
-from janus_jax.data.record_reader import Stored
+from janus_jax.data.record_reader import StoredRecord
 from janus_jax.data.records import Record
-from janus_jax.data.sample_builder import check_supervision, first_sentence
+from janus_jax.data.sample_builder import check_supervision
 from janus_jax.data.tokenizer import SPECIAL_TOKENS
 from janus_jax.errors import UserError
 from tests.helpers.tiny_data import (
@@ -42,7 +42,7 @@ def build(record, **settings):
 
 
 def supervised_text(sample):
-    """What the text head learns to say."""
+    """The text that carries loss."""
     ids = sample["targets"][sample["text_weights"] > 0]
     return BYTE_TOKENIZER.backend.decode(ids.tolist(), skip_special_tokens=False)
 
@@ -194,7 +194,7 @@ BAD = {
 
 @pytest.mark.parametrize(("record", "reason", "detail"), BAD.values(), ids=BAD.keys())
 def test_bad_record_is_named_with_its_reason(record, reason, detail):
-    bad = make_builder()(Stored("file:3", record.serialize()), np.random.default_rng(0))
+    bad = make_builder()(StoredRecord("file:3", record.serialize()), np.random.default_rng(0))
     assert (bad.key, bad.reason) == ("k/1", reason) and detail in bad.detail
 
 
@@ -211,8 +211,8 @@ def test_no_order_of_roles_stops_the_stream():
             for task in ("text", "understand", "generate"):
                 images = [] if task == "text" or not count else [flat_png(1)]
                 payload = {"task": task, "messages": messages, "images": images, "key": "k"}
-                result = builder(Stored("f:0", msgpack.packb(payload)), np.random.default_rng(0))
-                if isinstance(result, Bad):
+                result = builder(StoredRecord("f:0", msgpack.packb(payload)), np.random.default_rng(0))
+                if isinstance(result, DroppedSample):
                     assert result.reason is Reason.BAD_RECORD
                 else:
                     kept.append((task, " ".join(role[0] for role in roles)))
@@ -236,14 +236,18 @@ def test_stored_codes_are_the_tokens_and_the_targets_of_the_image():
 @pytest.mark.parametrize(
     ("record", "stored_codes", "detail"),
     [
-        (generate("a", flat_png(1)), True, "no stored codes"),
+        (generate("a", flat_png(1)), True, "stored_codes is True"),
         (generate("a", flat_png(1)).with_codes(np.arange(5)), True, "5 stored codes up to 4, expected 4 below 32"),
         (generate("a", flat_png(1)).with_codes(np.array([0, 1, 2, 32])), True, "4 stored codes up to 32"),
-        (dataclasses.replace(generate("a", b"").with_codes(np.arange(4)), images=()), False, "only stored codes"),
+        (
+            dataclasses.replace(generate("a", b"").with_codes(np.arange(4)), images=()),
+            False,
+            "stored_codes is False",
+        ),
     ],
 )
 def test_codes_that_are_not_those_of_the_model_are_named(record, stored_codes, detail):
-    bad = make_builder(stored_codes=stored_codes)(Stored("f:0", record.serialize()), np.random.default_rng(0))
+    bad = make_builder(stored_codes=stored_codes)(StoredRecord("f:0", record.serialize()), np.random.default_rng(0))
     assert detail in bad.detail
 
 
@@ -257,7 +261,7 @@ def test_codes_that_are_not_those_of_the_model_are_named(record, stored_codes, d
     ids=["no record", "broken rule", "wrong checksum"],
 )
 def test_unreadable_record_is_named_by_its_place(data, reason):
-    bad = make_builder()(Stored("file:3", data), np.random.default_rng(0))
+    bad = make_builder()(StoredRecord("file:3", data), np.random.default_rng(0))
     assert (bad.key, bad.reason) == ("file:3", reason)
 
 
@@ -326,33 +330,6 @@ def test_first_sentence_is_kept_as_often_as_asked():
     assert all("A grey cat." in text for text in texts[1.0])
 
 
-@pytest.mark.parametrize(
-    ("caption", "sentence"),
-    [
-        (" A red bus stops. It waits. ", "A red bus stops."),
-        ("Mr. Smith rides a bus. It is red.", "Mr. Smith rides a bus."),
-        (
-            "A bus with Dr. Smith and J. R. R. Tolkien waits! Nobody gets on.",
-            "A bus with Dr. Smith and J. R. R. Tolkien waits!",
-        ),
-        ("A flag of the U.S. Army flies. It is old.", "A flag of the U.S. Army flies."),
-        ("It weighs approx. 5 kg, i.e. little. So it floats.", "It weighs approx. 5 kg, i.e. little."),
-        ('A bus at v1.5 speed? "Yes."', "A bus at v1.5 speed?"),
-        ('He said "stop the bus." Then he left.', 'He said "stop the bus."'),
-        ("A bus. Red. It waits here. And waits.", "A bus. Red."),
-        ("Wait... what is that? Nobody knows.", "Wait... what is that?"),
-        ("no end of a sentence", "no end of a sentence"),
-        ("www.example.org sells a bus", "www.example.org sells a bus"),
-        ("一只猫。它在睡觉。", "一只猫。"),
-        ("他说：“停。”然后走了。", "他说：“停。”"),
-        ("Un bus rouge attend. Émile le prend.", "Un bus rouge attend."),
-        ("", ""),
-    ],
-)
-def test_first_sentence(caption, sentence):
-    assert first_sentence(caption) == sentence
-
-
 def test_supervision_has_two_values():
     assert [check_supervision(value) for value in ("all", "answers")] == ["all", "answers"]
     with pytest.raises(UserError, match=r"data\.supervision='some' is not one of"):
@@ -381,8 +358,8 @@ def test_flow_understanding_also_takes_the_place_of_begin_of_image():
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_flow_drawing_written_by_hand(dropped):
-    """Four places: the time and three latents. They stay where they are when the caption before them is left out."""
+def test_flow_sample_written_by_hand(dropped):
+    """An image has four places, the time and three latents, which keep their positions when the caption is dropped."""
     image = random_image(20, 10)
     sample = build(generate("a cat", encoded(image)), flow=True, drop_condition=float(dropped))
     prompt = [BOS, *byte_ids("<|User|>: a cat\n\n<|Assistant|>:")]  # the time has the place of begin-of-image

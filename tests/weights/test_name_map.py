@@ -16,7 +16,9 @@ from transformers import (
 from janus_jax.errors import UserError
 from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_7B
+from janus_jax.models.scan_layers import is_stacked
 from janus_jax.weights.name_map import LAYOUTS, links, match_names, their_shapes
+from tests.helpers.linked_tensors import assert_same_arrays, read, write
 from tests.helpers.torch_weights import make_pair
 
 TEXT = {
@@ -111,35 +113,6 @@ def to_original(state):
     return original
 
 
-def read(state, table):
-    """Our parameters, as a converter would read them."""
-    pieces = {}
-    for link in table:
-        value = state[link.name]
-        if link.part:
-            value = np.split(value, link.part[1])[link.part[0]]
-        pieces.setdefault(link.path, []).append(link.transform.to_ours(value))
-    return {path: np.stack(values) if "/layers/" in path else values[0] for path, values in pieces.items()}
-
-
-def write(params, table):
-    """Their tensors, as a converter would write them."""
-    pieces = {}
-    for link in table:
-        value = params[link.path] if link.layer is None else params[link.path][link.layer]
-        pieces.setdefault(link.name, {})[link.part] = link.transform.to_theirs(value)
-    return {
-        name: np.concatenate([blocks[part] for part in sorted(blocks)]) if None not in blocks else blocks[None]
-        for name, blocks in pieces.items()
-    }
-
-
-def assert_same_arrays(ours, expected):
-    assert ours.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(ours[name], value, err_msg=name, strict=True)
-
-
 @pytest.mark.parametrize("layout", ["hf", "deepseek"])
 def test_values_go_where_they_belong_and_come_back(pair, layout):
     state, config, params = pair
@@ -157,7 +130,7 @@ def test_every_parameter_is_linked_once_per_layer(pair, layout):
     expected = [
         (path, layer)
         for path, leaf in flatten(abstract_params(config)).items()
-        for layer in (range(leaf.shape[0]) if "/layers/" in path else [None])
+        for layer in (range(leaf.shape[0]) if is_stacked(path) else [None])
     ]
     assert [(link.path, link.layer) for link in links(config, layout)] == expected
     pieces = [(link.name, link.part) for link in links(config, layout)]

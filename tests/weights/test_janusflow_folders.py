@@ -12,9 +12,12 @@ from examples.digits import data as digits
 from janus_jax.errors import UserError
 from janus_jax.models.params import flatten
 from janus_jax.models.presets import VAE_TINY
-from janus_jax.weights import open_model
+from janus_jax.weights.load import load_params
 from janus_jax.weights.name_map import their_shapes
-from janus_jax.weights.vae import compare_vaes, load_vae
+from janus_jax.weights.open_model import open_model
+from janus_jax.weights.reader import all_slices, model_in_memory
+from janus_jax.weights.vae import VAE_FOLDER, compare_vaes, load_vae
+from janus_jax.weights.write_model import compare, write_model
 from tests.helpers.small_folders import read_tensors
 from tests.helpers.small_models import SMALL_FLOW, random_params
 from tests.helpers.tiny_runs import cache_folder, start_command
@@ -28,9 +31,9 @@ def ours(tmp_path_factory):
     """Our folder with its VAE, which is in bfloat16."""
     assert CONFIG.uvit.latent_size * VAE.downsampling == CONFIG.siglip.image_size
     tokenizer = digits.build_tokenizer(digits.text_records(), CONFIG.llama.vocab_size, CONFIG.prompt_style)
-    source = open_model.MemorySource(CONFIG, random_params(CONFIG), tokenizer)
+    source = model_in_memory(CONFIG, random_params(CONFIG), tokenizer)
     output = tmp_path_factory.mktemp("flow") / "ours"
-    open_model.write_folder(source, output, "orbax", vae=(VAE, random_vae()))
+    write_model(source, output, "orbax", vae=(VAE, random_vae()))
     return output
 
 
@@ -41,28 +44,28 @@ def random_vae():
 @pytest.fixture(scope="module")
 def deepseek(ours, tmp_path_factory):
     output = tmp_path_factory.mktemp("flow") / "deepseek"
-    open_model.write_folder(open_model.open_folder(ours), output, "deepseek")
+    write_model(open_model(ours), output, "deepseek")
     return output
 
 
 def test_the_original_layout_has_the_original_tensors_and_reads_back_bit_for_bit(ours, deepseek, tmp_path):
     tensors = read_tensors(deepseek)
     assert {name: shape for name, (_, shape, _) in tensors.items()} == their_shapes(CONFIG, "janusflow")
-    source = open_model.open_folder(deepseek)
+    source = open_model(deepseek)
     assert (source.layout, source.config) == ("deepseek", CONFIG)
-    loaded, expected = flatten(open_model.load_params(source)), flatten(random_params(CONFIG))
+    loaded, expected = flatten(load_params(source)), flatten(random_params(CONFIG))
     assert loaded.keys() == expected.keys()
     for path, leaf in expected.items():
         np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
-    assert open_model.compare(open_model.open_folder(ours), source) == len(list(open_model.pieces(CONFIG)))
-    open_model.write_folder(source, tmp_path / "back", "orbax")
-    open_model.write_folder(open_model.open_folder(tmp_path / "back"), tmp_path / "again", "deepseek")
+    assert compare(open_model(ours), source) == len(list(all_slices(source.parameters)))
+    write_model(source, tmp_path / "back", "orbax")
+    write_model(open_model(tmp_path / "back"), tmp_path / "again", "deepseek")
     assert read_tensors(tmp_path / "again") == tensors
     assert json.loads((deepseek / "processor_config.json").read_text())["image_gen_tag"] == "<begin_of_image>"
 
 
 def test_the_vae_travels_in_our_folder(ours):
-    config, params = load_vae(ours / open_model.VAE_FOLDER)
+    config, params = load_vae(ours / VAE_FOLDER)
     assert config == VAE
     for path, leaf in flatten(random_vae()).items():
         assert flatten(params)[path].dtype == leaf.dtype
@@ -79,16 +82,16 @@ def test_the_command_takes_the_vae_along_and_verifies_it(ours, tmp_path, tmp_pat
 
 
 def test_what_cannot_be_is_refused_before_the_work(ours, tmp_path):
-    source = open_model.open_folder(ours)
+    source = open_model(ours)
     with pytest.raises(UserError, match="transformers does not have it"):
-        open_model.write_folder(source, tmp_path / "hf", "hf")
+        write_model(source, tmp_path / "hf", "hf")
     with pytest.raises(UserError, match="in the orbax layout only"):
-        open_model.write_folder(source, tmp_path / "x", "deepseek", vae=(VAE, random_params(VAE)))
+        write_model(source, tmp_path / "x", "deepseek", vae=(VAE, random_params(VAE)))
     with pytest.raises(UserError, match="the VAE has 4 latent channels, expected 3"):
-        open_model.write_folder(source, tmp_path / "x", "orbax", vae=(dataclasses.replace(VAE, latent_channels=4), {}))
+        write_model(source, tmp_path / "x", "orbax", vae=(dataclasses.replace(VAE, latent_channels=4), {}))
     larger = dataclasses.replace(VAE, channel_multipliers=(*VAE.channel_multipliers, 1))
     with pytest.raises(UserError, match="the VAE enlarges 4 latents to 32 pixels, expected 16"):
-        open_model.write_folder(source, tmp_path / "x", "orbax", vae=(larger, {}))
+        write_model(source, tmp_path / "x", "orbax", vae=(larger, {}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,4 +104,4 @@ def test_missing_tensors_are_listed(deepseek, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"missing \(1\): beg_of_und_embed"):
-        open_model.open_folder(tmp_path)
+        open_model(tmp_path)
