@@ -110,7 +110,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig:
-    """The architecture that `config.model` names. JanusFlow has the projector of the alignment loss, if it has a weight.
+    """The architecture that `config.model` names. JanusFlow gets the projector of an alignment loss with a weight.
 
     Raises UserError for a model that cannot be trained, and for a loss that does not fit the model.
     """
