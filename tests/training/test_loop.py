@@ -1,4 +1,4 @@
-"""When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts.
+"""When the loop writes, saves, stops and fails. The training step is replaced by one that only counts.
 
 Over 400 lines, since all ways in which a run may end share one fixture.
 """
@@ -34,9 +34,9 @@ from tests.helpers.tiny_runs import MICRO_VQ, vq_experiment
 
 
 class CountingStep:
-    """Loss and token weight of step n are given by a table; the state does not change but for its number.
+    """Takes the losses of the steps, and optionally their gradient norms, from a table. Only counts the steps.
 
-    A table of gradient norms may be added.
+    The token weight of step n is n.
     """
 
     def __init__(self, losses, before_step=None, grad_norms=None):
@@ -55,7 +55,7 @@ class CountingStep:
 
 
 class Later:
-    """A number of a step that the device has ended at a given time."""
+    """A result of a step that is ready on the device at a given time."""
 
     def __init__(self, value, ready):
         self._value, self._ready = value, ready
@@ -72,7 +72,7 @@ class Later:
 
 
 class DispatchedStep(CountingStep):
-    """Returns at once, while the device does the steps one after the other."""
+    """Returns at once, while the device computes the steps one after the other."""
 
     def __init__(self, losses, seconds):
         super().__init__(losses)
@@ -144,7 +144,7 @@ def test_a_gradient_that_is_not_finite_blames_no_task_but_names_those_of_the_ste
 
 
 def test_no_checkpoint_follows_a_loss_that_is_not_finite(run, tmp_path):
-    """Even if the loss is looked at less often than checkpoints are saved: the last good one must stay."""
+    """Even if the loss is logged less often than checkpoints are saved, the last good checkpoint must stay."""
     with pytest.raises(FloatingPointError):
         run([1.0, float("inf"), 1.0, float("nan")], log_every=4, every_steps=1, keep=1)
     assert saved_steps(tmp_path) == [1]
@@ -167,7 +167,7 @@ def test_a_real_step_on_broken_parameters_stops_at_once(data_folder, tmp_path):
     stream.close()
 
 
-def test_damaged_checkpoints_are_put_aside_loudly_for_the_newest_whole_one(run, tmp_path, caplog):
+def test_damaged_checkpoints_are_moved_aside_with_a_message_for_the_newest_whole_one(run, tmp_path, caplog):
     run([1.0] * 6, keep=3)
     for step, item in ((6, "data"), (4, "params")):
         files = [path for path in (tmp_path / "checkpoints" / str(step) / item).rglob("*") if path.is_file()]
@@ -181,11 +181,11 @@ def test_damaged_checkpoints_are_put_aside_loudly_for_the_newest_whole_one(run, 
 
 
 def test_a_save_reports_what_it_holds_on_the_host(run, tmp_path):
-    """All parameters, and two moments of the only ones that are trained."""
+    """All parameters, and two moments of the trained ones."""
     run([1.0] * 4, log_every=2, every_steps=1)
     params = init_params(MICRO_VQ, seed=0)
     expected = sum(leaf.nbytes for leaf in jax.tree.leaves((params, 2 * [params["codebook"]])))
-    assert logged(tmp_path)[4]["memory/save_gib"] * 2**30 == pytest.approx(expected, abs=16)  # and the steps' counts
+    assert logged(tmp_path)[4]["memory/save_gib"] * 2**30 == pytest.approx(expected, abs=16)  # plus the step counters
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
@@ -197,7 +197,7 @@ def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
     assert saved_steps(tmp_path) == [2, 4] and not (tmp_path / "damaged_checkpoints").exists()
 
 
-def test_an_error_that_says_nothing_of_the_files_puts_no_checkpoint_aside(run, tmp_path, monkeypatch):
+def test_an_error_that_is_not_in_the_files_moves_no_checkpoint_aside(run, tmp_path, monkeypatch):
     run([1.0] * 4)
 
     def restore(*_, **__):
@@ -242,7 +242,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(run, tmp_path, monkeypatch):
 
 
 def test_only_data_that_the_devices_wait_for_counts_as_waited_for(run, tmp_path, monkeypatch):
-    """Of 0.5 s from batch to batch they wait 0.1 s, the loop almost all of it."""
+    """Of 0.5 s between two batches, the devices wait 0.1 s and the loop nearly all of it."""
     read = Stream.__next__
 
     def slow(stream):
@@ -372,7 +372,7 @@ def test_a_signal_ends_the_run_after_its_step_is_saved(run, tmp_path, number):
 
 @pytest.fixture
 def stall(monkeypatch):
-    """Makes the data stall before a batch, and SIGTERM come while that batch is waited for."""
+    """Makes the data stall before a batch, and sends SIGTERM while the loop waits for that batch."""
     released = threading.Event()
     read, take = Stream.__next__, DevicePrefetch.__next__
 

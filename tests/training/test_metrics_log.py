@@ -88,7 +88,7 @@ def events(file):
 
 
 def test_tensorboard_shows_no_step_that_a_crash_lost(tmp_path):
-    """It drops events of the step of a START, and of later ones, of the files before; here with those left out."""
+    """TensorBoard drops events of earlier files from the step of a START on. This test applies that rule."""
     for first_step, steps in ((0, range(1, 7)), (3, range(4, 6))):
         log = log_in(tmp_path, first_step)
         for step in steps:
@@ -107,7 +107,7 @@ def test_tensorboard_shows_no_step_that_a_crash_lost(tmp_path):
 
 
 class Clock:
-    """Replaces `time`: both clocks stand still until they are moved."""
+    """Replaces `time`. Both clocks stand still until the test moves them."""
 
     def __init__(self):
         self.now = 1000.0
