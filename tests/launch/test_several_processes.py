@@ -122,7 +122,7 @@ def test_several_processes_train_as_one_and_any_number_goes_on(train, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "fewer"), [(2, 1), (4, 2), (4, 1)])
 def test_their_losses_stay_those_of_one_process_of_as_many_devices(train, tmp_path, count, fewer):
-    """With as many devices, since fewer devices round other parts of the sums: 1.4e-6 after 20 steps at this high rate."""
+    """Fewer devices would round other parts of the sums, which makes 1.4e-6 after 20 steps at this high rate."""
     alone = train(tmp_path / "alone", 1, 20, devices=count)
     assert_same(train(tmp_path / "joined", count, 20), alone)
     half = train(tmp_path / "fewer", count, 10)
