@@ -82,9 +82,9 @@ def main() -> None:
     options: dict[str, Any] = {
         flag.name: tuple(flag.value) if isinstance(flag.value, list) else flag.value for flag in OPTIONS
     }
-    if "tasks" in registry.option_names(FORMAT.value):
+    if "tasks" in registry.option_names(FORMAT.value or ""):
         options["tasks"] = tasks
-    dataset = registry.open_dataset(FORMAT.value, INPUT.value, options)
+    dataset = registry.open_dataset(FORMAT.value or "", INPUT.value or (), options)
     settings, image_tokenizer = _settings(tasks)
     job = make_job(
         dataset,
