@@ -36,7 +36,7 @@ from janus_jax.data.records import Record, write_records
 from janus_jax.data.sample_builder import SampleBuilder, conversation
 from janus_jax.data.stream import PREFETCH, RING_SLOTS, Stream, StreamOptions
 from janus_jax.data.tokenizer import Tokenizer, train_tokenizer
-from janus_jax.models.config import JANUS_PRO_7B
+from janus_jax.models.presets import JANUS_PRO_7B
 from janus_jax.reports.batch_contents import summarize
 from janus_jax.weights.tokenizer_files import write_hf_files
 

@@ -1,4 +1,4 @@
-"""The three stages that Janus and Janus-Pro share; `janus_1p3b.py`, `janus_pro_1b.py`, ... fill in the numbers."""
+"""The three stages that Janus and Janus-Pro share; `janus_1p3b.py` and its siblings fill in the numbers."""
 
 from ml_collections import ConfigDict
 
@@ -6,10 +6,11 @@ from configs.base import base_config, lock, ratio
 from janus_jax.errors import UserError
 
 STAGES = ("stage1", "stage2", "stage3")
-TEXT_ONLY = "text_only"  # no stage of the papers: the LLM alone on text, to compare with text-only trainers
+TEXT_ONLY = "text_only"  # the LLM alone on text: no stage of the papers, but comparable with text-only trainers
 
-# What each stage trains (Janus, section 3.2 and figure 3). The first matching rule decides. Whether `gen_embed`, the
-# code embeddings in front of the generation adaptor, is trained is not stated: we train it in all stages.
+# Parameters that each stage trains (Janus, section 3.2 and figure 3). The first matching rule decides. The papers do
+# not state whether `gen_embed`, the code embeddings in front of the generation adaptor, is trained; we train it in all
+# stages.
 TRAINABLE = {
     "stage1": (("(aligner|gen_aligner|gen_head)/.*", True), ("gen_embed", True), (".*", False)),
     "stage2": (("(siglip|vq)/.*", False), (".*", True)),
@@ -19,9 +20,12 @@ TRAINABLE = {
 
 
 def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict:
-    """A locked config: `numbers[stage]` holds `train` fields and `ratio`, understanding : text : generation.
+    """A locked config.
 
-    "STAGE:debug" is the stage for a laptop, with the tiny model; "debug" is the first stage.
+    Args:
+        stage: A key of `TRAINABLE`; with ":debug" appended, a variant with a tiny model for a laptop. "debug" alone is
+            that variant of the first stage.
+        numbers: By stage, fields of `config.train` and "ratio", understanding : text : generation.
     """
     stage, _, variant = ("stage1:debug" if stage == "debug" else stage).partition(":")
     if stage not in TRAINABLE or variant not in ("", "debug"):
@@ -42,7 +46,10 @@ def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict
 
 
 def _shrink(config: ConfigDict) -> None:
-    """The same stage on a CPU in minutes: another size, all else as it is. Needs a tokenizer of at most 512 tokens."""
+    """Takes a tiny model and short rows, so that the stage runs on a CPU in minutes.
+
+    Needs a tokenizer of at most 512 tokens.
+    """
     config.name = f"{config.name} debug"
     config.model = "janus_pro_tiny"
     config.dtype, config.remat = "float32", "none"
@@ -52,3 +59,6 @@ def _shrink(config: ConfigDict) -> None:
     config.mesh.update(data=1, fsdp=1, tensor=1)
     config.checkpoint.every_steps = 50
     config.log_every = 10
+    config.validate.every_steps = 50
+    if config.data.gen_slots:
+        config.sample.update(every_steps=50, prompts=("a photo of a cat",))

@@ -9,11 +9,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 _HOME = {
-    "JANUS_1P3B": "models.config",
-    "JANUS_PRO_1B": "models.config",
-    "JANUS_PRO_7B": "models.config",
-    "JANUSFLOW_1P3B": "models.config",
-    "PRESETS": "models.config",
+    "JANUS_1P3B": "models.presets",
+    "JANUS_PRO_1B": "models.presets",
+    "JANUS_PRO_7B": "models.presets",
+    "JANUSFLOW_1P3B": "models.presets",
+    "PRESETS": "models.presets",
     "JanusFlowPipeline": "inference.janusflow",
     "JanusPipeline": "inference.pipeline",
     "UserError": "errors",

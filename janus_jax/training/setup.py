@@ -21,9 +21,7 @@ from janus_jax.data.stream import Stream, StreamOptions
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
-    PRESETS,
     AlignmentConfig,
-    Execution,
     FamilyConfig,
     JanusConfig,
     JanusFlowConfig,
@@ -31,6 +29,8 @@ from janus_jax.models.config import (
     VAEConfig,
     VQConfig,
 )
+from janus_jax.models.execution import Execution
+from janus_jax.models.presets import PRESETS
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits
@@ -73,6 +73,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint.every_steps": (1, 2**31 - 1),
     "checkpoint.keep": (1, 2**20),
     "log_every": (1, 2**31 - 1),
+    "validate.every_steps": (0, 2**31 - 1),
+    "validate.num_rows": (1, 2**20),
+    "sample.every_steps": (0, 2**31 - 1),
+    "sample.num_images": (1, 1024),
     "profile.first_step": (0, 2**31 - 1),
     "profile.steps": (0, 1000),
 }
