@@ -20,8 +20,6 @@ SNIPPETS = [
 ]
 # What documents name and other branches bring. Empty after their merge; an entry that exists fails the last test.
 COMING = {
-    "link data.md",
-    "link docs/data.md",
     "make test-slow",
     "--prompt_number",
     "config field validate.every_steps",
