@@ -27,15 +27,17 @@ import tqdm
 
 from benchmarks.result import Result
 from janus_jax.batches import Modality
-from janus_jax.data.inspection import summarize
-from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
+from janus_jax.data.mixture import Mixture, WeightedRecords
+from janus_jax.data.packed_rows import packed_rows
+from janus_jax.data.packing import IMAGE_FEATURES, PackedSample, assemble, join_blocks
 from janus_jax.data.prompts import IMAGE_MARKER, IMAGE_PLACEHOLDER, STYLES, Message
-from janus_jax.data.record_reader import RecordSource, Stored, open_records
+from janus_jax.data.record_reader import RecordSource, StoredRecord, open_records
 from janus_jax.data.records import Record, write_records
 from janus_jax.data.sample_builder import SampleBuilder, conversation
-from janus_jax.data.stream import PREFETCH, RING_SLOTS, Stream, packed_rows
+from janus_jax.data.stream import PREFETCH, RING_SLOTS, Stream, StreamOptions
 from janus_jax.data.tokenizer import Tokenizer, train_tokenizer
-from janus_jax.models.config import JANUS_PRO_7B
+from janus_jax.models.presets import JANUS_PRO_7B
+from janus_jax.reports.batch_contents import summarize
 from janus_jax.weights.tokenizer_files import write_hf_files
 
 CORES = os.cpu_count() or 1
@@ -245,11 +247,11 @@ def _plain_rows(records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[int
     turns = [task for task, share in RATIO.items() for _ in range(int(share))]
     stored = {task: [record.serialize() for record in records if record.task == task] for task in RATIO}
     rng, used = np.random.default_rng(0), 0
-    row: list[Item] = []
+    row: list[PackedSample] = []
     for count in itertools.count():
         task = turns[count % len(turns)]
         sample, _ = builder.build(Record.deserialize(stored[task][count % RECORDS]), rng)
-        item = Item(task, (), sample, "", ("", 0))
+        item = PackedSample(task, (), sample, "", ("", 0))
         if used + len(sample["tokens"]) > ROW_LENGTH:
             batch = join_blocks([assemble([row], ROW_LENGTH, IMAGE_FEATURES)], dict.fromkeys(IMAGE_FEATURES, SLOTS))
             yield int((batch["modality"] > Modality.TEXT).sum()) // IMAGE_TOKENS
@@ -267,7 +269,7 @@ class _Repeated(Sequence):
     def __len__(self) -> int:
         return SOURCE_SIZE
 
-    def __getitem__(self, index: Any) -> Stored:
+    def __getitem__(self, index: Any) -> StoredRecord:
         return self._source[index % len(self._source)]
 
 
@@ -277,17 +279,12 @@ def _open_stream(folder: Path, tokenizer: Tokenizer, ratio: dict[str, float], wo
 
 
 def _stream(sources: Any, ratio: dict[str, float], tokenizer: Tokenizer, workers: int) -> Stream:
-    return packed_rows(
-        sources,
-        ratio,
-        _builder(tokenizer),
-        batch_size=NUM_SHARDS,
-        num_shards=NUM_SHARDS,
-        packing_bins=BINS,
-        seed=0,
-        max_drop_rate=0.0,
-        workers=workers,
+    mixture = Mixture(
+        sources={task: [WeightedRecords(source) for source in records] for task, records in sources.items()},
+        ratio=ratio,
     )
+    options = StreamOptions(batch_size=NUM_SHARDS, num_shards=NUM_SHARDS, seed=0, max_drop_rate=0.0, workers=workers)
+    return packed_rows(mixture, _builder(tokenizer), BINS, options)
 
 
 class _HugeSource(Sequence):
@@ -298,10 +295,10 @@ class _HugeSource(Sequence):
     def __len__(self) -> int:
         return INDEX
 
-    def __getitem__(self, index: Any) -> Stored:
+    def __getitem__(self, index: Any) -> StoredRecord:
         words = " ".join(f"word{(index * 31 + i) % 997}" for i in range(150))
         record = Record(task="text", messages=(Message("assistant", words),), key=str(index))
-        return Stored(f"huge:{index}", record.serialize())
+        return StoredRecord(f"huge:{index}", record.serialize())
 
 
 def _index_stream(tokenizer: Tokenizer) -> Stream:

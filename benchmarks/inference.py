@@ -29,8 +29,8 @@ from janus_jax.inference.decoding import (
 )
 from janus_jax.inference.padding import pad_prompts
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B
 from janus_jax.models.params import bind
+from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_7B
 
 ROUNDS, LONG = 3, 60.0  # rounds of a case, and the seconds of one after which one is enough
 PROMPT, NEW_TOKENS = 32, 33  # tokens of text; the first comes with the prompt, so 32 steps

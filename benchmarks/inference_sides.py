@@ -15,9 +15,10 @@ from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.loading import load
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.models.config import JANUS_PRO_1B, JanusConfig
+from janus_jax.models.config import JanusConfig
 from janus_jax.models.params import init_params
-from janus_jax.weights import open_model
+from janus_jax.models.presets import JANUS_PRO_1B
+from janus_jax.weights.reader import model_in_memory
 
 CODES_PER_SIDE = 12  # of an image on a CPU, where the released models have 24: so that the suite ends in minutes
 
@@ -82,7 +83,7 @@ def random_pipeline(config: JanusConfig, dtype: str, stored: str) -> JanusPipeli
     tokenizer = train_tokenizer(["a few words"], config.llama.vocab_size, extra_special_tokens=roles)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # float32 of the largest would crowd a GPU
         params = jax.tree.map(lambda leaf: leaf.astype(stored), init_params(config, seed=0))
-    pipeline = load(open_model.MemorySource(config, params, tokenizer), dtype)
+    pipeline = load(model_in_memory(config, params, tokenizer), dtype)
     assert isinstance(pipeline, JanusPipeline)
     return pipeline
 

@@ -29,8 +29,10 @@ from examples.digits import data as digits
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.models.config import JANUS_PRO_1B, JANUS_PRO_TINY, PRESETS, Execution, JanusConfig
+from janus_jax.models.config import JanusConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build, init_params
+from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_TINY, PRESETS
 from janus_jax.training.objectives.janus import with_codes
 from janus_jax.training.plan import Plan, make_plan
 from janus_jax.training.setup import open_stream, open_tokenizer

@@ -88,7 +88,18 @@ def base_config(name: str, model: str) -> ConfigDict:
             },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "checkpoint": {"every_steps": 1000, "keep": 2},
-            "log_every": 50,
+            "log_every": 50,  # steps between two lines of metrics
+            # Losses, accuracies and perplexities of held-out records (`data.held_out`), the same rows each time.
+            "validate": {
+                "every_steps": 0,  # steps between two evaluations; 0, or data.held_out=0: never
+                "num_rows": 64,  # rows evaluated, which are read in batches of train.batch_size
+            },
+            # Images and answers that the run generates from the prompts, into TensorBoard and WORKDIR/samples.
+            "sample": {
+                "every_steps": 0,  # steps between two times; 0: never
+                "num_images": 4,  # images per prompt
+                "prompts": (),  # captions to generate images of
+            },
             "profile": {"first_step": 0, "steps": 0},  # steps to record into WORKDIR/profile; leave out the first
         },
         convert_dict=True,

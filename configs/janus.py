@@ -59,3 +59,6 @@ def _shrink(config: ConfigDict) -> None:
     config.mesh.update(data=1, fsdp=1, tensor=1)
     config.checkpoint.every_steps = 50
     config.log_every = 10
+    config.validate.every_steps = 50
+    if config.data.gen_slots:
+        config.sample.update(every_steps=50, prompts=("a photo of a cat",))

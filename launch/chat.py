@@ -12,7 +12,7 @@ from janus_jax.data.images import load_image
 from janus_jax.errors import UserError
 from janus_jax.inference.loading import load
 from janus_jax.inference.validation import RequestReader, user_message
-from janus_jax.weights.open_model import open_folder
+from janus_jax.weights.open_model import open_model
 from launch.cli import errors, model_flags
 from launch.cli.terminal_chat import converse, print_answer
 
@@ -38,7 +38,7 @@ def main() -> None:
         raise UserError("--json prints a single answer and needs --prompt")
     # All mistakes are told before the weights, which take long. Before a conversation: whether its images fit.
     images = [load_image(path) for path in IMAGE.value]
-    source = open_folder(CHECKPOINT.value, EMA.value)
+    source = open_model(CHECKPOINT.value, EMA.value)
     first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]
     RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
     conversation = load(source, **model_flags.load_options()).conversation()

@@ -18,12 +18,13 @@ from etils import epath
 from janus_jax.data.images import grid
 from janus_jax.errors import UserError
 from janus_jax.inference.janusflow import JanusFlowPipeline, check_noise, latent_shape, require_drawable
-from janus_jax.inference.loading import find_vae, load
+from janus_jax.inference.loading import load
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.ops.flow import SOLVERS
-from janus_jax.weights.native import prepare_folder
-from janus_jax.weights.open_model import open_folder
+from janus_jax.storage import prepare_folder
+from janus_jax.weights.open_model import open_model
+from janus_jax.weights.vae import find_vae
 from launch.cli import errors, model_flags
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
@@ -55,7 +56,7 @@ FLOW_FLAGS = (VAE, NUM_STEPS, SOLVER, INITIAL_NOISE, SAVE_LATENTS)
 def main() -> None:
     errors.require("checkpoint", "output")
     prompts, number = _prompts(), NUM_IMAGES.value
-    source = open_folder(CHECKPOINT.value, EMA.value)  # all mistakes are told before the weights, which take long
+    source = open_model(CHECKPOINT.value, EMA.value)  # all mistakes are told before the weights, which take long
     reader = RequestReader(source.config, source.tokenizer)
     options: dict[str, Any] = {"seed": SEED.value}
     noise = None

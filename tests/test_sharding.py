@@ -9,8 +9,8 @@ import pytest
 
 from janus_jax import sharding
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_7B, JANUS_PRO_TINY
 from janus_jax.models.params import abstract_params, flatten, logical_axes
+from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
 from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
 from tests.helpers import REPOSITORY
 from tests.helpers.tiny_runs import MICRO_JANUS

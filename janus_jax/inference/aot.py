@@ -10,12 +10,13 @@ from jax.typing import DTypeLike
 
 from janus_jax.inference.decoding import ImageState, image_program, start_images
 from janus_jax.inference.padding import Prompts
-from janus_jax.inference.quantization import is_quantized, scale_path
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import Execution, JanusConfig
+from janus_jax.models.config import JanusConfig
+from janus_jax.models.execution import decoding_execution
 from janus_jax.models.params import Params, abstract_params, build, flatten, unflatten
-from janus_jax.models.scan_layers import STACKED, unstacked_path
+from janus_jax.models.scan_layers import is_stacked, unstacked_path
 from janus_jax.sharding import cache_specs, decoding_shardings
+from janus_jax.weights.quantization import is_quantized, scale_path
 
 
 class ImageLoop(NamedTuple):
@@ -56,7 +57,7 @@ def abstract_image_loop(
     Raises:
         UserError: the mesh does not divide a parameter.
     """
-    model: Any = build(config, Execution(dtype=dtype, scan_layers=False))
+    model: Any = build(config, decoding_execution(dtype, mesh.devices.flat[0].platform, on_mesh=True))
     params = abstract_decoding_params(config, mesh, dtype, quantization)
     row = np.zeros((1, prompt_length), np.int32)
     prompt = Prompts(row, row.astype(np.int8), row + 1, row)
@@ -74,7 +75,7 @@ def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, 
     shardings = decoding_shardings(config, mesh)
     result: dict[str, jax.ShapeDtypeStruct] = {}
     for stacked, leaf in flatten(abstract_params(config)).items():
-        layers = leaf.shape[0] if STACKED in stacked.split("/") else None
+        layers = leaf.shape[0] if is_stacked(stacked) else None
         shape = leaf.shape if layers is None else leaf.shape[1:]
         paths = [stacked] if layers is None else [unstacked_path(stacked, layer) for layer in range(layers)]
         for path in paths:

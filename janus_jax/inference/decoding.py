@@ -18,26 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from janus_jax.compiler_options import compiler_options
 from janus_jax.inference.padding import Prompts
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import ROWS_FIRST, Execution
 from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.params import Params, bind
-from janus_jax.ops.cpu.gemv import COMPILER_OPTIONS
 from janus_jax.ops.sampling import guide
 from janus_jax.sharding import row_shares, spread_cache, spread_rows
 
 # Programs traced so far in this process, by name of the function: each new shape or static option compiles another.
 programs: collections.Counter[str] = collections.Counter()
 PORTION = 64  # codes between two reports of progress
-# Bytes read in VMEM for each that is copied to it or back, at least: 1 for weights, 1/2 for the keys of a layer, which
-# XLA:TPU would else keep there for a step and write back whole, where only one slot is new.
-TPU_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": 0.75}
 
 
 def _program(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    return functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS, **options)
+    return functools.partial(jax.jit, compiler_options=compiler_options("decode"), **options)
 
 
 class TextState(NamedTuple):
@@ -228,7 +225,7 @@ def start_images(
 @functools.cache
 def image_program(platform: str) -> Any:
     """`continue_images` as `jax.jit` makes it for devices of a platform: "cpu", "gpu" or "tpu"."""
-    options = COMPILER_OPTIONS | (TPU_OPTIONS if platform == "tpu" else {})
+    options = compiler_options("image_loop", platform=platform)
     return jax.jit(continue_images, compiler_options=options, static_argnames="model", donate_argnames="state")
 
 
@@ -269,7 +266,7 @@ def slots_first(cache: KVCache, execution: Execution) -> KVCache:
     There a step writes one block for all rows. With rows first, each call would copy the whole cache before its first
     step and after its last. A CPU, where slots first would cost these copies, keeps the cache as it is.
     """
-    if execution.few_rows:
+    if execution.cache_layout == ROWS_FIRST:
         return cache
     k, v = jax.tree.map(lambda leaf: leaf.swapaxes(-4, -2), (cache.k, cache.v))
     return cache._replace(k=k, v=v)
@@ -281,7 +278,7 @@ def _stored_slots_first(cache: KVCache, execution: Execution) -> KVCache:
     XLA:TPU would choose that by itself with weights of bfloat16, but with 8 bits slots, rows, heads: then each call
     would copy the whole cache twice.
     """
-    if execution.few_rows:
+    if execution.cache_layout == ROWS_FIRST:
         return cache
 
     def store(leaf: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The image tokenizer of a checkpoint alone: pixels -> codes, to store them with the training data.
+"""The image tokenizer of a model alone, which turns pixels into the codes that are stored with training data.
 
 Letters: B images, N codes per image.
 """
@@ -11,19 +11,22 @@ import numpy as np
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, VQConfig
-from janus_jax.models.params import Params, abstract_params, bind, build, fingerprint, flatten, unflatten
-from janus_jax.weights import native, open_model
+from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.params import Params, bind, build, fingerprint
+from janus_jax.ops.pixels import normalize
+from janus_jax.weights.load import load_params
+from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
+from janus_jax.weights.open_model import open_model
 
 
 class ImageTokenizer:
-    """VQ codes as the training step computes them in float32, one compiled program per batch shape."""
+    """Computes VQ codes in float32, as the training step does, with one compiled program per batch shape."""
 
     def __init__(self, config: VQConfig, params: Params):
         self.config = config
         self.params = params
         apply = bind(build(config), params)
-        self._encode = jax.jit(lambda pixels: apply(pixels.astype(jnp.float32) / 127.5 - 1, method="encode"))
+        self._encode = jax.jit(lambda pixels: apply(normalize(pixels, jnp.float32), method="encode"))
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, size, size, 3] -> int32 [B, N]."""
@@ -31,27 +34,25 @@ class ImageTokenizer:
 
     @property
     def sha256(self) -> str:
-        """Two tokenizers of the same hash give the same codes."""
+        """A hash of the parameters; tokenizers with the same one give the same codes."""
         return fingerprint(self.config, self.params)
 
 
 def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:
-    """Of a Janus model of any layout or an image tokenizer of ours; reads no other parameter, in float32.
+    """Loads the image tokenizer of a Janus model in any layout, or one that was trained here, in float32.
 
     Raises:
         UserError: neither is there, or it is damaged.
     """
     folder = epath.Path(folder)
-    if (folder / "model.json").exists():
-        config = native.read_architecture(folder)
-        if isinstance(config, VQConfig):
-            return ImageTokenizer(config, native.load_params(folder, config, jnp.float32))
-    source = open_model.open_folder(folder)
-    if not isinstance(source.config, JanusConfig):
+    config = _architecture(folder)
+    if isinstance(config, VQConfig):
+        return ImageTokenizer(config, load_params(open_params(folder, config), jnp.float32))
+    reader = open_model(folder)
+    if not isinstance(reader.config, JanusConfig):
         raise UserError(f"{folder}: holds a JanusFlow model, which has no image tokenizer")
-    paths = flatten(abstract_params(source.config.vq))
-    params = {path: jnp.asarray(source.read(open_model.Piece(f"vq/{path}", None)), jnp.float32) for path in paths}
-    return ImageTokenizer(source.config.vq, unflatten(params))
+    params = load_params(reader, jnp.float32, select=lambda path: path.startswith("vq/"))
+    return ImageTokenizer(reader.config.vq, params["vq"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,9 +62,17 @@ def cached_image_tokenizer(folder: str) -> ImageTokenizer:
 
 
 def image_lengths(folder: epath.PathLike) -> tuple[int, int] | None:
-    """(understanding, generation) tokens per image of a Janus model; None for an image tokenizer, which has no LLM."""
-    folder = epath.Path(folder)
-    if (folder / "model.json").exists() and not isinstance(native.read_architecture(folder), FamilyConfig):
+    """The numbers of tokens that a Janus model has for an image to understand and for an image to generate.
+
+    None for an image tokenizer, which has no language model.
+    """
+    config = _architecture(epath.Path(folder))
+    if config is not None and not isinstance(config, FamilyConfig):
         return None
-    config = open_model.open_folder(folder).config
-    return config.siglip.num_tokens, config.image_tokens
+    model = open_model(folder).config
+    return model.siglip.num_tokens, model.image_tokens
+
+
+def _architecture(folder: epath.Path) -> ModelConfig | None:
+    """The architecture of a folder in our layout, None for other folders."""
+    return read_architecture(folder) if (folder / ARCHITECTURE_FILE).exists() else None

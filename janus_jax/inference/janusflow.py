@@ -14,9 +14,10 @@ from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
 from janus_jax.inference.flow_sampling import decode_latents, sample_latents
 from janus_jax.inference.pipeline import Pipeline
-from janus_jax.models.config import Execution, JanusFlowConfig, VAEConfig
+from janus_jax.models.config import JanusFlowConfig, VAEConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
-from janus_jax.weights.open_model import require_vae
+from janus_jax.weights.vae import require_vae
 
 VAE_CHUNK = 4  # most images per VAE decoding call: bounds its memory
 
@@ -162,8 +163,7 @@ def latent_shape(config: JanusFlowConfig) -> tuple[int, int, int]:
 
 def require_drawable(config: JanusFlowConfig, has_vae: bool) -> None:
     """Raises UserError where latents cannot become images: there is no VAE and the model does not draw pixels."""
-    size = config.siglip.image_size
-    if not has_vae and latent_shape(config) != (size, size, 3):
+    if not has_vae and not config.latents_are_pixels:
         raise UserError(
             "this JanusFlow model has no VAE to draw with: give one to from_pretrained, or --vae, or convert the "
             "model together with it"

@@ -30,13 +30,15 @@ from janus_jax.inference.decoding import decode_image_codes, decode_pixels, deco
 from janus_jax.inference.memory import check_fits
 from janus_jax.inference.padding import BUCKETS, Buckets, Prompts, check_buckets, pad_prompts, round_up
 from janus_jax.inference.validation import RequestReader, user_message
-from janus_jax.inference.weight_layout import restore_kernels
-from janus_jax.models.config import Execution, FamilyConfig, JanusConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig
+from janus_jax.models.execution import decoding_execution
 from janus_jax.models.llama import cache_dtype
 from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import stack_layers, unstack_layers
 from janus_jax.sharding import decoding_shardings, row_shares
-from janus_jax.weights import open_model
+from janus_jax.weights.reader import model_in_memory
+from janus_jax.weights.weight_layout import undo_row_major
+from janus_jax.weights.write_model import write_model
 
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # decoded, or the path of a file
 PIXEL_CHUNK = 16  # most images of a device per VQ decoding call, a power of two: bounds its memory
@@ -81,15 +83,14 @@ class Pipeline:
         self._mesh = mesh
         if mesh is not None:
             shardings = decoding_shardings(config, mesh)
-            self.params = restore_kernels(self.params, dtype)
+            self.params = undo_row_major(self.params, dtype)
             placed = {path: jax.device_put(leaf, shardings[path]) for path, leaf in flatten(self.params).items()}
             self.params = unflatten(placed)
         self.tokenizer = tokenizer
         self._normalization = normalization
         self._buckets = buckets
         self._requests = RequestReader(config, tokenizer)
-        few_rows = mesh is None and jax.default_backend() == "cpu"
-        self._model: Any = build(config, Execution(dtype=dtype, scan_layers=False, few_rows=few_rows))
+        self._model: Any = build(config, decoding_execution(dtype, jax.default_backend(), on_mesh=mesh is not None))
 
     @overload
     def chat(self, images: Image | Sequence[Image], prompt: str, **options: Any) -> str: ...
@@ -210,10 +211,10 @@ class Pipeline:
     def _write(self, folder: epath.PathLike, format: str, dtype: DTypeLike | None, vae: Any = None) -> None:
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(self.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
-        params = restore_kernels(self.params, self._model.execution.dtype)
+        params = undo_row_major(self.params, self._model.execution.dtype)
         params = stack_layers(params, join=_Layers)  # joined a layer at a time
-        source = open_model.MemorySource(self.config, params, self.tokenizer, self._normalization)
-        open_model.write_folder(source, folder, format, dtype, vae=vae)
+        source = model_in_memory(self.config, params, self.tokenizer, self._normalization)
+        write_model(source, folder, format, dtype, vae=vae)
 
     @property
     def _image_ids(self) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
-"""Where the parameters of a new run come from: a whole model, pretrained parts in its place, the rest fresh."""
+"""The parameters with which a run starts: those of a whole model, those of pretrained parts, and fresh ones."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import tokenizers
 from etils import epath
 from jax.sharding import Mesh
@@ -16,68 +17,99 @@ from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig
 from janus_jax.models.params import Params, abstract_params, flatten, init_params
 from janus_jax.sharding import param_shardings
 from janus_jax.training.checkpointing import differences
-from janus_jax.weights import native, open_model
-from janus_jax.weights.pretrained_parts import PARTS, load_part, same_function
+from janus_jax.weights.load import read_param
+from janus_jax.weights.native import open_params, read_architecture
+from janus_jax.weights.open_model import open_model
+from janus_jax.weights.pretrained_parts import PARTS, open_part, same_function
+from janus_jax.weights.reader import TensorReader
+
+FRESH = "fresh"
 
 
 class Origin(NamedTuple):
     module: str
     parameters: int
-    source: str  # field and folder, or "fresh"
+    source: str  # field of the config and folder, or "fresh"
+
+
+class _Source(NamedTuple):
+    field: str  # of `config.init`
+    location: str
+    reader: TensorReader
+
+
+class _SavedParams(Mapping[str, np.ndarray]):
+    """Saved parameters by their paths, read when they are asked for. Only the last one is kept in memory."""
+
+    def __init__(self, sources: Mapping[str, _Source]):
+        self._sources = sources
+        self._last: tuple[str, np.ndarray] | None = None
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        source = self._sources[path]
+        if self._last is None or self._last[0] != path:
+            self._last = None  # frees it before the next one is read
+            with _naming(source.field, source.location):
+                self._last = (path, read_param(source.reader, path, np.float32))
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
 
 
 def initial_params(
     config: ConfigDict, architecture: ModelConfig, mesh: Mesh, tokenizer: Tokenizer | None = None
 ) -> tuple[Params, list[Origin]]:
-    """Parameters of step 0 by `config.init`, and which module came from where.
+    """The parameters of step 0, as `config.init` says, and where those of each module come from.
 
     Args:
-        tokenizer: of the run.
+        tokenizer: the tokenizer of the run.
 
     Raises:
-        UserError: a folder that is not what its field says, of another architecture, or whose text embeddings belong
-            to other ids than the tokenizer's; names the field.
+        UserError: a folder is not what its field says, has another architecture, or has text embeddings for other ids
+            than the tokenizer's; names the field.
     """
-    given: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    sources: dict[str, _Source] = {}
     for field in ("checkpoint", *PARTS):
         location = config.init[field]
         if location:
-            with _naming(f"init.{field}={location!r}"):
-                values = _load(field, location, architecture, tokenizer)
-            given |= values
-            sources |= dict.fromkeys(values, f"init.{field}={location}")
-    params = init_params(architecture, config.seed, param_shardings(architecture, mesh), given)
-    return params, _origins(architecture, given, sources)
+            with _naming(field, location):
+                reader = _open(field, location, architecture, tokenizer)
+            sources |= dict.fromkeys(reader.parameters, _Source(field, location, reader))
+    shardings = param_shardings(architecture, mesh)
+    params = init_params(architecture, config.seed, shardings, _SavedParams(sources))
+    return params, _origins(architecture, sources)
 
 
 def format_origins(origins: list[Origin]) -> str:
-    """The table printed when a run starts."""
+    """The table that is printed when a run starts."""
     lines = [f"{'module':<14}{'parameters':>15}  from"]
     return "\n".join(lines + [f"{name:<14}{number:>15,}  {source}" for name, number, source in origins])
 
 
-def _load(field: str, location: str, architecture: ModelConfig, tokenizer: Tokenizer | None) -> Mapping[str, Any]:
-    """Path -> values of everything that one field brings."""
+def _open(field: str, location: str, architecture: ModelConfig, tokenizer: Tokenizer | None) -> TensorReader:
+    """A reader of all parameters that one field of `config.init` brings."""
     if field != "checkpoint":
         if not isinstance(architecture, FamilyConfig) or (field == "vq" and not isinstance(architecture, JanusConfig)):
             raise UserError(f"{type(architecture).__name__} takes no such part")
-        own = epath.Path(location) / FILE_NAME
-        if field == "llm" and tokenizer is not None and own.exists():
-            _require_same_ids(tokenizers.Tokenizer.from_file(str(own)), tokenizer)
-        return load_part(field, location, architecture)
+        saved_tokenizer = epath.Path(location) / FILE_NAME
+        if field == "llm" and tokenizer is not None and saved_tokenizer.exists():
+            _require_same_ids(tokenizers.Tokenizer.from_file(str(saved_tokenizer)), tokenizer)
+        return open_part(field, location, architecture)
     if not isinstance(architecture, FamilyConfig):
-        saved = native.read_architecture(location)
+        saved = read_architecture(location)
         _require_same(saved, architecture)
-        return flatten(native.load_params(location, saved))
-    source = open_model.open_folder(location)
-    _require_same(source.config, architecture)
+        return open_params(location, saved)
+    model = open_model(location)
+    _require_same(model.config, architecture)
     if tokenizer is not None:
-        _require_same_ids(source.tokenizer.backend, tokenizer)
-    if source.normalization != JANUS_NORMALIZATION:
-        raise UserError(f"its images have {source.normalization}, training uses {JANUS_NORMALIZATION}")
-    wanted = abstract_params(architecture).keys()
-    return flatten({name: part for name, part in open_model.load_params(source).items() if name in wanted})
+        _require_same_ids(model.tokenizer.backend, tokenizer)
+    if model.normalization != JANUS_NORMALIZATION:
+        raise UserError(f"its images have {model.normalization}, training uses {JANUS_NORMALIZATION}")
+    return model
 
 
 def _require_same(saved: ModelConfig, wanted: ModelConfig) -> None:
@@ -87,30 +119,34 @@ def _require_same(saved: ModelConfig, wanted: ModelConfig) -> None:
 
 
 def _require_same_ids(saved: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
-    """The run's tokenizer may know more tokens, but none by another id: its embedding would be another token's."""
-    own = tokenizer.backend.get_vocab()
-    moved = sorted(token for token, id in saved.get_vocab().items() if own.get(token) != id)
+    """The run's tokenizer may have more tokens, but none with another id, which would get another token's embedding."""
+    ids = tokenizer.backend.get_vocab()
+    moved = sorted(token for token, id in saved.get_vocab().items() if ids.get(token) != id)
     if moved:
         raise UserError(
             f"its tokenizer.json has {len(moved)} tokens with other ids than config.data.tokenizer, e.g. {moved[0]!r}"
         )
 
 
-def _origins(architecture: ModelConfig, given: Mapping[str, Any], sources: Mapping[str, str]) -> list[Origin]:
-    """A line per top-level module and source; rows of a larger vocabulary than the source's count as fresh."""
+def _origins(architecture: ModelConfig, sources: Mapping[str, _Source]) -> list[Origin]:
+    """A line per top-level module and source. Rows of a vocabulary that the source does not have count as fresh."""
     sizes: dict[tuple[str, str], int] = {}
     for path, leaf in flatten(abstract_params(architecture)).items():
-        module, loaded = path.split("/")[0], given[path].size if path in given else 0
-        for source, size in ((sources.get(path, "fresh"), loaded), ("fresh", leaf.size - loaded)):
+        module, loaded, name = path.split("/")[0], 0, FRESH
+        if path in sources:
+            source = sources[path]
+            loaded = int(np.prod(source.reader.parameters[path].shape))
+            name = f"init.{source.field}={source.location}"
+        for origin, size in ((name, loaded), (FRESH, leaf.size - loaded)):
             if size:
-                sizes[module, source] = sizes.get((module, source), 0) + size
-    return [Origin(module, size, source) for (module, source), size in sizes.items()]
+                sizes[module, origin] = sizes.get((module, origin), 0) + size
+    return [Origin(module, size, origin) for (module, origin), size in sizes.items()]
 
 
 @contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Puts the field in front of what is wrong with its folder."""
+def _naming(field: str, location: str) -> Iterator[None]:
+    """Puts the field in front of the message when something is wrong with its folder."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{field}: {error}") from error
+        raise UserError(f"init.{field}={location!r}: {error}") from error

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax.data.images import CENTRE, Crop
-from janus_jax.data.mixture import Schedule, check_schedule, ever_positive
+from janus_jax.data.mixture import Mixture, Schedule, WeightedRecords, check_schedule, ever_positive
+from janus_jax.data.packed_rows import packed_rows
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.record_reader import RecordSource, open_records
 from janus_jax.data.sample_builder import SampleBuilder, check_supervision
-from janus_jax.data.stream import Stream, packed_rows, square_images
+from janus_jax.data.square_images import square_images
+from janus_jax.data.stream import Stream, StreamOptions
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
-    PRESETS,
     AlignmentConfig,
-    Execution,
     FamilyConfig,
     JanusConfig,
     JanusFlowConfig,
@@ -29,6 +29,8 @@ from janus_jax.models.config import (
     VAEConfig,
     VQConfig,
 )
+from janus_jax.models.execution import Execution
+from janus_jax.models.presets import PRESETS
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits
@@ -71,6 +73,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint.every_steps": (1, 2**31 - 1),
     "checkpoint.keep": (1, 2**20),
     "log_every": (1, 2**31 - 1),
+    "validate.every_steps": (0, 2**31 - 1),
+    "validate.num_rows": (1, 2**20),
+    "sample.every_steps": (0, 2**31 - 1),
+    "sample.num_images": (1, 1024),
     "profile.first_step": (0, 2**31 - 1),
     "profile.steps": (0, 1000),
 }
@@ -191,9 +197,8 @@ def open_stream(
         for task in ratio
         if ever_positive(ratio[task])
     }
-    sources = {task: [source for source, _ in pairs] for task, pairs in entries.items()}
     crop = Crop(**data.crop)
-    common: dict[str, Any] = dict(
+    options = StreamOptions(
         batch_size=config.train.batch_size,
         num_shards=data.num_shards,
         seed=config.seed,
@@ -207,7 +212,7 @@ def open_stream(
         size = data.image_size or architecture.image_size
         if size % architecture.downsampling:
             raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
-        return square_images(sources["generate"], size=size, crop=crop, **common)
+        return square_images([records for records, _ in entries["generate"]], size, crop, options)
     assert isinstance(architecture, FamilyConfig) and tokenizer is not None
     flow = isinstance(architecture, JanusFlowConfig)
     if flow and data.stored_codes:
@@ -215,7 +220,7 @@ def open_stream(
     if data.stored_codes and crop != CENTRE:
         raise UserError(f"data.crop={data.crop.to_dict()}: data.stored_codes are of the centre, expected {CENTRE}")
     slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
-    for task in sources:
+    for task in entries:
         if not slots[task]:
             raise UserError(f"data.ratio.{task}={data.ratio[task]}, but its rows have no image slot of this kind")
     builder = SampleBuilder(
@@ -236,15 +241,12 @@ def open_stream(
         stored_codes=data.stored_codes,
         flow=flow,
     )
-    return packed_rows(
-        sources,
-        {task: ratio[task] for task in sources},
-        builder,
-        weights={task: [weight for _, weight in pairs] for task, pairs in entries.items()},
-        unit=data.ratio_unit,
-        packing_bins=data.packing_bins,
-        **common,
+    mixture = Mixture(
+        sources={task: [WeightedRecords(*pair) for pair in pairs] for task, pairs in entries.items()},
+        ratio={task: ratio[task] for task in entries},
+        ratio_unit=data.ratio_unit,
     )
+    return packed_rows(mixture, builder, data.packing_bins, options)
 
 
 def generation_size(architecture: FamilyConfig) -> int:

@@ -1,7 +1,7 @@
-"""Sizes of SigLIP and VQ in a DeepSeek folder, read off its tensors.
+"""The sizes of SigLIP and of the VQ in a DeepSeek folder, inferred from the shapes of its tensors.
 
-The original config.json only names both; their sizes stand in the code behind the names. Shapes tell them all, except
-how many heads SigLIP has.
+The original config.json only names both; the code behind the names has their sizes. The shapes tell all of them except
+the number of SigLIP's heads.
 """
 
 import dataclasses
@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_1B, SiglipConfig
+from janus_jax.models.config import SiglipConfig
+from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.weights.json_fields import Fields
 from janus_jax.weights.name_map import Shape
 
 SIGLIP_LARGE = "siglip_large_patch16_384"
 TOWER_DEFAULTS = {"model_name": SIGLIP_LARGE, "image_size": 336, "select_layer": -2}  # of the original CLIPVisionTower
-SIGLIP_NORM_EPS = 1e-6  # in the original code
-# (width, heads) of the towers that the original code knows by name.
+SIGLIP_NORM_EPS = 1e-6  # built into the original code
+# Name of a tower that the original code knows -> (width, heads).
 _TOWERS = {SIGLIP_LARGE: (1024, 16), "siglip_so400m_patch14_384": (1152, 16), "siglip_so400m_patch14_224": (1152, 16)}
 _HEAD_FIELDS = ("heads", "num_heads", "num_attention_heads")
 _TOWER = "vision_model.vision_tower."
@@ -24,42 +25,40 @@ _VQ = "gen_vision_model."
 
 
 def measure_siglip(params: Fields, shapes: Mapping[str, Shape], tower: str = _TOWER) -> SiglipConfig:
-    """The understanding encoder.
+    """The architecture of the understanding encoder.
 
-    Heads are `heads` of the params (which we write, and timm calls `num_heads`), or those that the original code has
-    for the tower's name, if the tower has the width that goes with it.
+    The number of heads is the field `heads` (which we write; timm calls it `num_heads`). Without it, it is the number
+    that the original code has for the tower's name, provided that the tower has the width that belongs to that name.
 
     Args:
-        params: `vision_config.params` with `TOWER_DEFAULTS`.
+        params: `vision_config.params`, with `TOWER_DEFAULTS` for what it lacks.
         shapes: name -> shape of all tensors.
-        tower: prefix of the encoder's tensors.
+        tower: the prefix of the encoder's tensors.
 
     Raises:
-        UserError: a tensor is missing, it disagrees with image_size, or the tower is not SigLIP.
+        UserError: a tensor is missing or disagrees with image_size, or the tower is not a SigLIP.
     """
     name, large = params.values["model_name"], JANUS_PRO_1B.siglip
     if not isinstance(name, str) or not name.startswith("siglip"):
         raise params.wrong("model_name", f"a SigLIP tower such as {SIGLIP_LARGE!r}")
-    # `select_feature` has no effect on a SigLIP tower; mean and std would normalise pixels inside the model.
+    # `select_feature` has no effect on a SigLIP tower. A mean and std would normalise pixels inside the model.
     params.only(select_layers=None, pixel_mean=None, pixel_std=None)
     width, patch_size = (_size(params, shapes, f"{tower}patch_embed.proj.weight", axis) for axis in (0, 2))
     depth = _count(shapes, f"{tower}blocks.")
     if name == SIGLIP_LARGE:
         depth = min(depth, _selected_depth(params, large.depth))
-    given = [field for field in _HEAD_FIELDS if field in params.values]
-    if not given:
+    head_fields = [field for field in _HEAD_FIELDS if field in params.values]
+    if not head_fields:
         known_width, heads = _TOWERS.get(name, (0, 0))
         if width != known_width:
-            raise params.wrong(
-                "heads", f"the number of heads, which no tensor tells of a tower {name!r} that is {width} wide"
-            )
-        params, given = params.filled({"heads": heads}), ["heads"]
+            raise params.wrong("heads", f"the number of heads, which is unknown for a tower {name!r} of width {width}")
+        params, head_fields = params.filled({"heads": heads}), ["heads"]
     siglip = SiglipConfig(
         image_size=params.integer("image_size"),
         patch_size=patch_size,
         width=width,
         depth=depth,
-        num_heads=params.integer(given[0]),
+        num_heads=params.integer(head_fields[0]),
         mlp_dim=_size(params, shapes, f"{tower}blocks.0.mlp.fc1.weight", 0),
         norm_eps=SIGLIP_NORM_EPS,
     )
@@ -72,10 +71,10 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape], tower: str = _TO
 
 
 def tower_fields(siglip: SiglipConfig) -> dict[str, Any]:
-    """`params` that `measure_siglip` reads.
+    """The `params` that `measure_siglip` reads.
 
-    Any other SigLIP than the released one has a name that the original refuses, and its `heads`, which no shape
-    tells, are added.
+    Any SigLIP but the released one gets a name that the original code refuses, and the field `heads`, which no shape
+    tells.
     """
     large = JANUS_PRO_1B.siglip
     is_large = dataclasses.replace(siglip, image_size=large.image_size) == large
@@ -84,7 +83,7 @@ def tower_fields(siglip: SiglipConfig) -> dict[str, Any]:
 
 
 def measure_vq(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Fields of `VQConfig`. Raises UserError when a tensor is missing or the levels do not share a base width."""
+    """The sizes in `VQConfig`. Raises UserError when a tensor is missing or the levels do not share a base width."""
     base = _size(fields, shapes, f"{_VQ}encoder.conv_in.weight", 0)
     levels = range(_count(shapes, f"{_VQ}encoder.conv_blocks."))
     widths = [_size(fields, shapes, f"{_VQ}encoder.conv_blocks.{i}.res.0.conv1.weight", 0) for i in levels]
@@ -104,7 +103,7 @@ def measure_vq(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _selected_depth(params: Fields, depth: int) -> int:
-    """How many of `depth` blocks the original builds; the final norm always comes after the last of them."""
+    """The number of blocks that the original builds of `depth`; the final norm always follows the last of them."""
     layer = params.integer("select_layer", least=-depth)
     return min(depth, layer if layer > 0 else depth + layer + 1)
 
@@ -118,5 +117,5 @@ def _size(fields: Fields, shapes: Mapping[str, Shape], name: str, axis: int) -> 
 
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
-    """How many modules `prefix`0, `prefix`1, ... there are."""
+    """The number of modules `prefix`0, `prefix`1, ..."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})

@@ -1,11 +1,8 @@
-"""Names of JanusFlow's parameters and of DeepSeek's, of the VAE's and of diffusers': rows for `weights.name_map`.
+"""Tables of names for `weights.name_map`: JanusFlow in DeepSeek's code, and its VAE in diffusers.
 
-SigLIP and the LLM have the rows of Janus. A table is (prefix of ours, prefix of theirs, rows of both).
+A table is (prefix of our names, prefix of theirs, rows of both below the prefix). SigLIP and the language model have
+the rows of Janus.
 """
-
-import re
-from collections.abc import Mapping
-from typing import Any
 
 _CONVNEXT_ROWS = (
     ("block_{i}/depthwise", "mid_block.res_blocks.{i}.depthwise"),
@@ -73,19 +70,3 @@ _VAE = (
     ),
 )
 FLOW_TABLES = (*_JANUSFLOW, *_VAE)
-
-# Of diffusers before 0.15 -> since.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def with_present_names(found: Mapping[str, Any]) -> dict[str, str]:
-    """The names that diffusers' VAE has today -> the names in a file, whose attention may still have its old ones."""
-
-    def present(name: str) -> str:
-        return re.sub(
-            rf"(mid_block\.attentions\.0\.)({'|'.join(_OLD_ATTENTION)})\.",
-            lambda match: f"{match[1]}{_OLD_ATTENTION[match[2]]}.",
-            name,
-        )
-
-    return {present(name): name for name in found}

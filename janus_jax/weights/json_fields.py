@@ -1,27 +1,43 @@
-"""Fields of a JSON object from outside, checked as they are read: an error names file, field, value and expectation."""
+"""Fields of a JSON object from outside, checked as they are read.
 
-import json
+An error names the file, the field, its value and what was expected. Numbers have upper limits, so that a damaged one
+is an error and not a day of waiting.
+"""
+
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from janus_jax.errors import UserError
+from janus_jax.storage import read_json
 
-_MAX_BYTES = 1 << 20
-_MAX_SIZE = 1 << 24  # of any dimension: a damaged number is an error, not a day of waiting
+CONFIG_FILE = "config.json"  # of Hugging Face, DeepSeek and diffusers folders
+_MAX_SIZE = 1 << 24  # of any dimension
 _MAX_COUNT = 1024  # of anything that is repeated
 _MAX_NUMBER = 1e18
 _MAX_LIST = 16
-_COUNTS = ("num_hidden_layers", "depth", "num_res_blocks")
+_COUNTS = frozenset(
+    {
+        "num_hidden_layers",
+        "depth",
+        "encoder_depth",
+        "decoder_depth",
+        "num_res_blocks",
+        "aligner_depth",
+        "gen_aligner_depth",
+        "layer",
+    }
+)
 
 
 class Fields(NamedTuple):
-    """An object in a JSON file, its defaults filled in. Null counts as missing, as in transformers."""
+    """An object in a JSON file. A field with the value null counts as missing, as in transformers."""
 
     path: epath.Path
-    prefix: str  # where the object is: "vision_config.params.", empty for the whole file
+    prefix: str  # where in the file the object is, e.g. "vision_config.params."; empty for the whole file
     values: dict[str, Any]
 
     def wrong(self, field: str, expected: str) -> UserError:
@@ -30,14 +46,14 @@ class Fields(NamedTuple):
         return UserError(f"{self.path}: {self.prefix}{field}{value}, expected {expected}")
 
     def object(self, field: str, defaults: Mapping[str, Any] | None = None) -> "Fields":
-        """The object in a field; a missing one is empty, that is, all defaults."""
+        """The object in a field, with defaults for what it lacks. A missing field counts as an empty object."""
         found = self.values.get(field, {})
         if not isinstance(found, dict):
             raise self.wrong(field, "an object")
         return Fields(self.path, f"{self.prefix}{field}.", _without_null(found)).filled(defaults or {})
 
     def filled(self, defaults: Mapping[str, Any]) -> "Fields":
-        """The same object with defaults for what is missing."""
+        """The same object with defaults for what it lacks."""
         return self._replace(values={**defaults, **self.values})
 
     def integer(self, field: str, least: int = 1) -> int:
@@ -48,7 +64,7 @@ class Fields(NamedTuple):
         return value
 
     def integers(self, names: Mapping[str, str]) -> dict[str, int]:
-        """{ours: theirs} -> {ours: value}."""
+        """Several whole numbers: {our name: name of the field} -> {our name: value}."""
         return {ours: self.integer(theirs) for ours, theirs in names.items()}
 
     def integer_list(self, field: str) -> list[int]:
@@ -58,14 +74,21 @@ class Fields(NamedTuple):
             raise self.wrong(field, f"a list of 1 to {_MAX_LIST} positive whole numbers")
         return value
 
-    def number(self, field: str) -> float:
+    def number(self, field: str, zero_is_valid: bool = False) -> float:
         value: Any = self.values.get(field)
-        if type(value) not in (int, float) or not 0 < value < _MAX_NUMBER:
-            raise self.wrong(field, "a positive number")
+        is_number = type(value) in (int, float) and 0 <= value < _MAX_NUMBER
+        if not is_number or (value == 0 and not zero_is_valid):
+            raise self.wrong(field, "a number from 0" if zero_is_valid else "a positive number")
         return float(value)
 
+    def choice(self, field: str, known: Collection[str]) -> str:
+        value: Any = self.values.get(field)
+        if not isinstance(value, str) or value not in known:
+            raise self.wrong(field, f"one of {', '.join(known)}")
+        return value
+
     def only(self, **expected: Any) -> None:
-        """Refuses a field that is there with another value than the only one that our code computes."""
+        """Refuses a field that is there with another value than the given one, which is all that our code computes."""
         for field, value in expected.items():
             if self.values.get(field, value) != value:
                 raise self.wrong(field, f"{value!r}, the only value that fits here")
@@ -73,19 +96,26 @@ class Fields(NamedTuple):
 
 def read_fields(path: epath.Path) -> Fields:
     """The object of a JSON file. Raises UserError for a missing, long or damaged file."""
-    try:
-        if path.stat().length > _MAX_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_BYTES} bytes, expected a short JSON file")
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except UserError:
-        raise
-    except (ValueError, RecursionError, OSError) as error:  # not UTF-8, not JSON, nested too deeply, a folder
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
     return Fields(path, "", _without_null(content))
+
+
+def read_optional_fields(path: epath.Path) -> Fields:
+    """The object of a JSON file that a folder may lack, which then counts as empty."""
+    return read_fields(path) if path.exists() else Fields(path, "", {})
+
+
+@contextmanager
+def checked_sizes(path: epath.Path) -> Iterator[None]:
+    """Puts the name of the file in front of a ValueError of our config classes: sizes that do not go together."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:

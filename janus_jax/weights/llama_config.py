@@ -1,11 +1,11 @@
-"""The Llama part of a config.json <-> `LlamaConfig`, in the spellings of transformers 4 and 5."""
+"""The section of a config.json for the language model <-> `LlamaConfig`, as transformers 4 and 5 write it."""
 
 from typing import Any
 
 from janus_jax.models.config import LlamaConfig
 from janus_jax.weights.json_fields import Fields
 
-# Ours -> theirs.
+# Our names -> theirs.
 _SIZES = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -19,7 +19,7 @@ _SIZES = {
 _NUMBERS = {"norm_eps": "rms_norm_eps", "init_std": "initializer_range"}
 # The only values that our code computes.
 _FIXED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-# Of transformers' LlamaConfig. The original file of Janus-Pro-7B relies on them: it leaves most fields out.
+# Of transformers' LlamaConfig. The original file of Janus-Pro-7B leaves most fields out and relies on them.
 LLAMA_DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -34,7 +34,10 @@ _ROPE_THETA = 10000.0
 
 
 def read_llama(fields: Fields) -> LlamaConfig:
-    """The architecture in an object that has `LLAMA_DEFAULTS` filled in. Raises UserError for what we cannot run."""
+    """The architecture in an object that has `LLAMA_DEFAULTS` for what it lacks.
+
+    Raises UserError for a damaged field and for an architecture that our code does not compute.
+    """
     fields.only(**_FIXED)
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if "head_dim" not in fields.values and width % heads:
@@ -45,7 +48,7 @@ def read_llama(fields: Fields) -> LlamaConfig:
 
 
 def llama_fields(config: LlamaConfig) -> dict[str, Any]:
-    """All fields, without ids of tokens; theta stands at both of its places."""
+    """All fields except the ids of tokens. RoPE's theta stands where transformers 4 and where 5 looks for it."""
     return {
         **_FIXED,
         **{theirs: getattr(config, ours) for ours, theirs in (_SIZES | _NUMBERS).items()},
@@ -57,11 +60,11 @@ def llama_fields(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _read_rope_theta(fields: Fields) -> float:
-    """Theta at the top level (transformers 4) or inside `rope_parameters` (5). Refuses scaled and partial RoPE."""
+    """RoPE's theta, at the top level (transformers 4) or in `rope_parameters` (5). Refuses scaled and partial RoPE."""
     places = [fields, fields.object("rope_parameters"), fields.object("rope_scaling")]
     for place in places:
         place.only(rope_type="default", type="default", partial_rotary_factor=1.0)
-    given = [place for place in places if "rope_theta" in place.values]
-    for place in given[1:]:
-        place.only(rope_theta=given[0].number("rope_theta"))
-    return given[0].number("rope_theta") if given else _ROPE_THETA
+    found = [place for place in places if "rope_theta" in place.values]
+    for place in found[1:]:
+        place.only(rope_theta=found[0].number("rope_theta"))
+    return found[0].number("rope_theta") if found else _ROPE_THETA

@@ -1,14 +1,15 @@
-"""Names of our parameters and of theirs: one table per component, read in both directions.
+"""The names of our parameters and of theirs: one table per component, used for reading and for writing.
 
-A row is (ours, transformers', DeepSeek's), each below the prefix of its table. It names a module, whose weight and bias
-follow by themselves, or an embedding table by its full name. `{l}` is the layer, other braces match one word, and
-`{k-1}`, `{2k}` are computed from `{k}`; the first row that fits counts. Notes in brackets tell how DeepSeek's (or
-diffusers') tensor differs: `qkv[1/3]` is block 1 of the 3 that are fused along the first axis, `[0]` the only entry of
-a leading axis, `[channels]` has three leading axes of one entry, `[linear]` is a matrix, ours a 1x1 convolution.
+A row is (ours, transformers', DeepSeek's), each below the prefix of its table. It names a module, to which the names of
+its weight and bias are added, or an embedding table by its full name. `{l}` stands for the layer, other braces match
+one word, and `{k-1}` and `{2k}` are computed from `{k}`. The first row that matches counts.
 
-A *layout* is a whole checkpoint ("hf", "deepseek", "janusflow", the latter's "vae") or a pretrained part to start
-training from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's
-vq_ds16).
+Notes in brackets say how the tensor of DeepSeek (or diffusers) differs from ours. `qkv[1/3]` is block 1 of the 3 that
+are fused along the first axis, `[0]` is the only entry of a leading axis, `[channels]` has three leading axes of one
+entry, and `[linear]` is a matrix where ours is a 1x1 convolution.
+
+A *layout* is a whole checkpoint ("hf", "deepseek", "janusflow" and its "vae"), or a pretrained part to start training
+from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's vq_ds16).
 """
 
 import functools
@@ -21,14 +22,16 @@ import numpy as np
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusFlowConfig, ModelConfig
 from janus_jax.models.params import abstract_params, flatten
+from janus_jax.models.scan_layers import is_stacked
 from janus_jax.weights.janusflow_name_map import FLOW_TABLES
+from janus_jax.weights.reader import TensorSlice
 
 Shape = tuple[int, ...]
-_SHOWN = 10  # names per list of an error
+_SHOWN = 10  # names in a list of an error message
 
 
 class Transform(NamedTuple):
-    """A change of axes and its inverse, both views of the same values; casts are none of its business."""
+    """A change of axes and its inverse. Both return views; the dtype stays."""
 
     name: str
     to_ours: Callable[[np.ndarray], np.ndarray]
@@ -36,19 +39,23 @@ class Transform(NamedTuple):
 
 
 class Link(NamedTuple):
-    """A piece of one of our parameters and the foreign tensor that holds it."""
+    """A slice of our parameters and the foreign tensor that holds it."""
 
     path: str  # ours: "llm/decoder/layers/attention/q_proj/kernel"
     layer: int | None  # index on the leading axis of our stacked parameter; None: the whole parameter
     name: str  # theirs: "model.language_model.layers.3.self_attn.q_proj.weight"
-    transform: Transform  # of the piece, after a fused tensor was split
+    transform: Transform  # from their axes to ours, after a fused tensor is split
     part: tuple[int, int] | None  # (i, n): block i of n along the first axis of a fused tensor
+
+    @property
+    def slice(self) -> TensorSlice:
+        return TensorSlice(self.path, self.layer)
 
 
 _AS_IS = Transform("as is", lambda x: x, lambda x: x)
 _LINEAR = Transform("transpose", lambda x: x.T, lambda x: x.T)  # [out, in] -> [in, out]
 _CONV = Transform("OIHW to HWIO", lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-_NOTED = {  # by the note in the table; the last one for the kernel only
+_NOTED = {  # by the note in the table; "linear" concerns the weight only, not the bias
     "0": Transform("drop leading axis", lambda x: x[0], lambda x: x[None]),
     "channels": Transform("drop leading axes", lambda x: x[0, 0, 0], lambda x: x[None, None, None]),
     "linear": Transform("transpose to 1x1 convolution", lambda x: x.T[None, None], lambda x: x[0, 0].T),
@@ -137,11 +144,11 @@ _TABLES = (
 
 
 class _Layout(NamedTuple):
-    names: str  # whose column of the tables
-    ours: str = ""  # the part of our tree that it holds
+    names: str  # the column of the tables that it uses
+    ours: str = ""  # prefix of those of our paths that it holds
     removed: str = ""  # prefix of the column's names that its files never have
-    optional: str = ""  # prefix of what is left that files of a bare model lack
-    renamed: tuple[str, str] = ("", "")
+    optional: str = ""  # prefix of the remaining names that its files may lack
+    renamed: tuple[str, str] = ("", "")  # a part of the column's names and what its files have instead
 
 
 LAYOUTS = {
@@ -154,7 +161,7 @@ LAYOUTS = {
     "vae": _Layout("deepseek"),
 }
 
-# Tensors without a place in our models, by name: buffers, pooling heads, SigLIP's text tower.
+# Patterns of the names of tensors that our models do not have: buffers, pooling heads, SigLIP's text tower.
 _BUFFERS = r"(.+\.)?(rotary_emb\.inv_freq|position_ids|quantize\.codebook_used)"
 DROPPED = {
     "hf": _BUFFERS,
@@ -165,16 +172,16 @@ DROPPED = {
     "janusflow": rf"{_BUFFERS}|vision_und_enc_model\.vision_tower\.attn_pool\..+",
     "vae": _BUFFERS,
 }
-TRAINING_ONLY = "alignment_head/"  # of ours, without a place in theirs
+TRAINING_ONLY = "alignment_head/"  # prefix of our parameters that no foreign layout has
 
 
 def table_of(config: ModelConfig, layout: str) -> str:
-    """The table of a whole folder's layout: DeepSeek's has other names for JanusFlow."""
+    """The table of names for a whole folder; DeepSeek's layout has another one for JanusFlow."""
     return "janusflow" if layout == "deepseek" and isinstance(config, JanusFlowConfig) else layout
 
 
 def links(config: ModelConfig, layout: str) -> list[Link]:
-    """Every parameter of ours that the layout holds, stacked ones once per layer, and where it is."""
+    """A link for every slice of our parameters that the layout holds."""
     rules = LAYOUTS[layout]
     shapes = _our_shapes(config)
     held = [path for path in shapes if path.startswith(rules.ours) and not path.startswith(TRAINING_ONLY)]
@@ -182,12 +189,12 @@ def links(config: ModelConfig, layout: str) -> list[Link]:
 
 
 def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:
-    """Name -> shape of all tensors of a layout, fused ones whole. Needs no memory."""
+    """Name -> shape of all tensors that a layout has for an architecture. Needs no memory."""
     shapes = {}
     for link in links(config, layout):
         ours = _our_shapes(config)[link.path]
-        piece = np.broadcast_to(np.float32(0), ours if link.layer is None else ours[1:])
-        first, *rest = link.transform.to_theirs(piece).shape
+        values = np.broadcast_to(np.float32(0), ours if link.layer is None else ours[1:])
+        first, *rest = link.transform.to_theirs(values).shape
         shapes[link.name] = (first * (link.part[1] if link.part else 1), *rest)
     return shapes
 
@@ -195,14 +202,15 @@ def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:
 def match_names(
     found: Mapping[str, Shape], config: ModelConfig, layout: str, origin: str, *, any_vocabulary: bool = False
 ) -> dict[str, str]:
-    """Pairs the tensors that a layout needs with those of a checkpoint.
+    """Finds the tensors that a layout needs among those of a checkpoint.
 
-    A missing text head is tied to the embeddings; where it is in the file it counts, whatever config.json says.
+    A text head that is missing is tied to the embeddings. A text head that is there is used, even if config.json says
+    that it is tied.
 
     Args:
         found: name -> shape of everything in the checkpoint.
         origin: what to call the checkpoint in an error.
-        any_vocabulary: accept other numbers of rows in the embeddings and in the text head.
+        any_vocabulary: accepts other numbers of rows in the embeddings and in the text head.
 
     Returns:
         Name as in `links` -> name in the checkpoint; `DROPPED` tensors are left out.
@@ -238,12 +246,12 @@ def match_names(
 
 
 def _links_of(path: str, shape: Shape, rules: _Layout) -> list[Link]:
-    """The links of one parameter of ours."""
+    """The links of one of our parameters."""
     module, _, leaf = path.rpartition("/")
     suffix = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}.get(leaf, "")
     pattern, words = _find_row(module if suffix else path, rules.names)
     name, _, note = pattern.rstrip("]").partition("[")
-    stacked = "/layers/" in path
+    stacked = is_stacked(path)
     transform = _AS_IS
     if note in _NOTED and not (note == "linear" and leaf == "bias"):
         transform = _NOTED[note]
@@ -260,7 +268,7 @@ def _links_of(path: str, shape: Shape, rules: _Layout) -> list[Link]:
 
 
 def _find_row(module: str, names: str) -> tuple[str, dict[str, str | int]]:
-    """The first row for a module of ours: the foreign pattern, and the words that fill its braces."""
+    """The foreign name in the first row that matches a module of ours, and the words that fill its braces."""
     for table in _TABLES:
         for ours, hf, deepseek in table.rows:
             match = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>\\w+)", table.ours + ours), module)
@@ -278,7 +286,7 @@ def _our_shapes(config: ModelConfig) -> Mapping[str, Shape]:
 
 
 def _listed(what: str, names: Iterable[str]) -> str:
-    """One line of an error, empty without names."""
+    """One line of an error message; empty if there are no names."""
     names = sorted(names)
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"  {what} ({len(names)}): {', '.join(names[:_SHOWN])}{more}" if names else ""

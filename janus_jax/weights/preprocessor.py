@@ -1,11 +1,11 @@
-"""preprocessor_config.json of any layout: how understanding images are resized, padded and normalised.
+"""preprocessor_config.json of any layout: how images to understand are resized, padded and normalised.
 
-Our code computes one rule (`data.images.understanding_pixels`) with any mean and deviation. A folder that asks for
-another rule is refused by field, since it would silently get other pixels. Sizes are truncated, as the original and
-transformers 4.5x do; transformers 5 rounds them, which no field tells, and no folder can ask for.
+Our code resizes and pads by one rule (`data.images.understanding_pixels`) and normalises with any mean and standard
+deviation. A folder that asks for another rule is refused by the name of the field, since its images would silently get
+other pixels. Our rule rounds sizes down, as the original and transformers 4.5x do. transformers 5 rounds them to the
+nearest, but no field says so, and no folder can ask for it.
 """
 
-import json
 import math
 from typing import Any
 
@@ -14,23 +14,24 @@ from etils import epath
 
 from janus_jax.data.images import JANUS_NORMALIZATION, MIN_SIZE, Normalization
 from janus_jax.models.config import FamilyConfig
-from janus_jax.weights.json_fields import Fields, read_fields
+from janus_jax.storage import write_json
+from janus_jax.weights.json_fields import Fields, read_fields, read_optional_fields
 
 FILE_NAME = "preprocessor_config.json"
 _BICUBIC = 3  # of Pillow
 _RESCALE = 1 / 255
-_RESCALE_TOLERANCE = 1e-6  # relative: a factor that was written with fewer digits
+_RESCALE_TOLERANCE = 1e-6  # relative; accepts a factor that was written with fewer digits
 
 
 def read_preprocessor(folder: epath.PathLike, config: FamilyConfig) -> Normalization:
-    """How a folder of any layout wants its understanding images normalised.
+    """How a folder of any layout normalises its images to understand.
 
-    Without mean and standard deviation both references fall back to CLIP's, which are wrong for Janus; we use 0.5 and
+    Where mean and standard deviation are missing, both references use CLIP's, which are wrong for Janus. We use 0.5 and
     log a warning.
 
     Raises:
-        UserError: another image size than the architecture's, a rule that our code does not compute, a number that is
-            none, a damaged file.
+        UserError: another image size than the architecture's, a rule that our code does not compute, a value that is
+            not a number, or a damaged file.
     """
     fields, size = _read(epath.Path(folder)), config.siglip.image_size
     fields.only(image_size=size)  # DeepSeek
@@ -49,7 +50,7 @@ def read_preprocessor(folder: epath.PathLike, config: FamilyConfig) -> Normaliza
 
 
 def write_preprocessor(folder: epath.PathLike, normalization: Normalization, **more: Any) -> None:
-    """Writes preprocessor_config.json: what all layouts share, and `more`."""
+    """Writes preprocessor_config.json: the fields that all layouts share, and `more`."""
     content = {
         "image_mean": list(normalization.mean),
         "image_std": list(normalization.std),
@@ -59,11 +60,11 @@ def write_preprocessor(folder: epath.PathLike, normalization: Normalization, **m
         "rescale_factor": _RESCALE,
         **more,
     }
-    (epath.Path(folder) / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(epath.Path(folder) / FILE_NAME, content)
 
 
 def hf_fields(size: int) -> dict[str, Any]:
-    """What transformers' JanusImageProcessor needs besides."""
+    """The fields that only transformers' JanusImageProcessor needs."""
     return {
         "image_processor_type": "JanusImageProcessor",
         "processor_class": "JanusProcessor",
@@ -76,17 +77,16 @@ def hf_fields(size: int) -> dict[str, Any]:
 
 
 def _read(folder: epath.Path) -> Fields:
-    """The image processor's fields, where transformers looks for them: 5.x nests them in processor_config.json."""
+    """The fields of the image processor, where transformers looks for them: 5.x nests them in processor_config.json."""
     if (folder / "processor_config.json").exists():
         processor = read_fields(folder / "processor_config.json")
         if "image_processor" in processor.values:
             return processor.object("image_processor")
-    path = folder / FILE_NAME
-    return read_fields(path) if path.exists() else Fields(path, "", {})
+    return read_optional_fields(folder / FILE_NAME)
 
 
 def _channels(fields: Fields, name: str) -> tuple[float, ...]:
-    """Three numbers, or one for all channels."""
+    """A value per channel; the file has three numbers, or one for all channels."""
     value: Any = fields.values.get(name)
     if value is None:
         logging.warning("%s: %s%s is missing; using 0.5, as Janus was trained", fields.path, fields.prefix, name)
@@ -94,5 +94,5 @@ def _channels(fields: Fields, name: str) -> tuple[float, ...]:
     values = [value] * 3 if isinstance(value, int | float) else value
     numbers = isinstance(values, list) and len(values) == 3 and all(type(x) in (int, float) for x in values)
     if not numbers or not all(0 <= x <= 1 for x in values) or (name == "image_std" and 0 in values):
-        raise fields.wrong(name, "a number from 0 to 1, of a deviation not 0, for each of 3 channels")
+        raise fields.wrong(name, "a number from 0 to 1 for each of 3 channels, and not 0 in image_std")
     return tuple(map(float, values))

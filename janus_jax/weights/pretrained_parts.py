@@ -1,97 +1,85 @@
-"""Pretrained parts to start training from, as the papers do (Janus, section 3.2): SigLIP, a Llama, LlamaGen's VQ-16.
+"""Pretrained parts from which training can start, as in the papers (Janus, section 3.2).
 
 siglip    a transformers SiglipVisionModel or SiglipModel folder
 llm       a transformers LlamaForCausalLM folder, e.g. DeepSeek-LLM; its vocabulary may be smaller than ours
-vq        LlamaGen's `vq_ds16` file or folder, or an image tokenizer trained here
+vq        LlamaGen's `vq_ds16` file or its folder, or an image tokenizer trained here
 """
 
 import dataclasses
-from typing import Any
 
-import numpy as np
 from absl import logging
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
-from janus_jax.models.params import abstract_params, flatten
-from janus_jax.weights.hf_config import FILE_NAME as CONFIG_FILE
-from janus_jax.weights.json_fields import read_fields
+from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, LlamaConfig, ModelConfig, VQConfig
+from janus_jax.weights.foreign import ForeignTensors
+from janus_jax.weights.json_fields import CONFIG_FILE, read_fields
 from janus_jax.weights.llama_config import LLAMA_DEFAULTS, read_llama
-from janus_jax.weights.name_map import links, match_names
-from janus_jax.weights.native import load_params, read_architecture
-from janus_jax.weights.open_model import block_of
-from janus_jax.weights.safetensors_io import open_tensors
+from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
+from janus_jax.weights.reader import PrefixedTensors, TensorReader
+from janus_jax.weights.tensor_files import open_tensors
 
 PARTS = ("siglip", "llm", "vq")
-# Of transformers' SiglipVisionConfig.
 _TANH_GELU = "gelu_pytorch_tanh"
+# Of transformers' SiglipVisionConfig.
 _SIGLIP_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": _TANH_GELU}
-_LLAMA_MATHS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "norm_eps")  # what no shape tells
+_LLAMA_MATHS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "norm_eps")  # which no shape of a tensor tells
 
 
-def load_part(part: str, location: epath.PathLike, config: FamilyConfig) -> dict[str, np.ndarray]:
-    """The parameters of a part by their path in the whole model, layers stacked, as saved.
+def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> TensorReader:
+    """Opens a part of a model; its parameters have their paths in the whole model.
 
-    Embeddings and text head of a Llama with a smaller vocabulary have fewer rows (columns) than ours.
+    Embeddings and text head of a language model with a smaller vocabulary have fewer rows (columns) than ours.
+
+    Args:
+        part: one of `PARTS`.
+        location: the folder or file of the part.
+        config: the architecture of the whole model.
 
     Raises:
-        UserError: not such a part, or one of another architecture than `config`'s.
+        UserError: there is no such part, or it has another architecture than in `config`.
     """
     location = epath.Path(location)
-    if part == "vq" and isinstance(config, JanusConfig) and (location / "model.json").exists():
-        return _own_tokenizer(location, config)
+    if part == "vq" and isinstance(config, JanusConfig) and (location / ARCHITECTURE_FILE).exists():
+        saved = read_architecture(location)
+        if same_function(saved, config.vq) != config.vq:
+            raise UserError(f"{location}: holds another architecture than the config's image tokenizer")
+        return PrefixedTensors(open_params(location, saved), "vq/")
     _check_config(part, location, config)
-    tensors = open_tensors(location)
-    found = {name: entry.shape for name, entry in tensors.shapes.items()}
-    names = match_names(found, config, part, str(location), any_vocabulary=part == "llm")
-    shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
-    values: dict[str, Any] = {}
-    for link in links(config, part):
-        piece = block_of(tensors.read(names[link.name]), link)
-        if link.layer is None:
-            values[link.path] = piece
-        else:
-            stacked = values.setdefault(link.path, np.empty(shapes[link.path], piece.dtype))
-            stacked[link.layer] = piece
-    rows, limit = values.get("llm/embed_tokens", np.empty((0,))).shape[0], config.llama.vocab_size
-    if rows > limit:
-        raise UserError(f"{location}: embeds {rows} tokens, more than the {limit} of the config")
-    return values
+    tensors = ForeignTensors(open_tensors(location), config, part, location, any_vocabulary=part == "llm")
+    if part == "llm":
+        rows, limit = tensors.parameters["llm/embed_tokens"].shape[0], config.llama.vocab_size
+        if rows > limit:
+            raise UserError(f"{location}: embeds {rows} tokens, more than the {limit} of the config")
+    return tensors
 
 
 def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:
-    """`saved` with the fields of `wanted` that change nothing in what given parameters compute.
+    """`saved`, with the values of `wanted` for all fields on which the output for given parameters does not depend.
 
-    These are how they were drawn and trained: the scale of fresh ones, the longest sequence (RoPE knows none), the
-    weight of a loss, and the image size of the tokenizer, which is convolutional.
+    These fields say how parameters were initialised and trained: the scale of fresh ones, the longest sequence (RoPE
+    has no such limit), the weight of a loss, and the image size of an image tokenizer, which is convolutional.
     """
     if isinstance(saved, VQConfig) and isinstance(wanted, VQConfig):
         return dataclasses.replace(saved, commitment=wanted.commitment, image_size=wanted.image_size)
     if isinstance(saved, JanusConfig) and isinstance(wanted, JanusConfig):
-        llama, ours = saved.llama, wanted.llama
-        llama = dataclasses.replace(llama, init_std=ours.init_std, max_length=ours.max_length)
-        vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)  # its image size tells the tokens to draw
-        return dataclasses.replace(saved, llama=llama, vq=vq)
+        # The image size of this VQ stays: it tells how many tokens the model generates.
+        vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)
+        return dataclasses.replace(saved, llama=_same_llama(saved.llama, wanted.llama), vq=vq)
     if isinstance(saved, JanusFlowConfig) and isinstance(wanted, JanusFlowConfig):
-        llama, ours = saved.llama, wanted.llama
-        llama = dataclasses.replace(llama, init_std=ours.init_std, max_length=ours.max_length)
-        if not saved.alignment or not wanted.alignment:  # a projector that is new, or no longer used
-            return dataclasses.replace(saved, llama=llama, alignment=wanted.alignment)
-        alignment = dataclasses.replace(saved.alignment, layer=wanted.alignment.layer)
-        return dataclasses.replace(saved, llama=llama, alignment=alignment)
+        alignment = wanted.alignment
+        if saved.alignment and wanted.alignment:  # otherwise its projector is new, or no longer used
+            alignment = dataclasses.replace(saved.alignment, layer=wanted.alignment.layer)
+        return dataclasses.replace(saved, llama=_same_llama(saved.llama, wanted.llama), alignment=alignment)
     return saved
 
 
-def _own_tokenizer(location: epath.Path, config: JanusConfig) -> dict[str, np.ndarray]:
-    saved = read_architecture(location)
-    if same_function(saved, config.vq) != config.vq:
-        raise UserError(f"{location}: holds another architecture than the config's image tokenizer")
-    return {f"vq/{path}": np.asarray(leaf) for path, leaf in flatten(load_params(location, saved)).items()}
+def _same_llama(saved: LlamaConfig, wanted: LlamaConfig) -> LlamaConfig:
+    return dataclasses.replace(saved, init_std=wanted.init_std, max_length=wanted.max_length)
 
 
 def _check_config(part: str, location: epath.Path, config: FamilyConfig) -> None:
-    """Compares what the shapes of the tensors do not tell. LlamaGen's file has no config."""
+    """Compares the fields of config.json that no shape of a tensor tells. LlamaGen's file has no config."""
     if part == "llm":
         theirs = read_llama(read_fields(location / CONFIG_FILE).filled(LLAMA_DEFAULTS))
         for field in _LLAMA_MATHS:

@@ -1,9 +1,9 @@
-"""Special tokens as the files of a folder repeat them, compared with the tokenizer, whose names count for us.
+"""Compares the special tokens that the files of a folder repeat with those of the tokenizer, which our code uses.
 
-The original asks the tokenizer by name: `<｜▁pad▁｜>` for guidance whatever its pad token is, its end-of-sentence to
-stop. transformers generates with the ids of generation_config.json. So an id or a name that one of the two uses
-changes what the folder answers or draws, and another one here is an error; a warning tells about those that nobody
-uses, which many released files have.
+The original code asks the tokenizer by name: it uses `<｜▁pad▁｜>` for guidance, whatever the tokenizer's pad token is,
+and end-of-sentence to stop. transformers generates with the ids of generation_config.json. If one of the two uses
+an id or a name that differs from the tokenizer's, the folder generates something else there than here, which is an
+error. Ids and names that neither uses differ in many released files, and only cause a warning.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from etils import epath
 
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.models.config import FamilyConfig
-from janus_jax.weights.json_fields import Fields, read_fields
+from janus_jax.weights.json_fields import CONFIG_FILE, Fields, read_fields, read_optional_fields
 from janus_jax.weights.tokenizer_files import IMAGE_TOKENS, PROCESSOR_FILE, SPECIAL_TOKENS, tokenizer_ids
 
 _CLASS_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2}  # of LlamaConfig; files repeat them
-# Of DeepSeek's VLChatProcessor: the tokens under the names of its arguments, and what it does with them.
+# The arguments of DeepSeek's VLChatProcessor that are tokens.
 _PROCESSOR_TOKENS = {
     "image_tag": IMAGE_TOKENS["image_token"],
     "image_start_tag": IMAGE_TOKENS["boi_token"],
@@ -28,33 +28,33 @@ _PROCESSOR_TOKENS = {
 
 
 def check_tokens(folder: epath.PathLike, layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None:
-    """Raises UserError, naming file, field and both values, where the folder would generate with other tokens."""
+    """Raises UserError, naming file, field and both values, when the folder would generate with other tokens."""
     folder = epath.Path(folder)
     _check_ids(folder, layout, tokenizer)
-    _check_names(_optional(folder / "tokenizer_config.json"))
-    processor = _optional(folder / PROCESSOR_FILE)
+    _check_names(read_optional_fields(folder / "tokenizer_config.json"))
+    processor = read_optional_fields(folder / PROCESSOR_FILE)
     processor.only(num_image_tokens=config.siglip.num_tokens)
     if layout == "deepseek":
         processor.only(**_PROCESSOR_TOKENS, add_special_token=False)
-        if processor.values.get("sft_format") != "deepseek_old":  # the same with other default roles
+        if processor.values.get("sft_format") != "deepseek_old":  # which differs in its default roles only
             processor.only(sft_format="deepseek")
 
 
 def _check_ids(folder: epath.Path, layout: str, tokenizer: Tokenizer) -> None:
     ids = tokenizer_ids(tokenizer)
     ours = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
-    config = read_fields(folder / "config.json")
+    config = read_fields(folder / CONFIG_FILE)
     if layout == "deepseek":  # the original passes the tokenizer's own ids
         _warn(config.object("language_config"), ours)
         return
     config.only(image_token_id=ids["image"])
-    generation = _optional(folder / "generation_config.json")
+    generation = read_optional_fields(folder / "generation_config.json")
     if generation.values and not generation.values.get("_from_model_config"):
         boi = {"boi_token_id": ids["boi"]}
         _refuse_others(generation, ours | boi)
         _refuse_others(generation.object("generation_kwargs"), boi)
         _warn(config.object("text_config"), ours)
-    else:  # transformers then takes those of config.json, where defaults of its classes stand unless someone chose
+    else:  # transformers then uses those of config.json: the defaults of its classes, unless someone chose others
         for fields in (config, config.object("text_config")):
             chosen = {name: id for name, id in ours.items() if fields.values.get(name) != _CLASS_DEFAULTS.get(name)}
             _refuse_others(fields, chosen)
@@ -62,7 +62,7 @@ def _check_ids(folder: epath.Path, layout: str, tokenizer: Tokenizer) -> None:
 
 
 def _check_names(fields: Fields) -> None:
-    """Of tokenizer_config.json, where a token is its name or an object with the name in `content`."""
+    """Checks tokenizer_config.json, where a token is its name, or an object with the name in `content`."""
     places = [fields, fields.object("extra_special_tokens")] if _has_object(fields) else [fields]
     for place in places:
         named = place._replace(
@@ -77,11 +77,12 @@ def _check_names(fields: Fields) -> None:
 
 
 def _has_object(fields: Fields) -> bool:
-    return isinstance(fields.values.get("extra_special_tokens"), dict)  # transformers also knows a list
+    """Whether the extra tokens are an object; transformers also accepts a list of names."""
+    return isinstance(fields.values.get("extra_special_tokens"), dict)
 
 
 def _refuse_others(fields: Fields, ours: Mapping[str, int]) -> None:
-    """A list of one id counts as the id."""
+    """Raises UserError for another id; a list of one id counts as the id."""
     for name, id in ours.items():
         if fields.values.get(name, id) not in (id, [id]):
             raise fields.wrong(name, f"{id}, as in the tokenizer")
@@ -91,9 +92,6 @@ def _warn(fields: Fields, ours: Mapping[str, Any]) -> None:
     for name, value in ours.items():
         found = fields.values.get(name, value)
         if found not in (value, [value]):
-            logging.warning("%s: %s%s=%r is not used; it is %r", fields.path, fields.prefix, name, found, value)
-
-
-def _optional(path: epath.Path) -> Fields:
-    """The fields of a file that a folder may lack."""
-    return read_fields(path) if path.exists() else Fields(path, "", {})
+            logging.warning(
+                "%s: %s%s=%r is not used; the tokenizer's %r is", fields.path, fields.prefix, name, found, value
+            )

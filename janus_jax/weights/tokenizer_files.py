@@ -1,10 +1,9 @@
-"""The files of a checkpoint folder besides config.json and the tensors: tokenizer, preprocessing, chat template.
+"""The files of a model folder that belong to its tokenizer and to the format of its prompts.
 
-Readers check that a folder wants what our code does; writers make the complete set for transformers ("hf") and for
-DeepSeek's code ("deepseek").
+Reading them checks that a folder asks for what our code does. Writing them makes the complete set for transformers
+("hf") or for DeepSeek's code ("deepseek"), preprocessor and chat template included.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from janus_jax.data.prompts import STYLES, PromptStyle
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusFlowConfig
+from janus_jax.storage import write_json
 from janus_jax.weights import preprocessor
 from janus_jax.weights.json_fields import read_fields
 
@@ -29,9 +29,9 @@ IMAGE_TOKENS = {
     "eoi_token": prompts.END_OF_IMAGE,
 }
 
-# Content is a string or a list of items, where a line break parts an image from its neighbours and a space two texts.
-# As in the released template, the last message has no separator unless an answer is asked for. The default system
-# prompt is not here: JanusProcessor puts it in front of questions.
+# The content of a message is a string or a list of items. A line break separates an image from its neighbours, a space
+# separates two texts. As in the released template, the last message is followed by a separator only if an answer is
+# asked for. The default system prompt is not in the template: JanusProcessor puts it in front of questions.
 _CHAT_TEMPLATE = r"""
 {%- for message in messages -%}
   {%- set content = namespace(text='', ends_with_image=false) -%}
@@ -64,10 +64,11 @@ _CHAT_TEMPLATE = r"""
 
 
 def read_tokenizer(folder: epath.PathLike) -> tuple[Tokenizer, str]:
-    """Tokenizer of a folder of any layout, and the prompt style.
+    """The tokenizer of a folder of any layout, and its prompt style, a key of `STYLES`.
 
-    The role tokens of Janus-Pro tell the roles, `use_default_system_prompt` of transformers' processor whether
-    questions have the system prompt. DeepSeek's processor always puts it there, so a missing field means the same.
+    A vocabulary with the role tokens of Janus-Pro means the roles of Janus-Pro. The field `use_default_system_prompt`
+    of transformers' processor says whether the system prompt precedes a question. DeepSeek's processor always puts it
+    there, so a missing field means that it does.
 
     Raises:
         UserError: no readable tokenizer.json, or one without the family's special tokens.
@@ -83,8 +84,17 @@ def read_tokenizer(folder: epath.PathLike) -> tuple[Tokenizer, str]:
     return tokenizer, _style_name(tokenizer, has_system_prompt)
 
 
+def check_vocabulary(folder: epath.PathLike, tokenizer: Tokenizer, config: FamilyConfig) -> None:
+    """Raises UserError when the tokenizer has an id beyond the rows of the embeddings, which would be read as NaN."""
+    if tokenizer.vocab_size > config.llama.vocab_size:
+        raise UserError(
+            f"{folder}: {tokenizer.vocab_size} tokens in {FILE_NAME}, "
+            f"but the model embeds only {config.llama.vocab_size}"
+        )
+
+
 def check_style(layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None:
-    """Raises UserError when a folder of the layout would be read with another prompt style than the model's."""
+    """Raises UserError when the model, written in a layout, would be read again with another prompt style."""
     wanted = STYLES[config.prompt_style]
     if layout == "deepseek" and not wanted.system_prompt:
         raise UserError(
@@ -100,7 +110,7 @@ def check_style(layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None
 
 
 def tokenizer_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids that the configuration files repeat; "image" is the placeholder, "boi" begin-of-image."""
+    """The ids that the configuration files repeat; "image" is the placeholder, "boi" is begin-of-image."""
     return {
         "bos": tokenizer.bos_id,
         "eos": tokenizer.eos_id,
@@ -116,7 +126,7 @@ def write_hf_files(
     tokenizer: Tokenizer,
     normalization: Normalization = JANUS_NORMALIZATION,
 ) -> None:
-    """Writes what transformers' JanusProcessor, AutoTokenizer and GenerationConfig load."""
+    """Writes the files that transformers' JanusProcessor, AutoTokenizer and GenerationConfig load."""
     path, style, size = epath.Path(folder), STYLES[config.prompt_style], config.siglip.image_size
     _write_tokenizer(path, config, tokenizer, "PreTrainedTokenizerFast", "JanusProcessor", IMAGE_TOKENS)
     preprocessor.write_preprocessor(path, normalization, **preprocessor.hf_fields(size))
@@ -128,12 +138,12 @@ def write_hf_files(
     ids = tokenizer_ids(tokenizer)
     generation = {
         **{f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")},
-        "guidance_scale": 5.0,  # of drawing; answering ignores it
+        "guidance_scale": 5.0,  # for generating images; answering ignores it
         "temperature": 1.0,
         "generation_kwargs": {"boi_token_id": ids["boi"]},
     }
-    _write_json(path / PROCESSOR_FILE, processor)
-    _write_json(path / "generation_config.json", generation)
+    write_json(path / PROCESSOR_FILE, processor)
+    write_json(path / "generation_config.json", generation)
     (path / "chat_template.jinja").write_text(_chat_template(style))
 
 
@@ -143,7 +153,7 @@ def write_deepseek_files(
     tokenizer: Tokenizer,
     normalization: Normalization = JANUS_NORMALIZATION,
 ) -> None:
-    """Writes what the VLChatProcessor of DeepSeek's code loads."""
+    """Writes the files that the VLChatProcessor of DeepSeek's code loads."""
     path = epath.Path(folder)
     _write_tokenizer(path, config, tokenizer, "LlamaTokenizerFast", "VLChatProcessor", {})
     preprocessor.write_preprocessor(
@@ -163,12 +173,14 @@ def write_deepseek_files(
         "ignore_id": -100,
     }
     if isinstance(config, JanusFlowConfig):
-        processor["image_gen_tag"] = prompts.BEGIN_OF_IMAGE  # the token's place is taken by the time
-    _write_json(path / PROCESSOR_FILE, processor)
+        processor["image_gen_tag"] = (
+            prompts.BEGIN_OF_IMAGE
+        )  # in JanusFlow the embedding of the time takes this token's place
+    write_json(path / PROCESSOR_FILE, processor)
 
 
 def _style_name(tokenizer: Tokenizer, has_system_prompt: bool) -> str:
-    """A key of `STYLES`."""
+    """The prompt style of a folder, a key of `STYLES`."""
     is_pro = tokenizer.backend.token_to_id(STYLES["janus_pro"].user) is not None
     if has_system_prompt:
         return "janus_pro" if is_pro else "janus"
@@ -196,12 +208,12 @@ def _write_tokenizer(
     }
     if image_tokens:
         settings["extra_special_tokens"] = dict(image_tokens)
-    _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", {**SPECIAL_TOKENS, **image_tokens})
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", {**SPECIAL_TOKENS, **image_tokens})
 
 
 def _adding_bos(tokenizer: Tokenizer) -> Tokenizer:
-    """A tokenizer whose file puts one BOS in front by itself, as others' readers expect; ours never depends on it."""
+    """A tokenizer whose file adds one BOS in front of a text, which other readers expect and ours does not need."""
     backend = tokenizer.backend
     plain = backend.encode("a", add_special_tokens=False).ids
     if backend.encode("a").ids == [tokenizer.bos_id, *plain]:
@@ -220,7 +232,3 @@ def _chat_template(style: PromptStyle) -> str:
         "end_of_sentence": prompts.EOS,
     }
     return "\n".join(f"{{%- set {name} = {value!r} -%}}" for name, value in constants.items()) + _CHAT_TEMPLATE
-
-
-def _write_json(path: epath.Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

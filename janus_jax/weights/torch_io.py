@@ -1,4 +1,4 @@
-"""A `torch.save` file of tensors. PyTorch is needed only here, so it is imported only here."""
+"""Files of tensors that `torch.save` wrote. Reading them needs PyTorch, which is imported only here."""
 
 import pickle
 import re
@@ -9,27 +9,32 @@ import numpy as np
 from etils import epath
 
 from janus_jax.errors import UserError
+from janus_jax.weights.reader import TensorInfo
+from janus_jax.weights.safetensors_io import DTYPES
+
+_DTYPES = {f"torch.{dtype.name}": dtype for dtype in DTYPES.values()}
 
 
 class TorchFile:
-    """One file, read a tensor at a time without running any code that it may hold.
+    """An opened file, read one tensor at a time, without running any code that it may contain.
 
-    The pages of a mapped file count as memory of the process, so each read maps the file anew and lets go of it.
+    The pages of a file that is mapped into memory count as memory of the process. So each read maps the file again and
+    releases it.
 
     Attributes:
-        declared: name -> (shape, name of the dtype in PyTorch).
+        tensors: name -> shape and dtype.
     """
 
     def __init__(self, path: epath.Path):
-        """Raises UserError for a damaged file and for anything but tensors in it."""
+        """Raises UserError for a damaged file, for anything but tensors in it and for an unknown dtype."""
         self.path = path
-        self._mapped = zipfile.is_zipfile(path)  # PyTorch < 1.6 wrote another format, which must be read whole
+        self._mapped = zipfile.is_zipfile(path)  # versions before 1.6 wrote another format, which has to be read whole
         tensors = self._load()
-        self.declared = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
+        self.tensors = {name: self._info(name, tensor) for name, tensor in tensors.items()}
         self._kept = {} if self._mapped else tensors
 
     def read_bytes(self, name: str) -> np.ndarray:
-        """The values in C order as uint8 [bytes]: NumPy has no bfloat16 of its own."""
+        """The values of a tensor in C order as uint8 [bytes], since NumPy itself has no bfloat16."""
         import torch
 
         tensor = (self._kept or self._load())[name].detach()
@@ -38,8 +43,14 @@ class TorchFile:
     def close(self) -> None:
         self._kept = {}
 
+    def _info(self, name: str, tensor: Any) -> TensorInfo:
+        dtype = _DTYPES.get(str(tensor.dtype))
+        if dtype is None:
+            raise UserError(f"{self.path}: {name} has dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
+        return TensorInfo(tuple(tensor.shape), dtype)
+
     def _load(self) -> dict[str, Any]:
-        """Name -> tensor, on the pages of the file where it can be mapped."""
+        """Name -> tensor, whose values are in the mapped file where it can be mapped."""
         try:
             import torch
         except ImportError as error:
@@ -62,6 +73,6 @@ class TorchFile:
 
 
 def _state_dict(content: Any) -> Any:
-    """The weights, which training scripts (LlamaGen's vq_ds16 too) save under a key beside other state."""
+    """The weights in a file, which training scripts, LlamaGen's too, save under a key beside other state."""
     inner = [content.get("model"), content.get("state_dict")] if isinstance(content, dict) else []
     return next((value for value in inner if isinstance(value, dict)), content)

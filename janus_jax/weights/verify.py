@@ -1,4 +1,7 @@
-"""Our model against transformers' on one image and prompt, stage by stage, in float32 (`launch.convert --verify`)."""
+"""Compares our model with transformers' on one image and prompt, stage by stage, in float32.
+
+`launch.convert --verify` uses it.
+"""
 
 import functools
 import importlib.metadata
@@ -15,29 +18,29 @@ from janus_jax.batches import Modality
 from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusConfig
+from janus_jax.models.config import JanusConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.models.siglip import Siglip
-from janus_jax.weights.hf_config import FILE_NAME
-from janus_jax.weights.json_fields import read_fields
+from janus_jax.weights.json_fields import CONFIG_FILE, read_fields
 
-VQ_IDS = "VQ ids"  # latents and codebook normalised, the rule of the original and ours
-VQ_IDS_TRANSFORMERS = "VQ ids, transformers' own rule"  # neither normalised
+VQ_IDS = "VQ ids"  # with latents and codebook normalised, the rule of the original and ours
+VQ_IDS_TRANSFORMERS = "VQ ids, transformers' own rule"  # with neither normalised
 STAGES = ("SigLIP features", "aligner output", "text logits", "image logits", VQ_IDS, "VQ pixels")
-_MOST_DIFFERENCE = 1e-4  # relative; float32 rounding stays well below in 24 layers, a wrong weight far above
-_MOST_IDS = 0.01  # rounding decides between codes that are as near as makes no difference
-_LEAST_TRANSFORMERS = 5
+_MOST_DIFFERENCE = 1e-4  # relative; rounding in float32 over 24 layers stays far below, a wrong weight lies far above
+_MOST_IDS = 0.01  # where two codes are almost equally near, rounding decides between them
+_LEAST_TRANSFORMERS = 5  # earlier versions name outputs and arguments otherwise
 _QUESTION = f"{IMAGE_PLACEHOLDER}\nWhat is in the image?"
 
 
 class StageDifference(NamedTuple):
     stage: str
-    difference: float  # largest |ours - theirs|; of ids, the fraction that differ
-    scale: float  # largest |theirs|; of ids, 1
+    difference: float  # largest |ours - theirs|; for ids, the fraction of them that differ
+    scale: float  # largest |theirs|; for ids, 1
 
     @property
     def passed(self) -> bool:
-        """Whether rounding explains the difference; that of transformers' own rule needs no explanation."""
+        """Whether rounding explains the difference. That to transformers' own rule for ids is expected."""
         if self.stage == VQ_IDS_TRANSFORMERS:
             return True
         return self.difference <= (_MOST_IDS if self.stage == VQ_IDS else _MOST_DIFFERENCE * self.scale)
@@ -45,19 +48,19 @@ class StageDifference(NamedTuple):
 
 class _Inputs(NamedTuple):
     image: np.ndarray  # [1, image, image, 3] in [-1, 1], for understanding
-    vq_image: np.ndarray  # [1, H, W, 3] in [-1, 1], of the VQ's size
+    vq_image: np.ndarray  # [1, H, W, 3] in [-1, 1], of the image tokenizer's size
     prompt: np.ndarray  # [1, L] int32, with the placeholders of the image
-    modality: np.ndarray  # [1, L] of the prompt
+    modality: np.ndarray  # [1, L], a `Modality` per token of the prompt
     codes: np.ndarray  # [1, N] int32
 
 
 def why_not() -> str:
-    """Why `compare_with_torch` cannot run here; empty when it can."""
+    """The reason why `compare_with_torch` cannot run here; empty when it can."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
     version = importlib.metadata.version("transformers")
-    if int(version.partition(".")[0]) < _LEAST_TRANSFORMERS:  # other names of outputs and arguments
+    if int(version.partition(".")[0]) < _LEAST_TRANSFORMERS:
         return f"transformers is {version}, comparing needs {_LEAST_TRANSFORMERS} or newer"
     return ""
 
@@ -65,13 +68,14 @@ def why_not() -> str:
 def compare_with_torch(
     folder: epath.PathLike, config: JanusConfig, params: Params, tokenizer: Tokenizer
 ) -> list[StageDifference]:
-    """Runs transformers' model of a folder and ours with `params`, one after the other.
+    """Runs transformers' model of a folder, then ours with `params`, and compares each stage.
 
-    Needs the memory of the whole model in float32. What transformers' own VQ encoder gives is listed where its ids are
-    not those of the original's rule: it leaves out a normalisation, which matters unless codes have unit length.
+    Needs the memory of the whole model in float32. transformers' own VQ encoder leaves out a normalisation, which
+    changes its ids unless the codes have unit length. Where it does, these ids are listed too.
 
     Raises:
-        UserError: not a Hugging Face folder, tensors missing or left over there, or another id for the placeholder.
+        UserError: not a Hugging Face folder, tensors are missing or left over there, or it has another id for the
+            placeholder of images than the tokenizer.
     """
     inputs = _make_inputs(config, tokenizer)
     theirs = _run_torch(epath.Path(folder), inputs, tokenizer.image_id)
@@ -83,7 +87,7 @@ def compare_with_torch(
 
 
 def format_differences(differences: Sequence[StageDifference]) -> str:
-    """A table, one stage a line."""
+    """A table with a line per stage."""
     lines = [f"{'stage':<32}{'difference':>12}{'scale':>12}"]
     for row in differences:
         is_ids = row.stage in (VQ_IDS, VQ_IDS_TRANSFORMERS)
@@ -97,7 +101,9 @@ def _make_inputs(config: JanusConfig, tokenizer: Tokenizer) -> _Inputs:
     ids = tokenizer.encode(format_conversation(messages, STYLES[config.prompt_style]))
     prompt = tokenizer.expand_images(ids, config.siglip.num_tokens)[None]
     is_image = prompt == tokenizer.image_id
-    codes = np.arange(config.image_tokens) * 7919 % config.vq.num_codes  # a prime: codes from all over the table
+    codes = (
+        np.arange(config.image_tokens) * 7919 % config.vq.num_codes
+    )  # multiples of a prime, so codes from all over the table
     return _Inputs(
         image=_test_image(config.siglip.image_size),
         vq_image=_test_image(config.vq.image_size),
@@ -108,7 +114,7 @@ def _make_inputs(config: JanusConfig, tokenizer: Tokenizer) -> _Inputs:
 
 
 def _test_image(size: int) -> np.ndarray:
-    """A colour gradient with a disc and a square on it: [1, size, size, 3] float32 in [-1, 1]."""
+    """A colour gradient with a disc and a square: [1, size, size, 3] float32 in [-1, 1]."""
     y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
     image = np.stack([y, x, 1 - y], axis=-1)
     image[(x - 0.3) ** 2 + (y - 0.4) ** 2 < 0.04] = (0.9, 0.2, 0.1)
@@ -117,7 +123,7 @@ def _test_image(size: int) -> np.ndarray:
 
 
 def _run_ours(config: JanusConfig, params: Params, inputs: _Inputs) -> dict[str, np.ndarray]:
-    """Stage -> output."""
+    """Stage -> output of our model."""
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     with jax.default_matmul_precision("highest"):
         return {stage: np.asarray(output) for stage, output in _stages(config, params, inputs).items()}
@@ -145,7 +151,7 @@ def _stages(config: JanusConfig, params: Params, inputs: _Inputs) -> dict[str, j
 
 
 def _run_torch(folder: epath.Path, inputs: _Inputs, image_id: int) -> dict[str, np.ndarray]:
-    """Stage -> output in our layout."""
+    """Stage -> output of transformers' model, in our layout."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -159,14 +165,14 @@ def _run_torch(folder: epath.Path, inputs: _Inputs, image_id: int) -> dict[str, 
         prompt = torch.from_numpy(inputs.prompt).long()
         mask = torch.ones_like(prompt)
         text = model(input_ids=prompt, pixel_values=image, attention_mask=mask)
-        drawn = model.model.language_model(inputs_embeds=model.prepare_embeddings_for_image_generation(codes))
+        generated = model.model.language_model(inputs_embeds=model.prepare_embeddings_for_image_generation(codes))
         encoded = vq.encode(images(inputs.vq_image))
         latents = F.normalize(vq.quant_conv(encoded.last_hidden_state).permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
         outputs = {
             "SigLIP features": features.last_hidden_state,
             "aligner output": features.pooler_output,
             "text logits": text.logits,
-            "image logits": model.model.generation_head(drawn.last_hidden_state),
+            "image logits": model.model.generation_head(generated.last_hidden_state),
             VQ_IDS: (latents @ F.normalize(vq.quantize.embedding.weight, dim=-1).T).argmax(-1),
             VQ_IDS_TRANSFORMERS: encoded.image_tokens[None],
             "VQ pixels": vq.decode(codes).permute(0, 2, 3, 1),
@@ -178,7 +184,7 @@ def _load_torch_model(folder: epath.Path, image_id: int) -> Any:
     import torch
     from transformers import JanusForConditionalGeneration
 
-    path = folder / FILE_NAME
+    path = folder / CONFIG_FILE
     if read_fields(path).values.get("model_type") != "janus":
         raise UserError(f"{folder}: not a Hugging Face Janus folder, which comparing with PyTorch needs")
     loaded: Any = JanusForConditionalGeneration.from_pretrained(
@@ -186,7 +192,7 @@ def _load_torch_model(folder: epath.Path, image_id: int) -> Any:
     )
     model, info = loaded
     for kind in ("missing_keys", "unexpected_keys"):
-        if info[kind]:  # transformers only warns and draws missing weights at random
+        if info[kind]:  # transformers only warns, and initialises missing weights at random
             raise UserError(f"{folder}: transformers reports {kind}: {', '.join(sorted(info[kind])[:10])}")
     if model.config.image_token_id != image_id:
         raise UserError(

@@ -9,8 +9,8 @@ from absl import flags
 from janus_jax.errors import UserError
 from janus_jax.inference.padding import BUCKETS as DEFAULT_BUCKETS
 from janus_jax.inference.padding import Buckets, check_buckets
-from janus_jax.inference.quantization import QUANTIZATIONS
 from janus_jax.sharding import MESH_AXES, make_mesh
+from janus_jax.weights.quantization import QUANTIZATIONS
 
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
 QUANTIZE = flags.DEFINE_enum("quantize", None, QUANTIZATIONS, "hold what every decoding step reads in 8 bits")

@@ -21,9 +21,11 @@ import numpy as np
 import tqdm
 
 from examples.digits import data as digits
-from janus_jax.models.config import PRESETS, SDXL_VAE, JanusFlowConfig
-from janus_jax.weights import hf_config, janusflow_config, tokenizer_files
+from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.presets import PRESETS, SDXL_VAE
+from janus_jax.weights import deepseek_config, hf_config, janusflow_config, tokenizer_files
 from janus_jax.weights.name_map import table_of, their_shapes
+from janus_jax.weights.reader import TensorInfo
 from janus_jax.weights.safetensors_io import SafetensorsWriter
 from tests.helpers import REPOSITORY
 
@@ -39,7 +41,7 @@ def write_random(folder, config, layout):
         content = hf_config.hf_config(config, "bfloat16", tokenizer_files.tokenizer_ids(tokenizer))
     else:
         tokenizer_files.write_deepseek_files(folder, config, tokenizer)
-        write_config = janusflow_config.flow_config if is_flow(config) else hf_config.deepseek_config
+        write_config = janusflow_config.flow_config if is_flow(config) else deepseek_config.deepseek_config
         content = write_config(config, "bfloat16")
     write_tensors(folder, content, their_shapes(config, table_of(config, layout)))
 
@@ -69,7 +71,8 @@ def write_random_vae(folder):
 def write_tensors(folder, content, shapes):
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     block = (np.random.default_rng(0).standard_normal(BLOCK, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
-    with SafetensorsWriter(folder, {name: (shape, block.dtype) for name, shape in shapes.items()}) as writer:
+    infos = {name: TensorInfo(shape, block.dtype) for name, shape in shapes.items()}
+    with SafetensorsWriter(folder, infos) as writer:
         for name, shape in tqdm.tqdm(shapes.items(), unit="tensor"):
             start = zlib.crc32(name.encode()) % BLOCK
             writer.write(name, np.resize(np.roll(block, start), shape))

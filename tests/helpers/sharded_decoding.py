@@ -18,11 +18,11 @@ from janus_jax.inference.decoding import decode_pixels
 from janus_jax.inference.flow_sampling import sample_latents
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.inference.quantization import quantize_params
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.params import flatten, init_params
 from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.sharding import MESH_AXES, make_mesh
+from janus_jax.weights.quantization import quantize_params
 
 CONFIG = JanusConfig(
     llama=LlamaConfig(

@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from janus_jax.batches import Modality, PackedBatch
-from janus_jax.models.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import flatten, init_params
 from janus_jax.sharding import BATCH_SPEC, GatheredWeights, make_mesh, param_shardings
 from janus_jax.training.fsdp import sharded_gradient
-from janus_jax.training.objectives.janus import make_loss
+from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.train_state import TrainState
 
 CONFIG = JanusConfig(
@@ -90,7 +91,7 @@ def two_steps(params, batch, mesh, micro_batches=1, skip=False):
     shardings = param_shardings(CONFIG, mesh)
     specs = {path: sharding.spec for path, sharding in flatten(shardings).items()}
     weights = GatheredWeights(jnp.float32, specs) if mesh.shape["fsdp"] > 1 else None
-    objective = make_loss(
+    objective = make_objective(
         CONFIG,
         Execution(remat="full", weights=weights),
         ConfigDict({"normalization": "tokens", "chunk_size": 4, "z_loss": 0.01, "skip_unsupervised": skip}),

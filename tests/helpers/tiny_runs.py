@@ -22,7 +22,6 @@ from configs.janusflow import add_flow_fields
 from configs.vq16 import vq_config
 from examples.digits import data as digits
 from janus_jax.models.config import (
-    PRESETS,
     AlignmentConfig,
     JanusConfig,
     JanusFlowConfig,
@@ -33,6 +32,7 @@ from janus_jax.models.config import (
     VQConfig,
 )
 from janus_jax.models.params import init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.weights.native import save_params
 from tests.helpers import REPOSITORY
 

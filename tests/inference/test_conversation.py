@@ -2,8 +2,8 @@
 
 import pytest
 
-from janus_jax import UserError
 from janus_jax.data.prompts import Message
+from janus_jax.errors import UserError
 from janus_jax.inference import chat_session as module
 from janus_jax.inference.decoding import start_text
 from janus_jax.inference.validation import user_message

@@ -15,9 +15,10 @@ import pytest
 from janus_jax.batches import Modality
 from janus_jax.inference.flow_sampling import run_prefix, sample_latents, velocities
 from janus_jax.inference.padding import Prompts
-from janus_jax.models.config import JANUSFLOW_1P3B, Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.params import bind, build
+from janus_jax.models.presets import JANUSFLOW_1P3B
 from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.ops.sampling import guide
 from janus_jax.weights.name_map import match_names, their_shapes

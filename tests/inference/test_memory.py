@@ -10,8 +10,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from janus_jax.errors import UserError
 from janus_jax.inference.memory import cache_bytes, check_fits, free_bytes, parts, score_bytes
-from janus_jax.models.config import JANUS_PRO_7B, Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.llama import init_cache
+from janus_jax.models.presets import JANUS_PRO_7B
 from janus_jax.sharding import MESH_AXES, cache_specs
 from tests.helpers.tiny_runs import MICRO_JANUS
 

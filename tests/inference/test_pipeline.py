@@ -11,22 +11,22 @@ import PIL.Image
 import pytest
 import tokenizers
 
-from janus_jax import UserError, from_pretrained
 from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.loading import load
+from janus_jax.errors import UserError
+from janus_jax.inference.loading import from_pretrained, load
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.padding import Buckets
 from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
-from janus_jax.inference.quantization import quantize_params
 from janus_jax.inference.validation import user_message
-from janus_jax.inference.weight_layout import restore_kernels
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, count, flatten
 from janus_jax.sharding import MESH_AXES, make_mesh
 from janus_jax.weights.native import save_params
-from janus_jax.weights.open_model import MemorySource
+from janus_jax.weights.quantization import quantize_params
+from janus_jax.weights.reader import model_in_memory
+from janus_jax.weights.weight_layout import undo_row_major
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
     loaded = from_pretrained(saved, buckets=Buckets(prompt=5))
     assert loaded._pad([[1, 2, 3]]).tokens.shape == (1, 5)
     assert loaded.config == pipeline.config
-    before, after = flatten(pipeline.params), flatten(restore_kernels(loaded.params, jnp.float32))
+    before, after = flatten(pipeline.params), flatten(undo_row_major(loaded.params, jnp.float32))
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
@@ -147,7 +147,7 @@ def test_buckets_that_are_no_lengths_are_refused_before_the_weights(pipeline, bu
     with pytest.raises(UserError, match=message):
         JanusPipeline(pipeline.config, {}, pipeline.tokenizer, buckets=buckets)
     with pytest.raises(UserError, match=message):
-        load(MemorySource(pipeline.config, {}, pipeline.tokenizer), buckets=buckets)
+        load(model_in_memory(pipeline.config, {}, pipeline.tokenizer), buckets=buckets)
 
 
 def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, saved, tmp_path):
@@ -157,7 +157,7 @@ def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, s
     wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(kernels["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
     loaded.save_pretrained(tmp_path / "again")
-    again = flatten(restore_kernels(from_pretrained(tmp_path / "again").params, jnp.float32))
+    again = flatten(undo_row_major(from_pretrained(tmp_path / "again").params, jnp.float32))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
@@ -177,7 +177,7 @@ def test_transposed_kernels_are_turned_back_for_a_mesh(pipeline, saved):
 
 
 def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
-    loaded = flatten(restore_kernels(from_pretrained(saved, jnp.bfloat16).params, jnp.bfloat16))
+    loaded = flatten(undo_row_major(from_pretrained(saved, jnp.bfloat16).params, jnp.bfloat16))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(loaded[path], leaf.astype(jnp.bfloat16), err_msg=path)
 
@@ -212,7 +212,7 @@ def test_kernels_stored_in_bfloat16_stay_so_in_float32_and_change_nothing(pipeli
     assert kernel_dtypes(from_pretrained(tmp_path / "model", jnp.float16)) == {"float16"}
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
     wide = JanusPipeline(pipeline.config, widened, pipeline.tokenizer)
-    for path, leaf in flatten(restore_kernels(loaded.params, jnp.float32)).items():
+    for path, leaf in flatten(undo_row_major(loaded.params, jnp.float32)).items():
         np.testing.assert_array_equal(leaf, flatten(wide.params)[path], err_msg=path)
         assert leaf.dtype == jnp.float32
     ours, theirs = (model.answer([[user_message("Is one odd?", 1)]], [[pictures[0]]]) for model in (loaded, wide))

@@ -7,15 +7,17 @@ import pytest
 
 from examples.digits import data as digits
 from examples.digits.benchmark import evaluate_understanding
-from janus_jax import UserError, from_pretrained
-from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
+from examples.digits.quantization import compare
+from janus_jax.errors import UserError
+from janus_jax.evaluation.quantization import image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.aot import abstract_decoding_params, abstract_image_loop
+from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.inference.quantization import is_quantized, quantize, quantize_params
 from janus_jax.inference.validation import user_message
 from janus_jax.models.params import bind, count, flatten, unflatten
 from janus_jax.sharding import MESH_AXES, make_mesh
+from janus_jax.weights.quantization import is_quantized, quantize, quantize_params
 
 QUESTIONS = ["Which digit?", "Is one odd?"]
 PROMPTS = ["seven", "the digit one"]

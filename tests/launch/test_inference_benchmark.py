@@ -15,8 +15,8 @@ from benchmarks import floor, inference, inference_sides
 from janus_jax.errors import UserError
 from janus_jax.inference.decoding import start_images
 from janus_jax.inference.padding import pad_prompts
-from janus_jax.models.config import JANUS_PRO_TINY
 from janus_jax.models.params import flatten
+from janus_jax.models.presets import JANUS_PRO_TINY
 
 LLAMA = JANUS_PRO_TINY.llama
 # Matrices and vectors of the tiny model.

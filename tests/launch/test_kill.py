@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_jax.training.loop import read_metrics
+from janus_jax.training.metrics_log import read_metrics
 from tests.helpers.tiny_runs import (
     cache_folder,
     data_workers,

@@ -17,12 +17,13 @@ import tensorstore as ts
 from examples.digits import data as digits
 from janus_jax.data.records import write_records
 from janus_jax.models.params import fingerprint, init_params
-from janus_jax.training.loop import read_metrics
+from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
 from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
 
-SAME = ("loss", "accuracy", "tokens", "images", "fill", "grad_norm")  # metrics that do not depend on the processes
+# Beginnings of the names of metrics that do not depend on the number of processes.
+SAME = ("loss", "accuracy", "tokens", "images", "fill", "grad_norm", "validation")
 ABORTED = -signal.SIGABRT  # by JAX, when it misses the heartbeats of a process, or the first process
 
 
@@ -98,16 +99,19 @@ def assert_same(ours, expected):
     assert {"loss/understand", "loss/text", "loss/generate", "tokens", "grad_norm"} <= set().union(*expected.values())
     for step, values in expected.items():
         for name, value in values.items():
-            rel = 1e-4 if name.startswith("grad_norm") else 1e-6  # sums over all parameters, of rounded gradients
+            # Gradient norms are sums over all parameters of rounded gradients, and a perplexity is exp(loss).
+            rel = 1e-4 if name.startswith("grad_norm") else 1e-5 if "perplexity" in name else 1e-6
             assert ours[step][name] == pytest.approx(value, rel=rel), (step, name)
 
 
 def test_several_processes_train_as_one_and_any_number_goes_on(train, tmp_path):
-    alone = train(tmp_path / "alone", 1, 4)
-    half = train(tmp_path / "joined", 2, 2)
+    validated = ("--config.data.held_out=8", "--config.validate.every_steps=2", "--config.validate.num_rows=6")
+    alone = train(tmp_path / "alone", 1, 4, *validated)
+    half = train(tmp_path / "joined", 2, 2, *validated)
     assert list(half) == [1, 2]
+    assert {"validation/loss", "validation/accuracy/text"} <= half[2].keys() and "validation/loss" not in half[1]
     assert_same(half, {step: alone[step] for step in half})
-    assert_same(train(tmp_path / "joined", 1, 4), alone)
+    assert_same(train(tmp_path / "joined", 1, 4, *validated), alone)
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import PIL.Image
 import pytest
 
 from examples.digits import data as digits
-from janus_jax import from_pretrained
+from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.validation import user_message
-from janus_jax.training.loop import read_metrics
+from janus_jax.training.metrics_log import read_metrics
 from tests.helpers.tiny_runs import MICRO_JANUS, cache_folder, micro_world, start_command, write_digit_files
 
 ENOUGH = 1_000_000  # steps: the run is still going when the signal arrives

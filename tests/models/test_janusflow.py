@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from janus_jax.batches import Modality
-from janus_jax.models.config import JANUSFLOW_1P3B, SDXL_VAE
 from janus_jax.models.params import abstract_params, bind, build, flatten, init_params
+from janus_jax.models.presets import JANUSFLOW_1P3B, SDXL_VAE
 from tests.helpers.small_models import SMALL_FLOW, random_array, random_params
 
 TEXT, IMAGE = Modality.TEXT, Modality.UNDERSTANDING_IMAGE

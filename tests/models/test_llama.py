@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.llama import Llama, init_cache
 from janus_jax.models.scan_layers import unstack_layers
 from tests.helpers.small_models import SMALL, random_array, random_params

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from janus_jax.models.config import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, PRESETS, VQ_16
+from janus_jax.models.presets import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, PRESETS, VQ_16
 from tests.helpers.small_models import SMALL, SMALL_VQ
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from janus_jax.models.config import JANUSFLOW_1P3B, JanusFlowConfig, UViTConfig
+from janus_jax.models.config import JanusFlowConfig, UViTConfig
+from janus_jax.models.presets import JANUSFLOW_1P3B
 from janus_jax.models.uvit import Encoded, UViTDecoder, UViTEncoder, pixel_shuffle
 from janus_jax.ops.flow import sinusoidal_embedding
 from janus_jax.weights.name_map import their_shapes

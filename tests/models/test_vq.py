@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.models.config import VQ_16
 from janus_jax.models.params import build
+from janus_jax.models.presets import VQ_16
 from tests.helpers.small_models import SMALL_VQ, random_array, random_params
 from tests.helpers.torch_weights import from_original_vq, noise, rule_weights
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from etils import epath
 
-from janus_jax import UserError
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
+from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
 from janus_jax.training.checkpointing import Checkpoints
@@ -30,7 +30,7 @@ def no_step(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(plan, "make_step", make_step)
+    monkeypatch.setattr(plan, "make_train_step", make_step)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality, PackedBatch
-from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
+from janus_jax.data.packing import IMAGE_FEATURES, PackedSample, assemble, join_blocks
 from janus_jax.inference.flow_sampling import run_prefix, velocities
 from janus_jax.inference.padding import pad_prompts
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
-from janus_jax.training.objectives.base import normalize
-from janus_jax.training.objectives.janusflow import janusflow_loss
+from janus_jax.ops.pixels import normalize
+from janus_jax.training.objectives.janusflow import janusflow_objective
 from tests.helpers.tiny_data import BYTE_TOKENIZER, flat_png, generate, make_builder, text, understand
 from tests.helpers.tiny_runs import MICRO_FLOW
 
@@ -32,7 +32,7 @@ def params():
 def make_rows(*rows):
     """Packed rows of records; (record, 1.0) drops its caption."""
     pairs = [[entry if isinstance(entry, tuple) else (entry, 0.0) for entry in row] for row in rows]
-    items = [[Item(r.task, (), build_sample(r, drop), "", ("", 0)) for r, drop in row] for row in pairs]
+    items = [[PackedSample(r.task, (), build_sample(r, drop), "", ("", 0)) for r, drop in row] for row in pairs]
     return PackedBatch(**join_blocks([assemble(items, 96, IMAGE_FEATURES)], SLOTS))
 
 
@@ -70,7 +70,7 @@ def batch():
 
 
 def objective(loss=LOSS, config=CONFIG):
-    return jax.jit(janusflow_loss(config, Execution(), loss).__call__)
+    return jax.jit(janusflow_objective(config, Execution(), loss).__call__)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
 from janus_jax.training.checkpointing import Checkpoints, read_data_state
+from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.resilience.preemption import DataStalled
 from janus_jax.training.resilience.watchdog import Watchdog
@@ -92,7 +93,7 @@ def run(data_folder, tmp_path, monkeypatch):
         config.log_every = log_every
         config.profile.update(first_step=profile[0], steps=profile[1])
         config.checkpoint.update(every_steps=every_steps, keep=keep)
-        monkeypatch.setattr(plan, "make_step", lambda *_: step_fn or CountingStep(losses, **options))
+        monkeypatch.setattr(plan, "make_train_step", lambda *_: step_fn or CountingStep(losses, **options))
         return loop.train(config, tmp_path, watchdog)
 
     return train
@@ -103,7 +104,7 @@ def saved_steps(folder):
 
 
 def logged(folder):
-    return {line["step"]: line for line in loop.read_metrics(folder)}
+    return {line["step"]: line for line in read_metrics(folder)}
 
 
 def test_writes_and_saves_at_their_intervals_and_always_at_the_end(run, tmp_path):

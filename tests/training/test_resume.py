@@ -1,4 +1,7 @@
-"""Training 4 steps equals training 2, stopping, and training on: bit for bit, from real ArrayRecord files."""
+"""Training 4 steps equals training 2, stopping, and training on: bit for bit, from real ArrayRecord files.
+
+Of the image tokenizer, the run that stops is also validated and the straight one is not: that changes nothing either.
+"""
 
 import signal
 from typing import NamedTuple
@@ -8,17 +11,20 @@ import pytest
 from janus_jax.errors import UserError
 from janus_jax.models.params import flatten
 from janus_jax.training import loop, plan
-from janus_jax.weights.native import load_params, read_architecture
+from janus_jax.training.metrics_log import read_metrics
+from janus_jax.weights.load import load_params
+from janus_jax.weights.native import open_params, read_architecture
 from tests.helpers.tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
 
 EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment, "flow": flow_experiment}
 
 
 class Runs(NamedTuple):
-    parts: set[str]  # of a checkpoint
-    straight: object  # workdir of 4 steps at once
+    parts: set[str]  # items of a checkpoint
+    straight: object  # workdir of a run of 4 steps
     resumed: object  # workdir of the run that was stopped
-    batches: list[int]  # batches read by: the straight run, the stopped one, the one that went on
+    batches: list[int]  # number of batches read by the straight run, the stopped one, and the one that continued
+    validated: set[int]  # steps after which the resumed run was evaluated
 
 
 class WatchedBatches:
@@ -49,7 +55,7 @@ def watched_train(config, workdir, make_step, number=0, action=None):
     original = loop.DevicePrefetch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "DevicePrefetch", prefetch)
-        patch.setattr(plan, "make_step", make_step)
+        patch.setattr(plan, "make_train_step", make_step)
         if action is None:
             loop.train(config, workdir)
         else:
@@ -75,6 +81,7 @@ def crash():
 def runs(request, data_folder, tmp_path_factory):
     name, number, action = request.param
     config = EXPERIMENTS[name](data_folder)
+    config.data.held_out, config.validate.num_rows = 8, 4
     straight, resumed = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("resumed")
     compiled = []
 
@@ -83,17 +90,20 @@ def runs(request, data_folder, tmp_path_factory):
         compiled.append(compiled[0] if compiled else original(*args))
         return compiled[0]
 
-    original = plan.make_step
+    original = plan.make_train_step
     batches = [
         watched_train(config, straight, make_step),
+    ]
+    config.validate.every_steps = 2 if name == "vq" else 0
+    batches += [
         watched_train(config, resumed, make_step, number, action),
         watched_train(config, resumed, make_step),
     ]
     parts = {"params", "opt_state", "data"} | ({"ema"} if config.train.ema else set())
-    return Runs(parts, straight, resumed, batches)
+    return Runs(parts, straight, resumed, batches, validated={2, 4} if name == "vq" else set())
 
 
-def test_going_on_reads_only_the_missing_batches(runs):
+def test_a_resumed_run_reads_only_the_missing_batches(runs):
     assert runs.batches[0] == 4
     assert runs.batches[2] == 2  # a run from 0 with the same seed would read 4, and end at the same place
 
@@ -109,28 +119,34 @@ def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):
 
 def test_metrics_of_the_resumed_run_are_those_of_the_straight_one_without_repeated_steps(runs):
     def without_times(workdir):
-        timed = ("_second", "_seconds", "_wait_share", "goodput", "time", "memory/", "step_seconds/")
-        lines = loop.read_metrics(workdir)
+        timed = ("validation/", "_second", "_seconds", "_wait_share", "goodput", "time", "memory/", "step_seconds/")
+        lines = read_metrics(workdir)
         return [{k: v for k, v in line.items() if not any(part in k for part in timed)} for line in lines]
 
-    assert [line["step"] for line in loop.read_metrics(runs.resumed)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(runs.resumed)] == [1, 2, 3, 4]
     assert without_times(runs.resumed) == without_times(runs.straight)
+
+
+def test_held_out_rows_are_evaluated_at_their_steps(runs):
+    validated = {line["step"] for line in read_metrics(runs.resumed) if "validation/loss" in line}
+    assert validated == runs.validated
+    assert not any("validation/loss" in line for line in read_metrics(runs.straight))
 
 
 def test_a_workdir_is_read_at_a_step_and_as_its_average(runs):
     config = read_architecture(runs.straight)
     for item in runs.parts & {"params", "ema"}:
-        params = flatten(load_params(runs.straight, config, ema=item == "ema", step=2))
+        params = flatten(load_params(open_params(runs.straight, config, ema=item == "ema", step=2)))
         loaded = {"".join(f"['{part}']" for part in (item, *path.split("/"))): leaf for path, leaf in params.items()}
         saved = {path: leaf for path, leaf in saved_state(runs.straight, 2).items() if path.startswith(f"['{item}']")}
         assert differing_leaves(loaded, saved) == []
     with pytest.raises(UserError, match="holds no checkpoint of step 3, only of 2, 4"):
-        load_params(runs.straight, config, step=3)
+        open_params(runs.straight, config, step=3)
 
 
 def test_a_workdir_is_read_at_its_newest_checkpoint(runs):
     assert sorted(int(path.name) for path in (runs.straight / "checkpoints").iterdir()) == [2, 4]
-    params = flatten(load_params(runs.straight, read_architecture(runs.straight)))
+    params = flatten(load_params(open_params(runs.straight, read_architecture(runs.straight))))
     loaded = {"".join(f"['{part}']" for part in ("params", *path.split("/"))): leaf for path, leaf in params.items()}
     newest = {path: leaf for path, leaf in saved_state(runs.straight, 4).items() if path.startswith("['params']")}
     assert differing_leaves(loaded, newest) == []

@@ -10,16 +10,18 @@ import numpy as np
 import optax
 import pytest
 
-from janus_jax import UserError
-from janus_jax.models.config import PRESETS, Execution
+from janus_jax.errors import UserError
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import abstract_params, flatten, init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.sharding import make_mesh
 from janus_jax.training.freezing import format_table, merge, module_table, split, trainable_mask
 from janus_jax.training.objectives.base import Objective
-from janus_jax.training.objectives.janus import make_loss
+from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.setup import model_config
-from janus_jax.training.train_state import create_state, make_step, state_shardings
+from janus_jax.training.train_state import create_state, state_shardings
+from janus_jax.training.train_step import make_train_step
 from tests.helpers.tiny_runs import MICRO_JANUS, differing_leaves, janus_experiment
 
 # Counts of models.md 1.7, measured on the released architectures; SigLIP without its unused pooling head.
@@ -108,8 +110,8 @@ def step(request, data_folder, batch):
     shardings = state_shardings(MICRO_JANUS, mask, optimizer, abstract_state, mesh)
     state = jax.jit(lambda params: create_state(params, mask, optimizer, ema=True), out_shardings=shardings)(params)
     squares = Objective(lambda batch: {}, sum_of_squares)
-    loss = make_loss(MICRO_JANUS, Execution(), config.loss) if request.param == "stage3" else squares
-    step_fn = make_step(loss, optimizer, shardings, mesh, ema=DECAY)
+    loss = make_objective(MICRO_JANUS, Execution(), config.loss) if request.param == "stage3" else squares
+    step_fn = make_train_step(loss, optimizer, shardings, mesh, ema=DECAY)
     for _ in range(2):
         state, _ = step_fn(state, batch)
     return request.param, before, state

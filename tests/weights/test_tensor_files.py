@@ -18,7 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from janus_jax.errors import UserError
 from janus_jax.weights import safetensors_io
-from janus_jax.weights.safetensors_io import SafetensorsWriter, open_tensors
+from janus_jax.weights.reader import TensorInfo
+from janus_jax.weights.safetensors_io import SafetensorsWriter
+from janus_jax.weights.tensor_files import open_tensors
 
 TORCH_DTYPES = [
     torch.float64,
@@ -53,18 +55,18 @@ def as_numpy(tensor):
 
 
 def write(folder, arrays, **kwargs):
-    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    with SafetensorsWriter(folder, shapes, **kwargs) as writer:
+    infos = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}
+    with SafetensorsWriter(folder, infos, **kwargs) as writer:
         for name in reversed(arrays):
             writer.write(name, arrays[name])
 
 
 def assert_same_bits(files, tensors):
-    assert files.shapes.keys() == tensors.keys()
+    assert files.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         expected, read = as_numpy(tensor), files.read(name)
-        assert files.shapes[name] == (read.shape, read.dtype) == (expected.shape, expected.dtype), name
-        assert files.shapes[name].nbytes == read.nbytes
+        assert files.tensors[name] == (read.shape, read.dtype) == (expected.shape, expected.dtype), name
+        assert files.tensors[name].nbytes == read.nbytes
         assert read.tobytes() == expected.tobytes(), name
 
 
@@ -83,7 +85,7 @@ def file_size_limit(limit):
 def sharded(tmp_path):
     """Three tensors in three shards, and their values."""
     arrays = {name: np.arange(6, dtype=np.float32) + i for i, name in enumerate("abc")}
-    write(tmp_path, arrays, max_shard_bytes=30)
+    write(tmp_path, arrays, max_file_bytes=30)
     return tmp_path, arrays
 
 
@@ -127,7 +129,7 @@ def test_shards_are_those_of_transformers(tmp_path):
         assert_same_bits(files, model.state_dict())
 
     config.save_pretrained(tmp_path)
-    write(tmp_path, {name: as_numpy(tensor) for name, tensor in model.state_dict().items()}, max_shard_bytes=4000)
+    write(tmp_path, {name: as_numpy(tensor) for name, tensor in model.state_dict().items()}, max_file_bytes=4000)
     ours = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     theirs = json.loads((tmp_path / "theirs/model.safetensors.index.json").read_text())
     assert ours["metadata"]["total_size"] == theirs["metadata"]["total_size"]
@@ -139,7 +141,10 @@ def test_shards_are_those_of_transformers(tmp_path):
 
 
 def test_writer_accepts_only_what_was_announced(tmp_path):
-    writer = SafetensorsWriter(tmp_path, {"a": ((2, 3), np.float32), "b": ((1,), np.float32)})
+    shapes = {"a": (2, 3), "b": (1,)}
+    writer = SafetensorsWriter(
+        tmp_path, {name: TensorInfo(shape, np.dtype(np.float32)) for name, shape in shapes.items()}
+    )
     for wrong in (np.ones((3, 2), np.float32), np.ones((2, 3), np.float64)):
         with pytest.raises(ValueError, match="not as announced"):
             writer.write("a", wrong)
@@ -348,15 +353,17 @@ def test_memory_of_a_copy(tmp_path):
     code = """
         import os, sys
         import numpy as np
-        from janus_jax.weights.safetensors_io import SafetensorsWriter, open_tensors
+        from janus_jax.weights.reader import TensorInfo
+        from janus_jax.weights.safetensors_io import SafetensorsWriter
+        from janus_jax.weights.tensor_files import open_tensors
 
         def peak_of_copy(source, target):
             os.mkdir(target)
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # forgets the peak so far
             before = peak()
-            with open_tensors(source) as files, SafetensorsWriter(target, files.shapes) as writer:
-                for name in files.shapes:
+            with open_tensors(source) as files, SafetensorsWriter(target, files.tensors) as writer:
+                for name in files.tensors:
                     writer.write(name, files.read(name))
             return peak() - before
 
@@ -365,17 +372,17 @@ def test_memory_of_a_copy(tmp_path):
                 return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1000
 
         source = sys.argv[1]
-        shapes = {f"layers.{i}": ((1000, 2500), np.float32) for i in range(20)}
-        with SafetensorsWriter(source, shapes, max_shard_bytes=10**8) as writer:
-            for name in shapes:
+        infos = {f"layers.{i}": TensorInfo((1000, 2500), np.dtype(np.float32)) for i in range(20)}
+        with SafetensorsWriter(source, infos, max_file_bytes=10**8) as writer:
+            for name in infos:
                 writer.write(name, np.zeros((2500, 1000), np.float32).T)
         print(peak_of_copy(source, f"{source}/copy"))
 
         import torch
-        torch.save({name: torch.zeros(1000, 2500) for name in shapes}, f"{source}/weights.bin")
+        torch.save({name: torch.zeros(1000, 2500) for name in infos}, f"{source}/weights.bin")
         print(peak_of_copy(f"{source}/weights.bin", f"{source}/copy_of_bin"))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     peaks = [int(line) for line in output.split()]
     assert len(peaks) == 2 and max(peaks) < 100, peaks

@@ -1,0 +1,126 @@
+"""The one loop that loads parameters: it reads slice by slice, casts, stacks, transposes, quantises and places them.
+
+Besides the result, a slice is in memory once; of stacked parameters, one parameter.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from janus_jax.errors import UserError
+from janus_jax.models.params import Params, unflatten
+from janus_jax.models.scan_layers import is_stacked, unstacked_path
+from janus_jax.weights.quantization import is_quantized, quantize, scale_path
+from janus_jax.weights.reader import TensorReader, TensorSlice, slices_of
+from janus_jax.weights.weight_layout import is_read_every_step, row_major_path
+
+
+def load_params(
+    reader: TensorReader,
+    dtype: DTypeLike | None = None,
+    *,
+    unrolled: bool = False,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    quantization: str | None = None,
+    row_major: bool = False,
+    select: Callable[[str], bool] = lambda path: True,
+) -> Params:
+    """Loads parameters as a nested dict of arrays.
+
+    Args:
+        dtype: the dtype of the result; None keeps the stored one (float32 for stored float64).
+        unrolled: gives each layer parameters of its own ("layers_0", "layers_1", ...) instead of stacking them.
+        shardings: the sharding of each array by its path in the result; None puts all on the default device.
+        quantization: "int8" stores the weight matrices of the language model and its heads as int8 with scales
+            (`weights.quantization`).
+        row_major: stores the weight matrices that decoding reads at every step transposed, and in the stored dtype
+            where `dtype` is a wider one (`weights.weight_layout`).
+        select: tells by its path in the reader whether a parameter is loaded.
+
+    Raises:
+        UserError: a value is too large for the dtype, or a file is damaged.
+    """
+    loaded: dict[str, jax.Array] = {}
+    for path in filter(select, reader.parameters):
+        info = reader.parameters[path]
+        target = jax.dtypes.canonicalize_dtype(info.dtype if dtype is None else dtype)
+        forms = functools.partial(_read_forms, reader, info.dtype, target, quantization, row_major)
+        if is_stacked(path) and not unrolled:
+            for name, values in _stack(slices_of(path, info), forms):
+                loaded[name] = _place(name, values, shardings)
+            continue
+        for part in slices_of(path, info):
+            for name, values in forms(part).items():
+                name = name if part.layer is None else unstacked_path(name, part.layer)
+                # A copy, since the reader may return a view of a larger array, which would be kept in memory with it.
+                loaded[name] = _place(name, np.array(values), shardings)
+    return unflatten(loaded)
+
+
+def read_param(reader: TensorReader, path: str, dtype: DTypeLike) -> np.ndarray:
+    """One parameter in host memory, its layers stacked. Raises UserError for a value that is too large for `dtype`."""
+    target, slices = np.dtype(dtype), slices_of(path, reader.parameters[path])
+    if not is_stacked(path):
+        return cast(reader.read(slices[0]), target, path)
+    ((_, values),) = _stack(slices, lambda part: {path: cast(reader.read(part), target, path)})
+    return values
+
+
+def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Converts values, without a copy where nothing changes.
+
+    Raises:
+        UserError: a finite value is too large for the new dtype, which often happens with float16; names `name`.
+    """
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype, copy=False)
+    narrowed = jnp.promote_types(values.dtype, dtype) != dtype
+    if narrowed and np.isinf(converted).sum() > np.isinf(values).sum():
+        raise UserError(f"{name}: holds values over {float(jnp.finfo(dtype).max):g}, the largest of {dtype}")
+    return converted
+
+
+def _read_forms(
+    reader: TensorReader,
+    stored: np.dtype,
+    target: np.dtype,
+    quantization: str | None,
+    row_major: bool,
+    part: TensorSlice,
+) -> dict[str, np.ndarray]:
+    """The arrays that stand for a slice in the result, by the path of its parameter there."""
+    path, values = part.path, reader.read(part)
+    row_major = row_major and is_read_every_step(path)
+    scales = {}
+    if quantization is not None and is_quantized(path):
+        values, scale = quantize(cast(values, np.dtype(np.float32), path))
+        scales = {scale_path(path): scale}
+    elif row_major and jnp.promote_types(stored, target) == target:
+        values = cast(values, stored, path)  # exact, and less memory to read at every step
+    else:
+        values = cast(values, target, path)
+    return ({row_major_path(path): values.T} if row_major else {path: values}) | scales
+
+
+def _stack(
+    slices: list[TensorSlice], forms: Callable[[TensorSlice], Mapping[str, np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Stacks what `forms` gives for each layer, name by name."""
+    stacked: dict[str, np.ndarray] = {}
+    for index, part in enumerate(slices):
+        for name, values in forms(part).items():
+            if name not in stacked:
+                stacked[name] = np.empty((len(slices), *values.shape), values.dtype)
+            stacked[name][index] = values
+    yield from stacked.items()
+
+
+def _place(path: str, values: np.ndarray, shardings: Mapping[str, jax.sharding.Sharding] | None) -> jax.Array:
+    """The values on the devices of their sharding, or on the default device. The result may share their memory."""
+    if shardings is None:
+        return jnp.asarray(values)
+    return jax.make_array_from_callback(values.shape, shardings[path], lambda index: values[index])
