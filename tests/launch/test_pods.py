@@ -127,7 +127,7 @@ def test_run_starts_on_all_hosts_once_until_it_ends_and_keeps_its_quoted_flags(p
 
 def test_a_host_that_cannot_start_is_told_by_run_and_by_watch_when_the_first_one_has_ended(pod, hosts):
     host, other = hosts
-    train(host, "sleep 2; echo a host is gone; exit 75")
+    train(host, "sleep 3; echo a host is gone; exit 75")
     train(other, "echo error: b.array_record cannot be read; exit 2")
     reason = ["other: error: b.array_record cannot be read"]
     code, told, _ = pod("run", "--config=c.py")
@@ -171,9 +171,8 @@ def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     (job,) = document["spec"]["replicatedJobs"]
     hosts, pods = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
     (rule,) = hosts["podFailurePolicy"]["rules"]
-    ending = rule["onExitCodes"][
-        "values"
-    ]  # Mistakes end the job for good; a lost host, a hang or an abort by JAX does not.
+    # Mistakes end the job for good; a lost host, a hang or an abort by JAX does not.
+    ending = rule["onExitCodes"]["values"]
     assert rule["action"] == "FailJob" and 2 in ending and not {RESTART, 130, 128 + signal.SIGABRT} & set(ending)
     x, y, z = map(int, pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     (container,) = pods["containers"]
