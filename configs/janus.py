@@ -1,4 +1,4 @@
-"""The three stages that Janus and Janus-Pro share; `janus_1p3b.py` and its siblings fill in the numbers."""
+"""The three stages that Janus and Janus-Pro share. `janus_1p3b.py`, `janus_pro_1b.py` and others give the numbers."""
 
 from ml_collections import ConfigDict
 
@@ -6,10 +6,11 @@ from configs.base import base_config, lock, ratio
 from janus_jax.errors import UserError
 
 STAGES = ("stage1", "stage2", "stage3")
-TEXT_ONLY = "text_only"  # the LLM alone on text: no stage of the papers, but comparable with text-only trainers
+# Not a stage of the papers: trains only the LLM, on text, to compare with trainers of text models.
+TEXT_ONLY = "text_only"
 
 # Parameters that each stage trains (Janus, section 3.2 and figure 3). The first matching rule decides. The papers do
-# not state whether `gen_embed`, the code embeddings in front of the generation adaptor, is trained; we train it in all
+# not say whether `gen_embed`, the code embeddings in front of the generation adaptor, is trained. We train it in all
 # stages.
 TRAINABLE = {
     "stage1": (("(aligner|gen_aligner|gen_head)/.*", True), ("gen_embed", True), (".*", False)),
@@ -20,12 +21,11 @@ TRAINABLE = {
 
 
 def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict:
-    """A locked config.
+    """A locked config of a stage.
 
     Args:
-        stage: A key of `TRAINABLE`; with ":debug" appended, a variant with a tiny model for a laptop. "debug" alone is
-            that variant of the first stage.
-        numbers: By stage, fields of `config.train` and "ratio", understanding : text : generation.
+        stage: Name of the stage. "STAGE:debug" trains a tiny model in minutes on a laptop; "debug" is "stage1:debug".
+        numbers: Per stage, the fields of `train`, and `ratio`: the shares of understanding, text and generation.
     """
     stage, _, variant = ("stage1:debug" if stage == "debug" else stage).partition(":")
     if stage not in TRAINABLE or variant not in ("", "debug"):
@@ -46,10 +46,7 @@ def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict
 
 
 def _shrink(config: ConfigDict) -> None:
-    """Takes a tiny model and short rows, so that the stage runs on a CPU in minutes.
-
-    Needs a tokenizer of at most 512 tokens.
-    """
+    """Makes a stage train a tiny model on a CPU in minutes, with a tokenizer of at most 512 tokens."""
     config.name = f"{config.name} debug"
     config.model = "janus_pro_tiny"
     config.dtype, config.remat = "float32", "none"

@@ -1,4 +1,4 @@
-"""Janus-1.3B. Tables are those of Janus (arXiv 2410.13848); the fields it leaves open are in `base.py`."""
+"""Janus-1.3B. Tables are those of Janus (arXiv 2410.13848); what it leaves open is in `base.py`."""
 
 from ml_collections import ConfigDict
 
@@ -10,27 +10,27 @@ NUMBERS = {
         "schedule": "cosine",  # Table 1
         "warmup_steps": 300,  # Table 1
         "num_steps": 10_000,  # Table 1
-        "batch_size": 256,  # Table 1; of rows; rows or samples is an open choice
+        "batch_size": 256,  # Table 1; rows, not samples: open choice
         "weight_decay": 0.0,  # Table 1
-        "ratio": (1, 0, 1),  # Table 1; its unit is an open choice, `data.ratio_unit`
+        "ratio": (1, 0, 1),  # Table 1; what it counts: open choice, `data.ratio_unit`
     },
     "stage2": {
         "learning_rate": 1e-4,  # Table 1
         "schedule": "constant",  # Table 1
         "warmup_steps": 5_000,  # Table 1
         "num_steps": 180_000,  # Table 1
-        "batch_size": 512,  # Table 1; of rows; rows or samples is an open choice
+        "batch_size": 512,  # Table 1; rows, not samples: open choice
         "weight_decay": 0.0,  # Table 1
-        "ratio": (2, 3, 5),  # Table 1; its unit is an open choice, `data.ratio_unit`
+        "ratio": (2, 3, 5),  # Table 1; what it counts: open choice, `data.ratio_unit`
     },
     "stage3": {
         "learning_rate": 2e-5,  # Table 1
         "schedule": "constant",  # Table 1
         "warmup_steps": 0,  # Table 1
         "num_steps": 24_000,  # Table 1
-        "batch_size": 256,  # Table 1; of rows; rows or samples is an open choice
+        "batch_size": 256,  # Table 1; rows, not samples: open choice
         "weight_decay": 0.1,  # Table 1
-        "ratio": (7, 3, 10),  # Table 1; its unit is an open choice, `data.ratio_unit`
+        "ratio": (7, 3, 10),  # Table 1; what it counts: open choice, `data.ratio_unit`
     },
 }
 

@@ -5,9 +5,7 @@ from ml_collections import ConfigDict
 from configs.janus import stage_config
 from configs.janus_pro_1b import NUMBERS as NUMBERS_1B
 
-NUMBERS = NUMBERS_1B | {
-    "stage3": NUMBERS_1B["stage3"] | {"num_steps": 40_000}
-}  # Table 2; all other numbers are those of the 1B
+NUMBERS = NUMBERS_1B | {"stage3": NUMBERS_1B["stage3"] | {"num_steps": 40_000}}  # Table 2; all else is the 1B's
 
 
 def get_config(stage: str = "stage1") -> ConfigDict:

@@ -7,18 +7,18 @@ from configs.base import base_config, lock
 
 def get_config() -> ConfigDict:
     config = vq_config("vq16")
-    config.data.image_size = 256  # the model is convolutional: it is trained at 256 pixels and used at 384
+    config.data.image_size = 256  # the model is convolutional: it is trained at 256 and used at 384 pixels
     config.data.crop = {"random": True, "max_zoom": 1.25, "flip": True}  # released script: min_crop_frac 0.8
     return lock(config)
 
 
 def vq_config(model: str) -> ConfigDict:
-    """An unlocked config, also for the tiny tokenizer of the quickstart."""
+    """An unlocked config of an image tokenizer, for VQ-16 and for the tiny tokenizer of the quickstart."""
     config = base_config(model, model)
-    config.data.image_size = 0  # size of the training images; 0 is that of the model
+    config.data.image_size = 0  # side of the training images in pixels; 0: that of the model
     config.train.update(
         batch_size=128,
-        num_steps=400_000,  # derived: 40 epochs of ImageNet at batch 128
+        num_steps=400_000,  # 40 epochs of ImageNet at batch 128 (derived)
         learning_rate=1e-4,  # constant
         weight_decay=0.0,  # released script: plain Adam; the paper's text says AdamW with 0.05
         clip_norm=1.0,

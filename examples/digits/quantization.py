@@ -1,4 +1,4 @@
-"""What quantised weights cost the quickstart's model: divergence from the full model, accuracy of reading and drawing.
+"""What quantised weights cost the quickstart's model: divergence from the full model, accuracy of answers and images.
 
 `janus_jax.evaluation.quantization` computes the divergence. This file chooses the questions and the prompts, and lets
 the quickstart's benchmark score both models.

@@ -141,7 +141,7 @@ def _questions(page: ReportPage) -> str:
         )
     return (
         f"<p>{page.report['understanding_accuracy']:.1%} of the held-out digits are named correctly. "
-        f'Shown are mistakes first, then some correct answers.</p><ul class="questions">{cards}</ul>'
+        f'Mistakes are shown first, then some correct answers.</p><ul class="questions">{cards}</ul>'
     )
 
 

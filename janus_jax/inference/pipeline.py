@@ -5,7 +5,6 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.typing import DTypeLike
 
@@ -145,14 +144,6 @@ class Pipeline:
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(engine.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
         params = undo_row_major(engine.params, engine.model.execution.dtype)
-        params = stack_layers(params, join=_Layers)  # the writer joins the layers of one parameter at a time
+        params = stack_layers(params, join=tuple)  # the writer reads layer by layer
         reader = model_in_memory(engine.config, params, engine.tokenizer, engine.normalization)
         write_model(reader, folder, format, dtype, vae=vae)
-
-
-class _Layers(tuple):
-    """The layers of one parameter as separate arrays, where a reader expects one stacked array."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self[0].dtype

@@ -1,4 +1,4 @@
-"""Runs as a process of its own: two steps of a tiny Janus on one CPU device and on eight, as JSON."""
+"""A program that prints, as JSON, two steps of a tiny Janus on one CPU device and on eight."""
 
 import functools
 import json
@@ -6,7 +6,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all of the time
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compilation takes most of the time
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +58,10 @@ CONFIG = JanusConfig(
 
 
 def make_batch(rows=8):
-    """Each row: text with an understanding image of four tokens, then a caption with a drawing of four codes."""
+    """Rows that hold text with an understanding image of four tokens, then a caption with an image of four codes."""
     rng = np.random.default_rng(0)
-    text, seen, drawn = Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE
-    modality = np.array([text] + [seen] * 4 + [text] * 3 + [text] * 2 + [drawn] * 4, np.int8)
+    text, understood, generated = Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE
+    modality = np.array([text] + [understood] * 4 + [text] * 3 + [text] * 2 + [generated] * 4, np.int8)
     segments = np.array([1] * 8 + [2] * 6)
     positions = np.array([*range(8), *range(6)])
     text_weights, image_weights = np.zeros(14, np.float32), np.zeros(14, np.float32)
@@ -70,7 +70,7 @@ def make_batch(rows=8):
     def repeat(row):
         return np.tile(row, (rows, 1))
 
-    # Rows, and so devices, differ in how much loss they carry: the last ones have all of it, the first nearly none.
+    # Rows, and so devices, differ in how many of their tokens carry loss: nearly none in the first, all in the last.
     supervised = rng.random((rows, 14)) < np.linspace(0.0, 1.0, rows)[:, None]
 
     return PackedBatch(

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.params import abstract_params, flatten, unflatten
+from janus_jax.models.scan_layers import is_stacked
 
 SMALL_VQ = VQConfig(
     image_size=8,
@@ -104,10 +106,10 @@ def random_params(config, seed=0):
         elif path.endswith("/bias"):
             values *= 0.1
         elif path.endswith("/kernel"):
-            values /= np.sqrt(np.prod(shape[int("/layers/" in path) : -1]))
+            values /= np.sqrt(np.prod(shape[int(is_stacked(path)) : -1]))
         else:
             values *= 0.5
-        return jnp.asarray(values, jnp.float32)
+        return jax.device_put(values.astype(np.float32))
 
     return unflatten({path: draw(path, leaf.shape) for path, leaf in flatten(abstract_params(config)).items()})
 

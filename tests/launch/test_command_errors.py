@@ -1,5 +1,6 @@
 """Bad input ends every command with one line on stderr that names the thing, before any long work."""
 
+import re
 import shutil
 
 import pytest
@@ -147,6 +148,15 @@ FAILURES = {
 }
 
 
+# Commands whose --help must list these flags, which other files define.
+HELP = {
+    "chat": ["checkpoint", "dtype", "mesh", "quantize", "buckets"],
+    "generate": ["checkpoint", "dtype", "mesh", "quantize", "buckets"],
+    "compile_check": ["topology", "dtype", "mesh", "quantize"],
+    "train": ["config", "workdir", "multihost", "coordinator", "step_timeout"],
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Models, whole and damaged, an image tokenizer, a tokenizer without a special token, a file that is no image.
@@ -182,8 +192,9 @@ def outcomes(folder, tmp_path_factory):
         ["tests.helpers.failing_train", f"--fail={kind}", TRAIN, f"--workdir={folder}/w"]
         for kind, _, _ in FAILURES.values()
     ]
-    results = run_commands([*commands, *failing], tmp_path_factory.mktemp("said"))
-    return dict(zip((*CASES, *FAILURES), results, strict=True))
+    asking = [[f"launch.{command}", "--help"] for command in HELP]
+    results = run_commands([*commands, *failing, *asking], tmp_path_factory.mktemp("said"))
+    return dict(zip((*CASES, *FAILURES, *HELP), results, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -200,6 +211,12 @@ def test_one_line_names_the_mistake(case, outcomes, folder):
 def test_a_failure_while_training_is_one_line_and_its_code_says_whether_a_restart_may_help(case, outcomes):
     _, code, error = FAILURES[case]
     assert (outcomes[case].code, outcomes[case].err) == (code, error)
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_lists_the_flags_that_commands_share(command, outcomes):
+    text = outcomes[command].out
+    assert [name for name in HELP[command] if not re.search(rf"^  --(\[no\])?{name}: ", text, re.MULTILINE)] == []
 
 
 def test_nothing_was_trained_before_the_errors(outcomes, folder):

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a run is one UserError that names it, before any step and before any compilation."""
+"""A mistake in a run is one UserError that names it, before any step and before any compilation."""
 
 import dataclasses
 import shutil
@@ -22,7 +22,7 @@ from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VAE, MICRO_VQ, flow_exper
 
 @pytest.fixture(autouse=True)
 def no_step(monkeypatch):
-    """A training step would be a failure: its compilation is minutes at real size."""
+    """Makes any training step a failure, since its compilation takes minutes at real size."""
 
     def make_step(loss_fn, *args):
         def step(state, batch):
@@ -52,7 +52,7 @@ def no_step(monkeypatch):
         ({"mesh.data": 2, "mesh.fsdp": 3}, r"mesh\.data=2, mesh\.fsdp=3, mesh\.tensor=1"),
         ({"init.checkpoint": "/nowhere"}, r"/nowhere"),
         ({"init.vq": "/nowhere"}, r"/nowhere"),
-        # Numbers that cannot work, which would otherwise end in a ZeroDivisionError or worse.
+        # Numbers that cannot work and would otherwise end in a traceback.
         ({"log_every": 0}, r"log_every=0"),
         ({"checkpoint.every_steps": 0}, r"checkpoint\.every_steps=0"),
         ({"loss.chunk_size": 0}, r"loss\.chunk_size=0"),

@@ -1,4 +1,4 @@
-"""What counts as waiting for data, with a step whose end on the device the test decides."""
+"""Which seconds count as waiting for data, with a step whose end on the device the test decides."""
 
 import threading
 import time

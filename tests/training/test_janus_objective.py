@@ -34,7 +34,7 @@ def encode(params):
 
 @pytest.fixture(scope="module")
 def coded(batch, encode):
-    """The batch with its codes put in by two loops, as a data preparation job would."""
+    """The batch with its codes put in by two loops, as by a data preparation job."""
     codes = [encode(normalize(jnp.asarray(images), jnp.float32)) for images in batch.gen_pixels]  # row by row
     tokens, targets = batch.tokens.copy(), batch.targets.copy()
     for row, modality in enumerate(batch.modality):

@@ -88,7 +88,7 @@ def events(file):
 
 
 def test_tensorboard_shows_no_step_that_a_crash_lost(tmp_path):
-    """It drops events of the step of a START, and of later ones, of the files before; here with those left out."""
+    """TensorBoard drops events of earlier files from the step of a START on. This test applies that rule."""
     for first_step, steps in ((0, range(1, 7)), (3, range(4, 6))):
         log = log_in(tmp_path, first_step)
         for step in steps:
@@ -107,7 +107,7 @@ def test_tensorboard_shows_no_step_that_a_crash_lost(tmp_path):
 
 
 class Clock:
-    """Replaces `time`: both clocks stand still until they are moved."""
+    """Replaces `time`. Both clocks stand still until the test moves them."""
 
     def __init__(self):
         self.now = 1000.0
@@ -149,6 +149,29 @@ def test_step_times_and_goodput_go_on_through_a_restart_and_leave_out_what_was_l
     log.close()
     assert (third["wall_seconds"], lines(tmp_path)[-1]["wall_seconds"]) == (50.0, 110.0)
     assert lines(tmp_path)[-1]["goodput"] == pytest.approx((8 + 5) / 110)
+
+
+def test_other_work_counts_in_no_rate_and_reports_join_the_next_line(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(metrics_log, "time", clock)
+    log = log_in(tmp_path)
+    for duration in (30.0, 1.0, 1.0):
+        clock.now += duration
+        log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1))
+    clock.now += 100.0  # an evaluation
+    log.leave_out(100.0)
+    log.report({"validation/loss": 3.0})
+    clock.now += 1.0
+    log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1))
+    log.write(4, 0.0, 0.0, {})
+    clock.now += 1.0
+    log.add(step_metrics(loss=1.0, text=1.0, text_tokens=1))
+    log.write(5, 0.0, 0.0, {})
+    log.close()
+    first, second = lines(tmp_path)
+    assert (first["step_seconds/max"], first["steps_per_second"]) == (1.0, pytest.approx(4 / 33))
+    assert first["goodput"] == pytest.approx(3 / 133)
+    assert first["validation/loss"] == 3.0 and "validation/loss" not in second
 
 
 def test_mfu_is_that_of_the_steps_after_compilation(tmp_path, monkeypatch):

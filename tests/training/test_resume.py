@@ -72,7 +72,7 @@ def crash():
     raise ConnectionError("the disk went away")
 
 
-# Ctrl-C during step 2 saves that step; a crash in step 4 loses step 3, since the last checkpoint is that of step 2.
+# Ctrl-C during step 2 saves that step. A crash in step 4 loses step 3, since the last checkpoint is that of step 2.
 @pytest.fixture(
     scope="module",
     params=[("janus", 2, ctrl_c), ("vq", 4, crash), pytest.param(("flow", 2, ctrl_c), marks=pytest.mark.slow)],
@@ -86,7 +86,7 @@ def runs(request, data_folder, tmp_path_factory):
     compiled = []
 
     def make_step(*args):
-        """The first run's step, a pure function, for all of them: it is traced and compiled once."""
+        """The step of the first run for all runs, so that it is traced and compiled once. It is a pure function."""
         compiled.append(compiled[0] if compiled else original(*args))
         return compiled[0]
 
@@ -105,7 +105,7 @@ def runs(request, data_folder, tmp_path_factory):
 
 def test_a_resumed_run_reads_only_the_missing_batches(runs):
     assert runs.batches[0] == 4
-    assert runs.batches[2] == 2  # a run from 0 with the same seed would read 4, and end at the same place
+    assert runs.batches[2] == 2  # a run from step 0 with the same seed would read 4 and end at the same bits
 
 
 def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):

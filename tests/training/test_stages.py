@@ -1,4 +1,4 @@
-"""What the stages of the papers train: names and counts at full size, real steps at micro size."""
+"""Which parameters the stages of the papers train: names and counts at full size, real steps at micro size."""
 
 import functools
 import importlib
@@ -76,7 +76,7 @@ def test_each_stage_trains_the_papers_modules_with_their_exact_counts(name, stag
 
 
 def test_each_stage_of_janusflow_trains_the_papers_modules():
-    """JanusFlow, 3.3; the VAE is no part of the model. `alignment_head` and the learned begin by our choice."""
+    """JanusFlow, 3.3. The VAE is no part of the model; `alignment_head` and begin of images are our choice."""
     adapters = {"aligner", "begin_of_understanding", "alignment_head"}
     adapters |= {"gen_encoder", "gen_aligner", "gen_decoder_norm", "gen_decoder_aligner", "gen_decoder"}
     trained = {"stage1": adapters, "stage2": adapters | {"llm"}, "stage3": adapters | {"llm", "siglip"}}
@@ -89,7 +89,7 @@ def test_each_stage_of_janusflow_trains_the_papers_modules():
 
 
 def sum_of_squares(params, batch, denominators):
-    """Has a gradient for every parameter, and compiles in no time."""
+    """A loss with a gradient for every parameter, which compiles fast."""
     del batch, denominators
     return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)), {}
 
@@ -137,7 +137,7 @@ def test_steps_change_every_trainable_leaf_and_no_bit_of_a_frozen_one(step):
 
 
 def test_the_average_follows_the_trained_parameters(step):
-    """It begins at them, and the first step has the rate 0."""
+    """It starts at them, and the first step has a learning rate of 0."""
     stage, before, state = step
     trained, average = flatten(state.trainable), flatten(state.ema)
     assert average.keys() == trained.keys()

@@ -65,7 +65,7 @@ def test_encoder_learns_from_the_pixels_through_the_codes(params, images):
     config = dataclasses.replace(MICRO_VQ, commitment=0.0)
     loss = make_objective(config, Execution(), ConfigDict(LOSS))
     learning = {name: params[name] for name in ("encoder", "quant_conv")}
-    actual = jax.jit(jax.grad(lambda learning: loss(params | learning, images)[0]))(learning)
+    actual = jax.jit(jax.grad(lambda learning: loss(params | learning, jax.tree.map(jnp.asarray, images))[0]))(learning)
     pixels = jnp.asarray(images.pixels / 127.5 - 1, jnp.float32)
 
     def decode(module, quantized):

@@ -1,4 +1,4 @@
-"""Training starts from what transformers and LlamaGen saved: all arrives, the rest is fresh, a table says so."""
+"""Training starts from parts saved by transformers and LlamaGen: all of a part arrives; a table says what is fresh."""
 
 import dataclasses
 import json

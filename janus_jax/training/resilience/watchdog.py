@@ -60,19 +60,20 @@ class Watchdog:
             now = time.monotonic()
             if self._ending is not None:
                 if now - self._ending > self._start_seconds + self._patience:
-                    self._end(f"no end of saving {self._start_seconds:g} s after step {self._step} (--start_timeout)")
+                    self.end(f"no end of saving {self._start_seconds:g} s after step {self._step} (--start_timeout)")
                 continue
             if self._ended is None:
                 if now - self._started > self._start_seconds + self._patience:
-                    self._end(f"no first step has ended {self._start_seconds:g} s after the start (--start_timeout)")
+                    self.end(f"no first step has ended {self._start_seconds:g} s after the start (--start_timeout)")
                 continue
             if asked is None and self._stopping():
                 asked = now
             if now - self._ended > self._seconds + self._patience:
-                self._end(f"no step has ended for {self._seconds:g} s after step {self._step}")
+                self.end(f"no step has ended for {self._seconds:g} s after step {self._step}")
             if asked is not None and now - max(asked, self._ended) > self._stop_seconds + self._patience:
-                self._end(f"asked to stop, but no step has ended for {self._stop_seconds:g} s after step {self._step}")
+                self.end(f"asked to stop, but no step has ended for {self._stop_seconds:g} s after step {self._step}")
 
-    def _end(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
+        """Prints the reason and ends the process. Tests replace it."""
         print(f"error: {reason}: this process, its data or another process of the run hangs", file=sys.stderr)
         end_at_once(RESTART)
