@@ -1,4 +1,3 @@
-import functools
 import json
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import pytest
 
 from janus_jax import sharding
 from janus_jax.errors import UserError
-from janus_jax.models.params import abstract_params, flatten, logical_axes
+from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
 from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
 from tests.helpers import REPOSITORY
@@ -40,16 +39,6 @@ def devices(monkeypatch):
     return pretend
 
 
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-    """Tracing the 7B model takes seconds; its declarations do not change between tests."""
-    monkeypatch.setattr(sharding, "abstract_params", cached_abstract_params)
-    monkeypatch.setattr(sharding, "logical_axes", cached_logical_axes)
-
-
-cached_abstract_params, cached_logical_axes = functools.cache(abstract_params), functools.cache(logical_axes)
-
-
 def sizes(data, fsdp, tensor):
     return dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
 
@@ -58,7 +47,7 @@ def sizes(data, fsdp, tensor):
 def test_every_large_parameter_of_the_7b_model_is_sharded(devices, mesh_sizes):
     devices(int(np.prod(mesh_sizes)))
     mesh = make_mesh(sizes(*mesh_sizes))
-    shapes = flatten(cached_abstract_params(JANUS_PRO_7B))
+    shapes = flatten(abstract_params(JANUS_PRO_7B))
     shardings = flatten(param_shardings(JANUS_PRO_7B, mesh))
     assert shardings.keys() == shapes.keys()
     whole = [
@@ -104,7 +93,7 @@ def test_indivisible_dimension_is_an_error_that_names_the_parameter(devices, mes
     with pytest.raises(UserError, match=message) as error:
         param_shardings(JANUS_PRO_TINY, make_mesh(sizes(*mesh_sizes)))
     path = str(error.value).split(":")[0]
-    assert str(flatten(cached_abstract_params(JANUS_PRO_TINY))[path].shape) in str(error.value)
+    assert str(flatten(abstract_params(JANUS_PRO_TINY))[path].shape) in str(error.value)
 
 
 def test_two_dimensions_on_one_mesh_axis_are_an_error_that_names_the_parameter(devices, monkeypatch):

@@ -4,6 +4,7 @@ The paths of that dict ("llm/decoder/layers/attention/q_proj/kernel") are the co
 freezing and conversion. Everything outside `models` uses modules through `bind` and never sees Flax.
 """
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping
@@ -108,7 +109,8 @@ def count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _declared(config: ModelConfig) -> dict[str, Declared]:
+@functools.cache  # tracing a model of 7B takes seconds
+def _declared(config: ModelConfig) -> Mapping[str, Declared]:
     """Path -> declaration of each parameter, with abstract values."""
     model = build(config)
     declared = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])
