@@ -16,7 +16,7 @@ from tests.helpers.tiny_runs import MICRO_JANUS
 
 
 class FakeDevice:
-    """Enough of a device for a mesh whose arrays are never made."""
+    """A device of which a mesh can be made, but no arrays."""
 
     process_index = 0
     platform = device_kind = "fake"
@@ -63,7 +63,7 @@ def test_every_large_parameter_of_the_7b_model_is_sharded(devices, mesh_sizes):
 
 
 def test_matrices_are_cut_along_heads_mlp_and_vocabulary(devices):
-    """Column-parallel into a block and row-parallel out of it, so that one reduction per block is enough."""
+    """Matrices into a block are cut by columns and those out of it by rows, so that a block needs one reduction."""
     devices(4)
     shardings = flatten(param_shardings(JANUS_PRO_7B, make_mesh(sizes(1, 2, 2))))
     expected = {
@@ -124,7 +124,7 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error_with_all_sizes(devices, 
 
 
 def test_data_goes_over_slices_and_the_other_axes_stay_inside():
-    """Also when devices of the slices alternate."""
+    """The devices of the slices may alternate."""
     fake = [FakeDevice(i, slice_index=i % 2) for i in range(16)]
     mesh = make_mesh(sizes(4, 2, -1), fake)
     places = np.vectorize(lambda device: device.slice_index)(mesh.devices)
@@ -144,7 +144,7 @@ def test_data_that_slices_cannot_share_is_refused(data):
 
 
 def test_sharded_training_losses_metrics_and_gradients_equal_those_of_one_device():
-    """Eight CPU devices as data=2, fsdp=2, tensor=2 with two micro-batches, in a process of its own."""
+    """Two micro-batches on eight CPU devices with data=2, fsdp=2 and tensor=2, in a separate process."""
     command = [sys.executable, "-m", "tests.helpers.sharded_training"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
