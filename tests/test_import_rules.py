@@ -45,23 +45,10 @@ PRIVATE_NAMES_ALLOWED = {  # "file: name"
     "tests/inference/test_pipeline.py: _pad",
     "tests/inference/test_pipeline.py: _pixels",
     "tests/inference/test_pipeline.py: _row_shares",
-    "tests/inference/test_quantization.py: _model",
-    "tests/inference/test_quantization.py: _pad",
     "tests/inference/test_text_decoding.py: _model",
     "tests/inference/test_text_decoding.py: _pad",
     "tests/inference/test_text_decoding.py: _pixels",
     "tests/launch/test_inference_benchmark.py: _model",
-    "tests/ops/test_depthwise.py: _grouped_convolution",
-    "tests/ops/test_depthwise.py: _grouped_gradients",
-    "tests/ops/test_depthwise.py: _shifted_gradients",
-    "tests/ops/test_depthwise.py: _shifted_products",
-    "tests/training/test_loop.py: _end",
-    "tests/training/test_watchdog.py: _end",
-    "tests/weights/test_convert_folders.py: _write_orbax",
-    "tests/weights/test_orbax_files.py: _CHUNK_BYTES",
-    "tests/weights/test_orbax_files.py: _arrays",
-    "tests/weights/test_orbax_files.py: _values",
-    "tests/weights/test_tensor_files.py: _BLOCK_BYTES",
 }
 CIRCLES_ALLOWED = {"janus_jax.inference.chat_session", "janus_jax.inference.pipeline"}  # modules
 LONG_FILES_ALLOWED = {"launch/generate.py", "tests/training/test_loop.py"}
