@@ -19,7 +19,7 @@ SNIPPETS = [
     if block.language == "python"
 ]
 # What documents name and other branches bring. Empty after their merge; an entry that exists fails the last test.
-COMING = {"make test-slow", "--prompt_number"}
+COMING = {"--prompt_number"}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
