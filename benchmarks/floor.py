@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.models.llama import cache_dtype
 
 COPY_BYTES = 1 << 30  # Bytes of one copy.
 COPIES = 16  # Number of copies that an accelerator makes in a row, so that starting one costs no time.
@@ -47,7 +46,7 @@ def own_cache_bytes(pipeline: JanusPipeline, images: int, prompt: int, codes: in
 
 
 def _cache(pipeline: JanusPipeline, rows: int, slots: int) -> int:
-    return cache_bytes(pipeline.config.llama, cache_dtype(pipeline._model.execution), rows, slots)
+    return cache_bytes(pipeline.config.llama, pipeline.engine.model.execution, rows, slots)
 
 
 def _bytes(params: Any) -> int:

@@ -20,16 +20,9 @@ import tqdm
 from benchmarks import floor
 from benchmarks.inference_sides import Sides, open_sides, peer_device, tiny, width_512, width_2048
 from benchmarks.result import Result
-from janus_jax.inference.decoding import (
-    decode_image_codes,
-    decode_pixels,
-    decode_text,
-    programs,
-    start_images,
-    start_text,
-)
+from janus_jax.inference.compiled_programs import traced
+from janus_jax.inference.decode_image import GuidedPrompts, decode_pixels
 from janus_jax.inference.padding import pad_prompts
-from janus_jax.inference.sampling import Sampling
 from janus_jax.models.params import bind
 from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_7B
 
@@ -38,7 +31,6 @@ LONG = 60.0  # Seconds of the first round after which there is no second one.
 PROMPT = 32  # Number of prompt tokens.
 NEW_TOKENS = 33  # Number of new tokens of text. The prompt gives the first one, so there are 32 steps.
 GUIDANCE = 5.0
-GREEDY = Sampling()
 Run = Callable[[], Any]
 
 
@@ -50,7 +42,7 @@ def run() -> Iterator[Result]:
     bandwidth = floor.copy_bandwidth()
     yield Result("copy bandwidth: bytes read and written by a copy of 1 GiB", bandwidth / 1e9, "GB/s")
     yield from _on_gpu(bandwidth) if device == "cuda" else _on_cpu(bandwidth)
-    for name, number in programs.items():
+    for name, number in traced.items():
         yield Result(f"programs compiled: {name}", number, "programs")
 
 
@@ -127,26 +119,16 @@ def text_case(
     """
     import torch
 
-    pipeline, peer = sides.pipeline, sides.peer
+    pipeline, engine, peer = sides.pipeline, sides.pipeline.engine, sides.peer
     ids = np.random.default_rng(batch).integers(300, 4000, (batch, PROMPT)).tolist()
     prompts = pad_prompts(ids, [pipeline.tokenizer.image_id], PROMPT)
     keys = jax.random.split(jax.random.key(0), batch)
 
     def ours(new_tokens: int = NEW_TOKENS) -> np.ndarray:
-        limits = jnp.full(batch, new_tokens, jnp.int32)
-        return np.asarray(
-            decode_text(
-                pipeline._model,
-                pipeline.params,
-                prompts,
-                None,
-                keys,
-                limits,
-                slots=NEW_TOKENS,
-                sampling=GREEDY,
-                eos_id=-1,  # no token has this id, so both sides take all steps
-            )
-        )
+        # No token ends an answer, so that both sides take all steps.
+        state = engine.prefill(prompts, None, keys, slots=NEW_TOKENS, eos_id=-1)
+        state = engine.continue_(state, keys, [new_tokens] * batch, NEW_TOKENS, eos_id=-1)
+        return np.asarray(state.tokens)
 
     def theirs(**options: Any) -> np.ndarray:
         with torch.inference_mode():
@@ -201,25 +183,25 @@ def images_case(sides: Sides, images: int, bar: float | None = None, floor_bar: 
     """Greedy codes per second of images of one prompt with guidance, the reading of the prompt included."""
     import torch
 
-    pipeline, peer, num_codes = sides.pipeline, sides.peer, sides.pipeline.config.image_tokens
+    pipeline, engine, peer = sides.pipeline, sides.pipeline.engine, sides.peer
+    num_codes = pipeline.config.image_tokens
     tokenizer = pipeline.tokenizer
     middle = np.random.default_rng(0).integers(300, 4000, PROMPT - 2).tolist()
     ids = [tokenizer.bos_id, *middle, tokenizer.begin_of_image_id]
     prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
     unconditional = pad_prompts([tokenizer.unconditional(ids)], [tokenizer.image_id], PROMPT)
-    keys = jax.random.split(jax.random.key(0), (1, images))
+    keys = jax.random.split(jax.random.key(0), images)
     peer.generation_config.bos_token_id = tokenizer.bos_id
     peer.generation_config.pad_token_id = tokenizer.pad_id
     peer.generation_config.generation_kwargs = {"boi_token_id": tokenizer.begin_of_image_id}
-    request = (pipeline._model, pipeline.params, prompt, unconditional, np.zeros(1, np.int32))
+    prompts = GuidedPrompts(prompt, unconditional, np.zeros(1, np.int32))
 
     def ours() -> np.ndarray:
-        codes = decode_image_codes(*request, keys, jnp.float32(GUIDANCE), sampling=GREEDY)
-        return np.asarray(codes)[0]
+        state = engine.prefill_images(prompts, keys, GUIDANCE)
+        return np.asarray(engine.continue_images(state, keys, GUIDANCE, num_codes).codes)
 
     def ours_first() -> np.ndarray:
-        state = start_images(*request, keys[0], jnp.float32(GUIDANCE), sampling=GREEDY)
-        return np.asarray(state.codes)
+        return np.asarray(engine.prefill_images(prompts, keys, GUIDANCE).codes)
 
     def theirs() -> np.ndarray:
         with torch.inference_mode():
@@ -271,8 +253,7 @@ def first_token_case(sides: Sides) -> list[Result]:
     keys = jax.random.split(jax.random.key(0), 1)
 
     def ours() -> np.ndarray:
-        options = {"slots": NEW_TOKENS, "sampling": GREEDY, "eos_id": -1}
-        state = start_text(pipeline._model, pipeline.params, prompt, jnp.asarray(pixels), None, keys, **options)
+        state = pipeline.engine.prefill(prompt, jnp.asarray(pixels), keys, slots=NEW_TOKENS, eos_id=-1)
         return np.asarray(state.tokens[:, 0])
 
     def theirs() -> np.ndarray:
@@ -300,7 +281,7 @@ def encoders_case(sides: Sides, images: int) -> list[Result]:
     config, size = pipeline.config, pipeline.config.siglip.image_size
     pixels = np.random.default_rng(0).uniform(-1, 1, (images, size, size, 3)).astype(np.float32)
     codes = np.random.default_rng(0).integers(0, config.vq.num_codes, (images, config.image_tokens), dtype=np.int32)
-    apply = bind(pipeline._model, pipeline.params)
+    apply = bind(pipeline.engine.model, pipeline.params)
     embed = jax.jit(lambda pixels: apply(pixels, method="embed_images"))
     torch_pixels = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous().to(peer.device, peer.dtype)
 
@@ -316,7 +297,7 @@ def encoders_case(sides: Sides, images: int) -> list[Result]:
 
     results = []
     for name, ours, theirs in (
-        ("VQ decode", lambda: np.asarray(decode_pixels(pipeline._model, pipeline.params, codes)), their_pixels),
+        ("VQ decode", lambda: np.asarray(decode_pixels(pipeline.engine.model, pipeline.params, codes)), their_pixels),
         ("SigLIP encode", lambda: np.asarray(embed(pixels), np.float32), their_features),
     ):
         case = f"{sides.name}: {name} of {images} images of {size} x {size}"

@@ -13,8 +13,8 @@ import jax
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.loading import load
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.params import init_params
 from janus_jax.models.presets import JANUS_PRO_1B

@@ -28,7 +28,7 @@ from configs import quickstart
 from examples.digits import data as digits
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build, init_params

@@ -13,8 +13,8 @@ from etils import epath
 
 from examples.digits.quantization import compare
 from janus_jax.errors import UserError
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.loading import from_pretrained
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.weights.quantization import QUANTIZATIONS
 from launch.cli import errors
 

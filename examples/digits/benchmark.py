@@ -11,8 +11,8 @@ import numpy as np
 import PIL.Image
 
 from examples.digits.data import CAPTIONS, NAMES, QUESTIONS, Digits, to_image
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
-from janus_jax.inference.pipeline import JanusPipeline
 
 BATCH = 120  # Number of questions in a batch.
 

@@ -23,8 +23,8 @@ from examples.digits.benchmark import (
 from examples.digits.recipes import Recipe
 from examples.digits.report import Phase, Question, ReportPage
 from janus_jax.data.images import to_images
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.params import abstract_params, build
 from janus_jax.models.presets import VQ_TINY
 from janus_jax.training.freezing import module_table, trainable_mask

@@ -14,8 +14,9 @@ import numpy as np
 
 from janus_jax.batches import Modality
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.inference.padding import Prompts
-from janus_jax.inference.pipeline import Image, JanusPipeline
+from janus_jax.inference.janus import JanusPipeline
+from janus_jax.inference.padding import PaddedPrompts
+from janus_jax.inference.requests import Image
 from janus_jax.inference.validation import user_message
 from janus_jax.models.janus import Janus
 from janus_jax.models.params import Params, bind
@@ -52,7 +53,7 @@ def text_agreement(
     rows = [[*answer.prompt_token_ids, *own] for answer, own in zip(answers, ended, strict=True)]
     count = max(map(len, ended))
     counted = np.array([[False] * (count - len(own)) + [True] * len(own) for own in ended])
-    return _compare(full, quantized, full._pad(rows), full._pixels(images), "text_logits", counted)
+    return _compare(full, quantized, full.engine.pad(rows), full.engine.pixels(images), "text_logits", counted)
 
 
 def image_agreement(full: JanusPipeline, quantized: JanusPipeline, prompts: Sequence[str], **options: Any) -> Agreement:
@@ -66,7 +67,7 @@ def image_agreement(full: JanusPipeline, quantized: JanusPipeline, prompts: Sequ
     codes = full.generate_codes(prompts, 1, **options)
     style, count = STYLES[full.config.prompt_style], codes.shape[1]
     ids = [full.tokenizer.encode(generation_prompt(prompt, style)) for prompt in prompts]
-    padded = full._pad([[*own, *drawn] for own, drawn in zip(ids, codes.tolist(), strict=True)])
+    padded = full.engine.pad([[*own, *drawn] for own, drawn in zip(ids, codes.tolist(), strict=True)])
     padded.modality[:, -count:] = Modality.GENERATION_IMAGE
     return _compare(full, quantized, padded, None, "image_logits", np.ones(codes.shape, bool))
 
@@ -74,7 +75,7 @@ def image_agreement(full: JanusPipeline, quantized: JanusPipeline, prompts: Sequ
 def _compare(
     full: JanusPipeline,
     quantized: JanusPipeline,
-    rows: Prompts,
+    rows: PaddedPrompts,
     pixels: jax.Array | None,
     head: str,
     counted: np.ndarray,
@@ -86,7 +87,9 @@ def _compare(
         counted: [B, count] bool, which of the last `count` tokens of each row are compared.
     """
     ours, theirs = (
-        np.asarray(_log_probabilities(model._model, model.params, rows, pixels, head=head, count=counted.shape[1]))
+        np.asarray(
+            _log_probabilities(model.engine.model, model.params, rows, pixels, head=head, count=counted.shape[1])
+        )
         for model in (full, quantized)
     )
     ours, theirs = ours[counted].astype(np.float64), theirs[counted].astype(np.float64)
@@ -97,7 +100,7 @@ def _compare(
 
 @functools.partial(jax.jit, static_argnames=("model", "head", "count"))
 def _log_probabilities(
-    model: Janus, params: Params, rows: Prompts, pixels: jax.Array | None, *, head: str, count: int
+    model: Janus, params: Params, rows: PaddedPrompts, pixels: jax.Array | None, *, head: str, count: int
 ) -> jax.Array:
     """[B, count, C] log-probabilities for the last `count` tokens of each row, each given the tokens before it."""
     apply = bind(model, params)
