@@ -86,13 +86,13 @@ def _prompts() -> dict[int, str]:
     """Prompts by prompt number."""
     if (PROMPT.value is None) == (PROMPTS_FILE.value is None):
         raise UserError("expected either --prompt or --prompts_file")
-    if PROMPTS_FILE.value is None:
-        if not (PROMPT.value or "").strip():
+    if PROMPT.value is not None:
+        if not PROMPT.value.strip():
             raise UserError("--prompt is empty, expected a description of the images")
-        return {PROMPT_NUMBER.value: PROMPT.value or ""}
+        return {PROMPT_NUMBER.value: PROMPT.value}
     if flags.FLAGS["prompt_number"].present:
         raise UserError(f"--prompt_number={PROMPT_NUMBER.value}: means nothing with --prompts_file, whose lines count")
-    return read_prompts(PROMPTS_FILE.value)
+    return read_prompts(PROMPTS_FILE.value or "")
 
 
 def _options(model: ModelReader, prompts: Mapping[int, str]) -> tuple[dict[str, Any], Any, np.ndarray | None]:
@@ -101,7 +101,8 @@ def _options(model: ModelReader, prompts: Mapping[int, str]) -> tuple[dict[str, 
     Raises UserError for options that are wrong, or that mean nothing for this kind of model.
     """
     reader = RequestReader(model.config, model.tokenizer)
-    request = dict[str, Any](prompts=list(prompts.values()), num_images=NUM_IMAGES.value, prompt_numbers=list(prompts))
+    texts, numbers = list(prompts.values()), list(prompts)
+    request: dict[str, Any] = {"prompts": texts, "num_images": NUM_IMAGES.value, "prompt_numbers": numbers}
     options: dict[str, Any] = {"seed": SEED.value}
     if not isinstance(model.config, JanusFlowConfig):
         model_flags.refuse(FLOW_FLAGS, "a model that generates codes")

@@ -33,9 +33,10 @@ class Moment(NamedTuple):
     keep_alive: Callable[[], None]  # to be called now and then by work that may take longer than a step
 
     def params(self, ema: bool = False) -> Params:
-        """All parameters of the model, with `ema` those of the moving average. Copies no array."""
+        """All parameters of the model, without a copy. With `ema`, the trained ones are those of the moving average."""
         trainable = self.state.ema if ema else self.state.trainable
-        assert trainable is not None, "the run keeps no moving average"
+        if trainable is None:
+            raise ValueError("the run keeps no moving average of its parameters")
         return merge(trainable, self.state.frozen)
 
 

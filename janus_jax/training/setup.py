@@ -92,6 +92,9 @@ def check_config(config: ConfigDict) -> None:
     for rule in config.trainable:
         if not (isinstance(rule, Sequence) and [type(part) for part in rule] == [str, bool]):
             raise UserError(f"config.trainable: {rule!r}, expected (regular expression, True or False)")
+    for prompt in config.sample.prompts:
+        if not isinstance(prompt, str):
+            raise UserError(f"config.sample.prompts: {prompt!r}, expected a tuple of captions")
     for pattern in (config.train.decay_pattern, *(pattern for pattern, _ in config.trainable)):
         try:
             re.compile(pattern)

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from janus_jax import UserError
 from janus_jax.data.prompts import Message
+from janus_jax.errors import UserError
 from janus_jax.inference.chat_session import CAPACITY, TextStream
 from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.padding import Buckets

@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from janus_jax import UserError
 from janus_jax.data.images import understanding_pixels
+from janus_jax.errors import UserError
 from janus_jax.inference.compiled_programs import traced
 from janus_jax.inference.janus import JanusEngine, JanusPipeline
 from janus_jax.inference.loading import load

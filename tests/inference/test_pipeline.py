@@ -11,11 +11,12 @@ import PIL.Image
 import pytest
 import tokenizers
 
-from janus_jax import UserError, from_pretrained
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.errors import UserError
 from janus_jax.inference import janus
 from janus_jax.inference.janus import JanusPipeline
+from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.validation import user_message
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, count, flatten

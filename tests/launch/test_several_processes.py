@@ -20,10 +20,20 @@ import tensorstore as ts
 from examples.digits import data as digits
 from janus_jax.data.records import write_records
 from janus_jax.models.params import fingerprint, init_params
+from janus_jax.training import loop
 from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
-from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VQ, cache_folder, data_workers, start_command, write_digit_files
+from tests.helpers.tiny_runs import (
+    MICRO_JANUS,
+    MICRO_VQ,
+    cache_folder,
+    data_workers,
+    janus_experiment,
+    micro_world,
+    start_command,
+    write_digit_files,
+)
 
 # Beginnings of the names of metrics that do not depend on the number of processes.
 SAME = ("loss", "accuracy", "tokens", "images", "fill", "grad_norm", "validation")
@@ -82,13 +92,18 @@ def train(start):
         processes = start(workdir, count, steps, *flags, **options)
         outputs = [process.communicate(timeout=300) for process in processes]
         assert [process.returncode for process in processes] == [0] * count, outputs
-        assert all("loss" not in out for out, _ in outputs[1:])  # the first alone reports
-        return {
-            line["step"]: {k: v for k, v in line.items() if k.startswith(SAME) and not k.endswith("_per_second")}
-            for line in read_metrics(workdir)
-        }
+        assert all("loss" not in out for out, _ in outputs[1:])  # only the first process reports
+        return comparable_metrics(workdir)
 
     return run
+
+
+def comparable_metrics(workdir):
+    """Metrics by step that do not depend on the number of processes."""
+    return {
+        line["step"]: {k: v for k, v in line.items() if k.startswith(SAME) and not k.endswith("_per_second")}
+        for line in read_metrics(workdir)
+    }
 
 
 def wait_for_step(processes, workdir, step):
@@ -109,14 +124,24 @@ def assert_same(ours, expected):
             assert ours[step][name] == pytest.approx(value, rel=rel), (step, name)
 
 
-def test_several_processes_train_as_one_and_any_number_goes_on(train, tmp_path):
+def test_several_processes_train_as_one_and_any_number_goes_on(train, data, tmp_path, tmp_path_factory):
+    """They are also validated as one. The single process is this one, which is faster than to start another."""
+    config = janus_experiment(data)
+    config.data.update(num_shards=4, held_out=8)
+    config.validate.update(every_steps=2, num_rows=6)
+
+    def train_here(workdir):
+        with micro_world(cache_folder(tmp_path_factory)):
+            loop.train(config, workdir)
+        return comparable_metrics(workdir)
+
+    alone = train_here(tmp_path / "alone")
     validated = ("--config.data.held_out=8", "--config.validate.every_steps=2", "--config.validate.num_rows=6")
-    alone = train(tmp_path / "alone", 1, 4, *validated)
     half = train(tmp_path / "joined", 2, 2, *validated)
-    assert list(half) == [1, 2]
+    assert list(half) == [1, 2] and list(alone) == [1, 2, 3, 4]
     assert {"validation/loss", "validation/accuracy/text"} <= half[2].keys() and "validation/loss" not in half[1]
     assert_same(half, {step: alone[step] for step in half})
-    assert_same(train(tmp_path / "joined", 1, 4, *validated), alone)
+    assert_same(train_here(tmp_path / "joined"), alone)
 
 
 @pytest.mark.slow

@@ -74,6 +74,9 @@ def no_step(monkeypatch):
         ({"loss.z_loss": -1e-4}, r"loss\.z_loss=-0\.0001, expected 0 to 1000"),
         ({"trainable": ("ab", (".*", True))}, r"trainable: 'ab', expected \(regular expression, True or False\)"),
         ({"seed": 2**32}, r"seed=4294967296"),
+        ({"validate.num_rows": 0}, r"validate\.num_rows=0"),
+        ({"sample.prompts": ("a cat", 2)}, r"sample\.prompts: 2"),
+        ({"validate.every_steps": 1, "data.held_out": 1}, r"data\.held_out=1\b.*data\.num_shards=2"),
         ({"data.gen_slots": 0}, r"data\.ratio\.generate=1\.0.*no image slot"),
         ({"data.row_length": 129}, r"data\.row_length=129.*context of 128"),
         ({"data.workers": 3}, r"data\.workers=3 must divide"),
@@ -226,13 +229,13 @@ def test_a_resume_with_other_data_settings_is_refused_by_name_with_both_values(d
         ({"init.vae": "/nowhere"}, r"/nowhere: not a VAE folder"),
         ({"data.gen_slots": 40}, r"data\.gen_slots=40, but a row has room for 19 images"),
         ({"data.stored_codes": True}, r"JanusFlow learns latents"),
-        ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2: alignment\.layer=2 of 2 blocks"),
+        ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2"),
         ({"train.ema": 1.0}, r"train\.ema=1"),
         ({"loss.alignment_weight": -1.0}, r"loss\.alignment_weight=-1\.0"),
         ({"loss.alignment_width": 0}, r"loss\.alignment_width=0"),
         ({"loss.time_location": float("nan")}, r"loss\.time_location=nan"),
         ({"loss.time_scale": 0.0}, r"loss\.time_scale=0\.0"),
-        ({"init.vq": "/nowhere"}, r"init\.vq='/nowhere': JanusFlowConfig takes no such part"),
+        ({"init.vq": "/nowhere"}, r"init\.vq='/nowhere'.*JanusFlowConfig"),
     ],
 )
 def test_mistakes_of_a_flow_run_are_one_line(data_folder, tmp_path, changes, message):
@@ -257,5 +260,5 @@ def test_a_vae_of_another_kind_is_refused(data_folder, tmp_path):
     save_params(tmp_path / "vae", other, init_params(other, seed=0))
     config = flow_experiment(data_folder)
     config.init.vae = str(tmp_path / "vae")
-    with pytest.raises(UserError, match=r"the VAE enlarges 4 latents to 8 pixels, expected 16"):
+    with pytest.raises(UserError, match=r"VAE.*\b4\b.*\b8\b.*\b16\b"):
         loop.train(config, tmp_path / "run")

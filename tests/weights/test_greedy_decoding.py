@@ -33,6 +33,7 @@ def both(tmp_path_factory):
     return ours, model
 
 
+@pytest.mark.slow  # half a minute; tests/inference/test_image_decoding.py compares a smaller grid with transformers
 def test_all_576_guided_codes_are_equal_alone_and_in_a_padded_batch(both):
     ours, model = both
     batch = ours.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=0.0)
