@@ -1,6 +1,7 @@
-"""What all runs have in common. A field that a paper leaves open says so; nothing is hidden in code.
+"""The fields of every run, with their default values and where each value comes from.
 
-The papers: Janus (arXiv 2410.13848), whose fields Janus-Pro (arXiv 2501.17811) shares unless it is named.
+The papers are Janus (arXiv 2410.13848) and Janus-Pro (arXiv 2501.17811), which shares the values of Janus where it is
+not named. "not stated" marks a choice that both papers leave open.
 """
 
 from typing import Any
@@ -9,90 +10,120 @@ from ml_collections import ConfigDict, FieldReference
 
 
 def base_config(name: str, model: str) -> ConfigDict:
-    """A complete config; runs override fields and lock it."""
+    """A complete config. Runs override fields and lock it."""
     return ConfigDict(
         {
-            "name": name,  # shown in logs
-            "model": model,  # a key of janus_jax.models.config.PRESETS
+            "name": name,  # name of the run in logs
+            "model": model,  # a key of janus_jax.models.presets.PRESETS
             "seed": 0,
-            "dtype": "bfloat16",  # compute; parameters, norms, softmax and losses stay float32 (papers: not stated)
-            "remat": "full",  # what the backward pass finds: a key of janus_jax.models.scan_layers.REMAT_POLICIES
+            # Dtype of computation. Parameters, norms, softmax and losses stay float32 (papers: not stated).
+            "dtype": "bfloat16",
+            # Activations that are kept for the backward pass: a key of janus_jax.models.scan_layers.REMAT_POLICIES.
+            "remat": "full",
             "attention": "auto",  # or a key of janus_jax.ops.attention.BACKENDS
             "init": {
-                # Folders to start from; what none of them holds is fresh. A part replaces that of the checkpoint.
-                "checkpoint": "",  # a whole model: ours (or a workdir), Hugging Face's or DeepSeek's
+                # Folders of parameters to start from. Parameters that none of them holds are initialised at random. A
+                # part replaces that part of the checkpoint.
+                "checkpoint": "",  # whole model: ours (also a workdir), Hugging Face's or DeepSeek's
                 "siglip": "",  # transformers' SiglipModel or SiglipVisionModel
                 "llm": "",  # transformers' LlamaForCausalLM, e.g. DeepSeek-LLM
                 "vq": "",  # LlamaGen's vq_ds16, or an image tokenizer trained here
-                "vae": "",  # JanusFlow: the VAE whose latents are learned, diffusers' AutoencoderKL or ours
+                "vae": "",  # VAE whose latents JanusFlow learns: diffusers' AutoencoderKL or ours
             },
-            "trainable": ((".*", True),),  # ordered (path regex, trainable); every parameter must match
+            "trainable": ((".*", True),),  # ordered (path regex, trained or not); every parameter must match
             "train": {
                 "batch_size": 256,  # rows per step (packed rows for Janus; papers: rows or samples not stated)
-                "micro_batches": 1,  # the rows of a device are done in so many parts: less memory, the same step
-                # Of each stage: Janus, Table 1, Janus-Pro, Table 2. Here, for runs of one's own, open choices.
+                # Number of parts in which a device computes its rows, one after the other. More parts take less memory
+                # and give the same step.
+                "micro_batches": 1,
+                # The stages take these from Janus, Table 1, and Janus-Pro, Table 2. The values here are open choices.
                 "num_steps": 20_000,
                 "learning_rate": 1e-4,
                 "schedule": "constant",  # or "cosine"
-                "final_fraction": 0.0,  # of the peak, at the end of "cosine" (papers: not stated)
+                "final_fraction": 0.0,  # learning rate at the end of "cosine" by its peak (papers: not stated)
                 "warmup_steps": 0,
                 "weight_decay": 0.0,  # Janus, Table 1, stages I and II; Janus-Pro, Table 2, all stages
-                "decay_pattern": ".*/kernel",  # which parameters are decayed (papers: not stated)
+                "decay_pattern": ".*/kernel",  # paths of parameters with weight decay (papers: not stated)
                 "b1": 0.9,  # Janus, Table 1; Janus-Pro, Table 2
                 "b2": 0.95,  # Janus, Table 1; Janus-Pro, Table 2
                 "eps": 1e-8,  # papers: not stated
                 "clip_norm": 1.0,  # Janus, Table 1; Janus-Pro, Table 2
-                # Decay of an average of the trained parameters, kept beside them from step 0 on; 0: none (Janus and
-                # Janus-Pro mention none).
+                # Decay of a moving average of the trained parameters, which is kept from step 0 on; 0: no average
+                # (Janus and Janus-Pro mention none).
                 "ema": 0.0,
             },
             "loss": {
                 "normalization": "tokens",  # or "tasks"; papers: not stated
-                "chunk_size": 1024,  # tokens of a device whose logits exist at a time
-                # Compute no logits for chunks of tokens without loss: less work where answers are few, but a time
-                # that depends on the data, differs between devices, and that launch.compile_check cannot predict.
+                "chunk_size": 1024,  # number of tokens of a device whose logits exist at the same time
+                # Whether to compute no logits for chunks of tokens without loss. That is less work where answers are
+                # few. But the time of a step then depends on the data and differs between devices, and
+                # launch.compile_check cannot predict it.
                 "skip_unsupervised": False,
                 "z_loss": 0.0,  # weight of log_partition^2 of both heads (papers: not stated)
             },
             "data": {
                 "tokenizer": "",  # path of a tokenizer.json
-                # Globs of ArrayRecord shards; (glob, weight) to weigh sources of a task other than by their records.
+                # Globs of ArrayRecord files, or (glob, weight). Without a weight, a source weighs as much as it has
+                # records.
                 "sources": {"understand": (), "text": (), "generate": ()},
-                # Any weight here may be ((first step, weight), ...): it changes during the run.
+                # Shares of the tasks. A share, like a weight above, may be ((first step, share), ...) to change during
+                # the run.
                 "ratio": ratio(1.0, 1.0, 1.0),
                 "ratio_unit": "samples",  # what the ratio counts: "samples", "tokens" or "rows" (papers: not stated)
-                "row_length": 4096,  # Janus, section 4.1; Janus-Pro, Table 1
-                "und_slots": 7,  # understanding images per row at most: 7 * 578 tokens fill a row (papers: not stated)
-                "gen_slots": 7,
-                "packing_bins": 6,  # rows of a shard open at a time
+                "row_length": 4096,  # tokens per row; Janus, section 4.1; Janus-Pro, Table 1
+                # Largest number of understanding images per row: 7 * 578 tokens fill a row (papers: not stated).
+                "und_slots": 7,
+                "gen_slots": 7,  # largest number of generation images per row
+                "packing_bins": 6,  # rows of a logical shard that are filled at the same time
                 "supervision": "all",  # text that carries loss: "all" (Janus, section 3.3) or "answers"
-                "drop_condition": 0.1,  # Janus, footnote 2 (Janus-Pro: not stated)
-                "first_sentence": 0.0,  # how often a generation caption is cut to it (`data.sample_builder`)
-                # Of generation images and the image tokenizer's; see `data.images.Crop`. Janus, section 4.2, crops the
-                # long side; where is not stated.
+                # Probability that a caption is dropped, for classifier-free guidance; Janus, footnote 2 (Janus-Pro: not
+                # stated).
+                "drop_condition": 0.1,
+                "first_sentence": 0.0,  # probability that a caption is cut to its first sentence
+                # Crop of generation images and of those of the image tokenizer, see janus_jax.data.images.Crop. Janus,
+                # section 4.2, crops the long side, and does not state where.
                 "crop": {"random": False, "max_zoom": 1.0, "flip": False},
-                "stored_codes": False,  # take VQ codes from the records (prepare_data), not from pixels in the step
-                "held_out": 0,  # records at the end of each source that are never trained on
-                "max_drop_rate": 0.1,  # bad samples tolerated
-                "num_shards": 8,  # logical shards of the stream: a multiple of hosts times workers
-                "workers": 4,  # processes that decode and pack; 0: a thread
+                # Whether to take VQ codes from the records (prepare_data) instead of computing them in the step.
+                "stored_codes": False,
+                # Number of records at the end of each source that are never trained on, see `validate`.
+                "held_out": 0,
+                "max_drop_rate": 0.1,  # largest share of bad samples of a source
+                # Number of logical shards of the stream: a multiple of the number of hosts times `workers`.
+                "num_shards": 8,
+                "workers": 4,  # number of processes per host that decode and pack; 0: a thread does it
             },
+            # Sizes of the device mesh; -1: all devices that the other axes leave.
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
-            "checkpoint": {"every_steps": 1000, "keep": 2},
-            "log_every": 50,
-            "profile": {"first_step": 0, "steps": 0},  # steps to record into WORKDIR/profile; leave out the first
+            "checkpoint": {
+                "every_steps": 1000,  # steps between two checkpoints
+                "keep": 2,  # number of newest checkpoints that are kept
+            },
+            "log_every": 50,  # steps between two lines of metrics
+            # Losses, accuracies and perplexities of held-out records, always of the same rows.
+            "validate": {
+                "every_steps": 0,  # steps between two evaluations; 0, or data.held_out=0: never
+                "num_rows": 64,  # number of rows evaluated, read in batches of train.batch_size
+            },
+            # Images that the run generates, and answers, into TensorBoard and WORKDIR/samples.
+            "sample": {
+                "every_steps": 0,  # steps between two times; 0: never
+                "num_images": 4,  # number of images per prompt
+                "prompts": (),  # captions to generate images of
+            },
+            # Steps to record into WORKDIR/profile. The first step of a process compiles, so leave it out.
+            "profile": {"first_step": 0, "steps": 0},
         },
         convert_dict=True,
     )
 
 
 def ratio(understand: Any, text: Any, generate: Any) -> ConfigDict:
-    """Shares of the tasks. Each field takes a number or a schedule, also from the command line."""
+    """Shares of the tasks. Each takes a number or a schedule, ((first step, share), ...), also on the command line."""
     shares = {"understand": understand, "text": text, "generate": generate}
     return ConfigDict({task: FieldReference(share, field_type=object) for task, share in shares.items()})
 
 
 def lock(config: ConfigDict) -> ConfigDict:
-    """No field can be added any more, so that a misspelt --config.x is an error."""
+    """Locks a config against new fields, so that a misspelt --config.x is an error."""
     config.lock()
     return config

@@ -1,12 +1,12 @@
-"""Fine-tuning of a released model on answers and drawings of your own: stage III with milder numbers.
+"""Fine-tuning of a released model on your own answers and images: stage III with a lower learning rate.
 
     python -m launch.train --config=configs/finetune.py:janus_pro_1b --config.init.checkpoint=models/janus-pro-1b \\
         --config.data.tokenizer=models/janus-pro-1b/tokenizer.json --workdir=runs/finetune \\
         --config.data.sources.understand='("mine/answers-*.array_record",)' \\
         --config.data.sources.text='("mine/text-*.array_record",)' \\
-        --config.data.sources.generate='("mine/drawings-*.array_record",)'
+        --config.data.sources.generate='("mine/images-*.array_record",)'
 
-Without text or drawings set `--config.data.ratio.text=0.0` or `--config.data.ratio.generate=0.0`.
+Without text or images, set `--config.data.ratio.text=0.0` or `--config.data.ratio.generate=0.0`.
 """
 
 import importlib
@@ -26,7 +26,8 @@ def get_config(model: str = "janus_pro_1b") -> ConfigDict:
     stage = f"stage3:{variant}" if variant else "stage3"
     config = importlib.import_module(f"configs.{name}").get_config(stage).unlock()
     config.name = f"{name} finetune"
-    # No paper says how to fine-tune: few rows, the lowest rate of the papers' last stages, warm-up, a rate that fades.
+    # No paper says how to fine-tune. We take few rows, the lowest learning rate of the papers' last stages, a warm-up
+    # and a cosine.
     config.train.update(learning_rate=2e-5, schedule="cosine", final_fraction=0.1)
     if not variant:
         config.train.update(batch_size=16, warmup_steps=100, num_steps=2_000)

@@ -1,4 +1,4 @@
-"""The three stages that Janus and Janus-Pro share; `janus_1p3b.py`, `janus_pro_1b.py`, ... fill in the numbers."""
+"""The three stages that Janus and Janus-Pro share. `janus_1p3b.py`, `janus_pro_1b.py` and others give the numbers."""
 
 from ml_collections import ConfigDict
 
@@ -6,10 +6,12 @@ from configs.base import base_config, lock, ratio
 from janus_jax.errors import UserError
 
 STAGES = ("stage1", "stage2", "stage3")
-TEXT_ONLY = "text_only"  # no stage of the papers: the LLM alone on text, to compare with text-only trainers
+# Not a stage of the papers: trains only the LLM, on text, to compare with trainers of text models.
+TEXT_ONLY = "text_only"
 
-# What each stage trains (Janus, section 3.2 and figure 3). The first matching rule decides. Whether `gen_embed`, the
-# code embeddings in front of the generation adaptor, is trained is not stated: we train it in all stages.
+# Parameters that each stage trains (Janus, section 3.2 and figure 3). The first matching rule decides. The papers do
+# not say whether `gen_embed`, the code embeddings in front of the generation adaptor, is trained. We train it in all
+# stages.
 TRAINABLE = {
     "stage1": (("(aligner|gen_aligner|gen_head)/.*", True), ("gen_embed", True), (".*", False)),
     "stage2": (("(siglip|vq)/.*", False), (".*", True)),
@@ -19,9 +21,11 @@ TRAINABLE = {
 
 
 def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict:
-    """A locked config: `numbers[stage]` holds `train` fields and `ratio`, understanding : text : generation.
+    """A locked config of a stage.
 
-    "STAGE:debug" is the stage for a laptop, with the tiny model; "debug" is the first stage.
+    Args:
+        stage: Name of the stage. "STAGE:debug" trains a tiny model in minutes on a laptop; "debug" is "stage1:debug".
+        numbers: Per stage, the fields of `train`, and `ratio`: the shares of understanding, text and generation.
     """
     stage, _, variant = ("stage1:debug" if stage == "debug" else stage).partition(":")
     if stage not in TRAINABLE or variant not in ("", "debug"):
@@ -42,7 +46,7 @@ def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict
 
 
 def _shrink(config: ConfigDict) -> None:
-    """The same stage on a CPU in minutes: another size, all else as it is. Needs a tokenizer of at most 512 tokens."""
+    """Makes a stage train a tiny model on a CPU in minutes, with a tokenizer of at most 512 tokens."""
     config.name = f"{config.name} debug"
     config.model = "janus_pro_tiny"
     config.dtype, config.remat = "float32", "none"
@@ -52,3 +56,6 @@ def _shrink(config: ConfigDict) -> None:
     config.mesh.update(data=1, fsdp=1, tensor=1)
     config.checkpoint.every_steps = 50
     config.log_every = 10
+    config.validate.every_steps = 50
+    if config.data.gen_slots:
+        config.sample.update(every_steps=50, prompts=("a photo of a cat",))

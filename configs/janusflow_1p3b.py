@@ -1,4 +1,4 @@
-"""JanusFlow-1.3B: `stage1`, `stage2`, `stage3`. Numbers: JanusFlow, Table 1; `--config.init.vae` is the SDXL VAE."""
+"""JanusFlow-1.3B: `stage1`, `stage2`, `stage3`. Numbers: JanusFlow, Table 1. `init.vae` must be the SDXL VAE."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from configs.base import base_config, lock, ratio
 from configs.janusflow import add_flow_fields
 from janus_jax.errors import UserError
 
-# Understanding : text : generation; the table has the text last.
+# Ratios are understanding : text : generation. The table has the text last.
 _NUMBERS: dict[str, dict[str, Any]] = {
     "stage1": {
         "learning_rate": 1e-4,
@@ -38,8 +38,8 @@ _NUMBERS: dict[str, dict[str, Any]] = {
         "ratio": (21, 9, 70),
     },
 }
-# JanusFlow, section 3.3. That the learned begin of images, the time embedding and the alignment's projector train from
-# the first stage on is our reading: the paper lists the linear layers and the generation encoder and decoder.
+# JanusFlow, section 3.3, lists the linear layers and the generation encoder and decoder. We take that to include the
+# learned begin-of-image vector, the time embedding and the projector of the alignment loss from the first stage on.
 _ADAPTERS = "(aligner|begin_of_understanding|gen_encoder|gen_aligner|gen_decoder_norm|gen_decoder_aligner|gen_decoder"
 TRAINABLE = {
     "stage1": ((f"{_ADAPTERS}|alignment_head)(/.*)?", True), (".*", False)),
@@ -57,7 +57,8 @@ def get_config(stage: str = "stage1") -> ConfigDict:
     train = dict(_NUMBERS[stage])
     shares = (float(share) if isinstance(share, int) else share for share in train.pop("ratio"))
     config.data.ratio = ratio(*shares)
-    # The average is updated in every step, and a stage goes on from the parameters, not from it (paper: not stated).
+    # The average is updated in every step. The next stage starts from the parameters, not from the average (paper: not
+    # stated).
     config.train.update(train, weight_decay=0.0, schedule="constant", ema=0.99)
     config.data.crop.random = True  # section 4.2
     config.data.first_sentence = 0.25 if stage == "stage2" else 0.0  # appendix B

@@ -1,8 +1,8 @@
 """A tiny Janus-Pro on scikit-learn's handwritten digits: `tokenizer`, then `stage1`, `stage2`, `stage3`.
 
-Data ratios are Janus-Pro's (Table 2); what a stage trains is the paper's but for one thing: no pretrained SigLIP or
-LLM exists at this size, so stage I trains everything except the image tokenizer, and stage II keeps training SigLIP.
-Learning rates and lengths are chosen for 1.3 M parameters and minutes on a CPU.
+Data ratios are those of Janus-Pro (Table 2). The trained parameters differ from the paper in one point: no pretrained
+SigLIP or LLM exists at this size, so stage I trains everything except the image tokenizer, and stage II keeps training
+SigLIP. Learning rates and numbers of steps are chosen for 1.3 M parameters and minutes on a CPU.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
 STEPS = {"tokenizer": 400, "stage1": 100, "stage2": 200, "stage3": 2400}
 LEARNING_RATES = {"tokenizer": 2e-3, "stage1": 1e-3, "stage2": 1e-3, "stage3": 1e-3}
-SLOTS = {"stage1": (2, 3), "stage2": (1, 3), "stage3": (2, 2)}  # image slots of a row: understanding, generation
+SLOTS = {"stage1": (2, 3), "stage2": (1, 3), "stage3": (2, 2)}  # image slots per row: understanding, generation
 
 
 def get_config(phase: str = "stage1") -> ConfigDict:
@@ -30,8 +30,8 @@ def get_config(phase: str = "stage1") -> ConfigDict:
         config.data.ratio = ratio(*map(float, RATIOS[phase]))
         config.data.und_slots, config.data.gen_slots = SLOTS[phase]
         config.data.supervision = "answers"
-        config.loss.normalization = "tasks"  # an answer has two tokens, a drawing sixteen
-        config.loss.chunk_size = 128  # of 960 tokens; most have no loss on either head
+        config.loss.normalization = "tasks"  # an answer has two tokens, an image sixteen
+        config.loss.chunk_size = 128  # of 960 tokens, most of which have no loss on either head
         config.loss.skip_unsupervised = True
         config.train.batch_size = 10
     config.name = phase
@@ -48,4 +48,6 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     config.mesh.fsdp = 1
     config.checkpoint.every_steps = STEPS[phase]
     config.log_every = 10
+    config.validate.every_steps = STEPS[phase] // 4
+    config.sample.update(every_steps=STEPS[phase] // 2, prompts=("the digit three", "a handwritten seven"))
     return lock(config)

@@ -1,9 +1,9 @@
 """A tiny JanusFlow on scikit-learn's handwritten digits: `stage1`, `stage2`, `stage3`; `ablation` for comparisons.
 
-Latents are the pixels themselves, of images of 16 x 16: at this size a VAE would have nothing to save. Data ratios are
-the paper's (Table 1, those of stage II after its beginning); what a stage trains is not: no pretrained SigLIP or LLM
-exists at this size, so every stage trains everything. Learning rates and lengths are chosen for 1.1 M parameters and
-minutes on a CPU. `ablation` is stage 3 from fresh parameters at a constant rate.
+Latents are the pixels themselves, of images of 16 x 16, since a VAE would save nothing at this size. Data ratios are
+those of the paper (Table 1; for stage II those after its beginning). The trained parameters are not: no pretrained
+SigLIP or LLM exists at this size, so every stage trains everything. Learning rates and numbers of steps are chosen for
+1.1 M parameters and minutes on a CPU. `ablation` is stage 3 from fresh parameters at a constant learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +24,8 @@ def get_config(phase: str = "stage1") -> ConfigDict:
         raise UserError(f"configs/quickstart_flow.py:{phase}: expected one of {', '.join(STEPS)}")
     config = base_config(phase, "janusflow_tiny")
     add_flow_fields(config)
-    # Neighbouring pixels tell the same, so that they can be seen through more noise than the latents of a VAE: more of
-    # the training is there.
+    # Neighbouring pixels are alike, so they can be recognised through more noise than the latents of a VAE. So more of
+    # the sampled times are noisy ones.
     config.loss.update(alignment_layer=2, alignment_width=96, time_location=-1.0)
     config.data.ratio = ratio(*map(float, RATIOS[phase]))
     config.dtype, config.remat = "float32", "none"
@@ -50,4 +50,6 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     config.mesh.fsdp = 1
     config.checkpoint.every_steps = STEPS[phase]
     config.log_every = 10
+    config.validate.every_steps = STEPS[phase] // 4
+    config.sample.update(every_steps=STEPS[phase] // 2, prompts=("the digit three", "a handwritten seven"))
     return lock(config)

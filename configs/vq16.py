@@ -13,9 +13,9 @@ def get_config() -> ConfigDict:
 
 
 def vq_config(model: str) -> ConfigDict:
-    """Shared with the tiny tokenizer of the quickstart; unlocked."""
+    """An unlocked config of an image tokenizer, for VQ-16 and for the tiny tokenizer of the quickstart."""
     config = base_config(model, model)
-    config.data.image_size = 0  # of the training images; 0: the model's
+    config.data.image_size = 0  # side of the training images in pixels; 0: that of the model
     config.train.update(
         batch_size=128,
         num_steps=400_000,  # 40 epochs of ImageNet at batch 128 (derived)

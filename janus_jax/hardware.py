@@ -1,116 +1,174 @@
-"""What a TPU chip can do, and the links between chips."""
+"""One table of accelerators: peak rates, memory, and the links between chips."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 from janus_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Core:
-    """Rates of one TensorCore. HBM bandwidth is what libtpu's own cost model uses; the rest are public figures."""
+class TpuDetails:
+    """What the cost model of `compile_check` needs to know of a TPU chip."""
 
-    flops: float  # bf16, per second
+    cores: int  # TensorCores of a chip
     clock: float  # Hz
-    hbm_bandwidth: float  # bytes per second
+    hbm_bandwidth: float  # bytes per second, the figure of libtpu's own cost model
     hbm_bytes: int
-    mxu_edge: int  # matrix products are padded to multiples of it
-    vector_lanes: int  # elementwise operations per cycle
-    link_bandwidth: float  # bytes per second, one link, one direction
-    wraps_from: int  # smallest extent of a torus axis that is closed to a ring
+    mxu_edge: int  # the matrix unit pads products to multiples of this size
+    vector_lanes: int  # elementwise operations per cycle of one core
+    link_bandwidth: float  # bytes per second of one link in one direction
+    wraps_from: int  # number of chips from which an axis of the torus is closed to a ring
 
 
-CORES = {
-    "TPU v4": Core(
-        flops=137.5e12,
-        clock=1.05e9,
-        hbm_bandwidth=491e9,
-        hbm_bytes=16 << 30,
-        mxu_edge=128,
-        vector_lanes=4096,
-        link_bandwidth=45e9,
-        wraps_from=4,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    flops: float  # dense bf16 operations per second, from the maker's data sheet
+    tpu: TpuDetails | None = None
+
+
+# Start of `jax.Device.device_kind` -> chip. The longest start that matches counts.
+CHIPS = {
+    "TPU v4": Chip(
+        flops=275e12,
+        tpu=TpuDetails(
+            cores=2,
+            clock=1.05e9,
+            hbm_bandwidth=982e9,
+            hbm_bytes=32 << 30,
+            mxu_edge=128,
+            vector_lanes=4096,
+            link_bandwidth=45e9,
+            wraps_from=4,
+        ),
     ),
-    "TPU v5 lite": Core(
+    "TPU v5 lite": Chip(
         flops=197e12,
-        clock=1.5e9,
-        hbm_bandwidth=737e9,
-        hbm_bytes=16 << 30,
-        mxu_edge=128,
-        vector_lanes=4096,
-        link_bandwidth=45e9,
-        wraps_from=16,
+        tpu=TpuDetails(
+            cores=1,
+            clock=1.5e9,
+            hbm_bandwidth=737e9,
+            hbm_bytes=16 << 30,
+            mxu_edge=128,
+            vector_lanes=4096,
+            link_bandwidth=45e9,
+            wraps_from=16,
+        ),
     ),
-    "TPU v5": Core(
-        flops=229.4e12,
-        clock=1.75e9,
-        hbm_bandwidth=1175e9,
-        hbm_bytes=95 << 29,
-        mxu_edge=128,
-        vector_lanes=4096,
-        link_bandwidth=90e9,
-        wraps_from=4,
+    "TPU v5": Chip(
+        flops=459e12,
+        tpu=TpuDetails(
+            cores=2,
+            clock=1.75e9,
+            hbm_bandwidth=2350e9,
+            hbm_bytes=95 << 30,
+            mxu_edge=128,
+            vector_lanes=4096,
+            link_bandwidth=90e9,
+            wraps_from=4,
+        ),
     ),
-    "TPU v6 lite": Core(
+    "TPU v6 lite": Chip(
         flops=918e12,
-        clock=1.75e9,
-        hbm_bandwidth=1638e9,
-        hbm_bytes=32 << 30,
-        mxu_edge=256,
-        vector_lanes=4096,
-        link_bandwidth=90e9,
-        wraps_from=16,
+        tpu=TpuDetails(
+            cores=1,
+            clock=1.75e9,
+            hbm_bandwidth=1638e9,
+            hbm_bytes=32 << 30,
+            mxu_edge=256,
+            vector_lanes=4096,
+            link_bandwidth=90e9,
+            wraps_from=16,
+        ),
     ),
+    "NVIDIA H200": Chip(flops=989e12),
+    "NVIDIA H100 PCIe": Chip(flops=756e12),
+    "NVIDIA H100": Chip(flops=989e12),
+    "NVIDIA A100": Chip(flops=312e12),
 }
-HOST_BANDWIDTH = 32e9  # between HBM and the host's memory, assumed
-SLICE_BANDWIDTH = 6.25e9  # of a chip to other slices, assumed: 200 Gb/s for a host of four chips
+HOST_BANDWIDTH = 32e9  # bytes per second between HBM and the memory of the host; an assumption
+# Bytes per second between a chip and the chips of other slices. The assumption is a network of 200 Gb/s for each host
+# of four chips.
+SLICE_BANDWIDTH = 6.25e9
+
+# Other names under which `jax.Device.device_kind` may report a TPU -> name in the table.
+_OTHER_NAMES = {"TPU v5e": "TPU v5 lite", "TPU v5p": "TPU v5", "TPU v6e": "TPU v6 lite"}
+
+
+def canonical_kind(device_kind: str) -> str:
+    """Name under which the table has a kind of device. A kind that has only one name is returned as it is."""
+    return _OTHER_NAMES.get(device_kind, device_kind)
+
+
+def peak_flops(devices: Iterable[Any]) -> float | None:
+    """Peak rate of all devices together, the denominator of MFU; None if that of one is unknown, such as a CPU's.
+
+    A device of JAX is a whole chip, also on v4 and v5p, whose chips have two cores.
+    """
+    peaks = []
+    for device in devices:
+        kind = canonical_kind(device.device_kind)
+        known = max((start for start in CHIPS if kind.startswith(start)), key=len, default=None)
+        if known is None:
+            return None
+        peaks.append(CHIPS[known].flops)
+    return math.fsum(peaks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Devices of a compiled program. A device is a chip with `cores` cores that work as one."""
+    """The devices of a compiled TPU program. A device has `cores` cores that work as one."""
 
-    kind: str  # as `jax.Device.device_kind`
+    kind: str  # a key of `CHIPS`
     cores: int
     coordinates: tuple[tuple[int, int, int], ...]  # of each device of a slice, in the order of partitions
-    slices: int = 1  # all alike; a compiled program is that of one
+    slices: int = 1  # number of equal slices; the compiled program is that of one of them
 
     def __post_init__(self) -> None:
-        if self.kind not in CORES:
-            raise UserError(f"device kind {self.kind!r} is not one of {sorted(CORES)}")
+        known = sorted(kind for kind, chip in CHIPS.items() if chip.tpu)
+        if self.kind not in known:
+            raise UserError(f"device kind {self.kind!r} is not one of {known}")
 
-    @cached_property
-    def core(self) -> Core:
-        return CORES[self.kind]
+    @property
+    def chip(self) -> TpuDetails:
+        chip = CHIPS[self.kind].tpu
+        assert chip is not None
+        return chip
+
+    @property
+    def share(self) -> float:
+        """Share of a chip that one device is."""
+        return self.cores / self.chip.cores
 
     @property
     def flops(self) -> float:
-        return self.core.flops * self.cores
+        return CHIPS[self.kind].flops * self.share
 
     @property
     def vector_rate(self) -> float:
-        return self.core.vector_lanes * self.core.clock * self.cores
+        return self.chip.vector_lanes * self.chip.clock * self.cores
 
     @property
     def hbm_bandwidth(self) -> float:
-        return self.core.hbm_bandwidth * self.cores
+        return self.chip.hbm_bandwidth * self.share
 
     @property
     def hbm_bytes(self) -> int:
-        return self.core.hbm_bytes * self.cores
+        return int(self.chip.hbm_bytes * self.share)
 
     @cached_property
     def extent(self) -> tuple[int, int, int]:
-        """Chips along each axis of the torus."""
+        """Number of chips along each axis of the torus."""
         x, y, z = (1 + max(c[axis] for c in self.coordinates) for axis in range(3))
         return x, y, z
 
     def closed(self, axis: int) -> bool:
         """Whether the torus axis is a ring."""
-        return self.extent[axis] >= self.core.wraps_from
+        return self.extent[axis] >= self.chip.wraps_from
 
     def spans(self, devices: Sequence[int]) -> tuple[int, int, int]:
-        """Chips along each axis that a group of devices covers."""
+        """Number of chips along each axis that a group of devices covers."""
         x, y, z = (len({self.coordinates[d][axis] for d in devices}) for axis in range(3))
         return x, y, z

@@ -1,7 +1,8 @@
-"""Mesh, the table from logical axes to mesh axes, and shardings of parameters and batches.
+"""The mesh of devices, the table from logical axes to mesh axes, and shardings of parameters, caches and batches.
 
-Mesh axes: `data` (replicas; may span slices), `fsdp` (parameters and batch sharded), `tensor` (heads, mlp and
-vocabulary sharded). Indivisible or colliding axes are errors that name the parameter, never silent replication.
+Mesh axes: `data` (replicas, which may be on several slices), `fsdp` (parameters and rows are sharded), `tensor` (heads,
+mlp and vocabulary are sharded). Axes that do not divide or collide are errors that name the parameter; nothing is
+replicated silently.
 """
 
 import math
@@ -22,7 +23,7 @@ from janus_jax.models.params import abstract_params, flatten, logical_axes, unfl
 from janus_jax.models.scan_layers import STACKED, is_stacked, unstacked_path
 
 MESH_AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")  # rows of a batch are divided over these
+ROW_AXES = ("data", "fsdp")  # mesh axes over which the rows of a batch are divided
 BATCH_SPEC = PartitionSpec(ROW_AXES)
 LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "layers": None,
@@ -32,7 +33,8 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "kv_heads": "tensor",
     "vocab": "tensor",
     "codes": "tensor",
-    "token_rows": "fsdp",  # of a table that tokens are looked up in: the gradient of a lookup is scattered by rows
+    # Rows and columns of a table in which tokens are looked up. The gradient of a lookup is scattered by rows.
+    "token_rows": "fsdp",
     "token_columns": "tensor",
     "conv_in": "fsdp",
     "conv_out": "fsdp",
@@ -40,18 +42,24 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Devices of all processes (or those given) as a (data, fsdp, tensor) mesh; one size may be -1, "the rest".
+    """A mesh of the given devices, or of those of all processes.
 
-    On several slices of TPUs each has its own part of `data`: only that axis crosses the network between them.
-    Raises UserError when the sizes do not multiply to the number of devices, or the slices cannot share `data`.
+    Each slice of a multi-slice TPU has its own part of `data`, so that only this axis crosses the network between
+    slices.
+
+    Args:
+        sizes: size of each mesh axis. One of them may be -1: it takes all devices that the others leave.
+
+    Raises:
+        UserError: the product of the sizes is not the number of devices, or the slices cannot share `data` equally.
     """
     shape = [int(sizes[axis]) for axis in MESH_AXES]
     devices = jax.devices() if devices is None else devices
     known = math.prod(size for size in shape if size != -1)
     sizes_exist = shape.count(-1) <= 1 and all(size == -1 or size >= 1 for size in shape)
     if not sizes_exist or len(devices) % known or (-1 not in shape and known != len(devices)):
-        given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
-        raise UserError(f"{given} does not fit {len(devices)} devices")
+        wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+        raise UserError(f"{wanted} does not fit {len(devices)} devices")
     shape = [len(devices) // known if size == -1 else size for size in shape]
     slices = len({_slice(device) for device in devices})
     if shape[0] % slices:
@@ -60,28 +68,28 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 
 def _slice(device: Any) -> int:
-    """Of TPUs; the number that a GPU has is of its NVLink domain, which all axes may cross."""
+    """Number of the TPU slice. A GPU's `slice_index` is that of its NVLink domain, which all mesh axes may cross."""
     return 0 if device.platform == "gpu" else getattr(device, "slice_index", 0)
 
 
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
-    """Rows over `data` and `fsdp`. Raises UserError when the devices cannot have equally many rows."""
+    """Sharding of the rows of a batch. Raises UserError if the devices cannot have equally many rows."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % shares:
-        given = f"mesh.data={mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}"
-        raise UserError(f"train.batch_size={batch_size} is not divisible by {given}")
+        factors = f"mesh.data={mesh.shape['data']} times mesh.fsdp={mesh.shape['fsdp']}"
+        raise UserError(f"train.batch_size={batch_size} is not divisible by {factors}")
     return NamedSharding(mesh, BATCH_SPEC)
 
 
 def row_shares(mesh: Mesh | AbstractMesh) -> int:
-    """In how many equal parts the devices hold the rows of a batch."""
+    """Number of equal parts into which the mesh divides the rows of a batch."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def own_rows(rows: NamedSharding, batch_size: int) -> tuple[int, int]:
-    """(i, n): this process feeds the i-th of n equal parts of the rows of a batch; several may feed the same one.
+    """(i, n): this process reads the i-th of n equal parts of the rows of a batch. Several may read the same part.
 
-    Raises UserError when its devices do not have such a part.
+    Raises UserError if the devices of this process do not have such a part.
     """
     indices = rows.addressable_devices_indices_map((batch_size,)).values()
     spans = [index[0].indices(batch_size)[:2] for index in indices if index is not None]
@@ -93,7 +101,7 @@ def own_rows(rows: NamedSharding, batch_size: int) -> tuple[int, int]:
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """A NamedSharding for every parameter, in the tree of `init_params`."""
+    """The sharding of each parameter, in the tree of `init_params`."""
     shapes = flatten(abstract_params(config))
     axes = logical_axes(config)
     specs = {path: _partition_spec(path, shapes[path].shape, axes[path], mesh) for path in shapes}
@@ -101,10 +109,10 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
 
 
 def spread_cache(cache: KVCache) -> KVCache:
-    """Inside a compiled program: heads of the keys and values over `tensor`, rows over `data` and `fsdp`.
+    """Divides a cache inside a compiled program: heads over `tensor`, rows over `data` and `fsdp`.
 
-    By the mesh of `jax.set_mesh`; without one nothing changes. Rows that the devices cannot share equally, as of the
-    few prompts before many images, are on all of them.
+    The mesh is that of `jax.set_mesh`; without one the cache stays as it is. If the devices cannot share the rows
+    equally, which happens for a few prompts before many images, every device has all rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -113,7 +121,7 @@ def spread_cache(cache: KVCache) -> KVCache:
 
 
 def spread_rows(x: jax.Array) -> jax.Array:
-    """Inside a compiled program: rows over `data` and `fsdp`; as `spread_cache`."""
+    """Divides the rows of an array over `data` and `fsdp`, in the same way as `spread_cache`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or len(x) % row_shares(mesh):
         return x
@@ -121,49 +129,50 @@ def spread_rows(x: jax.Array) -> jax.Array:
 
 
 def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
-    """A `KVCache` with a PartitionSpec for every array of a cache of unrolled layers."""
-    whole = cache.segment_ids.shape[0] % row_shares(mesh)
-    rows: Any = PartitionSpec(None if whole else ROW_AXES)
-    values: Any = tuple(PartitionSpec(*rows, "tensor", None, None) for _ in cache.k)
+    """A `KVCache` of PartitionSpecs, for a cache whose layers are unrolled or stacked."""
+    indivisible = cache.segment_ids.shape[0] % row_shares(mesh)
+    rows: Any = PartitionSpec(None if indivisible else ROW_AXES)
+    layer = PartitionSpec(*rows, "tensor", None, None)
+    values: Any = tuple(layer for _ in cache.k) if isinstance(cache.k, tuple) else PartitionSpec(None, *layer)
     nowhere: Any = PartitionSpec()
     return cache._replace(k=values, v=values, positions=rows, segment_ids=rows, length=nowhere)
 
 
 def check_heads(config: FamilyConfig, mesh: Mesh) -> None:
-    """Raises UserError when devices of `tensor` cannot have equally many key-value heads, and so query heads."""
+    """Raises UserError if `tensor` does not divide the key-value heads, and so the query heads."""
     heads, tensor = config.llama.num_kv_heads, mesh.shape["tensor"]
     if heads % tensor:
         raise UserError(f"mesh.tensor={tensor} does not divide llama.num_kv_heads={heads}")
 
 
 def decoding_shardings(config: FamilyConfig, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Path -> sharding of every parameter with layers apart, and of the scales of kernels in 8 bits.
+    """Path -> sharding of each parameter with unstacked layers, and of the scales that an int8 weight matrix has.
 
-    Raises UserError when `tensor` divides a parameter, but not the heads of the caches.
+    Raises UserError if `tensor` does not divide the heads of the caches.
     """
     check_heads(config, mesh)
     result: dict[str, NamedSharding] = {}
     shapes = flatten(abstract_params(config))
     for path, sharding in flatten(param_shardings(config, mesh)).items():
         stacked = is_stacked(path)
-        own = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])) if stacked else sharding
+        of_layer = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])) if stacked else sharding
         paths = [unstacked_path(path, layer) for layer in range(shapes[path].shape[0])] if stacked else [path]
-        for own_path in paths:
-            result[own_path] = own
-            if own_path.endswith("/kernel"):
-                scale = own_path.removesuffix("kernel") + SCALE
-                result[scale] = NamedSharding(mesh, PartitionSpec(*own.spec[-1:]))
+        for layer_path in paths:
+            result[layer_path] = of_layer
+            if layer_path.endswith("/kernel"):
+                scale = layer_path.removesuffix("kernel") + SCALE
+                result[scale] = NamedSharding(mesh, PartitionSpec(*of_layer.spec[-1:]))
     return result
 
 
 class GatheredWeights:
-    """Whole weights from the shards of one device, inside `jax.shard_map` over `ROW_AXES`.
+    """Gathers whole weights from the shards of one device, inside `jax.shard_map` over `ROW_AXES`.
 
-    A weight is cast to the compute dtype before it travels. The transpose of gathering is a reduce-scatter: the
-    gradient of a shard is the sum over the devices of `fsdp`, and only of them. On v5e 2x2 and 2x4 the TPU
-    compiler keeps it, or calls it `all-reduce-scatter`. On tori of several longer rings (v5e 4x4, 8x8, 16x16, v6e 8x8,
-    v5p 4x4x4) libtpu 0.0.46.3 makes it an all-reduce over all of them at once and slices that; one reduce-scatter for
-    each ring instead was predicted to be slower on v5e 4x4.
+    A weight is cast to the compute dtype before it is sent. The transpose of gathering is a reduce-scatter: the
+    gradient of a shard is the sum over the devices of `fsdp`, and only over these. On v5e 2x2 and 2x4 the TPU compiler
+    keeps the reduce-scatter, or names it `all-reduce-scatter`. On tori with several longer rings (v5e 4x4, 8x8, 16x16,
+    v6e 8x8, v5p 4x4x4) libtpu 0.0.46.3 replaces it by one all-reduce over all rings and a slice of the result. One
+    reduce-scatter per ring was predicted to be slower on v5e 4x4 (`launch.compile_check`).
     """
 
     def __init__(self, dtype: DTypeLike, specs: Mapping[str, PartitionSpec]):
@@ -171,22 +180,23 @@ class GatheredWeights:
         self._dimensions = {path: spec.index("fsdp") for path, spec in specs.items() if "fsdp" in spec}
 
     def __call__(self, path: tuple[str, ...], shards: dict[str, Any]) -> dict[str, Any]:
-        """The subtree at `path`, of one layer if it is inside a stack of them."""
+        """Gathers the subtree at `path`. Inside stacked layers it is that of one layer."""
         sliced = int(STACKED in path)
 
         def whole(name: str, shard: jax.Array) -> jax.Array:
             dimension = self._dimensions.get("/".join((*path, name)))
             if dimension is None:
                 return shard
-            # Leading while it travels: the TPU compiler scatters a reduction along the major dimension only, and
-            # makes an all-reduce of any other. A transpose next to a product is a choice of layout, not a copy.
+            # The sharded dimension leads while the weight is sent. The TPU compiler scatters a reduction only along the
+            # major dimension, and makes an all-reduce for any other (libtpu 0.0.46.3). A transpose next to a product is
+            # only a choice of layout, not a copy.
             leading = jnp.moveaxis(shard.astype(self._dtype), dimension - sliced, 0)
             return jnp.moveaxis(jax.lax.all_gather(leading, "fsdp", tiled=True), 0, dimension - sliced)
 
         return unflatten({name: whole(name, shard) for name, shard in flatten(shards).items()})
 
     def outside_stacks(self, shards: dict[str, Any]) -> dict[str, Any]:
-        """All of the model but the stacked layers, which gather one layer at a time (`models.scan_layers`)."""
+        """Gathers all but the stacked layers, which gather one layer at a time (`models.scan_layers`)."""
         flat = flatten(shards)
         stacked = {path: leaf for path, leaf in flat.items() if is_stacked(path)}
         others = {path: leaf for path, leaf in flat.items() if path not in stacked}

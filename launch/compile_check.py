@@ -1,15 +1,16 @@
-"""Compiles the training step of a config for TPUs that are not there: does it fit, how long will a step take?
+"""Compiles the training step of a config for TPUs that you do not have: does it fit, and how long will a step take?
 
-With --decode the loop that draws images with the model of the config.
+With --decode it compiles the loop that generates images with the model of the config instead.
 
     python -m launch.compile_check --config=configs/janus_pro_7b.py:stage2 --topology=v5p-128
     python -m launch.compile_check --config=configs/janus_pro_7b.py:text_only --topology=v5e:16x16 \\
         --config.train.batch_size=256 --sweep='remat=full,projections;mesh=1x256x1,16x16x1'
     python -m launch.compile_check --decode --config=configs/janus_pro_7b.py --topology=v5e:2x2 --quantize=int8
 
-It is the step that launch.train runs, compiled by the same compiler (pip install 'janus_jax[tpu]'); 1 to 5 minutes and
-about 3 GB. The time is predicted from the compiled program (janus_jax/compile_check/timeline.py says how and what it
-leaves out): compare programs with it; it has not been calibrated on hardware.
+It needs the TPU compiler (pip install 'janus_jax[tpu]'), but no TPU. The step is the one that launch.train runs. A
+compilation takes from one minute (text alone) to more than ten (images with a tokenizer) and about 3 GB of memory. A
+config that does not fit is compiled several times, to find out what would. Times are predicted from the compiled
+program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use them to compare programs.
 """
 
 import json
@@ -26,38 +27,55 @@ from janus_jax.errors import UserError
 from janus_jax.training.setup import model_config
 from launch.cli import errors, model_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="as of launch.train")
-TOPOLOGY = flags.DEFINE_string("topology", None, "v5p-128, v5e-256, ..., or chips per axis: v5p:4x4x4, v5e:16x16")
-SLICES = flags.DEFINE_integer("slices", 1, "slices of that topology; mesh.data must be a multiple", lower_bound=1)
-HLO_OUTPUT = flags.DEFINE_string("hlo_output", None, "FILE.gz for the compiled program; FILE.json says for what")
-SWEEP = flags.DEFINE_string("sweep", None, "what to try, e.g. 'remat=full,attention;batch=256,512;mesh=1x64x1,4x16x1'")
-OPTIONS = flags.DEFINE_multi_string("compiler_option", [], "name=value for XLA, besides those of the step")
-JSON = flags.DEFINE_bool("json", False, "print JSON; of a sweep a list: the best first, what is impossible last")
-DECODE = flags.DEFINE_bool("decode", False, "the loop that draws images; --mesh: default 1,1,-1; --dtype: bfloat16")
-IMAGES = flags.DEFINE_integer("images", 16, "with --decode: images of one prompt", lower_bound=1)
-# Buckets mean nothing in either case: a program has the lengths that it is asked for.
+CONFIG = config_flags.DEFINE_config_file("config", help_string="Path of a config file, as for launch.train.")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPUs to compile for: v5p-128, v5e-16, v6e-64, ... or chips per axis, v5p:4x4x4, v5e:4x4."
+)
+SLICES = flags.DEFINE_integer(
+    "slices", 1, "Number of slices of that topology; config.mesh.data must be a multiple of it.", lower_bound=1
+)
+HLO_OUTPUT = flags.DEFINE_string(
+    "hlo_output", None, "FILE.gz to write the compiled program to; FILE.json then says what it was compiled for."
+)
+SWEEP = flags.DEFINE_string(
+    "sweep",
+    None,
+    "Values to try in every combination, such as 'remat=full,context;batch=256,512;mesh=1x64x1,4x16x1'.",
+)
+OPTIONS = flags.DEFINE_multi_string(
+    "compiler_option", [], "An option of XLA as name=value, besides those of the step. May be repeated."
+)
+JSON = flags.DEFINE_bool(
+    "json",
+    False,
+    "Whether to print JSON instead of a table; with --sweep a list, best first, impossible ones last.",
+)
+DECODE = flags.DEFINE_bool(
+    "decode", False, "Whether to compile the loop that generates images; default --mesh=1,1,-1 and --dtype=bfloat16."
+)
+IMAGES = flags.DEFINE_integer("images", 16, "With --decode, number of images of one prompt.", lower_bound=1)
+for flag in (model_flags.DTYPE, model_flags.QUANTIZE, model_flags.MESH):
+    flags.declare_key_flag(flag.name)  # shows the flag in --help
+# A compiled program has the lengths that it is asked for, so that --buckets means nothing here.
 TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, *model_flags.ALL)
 
 
 def main() -> None:
     errors.require("config", "topology")
     options = errors.pairs("compiler_option", OPTIONS.value)
-    topology = TOPOLOGY.value or ""
     for flag in TRAINING_FLAGS if DECODE.value else DECODING_FLAGS:
         if flags.FLAGS[flag.name].present:
             raise UserError(f"--{flag.name} means nothing {'with' if DECODE.value else 'without'} --decode")
+    topology = TOPOLOGY.value or ""
     if DECODE.value:
-        _decode(topology, options)
-        return
-    if SWEEP.value:
-        if HLO_OUTPUT.value:
-            raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
-        checks, impossible = sweep(CONFIG.value, parse_sweep(SWEEP.value), topology, SLICES.value, options)
-        if JSON.value:
-            print(json.dumps([*map(as_dict, checks), *(variant._asdict() for variant in impossible)]))
-        else:
-            print(format_sweep(checks, impossible))
-        return
+        _check_decoding(topology, options)
+    elif SWEEP.value:
+        _sweep(topology, options)
+    else:
+        _check_training(topology, options)
+
+
+def _check_training(topology: str, options: dict[str, str]) -> None:
     result = check(CONFIG.value, topology, SLICES.value, options)
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
@@ -67,10 +85,21 @@ def main() -> None:
         return
     print(format_report(result))
     if not result.fits:
-        print("\nwould fit:", *map(format_line, others), *([] if others else ["nothing that was tried"]), sep="\n")
+        found = [format_line(other) for other in others] or ["nothing that was tried"]
+        print("\nwould fit:", *found, sep="\n")
 
 
-def _decode(topology: str, options: dict[str, str]) -> None:
+def _sweep(topology: str, options: dict[str, str]) -> None:
+    if HLO_OUTPUT.value:
+        raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
+    checks, impossible = sweep(CONFIG.value, parse_sweep(SWEEP.value or ""), topology, SLICES.value, options)
+    if JSON.value:
+        print(json.dumps([*map(as_dict, checks), *(variant._asdict() for variant in impossible)]))
+    else:
+        print(format_sweep(checks, impossible))
+
+
+def _check_decoding(topology: str, options: dict[str, str]) -> None:
     result = decode.check_decoding(
         CONFIG.value.model,
         model_config(CONFIG.value),

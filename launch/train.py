@@ -1,10 +1,11 @@
-"""Trains one stage of a model, or an image tokenizer; resumes by itself when --workdir holds a checkpoint.
+"""Trains one stage of a model, or an image tokenizer. Continues by itself when --workdir holds a checkpoint.
 
     python -m launch.train --config=configs/janus_pro_1b.py:stage1 --workdir=runs/stage1 \\
         --config.data.tokenizer=tokenizer.json --config.data.ratio.understand=0 \\
         --config.data.sources.generate='("data/imagenet-*.array_record",)'
 
-On several hosts the same command runs on each, with --multihost.
+Every field of the config is a flag, such as --config.train.num_steps=100; the fields stand in configs/base.py.
+On several hosts, start the same command on each of them with --multihost.
 """
 
 import jax
@@ -17,8 +18,11 @@ from janus_jax.training.resilience.preemption import DataStalled
 from launch.cli import distributed, errors
 from launch.cli.host_memory import keep_freed_memory
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:STAGE; fields: --config.a.b=value")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of checkpoints, metrics and TensorBoard logs")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Config file and stage, such as configs/janus_pro_1b.py:stage1."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and TensorBoard logs of this run.")
+flags.adopt_module_key_flags(distributed)  # so that --help shows them
 
 
 def main() -> None:
@@ -27,18 +31,18 @@ def main() -> None:
     watchdog = distributed.watchdog()
     keep_freed_memory()
     config = CONFIG.value
-    config.lock()  # the first access raises what went wrong in its file
+    config.lock()  # this first access raises the error of a config file that failed
     try:
         train(config, WORKDIR.value, watchdog)
     except DataStalled as stop:
         errors.end_at_once(stop)
-    except OSError as error:  # not a mistake, which is a UserError, but a disk, a bucket, a connection
+    except OSError as error:  # a disk, bucket or connection failed; a mistake of the user would be a UserError
         errors.fail_at_once(error, RESTART)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         memory = errors.out_of_memory(error)
-        if memory is not None:  # which a restart would not mend
+        if memory is not None:  # a restart would fail in the same way
             errors.fail_at_once(memory)
         reason = str(error).splitlines()[0]
         errors.fail_at_once(

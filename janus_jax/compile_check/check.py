@@ -1,4 +1,4 @@
-"""One config on one topology: compiles its training step and says what it needs."""
+"""Compiles the training step of one config for one topology, and says how much memory and time it needs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from janus_jax.batches import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
+from janus_jax.compile_check.progress import compiling
 from janus_jax.models.config import FamilyConfig
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
 from janus_jax.training.setup import model_config
@@ -16,44 +17,50 @@ from janus_jax.training.setup import model_config
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    name: str  # of the config
+    """The result of one compilation."""
+
+    name: str  # name of the config
     topology: str
     chips: int
     mesh: dict[str, int]
-    rows: int  # per step
-    tokens: int  # per step; 0 for image tokenizers
-    images_at_most: int  # per step, seen and drawn: what rows have slots and tokens for, if they hold no text
-    steps: int  # of the stage
+    rows: int  # rows of a step
+    tokens: int  # tokens of a step; 0 for image tokenizers
+    images_at_most: int  # images of a step, understood and generated, if the rows are full of them and hold no text
+    steps: int  # number of steps of the stage
     remat: str
-    state_bytes: dict[str, int]  # per device, by kind
+    state_bytes: dict[str, int]  # bytes per device, by kind
     fits: bool
-    needed_bytes: int  # per device; 0 when the compiler does not say
+    needed_bytes: int  # bytes per device; 0 if the compiler does not say
     reason: str  # why it does not fit
-    model_flops: float | None  # per step, all devices
-    estimate: Estimate | None  # None when it does not fit
+    model_flops: float | None  # operations of a step that the model needs, on all devices
+    estimate: Estimate | None  # None if the compiler gives no program
     program: Program | None
 
     @property
     def mfu(self) -> float | None:
-        """Model flops utilisation of the predicted step."""
+        """Model FLOPs utilisation of the predicted step."""
         if self.estimate is None or self.model_flops is None:
             return None
         return self.model_flops / self.chips / self.estimate.peak_flops / self.estimate.predicted
 
 
 def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, str]) -> Check:
-    """Compiles the step of `config` for a topology.
+    """Compiles the step of `config` for a topology. A program that does not fit into memory is a result, no error.
 
-    Raises UserError for a config or topology that cannot work; a program that is too large is a result.
+    Raises:
+        UserError: the config or the topology cannot work.
     """
     return check_plan(config, make_plan(config, topology_devices(topology, slices)), topology, options)
 
 
 def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[str, str]) -> Check:
-    """`check` where the plan of `config` for the devices of the topology is made already."""
+    """`check` with a plan of `config` for the devices of the topology."""
     batch = abstract_batch(config, plan)
-    lowered = plan.make_step().lower(plan.state, batch)
-    program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
+    mesh = "x".join(str(size) for size in plan.mesh.shape.values())
+    what = f"the training step of {config.name}, {config.train.batch_size} rows, remat {config.remat}, mesh {mesh}"
+    with compiling(f"{what}, for {topology}"):
+        lowered = plan.make_step().lower(plan.state, batch)
+        program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
     result = estimate(program) if program is not None else None
     return Check(
         name=config.name,
@@ -88,11 +95,15 @@ def _state_bytes(plan: Plan, batch: Any) -> dict[str, int]:
 
 
 def images_of_a_row(config: ConfigDict) -> int:
-    """At most, the shorter kind first: how much text is between them depends on the data. Tokenizers have one."""
+    """Largest number of images that fit into a row. The data decide how much text there is, and so the real number.
+
+    Kinds of images with fewer tokens are counted first. An image tokenizer has one image in a row.
+    """
     model, data = model_config(config), config.data
     if not isinstance(model, FamilyConfig):
         return 1
-    kinds = {  # tokens with the fewest around an image: its begin and end; before a drawing its begin, or BOS
+    # Tokens of an image with those that it needs around it: begin and end for understanding, begin for generation.
+    kinds = {
         "understand": (model.siglip.num_tokens + 2, data.und_slots),
         "generate": (model.image_tokens + 1, data.gen_slots),
     }

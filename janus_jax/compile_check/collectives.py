@@ -1,4 +1,4 @@
-"""Time and bytes of collectives on a torus, and of those between several."""
+"""Time and bytes of collectives inside a slice, which is a torus of chips, and between slices."""
 
 import collections
 import re
@@ -12,22 +12,24 @@ LATENCY = 1e-6  # seconds per hop
 
 
 class Transfer(NamedTuple):
+    """What one collective costs."""
+
     kind: str
-    seconds: float  # alone on the links
-    wire_bytes: float  # that a device sends
-    links: str  # transfers on the same links wait for each other
+    seconds: float  # duration with the links to itself
+    wire_bytes: float  # bytes that one device sends
+    links: str  # name of the links; transfers on the same links wait for each other
 
 
 def transfer(instruction: Instruction, computation: Computation, machine: Machine) -> Transfer:
-    """A collective by the bytes that leave a device and the links of the torus axes that its group spans."""
+    """Cost of a collective, from the bytes that leave a device and the links of the torus axes that its group spans."""
     kind = collective_kind(instruction.op)
     assert kind is not None
     root = next((other for other in computation.values() if other.is_root), instruction)
     if kind == "all-reduce" and root.op == "dynamic-slice" and instruction.name in root.operands:
-        kind = "reduce-scatter"  # in a fusion `all-reduce-scatter`, which the same emitter makes
+        kind = "reduce-scatter"  # the compiler writes it as a fusion named `all-reduce-scatter`
     operands = sum(anywhere(computation[name].shapes) for name in instruction.operands if name in computation)
     results = anywhere(instruction.shapes)
-    if instruction.op.endswith("-start"):  # its result repeats the operands
+    if instruction.op.endswith("-start"):  # the result of a start contains the operands
         results = max(operands, results - operands)
     if kind == "collective-permute":
         return _permute(instruction, operands, machine)
@@ -38,21 +40,22 @@ def transfer(instruction: Instruction, computation: Computation, machine: Machin
         if spans[axis] > 1:
             whole_ring = spans[axis] == machine.extent[axis] and machine.closed(axis)
             links += 2 if whole_ring else 1
-    if '"emitter":"1D' in instruction.attributes:  # the compiler chose a single ring
+    if '"emitter":"1D' in instruction.attributes:  # the compiler chose to use a single ring
         links = min(links, 2)
     sent = max(operands, results) * (size - 1) / size
     if kind == "all-reduce":  # a reduce-scatter and an all-gather
         sent *= 2
-    elif kind.endswith("all-to-all"):  # most of it travels further than one hop
+    elif kind.endswith("all-to-all"):  # most bytes travel further than one hop
         sent *= max(1.0, size**0.5 / 4)
-    seconds = sent / (machine.core.link_bandwidth * max(links, 1)) + LATENCY * sum(spans)
+    seconds = sent / (machine.chip.link_bandwidth * max(links, 1)) + LATENCY * sum(spans)
     return Transfer(kind, seconds, sent, "all")
 
 
 def between_slices(instruction: Instruction, computation: Computation, machine: Machine) -> Transfer | None:
-    """Of a `send` to other slices, by all chips of a slice at once and with no latency; None for other instructions.
+    """Cost of a `send` to other slices, which all chips of a slice do at once; None for other instructions.
 
-    A collective over slices is compiled to collectives inside them and this. Meshes let only all-reduces cross.
+    The compiler turns a collective over slices into collectives inside the slices and such sends. Only all-reduces
+    cross slices, because only the mesh axis `data` does. No latency is counted.
     """
     found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if instruction.op != "send" or not found:
@@ -65,13 +68,13 @@ def between_slices(instruction: Instruction, computation: Computation, machine: 
 
 
 def rendezvous(instruction: Instruction) -> str:
-    """What a `send` to other slices and the `recv` of its result have in common; "" for other instructions."""
+    """Name that a `send` to other slices shares with the `recv` of its result; "" for other instructions."""
     found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
     return found[1] if found else ""
 
 
 def _permute(instruction: Instruction, sent: float, machine: Machine) -> Transfer:
-    """Along dimension-ordered routes; the busiest link decides."""
+    """Cost of a permutation, whose messages go along one axis after the other. The busiest link decides the time."""
     listed = re.search(r"source_target_pairs=\{(.*?\})\}", instruction.attributes)
     pairs = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", listed[1] if listed else "")]
     load: collections.Counter[tuple] = collections.Counter()
@@ -85,5 +88,5 @@ def _permute(instruction: Instruction, sent: float, machine: Machine) -> Transfe
                 load[*place, axis, step] += 1
                 place[axis] = (place[axis] + step) % machine.extent[axis]
     forward = sum((b - a) % len(pairs) <= len(pairs) // 2 for a, b in pairs) * 2 > len(pairs)
-    seconds = sent * max(load.values(), default=1) / machine.core.link_bandwidth + LATENCY
+    seconds = sent * max(load.values(), default=1) / machine.chip.link_bandwidth + LATENCY
     return Transfer("collective-permute", seconds, sent, "forward" if forward else "backward")

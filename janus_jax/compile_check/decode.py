@@ -1,4 +1,4 @@
-"""Drawing on one topology: compiles the loop of image codes and says what a step of it needs and moves."""
+"""Compiles the loop that generates image codes for one topology, and says what one step of it costs."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from janus_jax.compile_check.hlo import HBM, Computation, Module, collective_kind, parse
 from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
+from janus_jax.compile_check.progress import compiling
 from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.errors import UserError
 from janus_jax.inference.aot import ImageLoop, abstract_image_loop
@@ -15,23 +16,23 @@ from janus_jax.models.config import JanusConfig, ModelConfig
 from janus_jax.models.params import flatten
 from janus_jax.sharding import make_mesh
 
-PROMPT_TOKENS = 64  # padding included
-SCALARS = 8  # bytes of the guidance and of the number of codes, arguments of the loop
+PROMPT_TOKENS = 64  # length of the padded prompt
+SCALARS = 8  # bytes of two arguments of the loop, the guidance weight and the number of codes
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One code of every image, per chip."""
+    """Costs of one step, which makes one code of every image, on one chip."""
 
-    floor_bytes: int  # the weights that it uses, and the keys and values that the average step finds: each once
-    hbm_bytes: float  # what the program moves
-    low: float  # seconds, see `timeline`
-    predicted: float  # not less than HBM takes for `hbm_bytes`
+    floor_bytes: int  # bytes that a step must read: its weights, and the keys and values of the average step, once each
+    hbm_bytes: float  # bytes that the program moves
+    low: float  # seconds; `timeline` explains the three prices
+    predicted: float  # at least the time that HBM takes for `hbm_bytes`
     high: float
-    floor: float  # seconds for `floor_bytes`
+    floor: float  # seconds that HBM takes for `floor_bytes`
     around: float  # seconds before the first and after the last step of a call
-    moved_weights: list[str]  # collectives with weights, which should stay where they are
-    copied_caches: list[str]  # copies of a layer's keys or values, in the step
+    moved_weights: list[str]  # collectives that move weights between chips; there should be none
+    copied_caches: list[str]  # copies of the keys or values of a layer in the step; there should be none
 
     @property
     def share_of_floor(self) -> float:
@@ -40,19 +41,21 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeCheck:
-    name: str  # of the model
+    """The result of one compilation."""
+
+    name: str  # name of the model
     topology: str
     chips: int
     mesh: dict[str, int]
     dtype: str
     quantization: str | None
     images: int
-    weight_bytes: int  # per chip, of the whole model
-    cache_bytes: int  # per chip, of all images and their prompt
-    needed_bytes: int  # per chip, with the weights that drawing does not read
+    weight_bytes: int  # weights of the whole model, per chip
+    cache_bytes: int  # KV caches of all images and of their prompt, per chip
+    needed_bytes: int  # bytes per chip, including the weights that the loop does not read
     fits: bool
     reason: str  # why it does not fit
-    step: Step | None  # None when the compiler gives no program
+    step: Step | None  # None if the compiler gives no program
     program: Program | None
 
 
@@ -67,16 +70,16 @@ def check_decoding(
     quantization: str | None,
     options: Mapping[str, str],
 ) -> DecodeCheck:
-    """Compiles the loop that draws `images` images of one prompt with guidance.
+    """Compiles the loop that generates `images` images of one prompt with guidance.
 
     Args:
         mesh: sizes by axis.
 
     Raises:
-        UserError: a model without image codes; a topology or mesh that cannot work.
+        UserError: the model has no image codes; the topology or the mesh cannot work.
     """
     if not isinstance(config, JanusConfig):
-        raise UserError(f"--decode: {name} draws no image codes, expected a Janus or Janus-Pro model")
+        raise UserError(f"--decode: {name} generates no image codes, expected a Janus or Janus-Pro model")
     devices = topology_devices(topology)
     loop = abstract_image_loop(
         config,
@@ -87,10 +90,11 @@ def check_decoding(
         quantization=quantization,
     )
     weights, caches = local_bytes(loop.params), local_bytes((loop.state.cache, loop.state.prefix))
-    program, reason = compile_program(loop.lower(), list(loop.mesh.devices.flat), options)
+    with compiling(f"the loop over image codes of {name}, {images} images, {quantization or dtype}, for {topology}"):
+        program, reason = compile_program(loop.lower(), list(loop.mesh.devices.flat), options)
     needed, step = needed_bytes(reason), None
     if program is not None:
-        # An argument that the loop does not read, as SigLIP, is not one of the program.
+        # Parameters that the loop does not read, such as those of SigLIP, are no arguments of the compiled program.
         read = program.memory.arguments - local_bytes((loop.state, loop.keys)) - SCALARS
         needed = program.memory.peak + weights - read
         average = local_bytes(loop.state.prefix) + local_bytes(loop.state.cache) // 2
@@ -114,7 +118,7 @@ def check_decoding(
 
 
 def judge(program: Program, loop: ImageLoop, floor_bytes: int) -> Step:
-    """What the compiled `loop` does in a step. Raises ValueError for a program without one."""
+    """Costs of a step of the compiled loop. Raises ValueError if the program has no single loop."""
     module = parse(program.hlo)
     body, step = step_of(module)
     timeline = Timeline(step, program.machine)
@@ -123,7 +127,7 @@ def judge(program: Program, loop: ImageLoop, floor_bytes: int) -> Step:
     hbm_bytes = sums["hbm"] + sums["hbm copies"]
     once = Timeline(module, program.machine).run(Pricing.MID)[0] - mid
     llm = flatten(loop.params["llm"]).items()
-    kernels = [leaf for path, leaf in llm if "layers_0/" in path and len(leaf.shape) == 2]
+    matrices = [leaf for path, leaf in llm if "layers_0/" in path and len(leaf.shape) == 2]
     return Step(
         floor_bytes=floor_bytes,
         hbm_bytes=hbm_bytes,
@@ -132,13 +136,16 @@ def judge(program: Program, loop: ImageLoop, floor_bytes: int) -> Step:
         high=high,
         floor=floor_bytes / program.machine.hbm_bandwidth,
         around=once,
-        moved_weights=list(moved_weights(module, min(map(local_bytes, kernels)))),
+        moved_weights=list(moved_weights(module, min(map(local_bytes, matrices)))),
         copied_caches=list(copied_caches(body, local_bytes(loop.state.cache.k[0]))),
     )
 
 
 def step_of(module: Module) -> tuple[Computation, Module]:
-    """The body of the only loop of a program, also as the entry of a module. Raises ValueError for another number."""
+    """The body of the only loop of a program, and the same as a module whose entry it is.
+
+    Raises ValueError if the program has no loop or several.
+    """
     loops = [each for each in module.computations[module.entry].values() if each.op == "while"]
     if len(loops) != 1:
         raise ValueError(f"{len(loops)} loops, expected the one over the codes")
@@ -147,7 +154,10 @@ def step_of(module: Module) -> tuple[Computation, Module]:
 
 
 def moved_weights(module: Module, least_bytes: int) -> Iterator[str]:
-    """Names of the collectives of `least_bytes` or more, but sums: a step's activations are smaller than a kernel."""
+    """Names of the collectives that move `least_bytes` or more, except sums.
+
+    Activations of a step are smaller than a weight matrix, so that such a collective moves weights.
+    """
     for computation in module.computations.values():
         for instruction in computation.values():
             kind = collective_kind(instruction.op)
@@ -158,9 +168,9 @@ def moved_weights(module: Module, least_bytes: int) -> Iterator[str]:
 
 
 def copied_caches(body: Computation, leaf_bytes: int) -> Iterator[str]:
-    """Names of the copies to HBM of exactly as many bytes as the keys or values of a layer.
+    """Names of the copies to HBM that have exactly the size of the keys or values of a layer.
 
-    What goes to VMEM is read, which a step has to do.
+    Copies to VMEM are how a step reads them, so that they do not count.
     """
     for instruction in body.values():
         target = instruction.shapes[0] if instruction.shapes else None
@@ -181,7 +191,7 @@ def as_dict(check: DecodeCheck) -> dict[str, Any]:
 
 
 def format_report(check: DecodeCheck) -> str:
-    """Several lines."""
+    """The table for people."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in check.mesh.items())
     kind = check.dtype if check.quantization is None else f"{check.quantization} weights, {check.dtype}"
     lines = [
@@ -189,9 +199,9 @@ def format_report(check: DecodeCheck) -> str:
         f"{check.images} images of one prompt with guidance",
         "",
         _row("weights per chip, GB", check.weight_bytes / 1e9),
-        _row("key-value caches per chip, GB", check.cache_bytes / 1e9),
+        _row("KV caches per chip, GB", check.cache_bytes / 1e9),
         _row("needed per chip, GB", check.needed_bytes / 1e9),
-        "fits" if check.fits else f"DOES NOT FIT: {check.reason or 'more than a chip has'}",
+        "fits" if check.fits else f"DOES NOT FIT: {check.reason or 'a chip has less memory'}",
     ]
     step = check.step
     if step is None:
@@ -199,14 +209,14 @@ def format_report(check: DecodeCheck) -> str:
     milliseconds = [1e3 * seconds for seconds in (step.low, step.predicted, step.high)]
     rows = [
         _row("a step, ms: lowest, predicted, highest", *milliseconds),
-        _row("HBM floor, ms: weights, average cache", 1e3 * step.floor),
-        _row("share of the floor, %", 100 * step.share_of_floor),
+        _row("reading weights and cache once, ms", 1e3 * step.floor),
+        _row("that, as % of the predicted time", 100 * step.share_of_floor),
         _row("HBM traffic of a step, GB", step.hbm_bytes / 1e9),
-        _row("once per call, ms", 1e3 * step.around),
-        f"collectives with weights: {', '.join(step.moved_weights) or 'none'}",
+        _row("before and after all steps, ms", 1e3 * step.around),
+        f"collectives that move weights: {', '.join(step.moved_weights) or 'none'}",
         f"copies of a cache in the step: {', '.join(step.copied_caches) or 'none'}",
     ]
-    return "\n".join([*lines, "", *rows, "", "predicted from the compiled program, not measured"])
+    return "\n".join([*lines, "", *rows, "", "Times are predicted from the compiled program, not measured."])
 
 
 def _row(name: str, *values: float) -> str:

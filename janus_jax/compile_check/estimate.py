@@ -1,4 +1,4 @@
-"""What a compiled step costs: predicted time, utilisation, collectives, memory."""
+"""What a compiled step costs: predicted time, operations, memory traffic and collectives."""
 
 import dataclasses
 
@@ -9,24 +9,24 @@ from janus_jax.compile_check.timeline import Pricing, Timeline
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one step, per device."""
+    """Costs of one step on one device."""
 
-    low: float  # seconds, see `timeline`
+    low: float  # seconds; `timeline` explains the three prices
     predicted: float
     high: float
-    seconds: dict[str, float]  # of the prediction, by kind
-    flops: float  # executed
+    seconds: dict[str, float]  # parts of the predicted time, by kind
+    flops: float  # operations that the program executes
     hbm_bytes: float
-    wire_bytes: dict[str, float]  # sent by collectives, by kind
-    transfer_seconds: dict[str, float]  # of collectives alone on the links
-    exposed_seconds: dict[str, float]  # waited for collectives
-    unknown_loops: list[str]  # their bodies are counted once: the estimate is too low
-    peak_flops: float  # per second
+    wire_bytes: dict[str, float]  # bytes that collectives send, by kind of collective
+    transfer_seconds: dict[str, float]  # seconds that collectives would take with the links to themselves
+    exposed_seconds: dict[str, float]  # seconds that the TensorCore waits for collectives
+    unknown_loops: list[str]  # loops of unknown length, whose bodies are counted once, so that the estimate is too low
+    peak_flops: float  # peak rate of the device, per second
     hbm_capacity: int
 
 
 def estimate(program: Program) -> Estimate:
-    """Raises ValueError for text that is no compiled program."""
+    """Replays the program on the timeline. Raises ValueError if its text is no compiled program."""
     timeline = Timeline(parse(program.hlo), program.machine)
     low, high = timeline.run(Pricing.LOW)[0], timeline.run(Pricing.HIGH)[0]
     predicted, sums = timeline.run(Pricing.MID)

@@ -1,7 +1,7 @@
-"""The text of a compiled TPU program (`Compiled.as_text()`) as computations of instructions in scheduled order.
+"""Reads the text of a compiled TPU program (`Compiled.as_text()`): computations of instructions in scheduled order.
 
-Only what the cost model needs: shapes with their memory space, operands, attributes, called computations, trip counts
-of loops, groups of collectives.
+It reads only what the cost model needs: shapes with their memory space, operands, attributes, called computations, trip
+counts of loops, and groups of collectives.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-HBM, VMEM, HOST = 0, 1, 5  # memory spaces of a layout, S(n)
-# Bytes of an element; what is not listed has one.
+HBM, VMEM, HOST = 0, 1, 5  # numbers n of the memory spaces S(n) of a layout
+# Bytes of an element; types that are not listed have one byte.
 ELEMENT_BYTES = {"s4": 0.5, "u4": 0.5, "bf16": 2.0, "f16": 2.0, "s16": 2.0, "u16": 2.0, "f32": 4.0, "s32": 4.0}
 ELEMENT_BYTES |= {"u32": 4.0, "f64": 8.0, "s64": 8.0, "u64": 8.0, "token": 0.0}
 COLLECTIVES = (
@@ -40,12 +40,14 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One line of a computation."""
+
     name: str
     op: str
-    shapes: tuple[Shape, ...]  # several for a tuple
-    operands: tuple[str, ...]  # names
-    argument: str  # what stands between the parentheses: the number of a parameter, the value of a constant
-    attributes: str  # the rest of the line
+    shapes: tuple[Shape, ...]  # shapes of the result; several if it is a tuple
+    operands: tuple[str, ...]  # names of instructions
+    argument: str  # text between the parentheses: the number of a parameter, the value of a constant
+    attributes: str  # text behind the parentheses
     is_root: bool
 
     def attribute(self, name: str, default: str = "") -> str:
@@ -56,7 +58,7 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """Where in the model it comes from, e.g. "jit(step)/.../mlp/up_proj/dot_general"."""
+        """Place in the model that it comes from, such as "jit(step)/.../mlp/up_proj/dot_general"."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -66,11 +68,16 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
+    """A whole program."""
+
     computations: dict[str, Computation]
-    entry: str
+    entry: str  # name of the computation that runs first
 
     def called(self, instruction: Instruction, *roles: str) -> Computation:
-        """The computation that an instruction calls as one of `roles` (default: a fusion's or call's); or empty."""
+        """The computation that an instruction calls in one of these roles, or an empty one.
+
+        The default roles are those of a fusion and of a call.
+        """
         for role in roles or ("calls", "to_apply"):
             name = instruction.attribute(role).strip("{}").split(",")[0].lstrip("%")
             if name in self.computations:
@@ -85,7 +92,7 @@ class Module:
         return [name for name in names if name in self.computations]
 
     def within(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
-        """The instructions of a fusion, also of fusions in it."""
+        """The instructions of a fusion and of the fusions in it."""
         inside = self.called(instruction)
         for inner in inside.values():
             yield inner, inside
@@ -94,7 +101,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Raises ValueError when the text has no entry computation."""
+    """The program of a text. Raises ValueError if the text has no entry computation."""
     computations: dict[str, Computation] = {}
     entry, name = "", ""
     lines: list[str] = []
@@ -109,7 +116,7 @@ def parse(text: str) -> Module:
             name = ""
         elif name and re.match(r"  (ROOT )?%[\w.\-]+ = ", line):
             lines.append(line)
-        elif name and lines:  # a literal or backend config that goes on
+        elif name and lines:  # a literal or backend config of several lines
             lines[-1] += line
     if not entry:
         raise ValueError("not the text of a compiled program: no ENTRY computation")
@@ -153,12 +160,12 @@ def _shapes(types: str) -> Iterator[Shape]:
 
 
 def collective_kind(op: str) -> str | None:
-    """ "all-gather" for all-gather and all-gather-start; None for what is no collective."""
+    """Name of the collective without "-start": all-gather for all-gather-start; None for other operations."""
     return next((kind for kind in COLLECTIVES if op.startswith(kind)), None)
 
 
 def device_group(instruction: Instruction) -> list[int]:
-    """Partition numbers of the first group of a collective; empty means all. HLO has three notations."""
+    """Numbers of the partitions in the first group of a collective; empty means all. HLO has three notations."""
     text = instruction.attributes
     if found := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{([^}]*)\}", text):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
@@ -176,10 +183,10 @@ def device_group(instruction: Instruction) -> list[int]:
 
 
 def trip_count(module: Module, loop: Instruction, computation: Computation) -> int | None:
-    """How often a while loop runs; None when that cannot be read from it.
+    """How often a while loop runs; None if that cannot be read from the program.
 
-    XLA may say it; otherwise the condition must be `counter < limit` (or <=) with a constant limit, and the body must
-    add constants to the counter.
+    XLA may write it down. Otherwise the condition must be `counter < limit` (or <=) with a constant limit, and the body
+    must add constants to the counter.
     """
     if stated := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(stated[1])
@@ -228,7 +235,7 @@ def _constant(computation: Computation, name: str) -> int:
 
 
 def matmul_flops(module: Module, instruction: Instruction, computation: Computation) -> float:
-    """Multiply-adds times two of the matrix products and convolutions in an instruction, fusions included."""
+    """Operations of the matrix products and convolutions in an instruction, two per multiply-add, fusions included."""
     if instruction.op == "fusion":
         parts = module.within(instruction)
         return sum(matmul_flops(module, inner, inside) for inner, inside in parts if inner.op != "fusion")
@@ -242,7 +249,10 @@ def matmul_flops(module: Module, instruction: Instruction, computation: Computat
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """XLA:TPU writes matrix products as convolutions: only window positions inside the input are work."""
+    """Operations of a convolution, as which XLA:TPU also writes matrix products.
+
+    Only the positions of the window that lie inside the input count.
+    """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None
     left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])

@@ -1,4 +1,4 @@
-"""Work of a Pallas kernel, read from the Mosaic program that the compiled HLO carries."""
+"""The work of a Pallas kernel, read from the Mosaic program that the compiled HLO contains."""
 
 import base64
 import math
@@ -9,18 +9,20 @@ from janus_jax.compile_check.hlo import Instruction
 
 
 class KernelWork(NamedTuple):
-    flops: float  # of its matrix products
-    padded_flops: float  # the same, with contraction and columns padded to the edge of the matrix unit
-    vector_operations: float  # elements of elementwise operations and reductions
+    """Operations of one call of a kernel."""
+
+    flops: float  # operations of its matrix products
+    padded_flops: float  # the same with contractions and columns padded to the size of the matrix unit
+    vector_operations: float  # number of elements of its elementwise operations and reductions
 
 
 def kernel_work(instruction: Instruction, mxu_edge: int) -> KernelWork:
-    """Work of one grid step times the steps of the grid.
+    """Work of one grid step times the number of steps of the grid.
 
-    A kernel that is given a table in scalar memory is taken to skip blocks above the diagonal with it, as causal
-    attention does: n x n blocks, of which (1 + 1 / n) / 2 are run.
+    A kernel that gets a table in scalar memory is assumed to skip the blocks above the diagonal with it, as causal
+    attention does: of n x n blocks it runs a share of (1 + 1 / n) / 2.
 
-    Raises ValueError when the call carries no Mosaic program.
+    Raises ValueError if the call contains no Mosaic program.
     """
     body = re.search(r'"body":"([^"]+)"', instruction.attributes)
     if body is None:
@@ -60,8 +62,8 @@ def _dims(text: str) -> list[int]:
 
 
 def _decode(body: str) -> str:
-    """Text of a serialized Mosaic program."""
-    from jax._src.interpreters import mlir  # no public reader exists
+    """Text of a serialized Mosaic program. JAX has no public function that reads one (jax 0.10.2)."""
+    from jax._src.interpreters import mlir
     from jax._src.lib import tpu
     from jax._src.lib.mlir import ir
 

@@ -1,4 +1,4 @@
-"""Compiling for a topology that is not there, and the files that keep the result."""
+"""Compiles a program for a TPU topology that this machine does not have, and writes the result to files."""
 
 import dataclasses
 import gzip
@@ -14,10 +14,9 @@ import jax
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.hardware import Machine
-from janus_jax.training.device_kinds import canonical_kind
+from janus_jax.hardware import Machine, canonical_kind
 
-# Names in use -> (name that JAX knows). The number after v4 and v5p counts cores, two per chip; others count chips.
+# Usual name -> name that libtpu knows. The number in a name of v5p counts cores, two per chip; in the others, chips.
 TOPOLOGIES = {
     "v5p-8": "v5p:2x2x1",
     "v5p-16": "v5p:2x2x2",
@@ -42,23 +41,24 @@ TOPOLOGIES = {
     "v6e-128": "v6e:8x16",
     "v6e-256": "v6e:16x16",
 }
+_CLOUD_NAMES = {"v5litepod-": "v5e-"}  # start of a name that Google Cloud uses -> start of the name here
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes per device, by the compiler's own analysis."""
+    """Bytes per device, from the compiler's own analysis."""
 
     arguments: int
     outputs: int
-    aliased: int  # outputs in the place of donated arguments
-    temporary: int
-    peak: int
-    program: int
+    aliased: int  # outputs that take the place of donated arguments
+    temporary: int  # sum of all buffers for temporaries
+    peak: int  # most bytes in use at the same time
+    program: int  # code
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program as text, and what is needed to judge it."""
+    """A compiled program as text, with what the cost model needs besides."""
 
     hlo: str
     machine: Machine
@@ -68,28 +68,34 @@ class Program:
 
 
 def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
-    """Devices of a topology, e.g. "v5p:4x4x4" or "v5p-128", without any hardware; needs libtpu.
+    """Devices of a topology such as "v5p:4x4x4" or "v5p-128". That needs libtpu, but no hardware.
 
-    Raises UserError when libtpu is missing or does not know the topology.
+    Raises UserError if libtpu is not installed, or if the topology is unknown.
     """
+    for cloud_start, start in _CLOUD_NAMES.items():
+        if name.startswith(cloud_start):
+            raise UserError(f"--topology={name}: {name} is {start}{name.removeprefix(cloud_start)} here")
     try:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError("--topology needs the TPU compiler: pip install 'janus_jax[tpu]'") from error
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server outside of a TPU host
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside other compilers: no chip is touched
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # only TPU hosts have the metadata server that libtpu would ask
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # otherwise libtpu prints a harmless error
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile, since none uses a chip
     from jax.experimental import topologies
 
-    known = TOPOLOGIES.get(name, name)
+    libtpu_name = TOPOLOGIES.get(name, name)
     options = {"num_slices": slices} if slices > 1 else {}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=known, **options).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=libtpu_name, **options).devices
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"--topology={name}: {str(error).splitlines()[0][:200]}") from error
+        reason = str(error).splitlines()[0][:200]
+        known = f"expected one of {', '.join(TOPOLOGIES)}, or chips per axis such as v5p:4x4x4 and v5e:16x16"
+        raise UserError(f"--topology={name}: {'unknown' if 'regex' in reason else reason}; {known}") from error
 
 
 def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, str]) -> tuple[Program | None, str]:
-    """Compiles; for a program that does not fit into memory None and what the compiler says."""
+    """The compiled program and ""; or None and the compiler's message if the program does not fit into memory."""
     try:
         compiled = lowered.compile(compiler_options=dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
@@ -117,18 +123,18 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
 
 
 def needed_bytes(reason: str) -> int:
-    """Per device, as the compiler says for what does not fit, "Used 101.31G of 95.74G hbm"; 0 if it does not."""
+    """Bytes per device of a program that does not fit, from "Used 101.31G of 95.74G hbm"; 0 for other messages."""
     found = re.search(r"Used ([\d.]+)([KMGT]) of", reason)
     return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0
 
 
 def local_bytes(tree: Any) -> int:
-    """Bytes of one device's shards."""
+    """Bytes of the shards that one device has of a tree of arrays."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def write_program(program: Program, path: str) -> None:
-    """The HLO text, compressed, as `path`, and what else is known about it as `path` with ".json" at its end."""
+    """Writes the compressed HLO text to `path`, and what else is known about the program to `side_file(path)`."""
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(gzip.compress(program.hlo.encode(), 6))

@@ -1,4 +1,4 @@
-"""A check as a table for people and as a dict for programs."""
+"""The result of a check, as a table for people and as a dict for programs."""
 
 import dataclasses
 from typing import Any
@@ -9,10 +9,10 @@ from janus_jax.hardware import SLICE_BANDWIDTH
 
 GB = 1e9
 LIMITS = (
-    "predicted from the compiled program, not measured: no contention for HBM, no input;",
-    f"between slices an assumed {SLICE_BANDWIDTH / GB:g} GB/s per chip;",
-    "images at most: rows full of images, without any text;",
-    "compare programs for the same topology and compiler with it",
+    "Times are predicted from the compiled program, not measured. Contention for HBM and reading data are left out.",
+    f"The network between slices is assumed to carry {SLICE_BANDWIDTH / GB:g} GB/s for each chip.",
+    '"Images at most" counts rows that are full of images and hold no text.',
+    "Use the times to compare programs for the same topology and version of the compiler.",
 )
 
 
@@ -33,7 +33,7 @@ def as_dict(check: Check) -> dict[str, Any]:
 
 
 def rates(check: Check) -> dict[str, float]:
-    """What the predicted step time means for a run; how many images its rows have depends on the data."""
+    """What the predicted time of a step means for a run. The data decide how many images its rows really hold."""
     assert check.estimate is not None
     seconds = check.estimate.predicted
     return {
@@ -44,13 +44,13 @@ def rates(check: Check) -> dict[str, float]:
 
 
 def format_report(check: Check) -> str:
-    """Several lines."""
+    """The table for people."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in check.mesh.items())
     lines = [
-        f"{check.name} on {check.topology}: {check.chips} chips ({mesh}), {check.rows} rows a step, "
+        f"{check.name} on {check.topology}: {check.chips} chips ({mesh}), {check.rows} rows per step, "
         f"remat {check.remat}",
         "",
-        "bytes per chip, GB",
+        "memory of a chip, GB",
         *(_row(name, value / GB) for name, value in check.state_bytes.items()),
     ]
     if check.estimate is None:
@@ -58,16 +58,16 @@ def format_report(check: Check) -> str:
     assert check.program is not None
     memory, result = check.program.memory, check.estimate
     lines += [
-        _row("activations and other temporaries", _activations(check, check.program) / GB),
-        _row("peak", memory.peak / GB),
-        _row("capacity", result.hbm_capacity / GB),
+        _row("activations, other temporaries (sum)", _activations(check, check.program) / GB),
+        _row("most in use at the same time", memory.peak / GB),
+        _row("memory of the chip", result.hbm_capacity / GB),
         "fits" if check.fits else "DOES NOT FIT",
         "",
-        "seconds of a step",
+        "time of a step, seconds",
         _row("lowest, predicted, highest", result.low, result.predicted, result.high),
         *(_row(f"  {name}", value) for name, value in result.seconds.items()),
         "",
-        "collectives: GB sent per chip, seconds alone on the links, seconds waited for",
+        "collectives: GB that a chip sends, seconds if nothing else uses the links, seconds that the chip waits",
         *(
             _row(f"  {kind}", sent / GB, result.transfer_seconds[kind], result.exposed_seconds.get(kind, 0.0))
             for kind, sent in result.wire_bytes.items()
@@ -83,14 +83,19 @@ def format_report(check: Check) -> str:
         ]
     lines += [_row(name.replace("_", " "), value) for name, value in rates(check).items()]
     if result.unknown_loops:
-        lines += ["", f"TOO LOW: loops of unknown length count once: {', '.join(result.unknown_loops)}"]
+        loops = ", ".join(result.unknown_loops)
+        lines += ["", f"The predicted time is TOO LOW: these loops of unknown length were counted once: {loops}"]
     return "\n".join([*lines, "", *LIMITS])
 
 
 def _activations(check: Check, program: Program) -> int:
-    """Bytes per chip of activations and other temporaries: of all but the gradients."""
+    """Bytes per chip of all temporaries but the gradients.
+
+    It is the sum of their buffers. Buffers that are not in use at the same time share memory, so that the peak may be
+    lower than the sum of all lines.
+    """
     return program.memory.temporary - check.state_bytes["gradients"]
 
 
 def _row(name: str, *values: float) -> str:
-    return f"{name:<36}" + "".join(f"{value:>12,.3f}" for value in values)
+    return f"{name:<40}" + "".join(f"{value:>12,.3f}" for value in values)

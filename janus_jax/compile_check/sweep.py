@@ -1,8 +1,7 @@
-"""Several variants of a config, the best first; and what would fit when a config does not."""
+"""Compiles several variants of a config and sorts them, and searches for what fits if a config does not."""
 
 import copy
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.compile_check.check import Check, check, check_plan
 from janus_jax.compile_check.program import topology_devices
+from janus_jax.compile_check.progress import tell
 from janus_jax.errors import UserError
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.sharding import MESH_AXES
@@ -20,7 +20,7 @@ KEYS = ("remat", "batch", "mesh")
 
 
 class Impossible(NamedTuple):
-    """A variant that no step can be made of; its fields are named as those of a `Check`."""
+    """A variant that cannot be compiled. Its fields have the names of those of a `Check`."""
 
     remat: str
     rows: int
@@ -30,7 +30,10 @@ class Impossible(NamedTuple):
 
 
 def parse_sweep(text: str) -> list[Variant]:
-    """ "remat=full,attention;batch=256;mesh=4x16x1" -> every combination. Raises UserError for what it is not."""
+    """Every combination of a text such as "remat=full,attention;batch=256;mesh=4x16x1".
+
+    Raises UserError if the text has another form.
+    """
     choices: dict[str, list[Any]] = {}
     for part in text.split(";"):
         key, _, values = part.strip().partition("=")
@@ -53,7 +56,7 @@ def _value(key: str, value: str, text: str) -> Any:
 
 
 def with_variant(config: ConfigDict, variant: Variant) -> ConfigDict:
-    """A copy of the config with the fields of a variant."""
+    """A copy of the config with the values of a variant."""
     config = copy.deepcopy(config)
     if "remat" in variant:
         config.remat = variant["remat"]
@@ -67,10 +70,12 @@ def with_variant(config: ConfigDict, variant: Variant) -> ConfigDict:
 def sweep(
     config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Mapping[str, str]
 ) -> tuple[list[Check], list[Impossible]]:
-    """The most rows per second first, and apart the variants whose batch or mesh is none for this topology.
+    """The results, those with the most rows per second first, and the variants that are impossible on this topology.
 
-    Each is a line on stderr as soon as it is known, the impossible ones before the first of the others is compiled.
-    Raises UserError when all are impossible.
+    Each is told on stderr as soon as it is known; the impossible ones before anything is compiled.
+
+    Raises:
+        UserError: all variants are impossible.
     """
     devices = topology_devices(topology, slices)
     checks, impossible, plans = [], [], []
@@ -81,28 +86,27 @@ def sweep(
         except UserError as error:
             mesh = {axis: trial.mesh[axis] for axis in MESH_AXES}
             impossible.append(Impossible(trial.remat, trial.train.batch_size, mesh, str(error)))
-            _tell(impossible[-1])
+            tell(format_line(impossible[-1]))
     if not plans:
         reasons = dict.fromkeys(variant.reason for variant in impossible)
         raise UserError(f"--sweep: every combination is impossible: {'; '.join(reasons)}")
     for trial, plan in plans:
         checks.append(check_plan(trial, plan, topology, options))
-        _tell(checks[-1])
+        tell(format_line(checks[-1]))
     return sorted(checks, key=_seconds_per_row), impossible
 
 
-def _tell(trial: Check | Impossible) -> None:
-    print(format_line(trial), file=sys.stderr, flush=True)
-
-
 def fitting(config: ConfigDict, failed: Check, slices: int, options: Mapping[str, str]) -> Iterator[Check]:
-    """For a config whose check did not fit: the cheapest remat that does, then the largest batch that does as it is.
+    """For a config that did not fit: the cheapest remat policy that does, then the largest batch that does.
 
-    Each is yielded as soon as it is found. A batch is a multiple of the rows that the mesh can share, by bisection.
+    The batch is searched by bisection, among multiples of the rows that the mesh can share, with the remat policy of
+    the config. Every trial is told on stderr.
     """
 
     def trial(**variant: Any) -> Check:
-        return check(with_variant(config, variant), failed.topology, slices, options)
+        tried = check(with_variant(config, variant), failed.topology, slices, options)
+        tell(format_line(tried))
+        return tried
 
     policies = list(REMAT_POLICIES)
     remats = (trial(remat=policy) for policy in policies[policies.index(config.remat) + 1 :])
@@ -122,6 +126,7 @@ def _seconds_per_row(check: Check) -> float:
 
 
 def format_line(check: Check | Impossible) -> str:
+    """One variant on one line."""
     mesh = "x".join(str(size) for size in check.mesh.values())
     line = f"{check.remat:<12} {check.rows:>6} rows  mesh {mesh:<10}"
     if isinstance(check, Impossible):

@@ -1,16 +1,17 @@
 """Replays a compiled program in its scheduled order and adds up where the time goes.
 
-One TensorCore timeline runs the instructions as printed; collectives, copies between memories and transfers to the
-host run beside it, and a `-done` costs only what is left to wait for. Bodies of loops count as often as they run.
+A timeline of one TensorCore runs the instructions in the order of the text. Collectives, copies between memories and
+transfers to the host run beside it; their `-done` instruction costs only the time that is left to wait. The body of a
+loop counts as often as it runs.
 
-An operation is priced three ways. `low`: the roofline, max(flops / peak, HBM bytes / bandwidth). `mid`: the same, but
-matrix products take what the compiler estimates for them. `high`: everything takes what the compiler estimates where
-that is more. Pallas kernels are priced from their own program: matrix unit and vector unit at the same time in `low`,
-one after the other otherwise.
+An operation has three prices. `low` is the roofline, max(flops / peak, HBM bytes / bandwidth). In `mid`, the predicted
+time, matrix products take the compiler's own estimate if that is longer. In `high` all operations do. Pallas kernels
+are priced from their own program: in `low` matrix unit and vector unit work at the same time, otherwise one after the
+other.
 
-Not modelled: HBM shared by copies and compute, work that depends on data, the host's input, gaps between programs,
-and (but in `high`) products that the vector unit limits. The network between slices has an assumed bandwidth. It ranks
-programs for one topology and compiler; it has not been calibrated on hardware.
+These are not modelled: copies and compute that share the bandwidth of HBM, work that depends on the data, reading
+input, gaps between programs, and (except in `high`) products that the vector unit limits. The bandwidth between slices
+is an assumption. The model ranks programs for one topology and one compiler; it has not been calibrated on hardware.
 """
 
 import collections
@@ -34,21 +35,25 @@ from janus_jax.compile_check.traffic import anywhere, hbm_bytes
 from janus_jax.hardware import HOST_BANDWIDTH, Machine
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
-FREE |= {"recv"}  # its `-done` waits
-APART = {"copies", "slices"}  # resources that do not wait for the links between chips
-NEGLIGIBLE = 1e5  # bytes of an operation that the compiler gives no cycles: bookkeeping
+FREE |= {"recv"}  # only its `-done` waits
+OFF_LINKS = {"copies", "slices"}  # resources that do not wait for the links between chips
+# An operation without a compiler's estimate that moves fewer bytes than this is bookkeeping and costs nothing.
+NEGLIGIBLE = 1e5
 
 
 class Pricing(enum.Enum):
+    """The three prices of an operation."""
+
     LOW = "low"
     MID = "mid"
     HIGH = "high"
 
 
 class Sums(collections.Counter[str]):
-    """Named totals: seconds `time/...`, bytes `hbm`, flops `flops/...`.
+    """Totals by name: seconds `time/...`, bytes `hbm`, operations `flops/...`.
 
-    Of collectives by kind: bytes `wire/...`, seconds alone on the links `transfer/...`, and waited for `exposed/...`.
+    For each kind of collective: bytes that are sent, `wire/...`; seconds that it would take with the links to itself,
+    `transfer/...`; and seconds that the TensorCore waits for it, `exposed/...`.
     """
 
     def add(self, name: str, value: float) -> None:
@@ -61,7 +66,7 @@ class Sums(collections.Counter[str]):
 
 @dataclasses.dataclass
 class _Span:
-    """What a computation took, and how much time it gave to collectives that its caller had started."""
+    """Time of a computation, and how much of it collectives that its caller had started could use."""
 
     seconds: float
     sums: Sums
@@ -69,30 +74,31 @@ class _Span:
 
 
 class Timeline:
-    """Seconds and sums of a module on a machine."""
+    """Replays a module on a machine."""
 
     def __init__(self, module: Module, machine: Machine):
         self.module, self.machine = module, machine
-        self.unknown_loops: set[str] = set()  # loops whose trip count could not be read: counted once
+        self.unknown_loops: set[str] = set()  # loops whose trip count could not be read; they are counted once
         self._spans: dict[tuple[str, Pricing], _Span] = {}
         self._kernels: dict[str, KernelWork] = {}
 
     def run(self, pricing: Pricing) -> tuple[float, Sums]:
-        span = self._computation(self.module.entry, pricing)
+        """Seconds of the whole program, and its totals."""
+        span = self.computation(self.module.entry, pricing)
         return span.seconds, span.sums
 
-    def _computation(self, name: str, pricing: Pricing) -> _Span:
+    def computation(self, name: str, pricing: Pricing) -> _Span:
         if (name, pricing) not in self._spans:
             self._spans[name, pricing] = _Replay(self, self.module.computations[name], pricing).run()
         return self._spans[name, pricing]
 
     def operation(self, instruction: Instruction, computation: Computation, pricing: Pricing, sums: Sums) -> float:
-        """Seconds of an instruction on the TensorCore; adds to `sums`."""
+        """Seconds of an instruction on the TensorCore. Its totals are added to `sums`."""
         is_kernel = instruction.op == "custom-call" and '"tpu_custom_call"' in instruction.attributes
         if instruction.op in FREE or (instruction.op == "custom-call" and not is_kernel):
             return 0.0
         machine = self.machine
-        estimate = int(instruction.attribute("estimated_cycles", "0")) / machine.core.clock
+        estimate = int(instruction.attribute("estimated_cycles", "0")) / machine.chip.clock
         moved = hbm_bytes(self.module, instruction, computation)
         flops = matmul_flops(self.module, instruction, computation)
         seconds = max(flops / machine.flops, moved / machine.hbm_bandwidth)
@@ -116,13 +122,13 @@ class Timeline:
     def _kernel(self, instruction: Instruction) -> KernelWork:
         body = instruction.attribute("body") or instruction.name
         if body not in self._kernels:
-            self._kernels[body] = kernel_work(instruction, self.machine.core.mxu_edge)
+            self._kernels[body] = kernel_work(instruction, self.machine.chip.mxu_edge)
         return self._kernels[body]
 
     def collective_in(
         self, instruction: Instruction, computation: Computation
     ) -> tuple[Instruction, Computation] | None:
-        """The collective that an instruction is, or wraps."""
+        """The collective that an instruction is or contains, with the computation that it is in; None without one."""
         if collective_kind(instruction.op):
             return instruction, computation
         if instruction.op not in ("fusion", "call-start", "async-start"):
@@ -133,17 +139,17 @@ class Timeline:
 
 
 class _Replay:
-    """One computation under one pricing."""
+    """The replay of one computation with one kind of price."""
 
     def __init__(self, timeline: Timeline, computation: Computation, pricing: Pricing):
         self.timeline, self.computation, self.pricing = timeline, computation, pricing
         self.now = 0.0
         self.sums, self.overlapped = Sums(), Sums()
-        self.free: dict[str, float] = collections.defaultdict(float)  # when links and copy engines are free again
-        self.arrival: dict[str, float] = {}  # instruction that started something -> when it is complete
-        self.offloaded: dict[str, float] = {}  # SparseCore collective -> its seconds; it starts with its update
+        self.free: dict[str, float] = collections.defaultdict(float)  # links or copy engine -> time when it is free
+        self.arrival: dict[str, float] = {}  # name of a start -> time when its transfer is complete
+        self.offloaded: dict[str, float] = {}  # SparseCore collective -> its seconds; it begins at its `call-update`
         self.sent: dict[str, str] = {}  # rendezvous of a transfer between slices -> its kind
-        self.fused: dict[str, float] = {}  # channel of a collective fused into computation -> seconds left
+        self.fused: dict[str, float] = {}  # channel of a collective that is fused with computation -> seconds left
 
     def run(self) -> _Span:
         for instruction in self.computation.values():
@@ -176,7 +182,7 @@ class _Replay:
             if known is None:
                 self.timeline.unknown_loops.add(instruction.name)
         names = self.timeline.module.bodies(instruction)
-        spans = [self.timeline._computation(name, self.pricing) for name in names]
+        spans = [self.timeline.computation(name, self.pricing) for name in names]
         span = max(spans, key=lambda span: span.seconds, default=_Span(0.0, Sums(), Sums()))
         self.now += times * span.seconds
         self.sums.add_all(span.sums, times)
@@ -190,7 +196,7 @@ class _Replay:
             self.overlapped.add(channel, seconds)
 
     def _begin(self, name: str, resource: str, seconds: float) -> None:
-        ready = max(self.now, self.free[resource], self.free["all"] if resource not in APART else 0.0)
+        ready = max(self.now, self.free[resource], self.free["all"] if resource not in OFF_LINKS else 0.0)
         self.arrival[name] = self.free[resource] = ready + seconds
 
     def _wait(self, instruction: Instruction) -> None:
@@ -205,7 +211,7 @@ class _Replay:
         self._expose(transfer(*found, self.timeline.machine).kind if found else None, waited)
 
     def _expose(self, kind: str | None, seconds: float) -> None:
-        """Waits for a collective of a kind, or for a copy, if it is not there already."""
+        """Waits for a collective of this kind, or for a copy if `kind` is None, unless it is complete already."""
         seconds = max(0.0, seconds)
         self.sums.add("time/exposed collectives" if kind else "time/exposed copies", seconds)
         if kind:
@@ -213,7 +219,7 @@ class _Replay:
         self.now += seconds
 
     def _between_slices(self, instruction: Instruction) -> None:
-        """A `send` begins a transfer, the `recv-done` of the same rendezvous waits for it."""
+        """A `send` begins a transfer, and the `recv-done` with the same rendezvous waits for it."""
         moved = between_slices(instruction, self.computation, self.timeline.machine)
         if moved is not None:
             meeting = rendezvous(instruction)
@@ -256,7 +262,7 @@ class _Replay:
         self.sums.add(f"transfer/{moved.kind}", moved.seconds)
 
     def _copy(self, instruction: Instruction) -> None:
-        """Between HBM, VMEM and the host's memory."""
+        """Begins a copy between HBM, VMEM and the memory of the host."""
         spaces = {shape.space for shape in instruction.shapes}
         sizes = [anywhere([shape]) for shape in instruction.shapes if shape.dims]
         size = min((size for size in sizes if size), default=0.0)

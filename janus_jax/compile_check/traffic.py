@@ -1,4 +1,4 @@
-"""Bytes that an instruction moves to and from HBM."""
+"""How many bytes an instruction moves to and from HBM."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,19 +6,24 @@ from janus_jax.compile_check.hlo import HBM, HOST, VMEM, Computation, Instructio
 
 SLICES = ("dynamic-slice", "slice", "gather")
 UPDATE = "dynamic-update-slice"
-SMALL = 1e6  # bytes; a smaller operand of a fusion counts whole
+SMALL = 1e6  # bytes; a smaller operand of a fusion counts as read completely
 
 
 def in_hbm(shapes: Iterable[Shape]) -> float:
+    """Bytes of the arrays that are in HBM."""
     return sum(shape.bytes for shape in shapes if shape.space == HBM)
 
 
 def anywhere(shapes: Iterable[Shape]) -> float:
+    """Bytes of the arrays in any memory but the registers."""
     return sum(shape.bytes for shape in shapes if shape.space in (HBM, VMEM, HOST))
 
 
 def hbm_bytes(module: Module, instruction: Instruction, computation: Computation) -> float:
-    """Operands read and results written; of slices and in-place updates only the part that is touched."""
+    """Bytes of the operands that are read and of the results that are written.
+
+    Of slices and of updates in place only the part counts that is touched.
+    """
     operands = [computation[name].shapes for name in instruction.operands if name in computation]
     if instruction.op in SLICES:
         read = anywhere(instruction.shapes) if in_hbm(operands[0]) else 0.0
@@ -53,7 +58,7 @@ def _read_by_fusion(
 
 
 def _uses(module: Module, computation: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
-    """(user, name of the operand) for every use, through bitcasts and into nested fusions."""
+    """(user, name of the operand) for every use of an array, through bitcasts and in nested fusions."""
     for user in computation.values():
         if name not in user.operands:
             continue

@@ -1,1 +1,1 @@
-"""From files to packed rows. NumPy, Pillow and Grain only; no JAX."""
+"""The way from files on disk to packed rows. It uses NumPy, Pillow and Grain, and never imports JAX."""

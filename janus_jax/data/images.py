@@ -1,4 +1,4 @@
-"""Images: decoding with bounds, and the two resizing rules of the family (`image_processing_vlm.py`)."""
+"""Decoding of untrusted images, and the two resizing rules of the Janus family (`image_processing_vlm.py`)."""
 
 import io
 import math
@@ -12,14 +12,14 @@ import PIL.ImageOps
 
 from janus_jax.errors import UserError
 
-MAX_PIXELS = 64 * 1024 * 1024  # refuse decompression bombs before decoding
-# Pillow would try every format it knows; those left out here start other programs (EPS) or follow references.
+MAX_PIXELS = 64 * 1024 * 1024  # Larger images are refused before they are decoded.
+# Pillow would try every format it knows. The formats left out start other programs (EPS) or read other files.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-MIN_SIZE = 14  # shortest side after resizing
+MIN_SIZE = 14  # Shortest side after resizing, in pixels.
 
 
 class Normalization(NamedTuple):
-    """Bytes to SigLIP's inputs: (byte / 255 - mean) / std in each channel. Padding has the colour of the mean."""
+    """Pixels to inputs of SigLIP: (byte / 255 - mean) / std in each channel. Padding has the colour of the mean."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -29,38 +29,41 @@ class Normalization(NamedTuple):
         return tuple(int(255 * mean) for mean in self.mean)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [..., 3] -> float32."""
+        """uint8 [..., 3] to float32 of the same shape."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return (pixels.astype(np.float32) / 255 - mean) / std
 
 
-JANUS_NORMALIZATION = Normalization((0.5,) * 3, (0.5,) * 3)  # of all released models: [-1, 1], grey padding
+JANUS_NORMALIZATION = Normalization((0.5,) * 3, (0.5,) * 3)  # All released models: [-1, 1], grey padding.
 
 
 def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.Image:
-    """Encoded bytes of one of IMAGE_FORMATS -> RGB image, the first frame of an animation; see `to_rgb`.
+    """Decodes bytes in one of IMAGE_FORMATS to an RGB image, which is the first frame of an animation; see `to_rgb`.
 
     Raises:
-        UserError: unreadable, truncated, of 32-bit samples, or larger than MAX_PIXELS; names `origin`.
+        UserError: The image is unreadable, truncated, has 32 bits per channel, or is larger than MAX_PIXELS. The
+            message names `origin`.
     """
     try:
         image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except PIL.UnidentifiedImageError as error:  # whose text has a memory address: reports would differ between runs
+    except PIL.UnidentifiedImageError as error:
+        # The text of this error holds a memory address, by which reports of equal runs would differ.
         raise UserError(f"{origin}: not a readable image (of no known format)") from error
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
+    except Exception as error:  # Pillow's decoders raise many types for damaged files.
         raise UserError(f"{origin}: not a readable image ({error})") from error
     return to_rgb(image, origin, training)
 
 
 def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.Image.Image:
-    """Any opened image -> RGB.
+    """Converts any opened image to RGB.
 
-    `training` turns photos upright by their EXIF tag and puts transparent images on white. The reference's
-    evaluation does neither (plain `convert("RGB")`), so it is off by default. 16-bit grey is rescaled in both,
-    since `convert` would clip it.
+    With `training`, photos are turned upright by their EXIF tag and transparent images are put on white. DeepSeek's
+    inference code does neither (plain `convert("RGB")`), so this is off by default. 16-bit grey is rescaled in both
+    cases, since `convert` would clip it.
 
     Raises:
-        UserError: truncated, of 32-bit samples, or larger than MAX_PIXELS; names `origin`.
+        UserError: The image is truncated, has 32 bits per channel, or is larger than MAX_PIXELS. The message names
+            `origin`.
     """
     try:
         if image.width * image.height > MAX_PIXELS:
@@ -70,7 +73,7 @@ def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.I
             PIL.ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):
             image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.mode in ("I", "F"):  # unknown range: `convert` would clip it to black or white
+        if image.mode in ("I", "F"):  # Its range is unknown, and `convert` would clip it to black or white.
             raise UserError(f"{origin}: image of mode {image.mode}, expected 8 or 16 bits per channel")
         if training and image.has_transparency_data:
             rgba = image.convert("RGBA")
@@ -79,12 +82,12 @@ def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.I
         return image if image.mode == "RGB" else image.convert("RGB")
     except UserError:
         raise
-    except Exception as error:  # pixels are decoded late, so damage may show only here
+    except Exception as error:  # Pixels are decoded late, so damage may show only here.
         raise UserError(f"{origin}: not a readable image ({error})") from error
 
 
 def load_image(path: str | os.PathLike) -> PIL.Image.Image:
-    """Reads an image file as the reference's evaluation does. Raises UserError naming the path."""
+    """Reads an image file as DeepSeek's inference code does. Raises UserError that names the path."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -96,9 +99,9 @@ def load_image(path: str | os.PathLike) -> PIL.Image.Image:
 def understanding_pixels(
     image: PIL.Image.Image, size: int, pad_colour: tuple[int, ...] = JANUS_NORMALIZATION.pad_colour
 ) -> np.ndarray:
-    """Long side to `size`, bicubic, the rest padded with grey: uint8 [size, size, 3].
+    """Resizes the long side to `size` (bicubic) and pads the short side: uint8 [size, size, 3].
 
-    Sizes are truncated, not rounded, as in the original; Hugging Face 5.x rounds and may differ by one pixel.
+    Sizes are truncated, not rounded, as in DeepSeek's code. transformers 5 rounds and may differ by one pixel.
     """
     long_side = max(image.size)
     width, height = (max(int(side / long_side * size), MIN_SIZE) for side in image.size)
@@ -110,11 +113,11 @@ def understanding_pixels(
 
 
 class Crop(NamedTuple):
-    """How a square of `size` pixels is cut out of an image for the image tokenizer or a drawing."""
+    """How a square of `size` pixels is cut out of a generation image or an image for the image tokenizer."""
 
-    random: bool = False  # where; else in the centre (Janus, 4.2); JanusFlow: random
-    max_zoom: float = 1.0  # the short side is drawn from size .. max_zoom * size (LlamaGen: 1.25)
-    flip: bool = False  # mirror half of the images (LlamaGen)
+    random: bool = False  # Whether the place is random (JanusFlow); otherwise it is the centre (Janus, 4.2).
+    max_zoom: float = 1.0  # The short side is sampled between size and max_zoom * size (LlamaGen: 1.25).
+    flip: bool = False  # Whether half of the images are mirrored (LlamaGen).
 
 
 CENTRE = Crop()
@@ -123,10 +126,10 @@ CENTRE = Crop()
 def generation_pixels(
     image: PIL.Image.Image, size: int, crop: Crop = CENTRE, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """Short side to `size`, bicubic, the long side cropped: uint8 [size, size, 3] (Janus, 4.2).
+    """Resizes the short side to `size` (bicubic) and crops the long side: uint8 [size, size, 3] (Janus, 4.2).
 
     Args:
-        crop: where it is cropped, and augmentation; all but the default needs `rng`.
+        crop: Where the image is cropped, and augmentation. Every value but the default needs `rng`.
     """
     zoom, x, y, mirror = rng.random(4) if rng else (0.0, 0.5, 0.5, 1.0)
     if not crop.random:
@@ -135,8 +138,8 @@ def generation_pixels(
     short_side = min(image.size)
     width, height = (max(round(side / short_side * target), target) for side in image.size)
     left, top = int(x * (width - size)), int(y * (height - size))
-    # Only what the crop shows is resized, which bounds the memory of a panorama. Pillow keeps the box in float32: a
-    # pixel in some thousand may differ by one level of 255 from a crop of the whole resized image.
+    # Only the part inside the crop is resized, which bounds the memory that a panorama needs. Pillow keeps the box in
+    # float32, so about one pixel in a thousand differs by one level of 255 from a crop of the whole resized image.
     scale_x, scale_y = image.width / width, image.height / height
     right, bottom = min((left + size) * scale_x, image.width), min((top + size) * scale_y, image.height)
     box = (left * scale_x, top * scale_y, right, bottom)
@@ -145,13 +148,13 @@ def generation_pixels(
 
 
 def to_images(pixels: np.ndarray) -> list[PIL.Image.Image]:
-    """Model output [B, H, W, 3], nominally in [-1, 1] -> images; truncated, not rounded, as in the original."""
+    """Images of model output [B, H, W, 3] in [-1, 1]; levels are truncated, not rounded, as in DeepSeek's code."""
     clipped = np.clip((np.asarray(pixels, np.float32) + 1) / 2 * 255, 0, 255)
     return [PIL.Image.fromarray(image) for image in clipped.astype(np.uint8)]
 
 
 def grid(images: Sequence[PIL.Image.Image], columns: int) -> PIL.Image.Image:
-    """Images of one size side by side, row by row."""
+    """One image that shows images of one size side by side, row by row."""
     width, height = images[0].size
     canvas = PIL.Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
     for i, image in enumerate(images):

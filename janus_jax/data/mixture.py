@@ -1,28 +1,51 @@
 """Which task, and which source inside it, the next sample comes from.
 
-Stride scheduling: every choice has a clock that advances by `amount / weight` when it is served, and the one whose
+Stride scheduling: every choice has a clock that advances by `amount / weight` when it is served, and the choice whose
 clock is furthest behind is next. So the shares are exact to one sample at any moment, not only on average, and no
 random numbers are involved.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from janus_jax.data.record_reader import RecordSource
 from janus_jax.errors import UserError
 
-# A weight, or ((first step, weight), ...) in rising order of steps: piecewise constant, 0 before the first.
+# A weight, or ((first step, weight), ...) in rising order of steps: piecewise constant, 0 before the first step.
 Schedule = float | Sequence[tuple[int, float]]
+RATIO_UNITS = ("samples", "tokens", "rows")
+
+
+class WeightedRecords(NamedTuple):
+    """A source of records and its weight among the sources of its task."""
+
+    records: RecordSource
+    weight: Schedule | None = None  # None: the number of records.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Where samples come from and in which shares."""
+
+    sources: Mapping[str, Sequence[WeightedRecords]]  # Sources of each task.
+    ratio: Mapping[str, Schedule]  # Share of each task of `sources`, counted in `ratio_unit`.
+    ratio_unit: str = "samples"  # One of RATIO_UNITS; "rows" also keeps samples of different tasks in different rows.
+
+    def __post_init__(self) -> None:
+        if self.ratio_unit not in RATIO_UNITS:
+            raise UserError(f"data.ratio_unit={self.ratio_unit!r} is not one of {RATIO_UNITS}")
 
 
 def value_at(schedule: Schedule, step: int) -> float:
-    """The weight that holds at a training step."""
+    """The weight at a training step."""
     if isinstance(schedule, (int, float)):
         return float(schedule)
     return next((float(value) for first, value in reversed(schedule) if step >= first), 0.0)
 
 
 def check_schedule(field: str, schedule: Any) -> Schedule:
-    """Raises UserError naming the field unless it is a weight of 0 or more, or pairs of rising steps and weights."""
+    """The schedule itself. Raises UserError unless it is a weight of at least 0, or weights at rising steps."""
     steps = [(0, schedule)] if isinstance(schedule, (int, float)) else schedule
     try:
         pairs = [(int(first), float(value)) for first, value in steps]
@@ -35,17 +58,17 @@ def check_schedule(field: str, schedule: Any) -> Schedule:
 
 
 def ever_positive(schedule: Schedule) -> bool:
-    """Whether the choice is served at any step."""
+    """Whether the weight is above 0 at any step."""
     return schedule > 0 if isinstance(schedule, (int, float)) else any(value > 0 for _, value in schedule)
 
 
-class Turns:
-    """Whose turn it is among named choices.
+class StrideScheduler:
+    """Chooses among named alternatives in proportion to their weights.
 
     Args:
-        weights: schedule per name.
-        offset: in [0, 1), where in the pattern to start, so that parallel streams do not all serve the same name
-            first.
+        weights: Schedule of each name.
+        offset: Number in [0, 1) that says where in the pattern to start. Parallel streams get different offsets, so
+            that they do not all serve the same name first.
     """
 
     def __init__(self, weights: Mapping[str, Schedule], offset: float = 0.0):
@@ -57,7 +80,7 @@ class Turns:
     def next(self, step: int) -> str | None:
         """The name to serve at this step; None when all weights are 0."""
         weights = {name: value_at(schedule, step) for name, schedule in self._weights.items()}
-        if weights != self._current:  # shares are counted afresh, or a new weight would make up for the past
+        if weights != self._current:  # Start counting anew: otherwise a new weight would compensate for the past.
             self._current = weights
             self._clocks = {
                 name: (self._offset * (i + 1)) % 1 / weight
@@ -69,15 +92,15 @@ class Turns:
         return min(self._clocks, key=self._clocks.__getitem__)
 
     def served(self, name: str, amount: float) -> None:
-        """Counts what was taken, in the unit of the shares. A name whose weight has since become 0 is ignored."""
+        """Counts an amount taken, in the unit of the shares. A name whose weight has become 0 meanwhile is ignored."""
         if name not in self._clocks:
             return
         self._clocks[name] += amount / self._current[name]
         behind = min(self._clocks.values())
-        self._clocks = {name: clock - behind for name, clock in self._clocks.items()}  # small, for exact additions
+        self._clocks = {name: clock - behind for name, clock in self._clocks.items()}  # Small numbers add exactly.
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable."""
+        """State that JSON can hold."""
         return {"weights": self._current, "clocks": self._clocks}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Random access to the records of ArrayRecord files, by position in the sorted list of files."""
+"""Random access to the records of ArrayRecord files, which count as one sequence in the sorted order of the files."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,24 +11,25 @@ from etils import epath
 
 from janus_jax.errors import UserError
 
-OPENING_THREADS = 16  # a remote file's footer takes a round trip
+OPENING_THREADS = 16  # Reading the footer of a remote file takes a round trip.
 
 
-class Stored(NamedTuple):
-    """One record as it lies in its file."""
+class StoredRecord(NamedTuple):
+    """One record as it is stored in its file."""
 
-    origin: str  # file name and position, to name it when it cannot be read
-    data: bytes | None  # None: its checksum is wrong
+    origin: str  # File name and position, to name a record that cannot be read.
+    data: bytes | None  # None if the checksum is wrong.
 
 
 class RecordSource(Sequence):
-    """The records of some files, or a part of them.
+    """The records of some files, or a range of them.
 
     Args:
-        files: in order.
-        pattern: that found them, for messages.
-        first: position of the first record of this source.
-        count: of its records; None: all that follow.
+        files: The opened files, in order.
+        names: Names of the files.
+        pattern: Glob pattern that found them, for messages.
+        first: Position of the first record of the range.
+        count: Number of records of the range; None takes all that follow.
     """
 
     def __init__(
@@ -53,29 +54,30 @@ class RecordSource(Sequence):
             raise IndexError(f"record {index} of {self._count}")
         position = self._first + int(index)
         file = int(np.searchsorted(self._ends, position, side="right"))
-        place = position - (int(self._ends[file - 1]) if file else 0)
+        index_in_file = position - (int(self._ends[file - 1]) if file else 0)
+        origin = f"{self._names[file]}:{index_in_file}"
         try:
-            return Stored(f"{self._names[file]}:{place}", self._files[file][place])
-        except RuntimeError:  # a wrong checksum
-            return Stored(f"{self._names[file]}:{place}", None)
+            return StoredRecord(origin, self._files[file][index_in_file])
+        except RuntimeError:  # The checksum is wrong.
+            return StoredRecord(origin, None)
 
     def fingerprint(self) -> str:
-        """Tells whether a resumed run reads the same records. File contents are not read, folders may differ."""
+        """A text that differs if a resumed run would read other records. Folders and contents of files are ignored."""
         lengths = [(name, len(file)) for name, file in zip(self._names, self._files, strict=True)]
         digest = hashlib.sha256(repr((lengths, self._first, self._count)).encode()).hexdigest()[:12]
         return f"{len(self)} records of {len(self._files)} files ({digest})"
 
 
 def open_records(pattern: str, field: str, held_out: int = 0, validation: bool = False) -> RecordSource:
-    """The records of all shards that match a glob pattern, in sorted order.
+    """The records of all files that match a glob pattern, in sorted order.
 
     Args:
-        field: of the config, for messages.
-        held_out: how many of the last records are kept apart for validation, in every epoch.
-        validation: return these instead of the others.
+        field: Config field of the pattern, for messages.
+        held_out: Number of records at the end that are kept for validation and never trained on.
+        validation: Whether to return the held-out records instead of the others.
 
     Raises:
-        UserError: the pattern matches nothing, a file is no ArrayRecord file, or no record is left.
+        UserError: The pattern matches nothing, a file is not in ArrayRecord format, or no record is left.
     """
     folder, name = epath.Path(pattern).parent, epath.Path(pattern).name
     paths = sorted(str(path) for path in folder.glob(name)) if folder.exists() else []
@@ -86,7 +88,7 @@ def open_records(pattern: str, field: str, held_out: int = 0, validation: bool =
     names = [epath.Path(path).name for path in paths]
     total = sum(len(file) for file in files)
     if total <= held_out:
-        kept = f", and data.held_out={held_out} are kept for validation" if held_out else ""
+        kept = f", and data.held_out={held_out} of them are kept for validation" if held_out else ""
         raise UserError(f"{field}: {pattern!r} has {total} records{kept}")
     if validation:
         return RecordSource(files, names, pattern, total - held_out, held_out)
@@ -96,7 +98,7 @@ def open_records(pattern: str, field: str, held_out: int = 0, validation: bool =
 def _open(path: str, field: str) -> ArrayRecordDataSource:
     try:
         file = ArrayRecordDataSource([path])
-        len(file)  # reads the footer
+        len(file)  # Reads the footer.
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{field}: cannot read {path} as ArrayRecord ({error})") from error
     return file

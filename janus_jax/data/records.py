@@ -1,6 +1,6 @@
-"""The one training record, and its file format: msgpack payloads in ArrayRecord shards.
+"""The training record and its file format: msgpack payloads in ArrayRecord files.
 
-Every data set becomes this record first, so mixing, packing and training have one code path.
+Every data set is first turned into such records, so that mixing, packing and training have one code path.
 """
 
 import dataclasses
@@ -17,67 +17,67 @@ from janus_jax.errors import UserError
 
 T = TypeVar("T")
 TASKS = ("understand", "text", "generate")
-# Random reads of single records: with the default group size each costs a whole block.
+# Training reads single records in random order; with the default group size each read would decompress a whole block.
 WRITER_OPTIONS = "group_size:1"
-# 1: task, messages, images, key. 2: also tokens and codes, where they are known. Files of all versions are read.
+# Version 1 has task, messages, images and key. Version 2 adds tokens and codes where they are known. Both can be read.
 FORMAT_VERSION = 2
-_CODE_TYPE = np.dtype("<u2")  # of `codes`: 16,384 codes in the papers
+_CODE_TYPE = np.dtype("<u2")  # The papers use 16,384 codes.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """One sample.
+    """One sample of one of TASKS.
 
-    understand: a conversation whose texts hold an `<image>` marker per image.
-    text:       a conversation, or a document: a single assistant message.
-    generate:   the user's caption, answered by `<image>`.
+    - "understand": a conversation whose texts hold an `<image>` marker for each image.
+    - "text": a conversation, or a document, which is a single assistant message.
+    - "generate": a user's caption, answered by `<image>`.
 
-    A conversation may begin with a system message; user and assistant alternate, and no answer is empty.
+    A conversation may begin with a system message. User and assistant alternate, and no answer is empty.
     """
 
     task: str
     messages: tuple[Message, ...]
-    images: tuple[bytes, ...] = ()  # encoded, in the order of their markers
-    key: str  # data set and sample id, to name a bad sample
-    tokens: int | None = None  # length as a training sample, where `prepare_data` knew the tokenizer
-    codes: bytes = b""  # of the drawn image, where precomputed; `images` may then be empty. See `code_array`.
+    images: tuple[bytes, ...] = ()  # Encoded images in the order of their markers.
+    key: str  # Data set and sample id, to name a sample in reports.
+    tokens: int | None = None  # Length of the training sample, where `prepare_data` knew the tokenizer.
+    codes: bytes = b""  # VQ codes of the image to generate, if computed before; `images` may then be empty.
 
     @property
     def code_array(self) -> np.ndarray | None:
-        """VQ codes [N] int32 of a generation sample, or None."""
+        """The VQ codes [N] int32 of a generation sample, or None."""
         return np.frombuffer(self.codes, _CODE_TYPE).astype(np.int32) if self.codes else None
 
     def with_codes(self, codes: np.ndarray) -> "Record":
-        """The record with its VQ codes [N]."""
+        """The same record with VQ codes [N]."""
         if codes.min() < 0 or codes.max() > np.iinfo(_CODE_TYPE).max:
-            raise UserError(f"{self.key}: codes {codes.min()} .. {codes.max()} do not fit {_CODE_TYPE}")
+            raise UserError(f"{self.key}: codes {codes.min()} .. {codes.max()} do not fit into 16 bits")
         return dataclasses.replace(self, codes=codes.astype(_CODE_TYPE).tobytes())
 
     def validate(self) -> None:
-        """Raises UserError with the rule that is broken."""
+        """Raises UserError that says which rule the record breaks."""
         if self.task not in TASKS:
             raise UserError(f"{self.key}: task {self.task!r} is not one of {TASKS}")
         markers = sum(message.text.count(IMAGE_MARKER) for message in self.messages)
         if self.task == "text":
-            markers = 0  # a literal "<image>" in a text-only sample is just text
+            markers = 0  # In a text-only sample, "<image>" is ordinary text.
         if markers != len(self.images) and not (self.codes and not self.images):
             raise UserError(f"{self.key}: {markers} image markers but {len(self.images)} images")
         document = self.task == "text" and [message.role for message in self.messages] == ["assistant"]
-        turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
-        expected = ["user", "assistant"] * (len(turns) // 2)
-        if not document and (not turns or [turn.role for turn in turns] != expected):
-            raise UserError(f"{self.key}: roles {[turn.role for turn in turns]} do not alternate user, assistant")
-        # An empty answer would lose its end-of-sentence: in a prompt it asks the model to answer.
-        if not all(turn.text.strip() for turn in turns if turn.role == "assistant"):
-            raise UserError(f"{self.key}: no assistant text")
+        dialog = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
+        roles = [message.role for message in dialog]
+        if not document and (not dialog or roles != ["user", "assistant"] * (len(dialog) // 2)):
+            raise UserError(f"{self.key}: roles {roles} do not alternate between user and assistant")
+        # An empty answer would have no end-of-sentence token, since in a prompt it asks the model to answer.
+        if not all(message.text.strip() for message in dialog if message.role == "assistant"):
+            raise UserError(f"{self.key}: an assistant message is empty")
         if self.task == "generate" and (
-            len(self.messages) != 2 or IMAGE_MARKER in turns[0].text or turns[1].text.strip() != IMAGE_MARKER
+            len(self.messages) != 2 or IMAGE_MARKER in dialog[0].text or dialog[1].text.strip() != IMAGE_MARKER
         ):
-            raise UserError(f"{self.key}: a generation sample is one caption answered by {IMAGE_MARKER}")
+            raise UserError(f"{self.key}: a generation sample must be one caption answered by {IMAGE_MARKER}")
         if self.codes and (self.task != "generate" or len(self.codes) % _CODE_TYPE.itemsize):
-            raise UserError(f"{self.key}: {len(self.codes)} bytes of codes in a sample of task {self.task!r}")
+            raise UserError(f"{self.key}: {len(self.codes)} bytes of codes do not fit a sample of task {self.task!r}")
         if self.tokens is not None and self.tokens < 1:
-            raise UserError(f"{self.key}: a length of {self.tokens} tokens")
+            raise UserError(f"{self.key}: a length of {self.tokens} tokens, expected at least 1")
 
     def serialize(self) -> bytes:
         payload = {
@@ -95,12 +95,14 @@ class Record:
 
     @classmethod
     def deserialize(cls, data: bytes) -> "Record":
-        """Raises UserError on anything but a valid record."""
+        """Inverse of `serialize`. Raises UserError for anything but a valid record."""
         try:
             payload = msgpack.unpackb(data)
             version = _typed(int, payload.get("version", 1))
             if not 1 <= version <= FORMAT_VERSION:
-                raise UserError(f"a record of format version {version}, this program reads up to {FORMAT_VERSION}")
+                raise UserError(
+                    f"record of format version {version}; this program reads versions up to {FORMAT_VERSION}"
+                )
             record = cls(
                 task=payload["task"],
                 messages=tuple(Message(_typed(str, role), _typed(str, text)) for role, text in payload["messages"]),
@@ -118,7 +120,7 @@ class Record:
 
 
 def write_records(path: epath.PathLike, records: Iterable[Record]) -> int:
-    """Writes one ArrayRecord shard; returns how many records it holds."""
+    """Writes one ArrayRecord file; returns the number of records."""
     with RecordWriter(path) as writer:
         for record in records:
             writer.write(record)
@@ -126,7 +128,7 @@ def write_records(path: epath.PathLike, records: Iterable[Record]) -> int:
 
 
 class RecordWriter:
-    """One ArrayRecord shard; the same records in the same order give the same bytes."""
+    """Writes one ArrayRecord file. The same records in the same order give the same bytes."""
 
     def __init__(self, path: epath.PathLike):
         self.count = 0

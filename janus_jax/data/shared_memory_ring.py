@@ -1,8 +1,9 @@
-"""Hands arrays from a worker process to its parent through memory that both keep.
+"""Hands arrays from a worker process to its parent through memory that both keep mapped.
 
-Fresh shared memory costs 1 ms/MB, since the system clears and maps it page by page; a copy into pages that are already
-mapped costs a tenth of that. So each logical shard has a ring of slots that is written again and again. A block that
-finds its slot still in use, or too small, is left to Grain, which shares it in fresh memory: slower, never wrong.
+Fresh shared memory costs about 1 ms/MB, since the operating system clears and maps it page by page. A copy into pages
+that are already mapped costs a tenth of that (both measured on a CPU machine). So each logical shard has a ring of
+slots that are written again and again. A block that finds its slot still in use, or too small, is left to Grain, which
+shares it in fresh memory: that is slower, but never wrong.
 """
 
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ ALIGNMENT = 64  # bytes
 
 
 class Ring:
-    """Slots of shared memory, one writer and one reader; a pickled ring is attached to the same memory.
+    """Slots of shared memory for one writer and one reader. A pickled copy is attached to the same memory.
 
     Args:
-        slots: how many.
-        size: bytes of each; pages that are never written take no memory.
+        slots: Number of slots.
+        size: Bytes of each slot. Pages that are never written take no memory.
     """
 
     def __init__(self, slots: int, size: int):
@@ -32,7 +33,7 @@ class Ring:
         return self.__dict__ | {"_next": 0, "_read": []}
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-        """Copies arrays into the next slot; returns what `read` needs, JSON-serialisable, or None: no room."""
+        """Copies arrays into the next slot. Returns what `read` needs, as JSON values, or None if there is no room."""
         slot = self._next
         if self._flags()[slot] or sum(_aligned(array.nbytes) for array in arrays.values()) > self._size:
             return None
@@ -46,22 +47,22 @@ class Ring:
         return {"slot": slot, "places": places}
 
     def read(self, written: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The arrays as views of their slot, which stay as they are until `release`."""
+        """The arrays as views of their slot. They do not change until `release`."""
         self._read.append(written["slot"])
         return {name: self._view(*place) for name, place in written["places"].items()}
 
     def release(self) -> None:
-        """Gives the slots that were read back to the writer."""
+        """Returns the slots that were read to the writer."""
         self._flags()[self._read] = 0
         self._read = []
 
     def close(self) -> None:
-        """Frees the memory; by the process that made it, when all views are gone."""
+        """Frees the memory. Only the process that made it may call this, after all views are gone."""
         self._memory.close()
         self._memory.unlink()
 
     def _flags(self) -> np.ndarray:
-        """[slots] uint8, 1 from `write` to `release`."""
+        """[slots] uint8: 1 for each slot between `write` and `release`."""
         return self._view((self._slots,), "u1", 0)
 
     def _view(self, shape: Any, dtype: Any, offset: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Text tokenizer: the checkpoint's own `tokenizer.json`, with special tokens looked up by name."""
+"""The text tokenizer: a checkpoint's own `tokenizer.json`, whose special tokens are looked up by name."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -23,17 +23,17 @@ FILE_NAME = "tokenizer.json"
 
 
 class Tokenizer:
-    """Encodes with exactly one BOS in front. Ids differ between checkpoints, so none is hard-coded."""
+    """Encodes text with exactly one BOS in front. Ids differ between checkpoints, so none is hard-coded."""
 
     def __init__(self, backend: tokenizers.Tokenizer, origin: str = "tokenizer"):
         """Raises UserError when a special token of the family is missing."""
-        backend.no_truncation()  # a file may hold either from its last use; here they would corrupt prompts
+        backend.no_truncation()  # A file may hold either from its last use; here they would corrupt prompts.
         backend.no_padding()
         found = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         ids = [id for id in found if id is not None]
         if len(ids) < len(SPECIAL_TOKENS):
             missing = [token for token, id in zip(SPECIAL_TOKENS, found, strict=True) if id is None]
-            raise UserError(f"{origin}: special token(s) missing from the vocabulary: {', '.join(missing)}")
+            raise UserError(f"{origin}: the vocabulary lacks special token(s): {', '.join(missing)}")
         self.backend = backend
         self.origin = origin
         self.bos_id, self.eos_id, self.pad_id, self.image_id, self.begin_of_image_id, self.end_of_image_id = ids
@@ -44,27 +44,27 @@ class Tokenizer:
         path = epath.Path(path)
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text())
-        except Exception as error:  # the Rust library raises bare Exception
+        except Exception as error:  # The Rust library raises bare Exception.
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from error
         return cls(backend, origin=str(path))
 
     def check_roles(self, style: prompts.PromptStyle) -> None:
-        """Raises UserError when a role of the style that is a token (`<|User|>`) would be cut into pieces."""
+        """Raises UserError when a role that must be one token (such as `<|User|>`) is not in the vocabulary."""
         roles = (style.user, style.assistant)
         missing = [role for role in roles if role.startswith("<|") and self.backend.token_to_id(role) is None]
         if missing:
-            raise UserError(f"{self.origin}: role token(s) of the prompts missing: {', '.join(missing)}")
+            raise UserError(f"{self.origin}: the vocabulary lacks role token(s) of the prompts: {', '.join(missing)}")
 
     def save(self, path: epath.PathLike) -> None:
         write_whole(path, self.backend.to_str())
 
     def fingerprint(self) -> str:
-        """Tells whether another tokenizer makes the same ids."""
+        """A short hash that two tokenizers share only if they give the same ids."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:12]
 
     @property
     def vocab_size(self) -> int:
-        """Embedding rows that the ids need: the largest id counts, since ids may have gaps."""
+        """Number of embedding rows that the ids need. It follows from the largest id, since ids may have gaps."""
         return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -80,7 +80,7 @@ class Tokenizer:
         return ids, offsets
 
     def expand_images(self, ids: Sequence[int] | np.ndarray, tokens_per_image: int) -> np.ndarray:
-        """Each placeholder becomes begin-of-image, `tokens_per_image` placeholders, end-of-image; int32."""
+        """Replaces each placeholder by begin-of-image, `tokens_per_image` placeholders and end-of-image; int32."""
         ids = np.asarray(ids, np.int32)
         is_image = ids == self.image_id
         expanded = np.repeat(ids, np.where(is_image, tokens_per_image + 2, 1))
@@ -90,16 +90,16 @@ class Tokenizer:
         return expanded
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
-        """The prompt without its condition for guidance: BOS and the last token stay, pads between (Janus, 3.4)."""
+        """The prompt without its condition, for guidance: padding between BOS and the last token (Janus, 3.4)."""
         return [ids[0], *[self.pad_id] * (len(ids) - 2), ids[-1]]
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """Text without special tokens."""
+        """The text of some ids, without special tokens."""
         return self.backend.decode([int(id) for id in ids], skip_special_tokens=True)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, extra_special_tokens: Sequence[str] = ()) -> Tokenizer:
-    """A byte-level BPE with the family's special tokens, for models trained from scratch."""
+    """Trains a byte-level BPE with the special tokens of the Janus family, for models that start from scratch."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()

@@ -13,6 +13,7 @@ from etils import epath
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.params import Params, bind, build, fingerprint
+from janus_jax.ops.pixels import normalize
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
 from janus_jax.weights.open_model import open_model
@@ -25,7 +26,7 @@ class ImageTokenizer:
         self.config = config
         self.params = params
         apply = bind(build(config), params)
-        self._encode = jax.jit(lambda pixels: apply(pixels.astype(jnp.float32) / 127.5 - 1, method="encode"))
+        self._encode = jax.jit(lambda pixels: apply(normalize(pixels, jnp.float32), method="encode"))
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, size, size, 3] -> int32 [B, N]."""

@@ -8,12 +8,12 @@ from janus_jax.models.layers import Linear, gelu
 
 
 class MlpAligner(nn.Module):
-    """Linear, then (GELU, Linear) x (depth - 1), all `width` wide ("mlp_gelu"): encoder features -> LLM inputs."""
+    """Encoder features -> LLM inputs: a linear layer, then depth - 1 times GELU and a linear layer ("mlp_gelu")."""
 
     width: int
     depth: int
     dtype: DTypeLike
-    in_axis: str | None = "embed"  # logical axis of the input; None for the 8-wide codes
+    in_axis: str | None = "embed"  # logical axis of the input; None for codes, which are only 8 wide
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,12 +37,12 @@ class ImageHead(nn.Module):
 
 
 class AlignmentHead(nn.Module):
-    """LLM features [..., D] -> SigLIP features [..., E] by three layers (JanusFlow, section 3.4).
+    """LLM features [..., D] -> SigLIP features [..., E] by three linear layers (JanusFlow, section 3.4).
 
-    SiLU between them, as in REPA's own code; JanusFlow does not say.
+    Between them is SiLU, as in REPA's own code; the paper of JanusFlow does not say which activation it uses.
     """
 
-    width: int  # of the hidden layers
+    width: int  # width of the hidden layers
     features: int
     dtype: DTypeLike
 

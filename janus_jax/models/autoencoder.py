@@ -1,7 +1,7 @@
 """The convolutional autoencoder of latent diffusion (Rombach et al., 2022), which VQ-16 and the SDXL VAE share.
 
-Fully convolutional; any size divisible by `config.downsampling` works. NHWC throughout.
-Letters: B images, H W pixels, h w grid, Z channels of the encoder's output.
+It is fully convolutional: any image size divisible by `config.downsampling` works. The axes are in the order NHWC.
+Letters: B images, H W pixels, h w rows and columns of the grid, Z channels of the encoder's output.
 """
 
 import flax.linen as nn
@@ -66,12 +66,12 @@ class Middle(nn.Module):
         return ResBlock(self.config, self.channels, self.dtype, name="block_2")(x)
 
 
-class Encoder(nn.Module):
+class PixelEncoder(nn.Module):
     """Pixels [B, H, W, 3] -> [B, h, w, Z]; level i has base_channels * channel_multipliers[i] channels."""
 
     config: AutoencoderConfig
     dtype: DTypeLike
-    attention: bool  # after each residual block of the lowest level
+    attention: bool  # whether attention follows each residual block of the lowest resolution
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,20 +82,19 @@ class Encoder(nn.Module):
                 x = ResBlock(c, c.base_channels * multiplier, self.dtype, name=f"down_{i}_block_{j}")(x)
                 if self.attention and i == last:
                     x = AttnBlock(c, self.dtype, name=f"down_{i}_attn_{j}")(x)
-            if i < last:  # one row and column of zeros at the bottom and right only
-                downsample = Conv(x.shape[-1], 3, self.dtype, (0, 1), 2, name=f"down_{i}_downsample")
-                x = downsample(x)
+            if i < last:  # zeros are added only at the bottom and at the right, one row and one column
+                x = Conv(x.shape[-1], 3, self.dtype, (0, 1), 2, name=f"down_{i}_downsample")(x)
         x = Middle(c, x.shape[-1], self.dtype, name="mid")(x)
         x = nn.silu(group_norm(c.norm_groups, c.norm_eps, self.dtype, "norm_out")(x))
         return conv3x3(c.z_channels, self.dtype, "conv_out")(x)
 
 
-class Decoder(nn.Module):
-    """Latent [B, h, w, any] -> pixels [B, H, W, 3]; levels are numbered from the lowest resolution up."""
+class PixelDecoder(nn.Module):
+    """Latents [B, h, w, any] -> pixels [B, H, W, 3]. Level 0 is the lowest resolution."""
 
     config: AutoencoderConfig
     dtype: DTypeLike
-    attention: bool  # after each residual block of the lowest level
+    attention: bool  # whether attention follows each residual block of the lowest resolution
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -108,12 +107,12 @@ class Decoder(nn.Module):
                 if self.attention and i == 0:
                     x = AttnBlock(c, self.dtype, name=f"up_{i}_attn_{j}")(x)
             if i < last:
-                x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest
+                x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour
                 x = conv3x3(x.shape[-1], self.dtype, f"up_{i}_upsample")(x)
         x = nn.silu(group_norm(c.norm_groups, c.norm_eps, self.dtype, "norm_out")(x))
         return conv3x3(3, self.dtype, "conv_out", axes=(None, None, None, None))(x)
 
 
 def conv3x3(features: int, dtype: DTypeLike, name: str, **kwargs) -> Conv:
-    """A 3x3 convolution that keeps the size."""
+    """A 3x3 convolution that keeps the image size."""
     return Conv(features, 3, dtype, (1, 1), name=name, **kwargs)

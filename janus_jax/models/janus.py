@@ -1,4 +1,6 @@
-"""Janus and Janus-Pro: one LLM, a visual encoder for understanding, another for generation. Wiring only.
+"""Janus and Janus-Pro: one LLM, one visual encoder for understanding and another for generation.
+
+This module only wires the parts, which are modules of their own:
 
     understanding: pixels -> SigLIP -> aligner --------.
     text:          tokens -> embedding ----------------+-> LLM -> text head | image head
@@ -17,7 +19,8 @@ import jax.numpy as jnp
 
 from janus_jax.batches import Modality
 from janus_jax.models.adapters import ImageHead, MlpAligner
-from janus_jax.models.config import Execution, JanusConfig, LlamaConfig
+from janus_jax.models.config import JanusConfig, LlamaConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.llama import KVCache, Llama, text_head
 from janus_jax.models.siglip import Siglip
@@ -26,17 +29,18 @@ from janus_jax.ops.scatter_tokens import place_in_order
 
 
 class Head(NamedTuple):
-    """A head as a function of its own parameters, for losses that differentiate it apart from the model."""
+    """A head as a function of its own parameters, for losses that differentiate it separately from the model."""
 
-    path: tuple[str, ...]  # of its parameters in those of the model
+    path: tuple[str, ...]  # path of its parameters in those of the model
     logits: Callable[[Any, jax.Array], Any]  # (parameters, hidden [..., D]) -> [..., classes]
 
     def params(self, model_params: Any) -> Any:
+        """The parameters of the head, from those of the model."""
         return functools.reduce(lambda tree, name: tree[name], self.path, model_params)
 
 
 def language_head(llama: LlamaConfig, execution: Execution) -> Head:
-    """The text head of all models of the family."""
+    """The text head, which all models of the family have."""
     return Head(("llm", "lm_head"), _function(text_head(llama, execution.dtype)))
 
 
@@ -51,6 +55,8 @@ def _function(head: nn.Module) -> Callable[[Any, jax.Array], Any]:
 
 
 class Janus(nn.Module):
+    """The whole model. Its methods are the steps of training and inference."""
+
     config: JanusConfig
     execution: Execution
 
@@ -74,15 +80,15 @@ class Janus(nn.Module):
         return self.aligner(self.siglip(pixels))
 
     def embed_codes(self, codes: jax.Array) -> jax.Array:
-        """Image codes [...] -> LLM inputs [..., D]. `gen_embed` is a table of its own, not the VQ codebook."""
+        """Image codes [...] -> LLM inputs [..., D]. The table `gen_embed` is not the codebook of the VQ model."""
         return self.gen_aligner(jnp.take(self.gen_embed, codes, axis=0))
 
     def embed(self, tokens: jax.Array, modality: jax.Array, pixels: jax.Array | None = None) -> jax.Array:
         """Rows of mixed modalities -> LLM inputs [B, L, D].
 
         Args:
-            tokens: [B, L] text ids, image codes at generation positions; ignored at understanding positions.
-            modality: [B, L], see `Modality`.
+            tokens: [B, L] text ids, and image codes at generation positions; ignored at understanding positions.
+            modality: [B, L] `Modality` of each position.
             pixels: [B, I, image, image, 3] in [-1, 1], understanding images in the order of their positions.
         """
         is_code = modality == Modality.GENERATION_IMAGE
@@ -111,7 +117,7 @@ class Janus(nn.Module):
         return self.llm.logits(hidden)
 
     def image_logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> [..., C]; the hidden state at `<begin_of_image>` predicts code 0, at code k code k + 1."""
+        """[..., D] -> [..., C]. The hidden state at `<begin_of_image>` predicts code 0, that at code k code k + 1."""
         return self.gen_head(hidden)
 
     def encode_codes(self, pixels: jax.Array) -> jax.Array:
@@ -123,7 +129,7 @@ class Janus(nn.Module):
         return self.vq.decode(codes)
 
     def init_all(self) -> None:
-        """Touches every submodule: linen creates only the parameters that init runs."""
+        """Runs every submodule, because linen creates only the parameters of those that run."""
         size = self.config.siglip.image_size
         positions = jnp.zeros((1, 1), jnp.int32)
         modality = jnp.full((1, 1), Modality.UNDERSTANDING_IMAGE)

@@ -1,4 +1,6 @@
-"""JanusFlow: the LLM of Janus, which draws by rectified flow instead of codes. Wiring only.
+"""JanusFlow: the LLM of Janus, which generates images by rectified flow instead of codes.
+
+This module only wires the parts, which are modules of their own:
 
     understanding: pixels -> SigLIP -> aligner ----------.
     text:          tokens -> embedding ------------------+-> LLM -> text head | norm, aligner -> decoder -> velocity
@@ -14,7 +16,8 @@ import jax.numpy as jnp
 
 from janus_jax.batches import Modality
 from janus_jax.models.adapters import AlignmentHead
-from janus_jax.models.config import Execution, JanusFlowConfig
+from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Constant, declare
 from janus_jax.models.layers import Linear, RMSNorm
 from janus_jax.models.llama import KVCache, Llama
@@ -24,6 +27,8 @@ from janus_jax.ops.scatter_tokens import place_in_order
 
 
 class JanusFlow(nn.Module):
+    """The whole model without its VAE. Its methods are the steps of training and inference."""
+
     config: JanusFlowConfig
     execution: Execution
 
@@ -31,7 +36,7 @@ class JanusFlow(nn.Module):
         c, dtype = self.config, self.execution.dtype
         self.siglip = Siglip(c.siglip, self.execution)
         self.aligner = Linear(c.llama.width, (None, "embed"), dtype)
-        # Takes the place of <begin_of_image> in front of an understanding image.
+        # This vector takes the place of <begin_of_image> in front of an understanding image.
         self.begin_of_understanding = self.param(
             "begin_of_understanding", declare(Constant(0.0), (None, "embed")), (1, c.llama.width)
         )
@@ -49,7 +54,7 @@ class JanusFlow(nn.Module):
         return self.llm.embed(tokens)
 
     def embed_images(self, pixels: jax.Array) -> jax.Array:
-        """Understanding images in [-1, 1] [B, image, image, 3] -> LLM inputs [B, 1 + N, D], begin first."""
+        """Understanding images in [-1, 1] [B, image, image, 3] -> LLM inputs [B, 1 + N, D], the begin vector first."""
         features = self.aligner(self.siglip(pixels))
         begin = jnp.broadcast_to(
             self.begin_of_understanding.astype(features.dtype), (len(features), 1, features.shape[2])
@@ -61,7 +66,8 @@ class JanusFlow(nn.Module):
 
         Args:
             tokens: [B, L] text ids; ignored at understanding positions.
-            modality: [B, L], see `Modality`; an understanding image has 1 + N positions, its <begin_of_image> included.
+            modality: [B, L] `Modality` of each position. An understanding image has 1 + N positions, since its
+                <begin_of_image> is one of them.
             pixels: [B, I, image, image, 3] in [-1, 1], understanding images in the order of their positions.
         """
         x = self.embed_text(jnp.where(modality == Modality.TEXT, tokens, 0))
@@ -81,7 +87,7 @@ class JanusFlow(nn.Module):
         return self.siglip(pixels)
 
     def embed_latents(self, encoded: Encoded) -> jax.Array:
-        """LLM inputs [B, 1 + N, D]: the time, which takes the place of the prompt's last token, then the latents."""
+        """LLM inputs [B, 1 + N, D]: the time, which replaces the last token of the prompt, then the latents."""
         features = encoded.features
         tokens = self.gen_aligner(features.reshape(len(features), -1, features.shape[-1]))
         return jnp.concatenate([encoded.time_embedding[:, None], tokens], axis=1)
@@ -98,11 +104,11 @@ class JanusFlow(nn.Module):
         return self.llm(x, positions, segment_ids, cache, prefix)
 
     def blocks(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """LLM inputs [B, L, D] -> features after all blocks, before the final norm; see `Llama.blocks`."""
+        """LLM inputs [B, L, D] -> features after all layers, before the final norm; see `Llama.blocks`."""
         return self.llm.blocks(x, positions, segment_ids)
 
     def align(self, features: jax.Array) -> jax.Array:
-        """Features of latent tokens [B, N, D] -> what their SigLIP features should be, [B, N, SigLIP's D]."""
+        """Features of latent tokens [B, N, D] -> prediction of SigLIP's features of them, [B, N, SigLIP's D]."""
         return self.alignment_head(features)
 
     def text_logits(self, hidden: jax.Array) -> jax.Array:
@@ -115,7 +121,7 @@ class JanusFlow(nn.Module):
         return self.gen_decoder(x.reshape(encoded.features.shape), encoded)
 
     def init_all(self) -> None:
-        """Touches every submodule: linen creates only the parameters that init runs."""
+        """Runs every submodule, because linen creates only the parameters of those that run."""
         size, uvit = self.config.siglip.image_size, self.config.uvit
         positions = jnp.zeros((1, 1), jnp.int32)
         modality = jnp.full((1, 1), Modality.UNDERSTANDING_IMAGE)

@@ -1,86 +1,64 @@
-"""Linear, convolution and norm layers with the family's conventions fixed once: init, axes, eps, float32 norms."""
+"""Linear, convolution and norm layers, which fix the conventions of the family once: init, axes, eps, float32 norms."""
 
 import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
-from janus_jax.ops.cpu.gemv import multiply_rows
 from janus_jax.ops.norms import rms_norm
+from janus_jax.ops.projection import Weight, project
 
-SCALE = "kernel_scale"  # beside a kernel in 8 bits (`weights.quantization`)
-TRANSPOSED = "kernel_transposed"  # in the place of a kernel, [features, in] (`weights.weight_layout`)
-LARGE = 1 << 18  # elements, 1 MB of float32; a larger kernel is cut over the devices
+# Names of parameters in forms that only inference makes (`ops.projection` says what the forms are).
+SCALE = "kernel_scale"  # scales of an int8 "kernel", beside it
+TRANSPOSED = "kernel_transposed"  # a row-major weight matrix, in the place of "kernel"
+LARGE = 1 << 18  # elements of the smallest convolution filter that is sharded; 1 MB in float32
 
 
 class Linear(nn.Module):
-    """[..., in] -> [..., features]; kernel [in, features] with logical `axes`."""
+    """[..., in] -> [..., features] by `ops.projection.project`; the weight matrix "kernel" has logical `axes`."""
 
     features: int
     axes: Axes
     dtype: DTypeLike
     use_bias: bool = True
-    distribution: Distribution | None = None  # of the kernel; None is torch's default
+    distribution: Distribution | None = None  # of the fresh weight matrix; None is torch's default
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         default = TorchDefault(fan_in)
-        # Rows of one matrix: with more dimensions, XLA:CPU transposes the operands of the kernel's gradient in memory.
-        rows = x.astype(self.dtype).reshape(-1, fan_in)
+        scale = self.get_variable("params", SCALE) if self.has_variable("params", SCALE) else None
         if self.has_variable("params", TRANSPOSED):
-            y = multiply_rows(rows, self.get_variable("params", TRANSPOSED))
+            weight = Weight(self.get_variable("params", TRANSPOSED), scale, row_major=True)
         else:
-            kernel = self.param("kernel", declare(self.distribution or default, self.axes), (fan_in, self.features))
-            y = rows @ kernel.astype(self.dtype)
-        y = y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
-        if self.has_variable("params", SCALE):
-            y = (y.astype(jnp.float32) * self.get_variable("params", SCALE)).astype(self.dtype)
+            init = declare(self.distribution or default, self.axes)
+            weight = Weight(self.param("kernel", init, (fan_in, self.features)), scale)
+        y = project(x.astype(self.dtype), weight)
         if not self.use_bias:
             return y
         return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)
 
 
-def apart(x: jax.Array, barrier: bool) -> jax.Array:
-    """x, computed by itself: XLA:TPU would fuse its elementwise work into the products before and after it.
-
-    Such a product takes up to 2.5 times as long, much more than writing and reading x. The same for its gradient.
-    """
-    return jax.lax.optimization_barrier(x) if barrier else x
-
-
-def gradient_apart(x: jax.Array, barrier: bool) -> jax.Array:
-    """x, whose gradient is computed by itself; see `apart`."""
-    return _gradient_apart(x) if barrier else x
-
-
-@jax.custom_vjp
-def _gradient_apart(x: jax.Array) -> jax.Array:
-    return x
-
-
-_gradient_apart.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
-
-
 class Conv(nn.Module):
-    """[B, H, W, in] -> [B, H', W', features]; kernel [k, k, in, features] (HWIO), explicit padding, with bias."""
+    """[B, H, W, in] -> [B, H', W', features] with a bias; the filter "kernel" is [k, k, in, features] (HWIO)."""
 
     features: int
     kernel_size: int
     dtype: DTypeLike
     padding: tuple[int, int] = (0, 0)  # (before, after), the same for rows and columns
     stride: int = 1
-    axes: Axes | None = None  # None: the more numerous channels of a large kernel, nothing of a small one
+    # Logical axes of the filter. None: the larger number of channels is sharded if the filter is `LARGE`, otherwise
+    # none.
+    axes: Axes | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         default = TorchDefault(self.kernel_size**2 * x.shape[-1])
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        cut = ("conv_in", None) if x.shape[-1] > self.features else (None, "conv_out")
-        axes = self.axes or (None, None, *(cut if math.prod(shape) >= LARGE else (None, None)))
+        channels = ("conv_in", None) if x.shape[-1] > self.features else (None, "conv_out")
+        axes = self.axes or (None, None, *(channels if math.prod(shape) >= LARGE else (None, None)))
         kernel = self.param("kernel", declare(default, axes), shape)
         bias = self.param("bias", declare(default, (None,)), (self.features,))
         y = jax.lax.conv_general_dilated(
@@ -104,14 +82,14 @@ class RMSNorm(nn.Module):
 
 
 def layer_norm(eps: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics; the fast variance E[x^2] - E[x]^2 of Flax's default loses digits."""
+    """LayerNorm with float32 statistics. Flax's default, the fast variance E[x^2] - E[x]^2, loses digits."""
     return nn.LayerNorm(
         epsilon=eps, use_fast_variance=False, dtype=dtype, scale_init=_ONES, bias_init=_ZEROS, name=name
     )
 
 
 def group_norm(groups: int, eps: float, dtype: DTypeLike, name: str) -> nn.GroupNorm:
-    """GroupNorm over channel groups, float32 statistics."""
+    """GroupNorm over groups of channels, with float32 statistics."""
     return nn.GroupNorm(
         num_groups=groups,
         epsilon=eps,

@@ -11,32 +11,34 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from janus_jax.models.config import Execution, LlamaConfig
+from janus_jax.models.config import LlamaConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Axes, Normal, declare
-from janus_jax.models.layers import Linear, RMSNorm, apart, gradient_apart
+from janus_jax.models.layers import Linear, RMSNorm
 from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend_packed, attention_mask
-from janus_jax.ops.decode_attention import Prefix, attend_cached
+from janus_jax.ops.decode_attention import SharedPrefix, attend_cached
+from janus_jax.ops.fusion_barrier import fusion_barrier, gradient_fusion_barrier
 from janus_jax.ops.rope import Rotation, apply_rotation, rope_angles, rotation_once
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far. An explicit input and output, never hidden state.
+    """Keys and values of the tokens so far. They are an explicit input and output of the model, never hidden state.
 
-    Unwritten slots have segment 0, so `attention_mask` hides them.
+    Slots that are not written yet have segment 0, so that `attention_mask` hides them. The heads come before the slots,
+    as in the products of attention: XLA:CPU would otherwise transpose the whole cache in every step (jaxlib 0.10.2).
     """
 
-    # Heads before slots, as in the products of attention: XLA:CPU would transpose the whole cache in every step.
     k: jax.Array | tuple[jax.Array, ...]  # [layers, B, K, S, H] after RoPE; unrolled: one [B, K, S, H] per layer
-    v: jax.Array | tuple[jax.Array, ...]  # the same, without RoPE
+    v: jax.Array | tuple[jax.Array, ...]  # the same shapes, without RoPE
     positions: jax.Array  # [B, S]
     segment_ids: jax.Array  # [B, S]
-    length: jax.Array  # scalar: slots written so far, the same for all rows
+    length: jax.Array  # scalar, number of slots written so far, the same for all rows
 
 
 def cache_dtype(execution: Execution) -> DTypeLike:
-    """XLA:CPU would convert a whole cache of bfloat16 to float32 and back in every step."""
-    return jnp.float32 if execution.few_rows else execution.dtype
+    """Dtype of the keys and values in the cache."""
+    return execution.dtype if execution.cache_dtype is None else execution.cache_dtype
 
 
 def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int) -> KVCache:
@@ -59,16 +61,16 @@ def init_cache(config: LlamaConfig, execution: Execution, batch: int, slots: int
     )
 
 
-class _Shared(NamedTuple):
-    """What all layers of one forward pass have in common."""
+class _LayerInputs(NamedTuple):
+    """Inputs of one forward pass that are the same for all layers."""
 
     angles: jax.Array  # [B, T, H/2]
     positions: jax.Array  # [B, T]
     segment_ids: jax.Array  # [B, T]
-    # With a cache only:
-    rotation: Rotation | None = None  # of the angles
-    mask: jax.Array | None = None  # [B, T, S]; without a cache: causal inside each segment
-    offset: jax.Array | int = 0  # where the new keys go in the cache
+    # Only with a cache; without one, attention is causal inside each segment.
+    rotation: Rotation | None = None  # cosines and sines of the angles
+    mask: jax.Array | None = None  # [B, T, S]
+    offset: jax.Array | int = 0  # slot of the cache that the first new key is written to
     prefix_mask: jax.Array | None = None  # [R, P]
 
 
@@ -77,7 +79,7 @@ class Attention(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: tuple | None, shared: _Shared) -> tuple[jax.Array, tuple | None]:
+    def __call__(self, x: jax.Array, cache: tuple | None, shared: _LayerInputs) -> tuple[jax.Array, tuple | None]:
         c, execution = self.config, self.execution
         batch, length, _ = x.shape
 
@@ -92,16 +94,16 @@ class Attention(nn.Module):
         else:
             assert shared.rotation is not None
             q, k = apply_rotation(q, shared.rotation), apply_rotation(k, shared.rotation)
-            context, cache = _attend_cached(q, k, v, cache, shared, execution.few_rows)
+            context, cache = _attend_cached(q, k, v, cache, shared, execution.matmul_backend)
         context = context.reshape(batch, length, c.num_heads * c.head_dim)
         attended = _linear(c, execution.dtype, c.width, ("heads", "embed"), "o_proj")(context)
         return checkpoint_name(attended, "attended"), cache
 
 
 def _attend_cached(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple, shared: _Shared, few_rows: bool
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple, shared: _LayerInputs, matmul_backend: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Context [B, T, N, H], and the cached keys and values with the new ones in their place."""
+    """Returns the context [B, T, N, H], and the cached keys and values with the new ones written to them."""
     old_k, old_v, prefix = cache
     k, v = (
         jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), shared.offset, axis=2)
@@ -110,10 +112,10 @@ def _attend_cached(
     before = None
     if prefix is not None:
         assert shared.prefix_mask is not None
-        before = Prefix(prefix[0], prefix[1], shared.prefix_mask)
+        before = SharedPrefix(prefix[0], prefix[1], shared.prefix_mask)
     assert shared.mask is not None
     written = shared.offset + q.shape[1]
-    return attend_cached(q, k, v, shared.mask, before, few_rows, written), (k, v)
+    return attend_cached(q, k, v, shared.mask, before, matmul_backend, written), (k, v)
 
 
 class MLP(nn.Module):
@@ -128,9 +130,9 @@ class MLP(nn.Module):
 
         def widen(name: str) -> jax.Array:
             y = _linear(c, execution.dtype, c.mlp_dim, ("embed", "mlp"), name)(x)
-            return checkpoint_name(apart(y, execution.fusion_barriers), name)
+            return checkpoint_name(fusion_barrier(y, execution.fusion_barriers), name)
 
-        hidden = apart(nn.silu(widen("gate_proj")) * widen("up_proj"), execution.fusion_barriers)
+        hidden = fusion_barrier(nn.silu(widen("gate_proj")) * widen("up_proj"), execution.fusion_barriers)
         return _linear(c, execution.dtype, c.width, ("mlp", "embed"), "down_proj")(hidden)
 
 
@@ -139,11 +141,11 @@ class Block(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: tuple | None, shared: _Shared) -> tuple[jax.Array, tuple | None]:
+    def __call__(self, x: jax.Array, cache: tuple | None, shared: _LayerInputs) -> tuple[jax.Array, tuple | None]:
         c, execution = self.config, self.execution
 
         def norm(name: str, x: jax.Array) -> jax.Array:
-            return gradient_apart(RMSNorm(c.norm_eps, name=name)(x), execution.fusion_barriers)
+            return gradient_fusion_barrier(RMSNorm(c.norm_eps, name=name)(x), execution.fusion_barriers)
 
         context, cache = Attention(c, execution, name="attention")(norm("input_norm", x), cache, shared)
         x = x + context
@@ -151,20 +153,22 @@ class Block(nn.Module):
         return x, cache
 
 
-class Decoder(nn.Module):
+class DecoderStack(nn.Module):
     """All layers and the final norm."""
 
     config: LlamaConfig
     execution: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array, per_layer: Any, shared: _Shared, final_norm: bool = True) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, per_layer: Any, shared: _LayerInputs, final_norm: bool = True
+    ) -> tuple[jax.Array, Any]:
         x, per_layer = run_layers(self, Block, self.config, self.config.depth, self.execution, x, per_layer, shared)
         return RMSNorm(self.config.norm_eps, name="norm")(x) if final_norm else x, per_layer
 
 
 class Llama(nn.Module):
-    """Embedding table, decoder and text head as three steps, so that Janus can put images between them."""
+    """Embedding table, layers and text head as three methods, so that Janus can put images between them."""
 
     config: LlamaConfig
     execution: Execution
@@ -174,7 +178,7 @@ class Llama(nn.Module):
         self.embed_tokens = self.param(
             "embed_tokens", declare(Normal(c.init_std), ("token_rows", "token_columns")), (c.vocab_size, c.width)
         )
-        self.decoder = Decoder(c, self.execution)
+        self.decoder = DecoderStack(c, self.execution)
         self.lm_head = text_head(c, self.execution.dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
@@ -193,17 +197,17 @@ class Llama(nn.Module):
 
         Args:
             x: [B, T, D] embeddings.
-            positions: [B, T] place of each token inside its segment.
-            segment_ids: [B, T]; 0 is padding, tokens see only their own segment.
-            cache: if given, the T tokens are written at `cache.length` and see what was cached before them.
-            prefix: with a cache, the tokens of all rows before it: of R rows, each shared by B / R rows in a sequence.
+            positions: [B, T] position of each token inside its segment.
+            segment_ids: [B, T] segment of each token; 0 is padding. Tokens see only their own segment.
+            cache: keys and values of earlier tokens. The T new ones are written behind them and see them.
+            prefix: keys and values before those of the cache, with R rows. Row b of the cache follows row b // (B / R).
 
         Returns:
-            hidden [B, T, D], and the cache grown by T tokens (None without one).
+            hidden [B, T, D], and the cache with T more tokens (None without a cache).
         """
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         if cache is None:
-            hidden, _ = self.decoder(x, None, _Shared(angles, positions, segment_ids))
+            hidden, _ = self.decoder(x, None, _LayerInputs(angles, positions, segment_ids))
             return hidden, None
         kv_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.length, axis=1)
         kv_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
@@ -215,15 +219,18 @@ class Llama(nn.Module):
         if not scanned:
             befores = [None] * len(cache.k) if prefix is None else zip(prefix.k, prefix.v, strict=True)
             per_layer = tuple(zip(cache.k, cache.v, befores, strict=True))
-        shared = _Shared(angles, positions, segment_ids, rotation_once(angles), mask, cache.length, prefix_mask)
+        shared = _LayerInputs(angles, positions, segment_ids, rotation_once(angles), mask, cache.length, prefix_mask)
         hidden, new = self.decoder(x, per_layer, shared)
         k, v = new if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])
 
     def blocks(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D] without the final norm: for a part of the layers, of a model that is cut in two."""
+        """[B, T, D] -> [B, T, D] without the final norm.
+
+        The alignment loss of JanusFlow runs the layers in two parts, to read the features in between.
+        """
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
-        return self.decoder(x, None, _Shared(angles, positions, segment_ids), final_norm=False)[0]
+        return self.decoder(x, None, _LayerInputs(angles, positions, segment_ids), final_norm=False)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V] text logits."""
@@ -231,7 +238,7 @@ class Llama(nn.Module):
 
 
 def text_head(config: LlamaConfig, dtype: DTypeLike) -> Linear:
-    """[..., D] -> [..., V]."""
+    """The text head, [..., D] -> [..., V]."""
     return _linear(config, dtype, config.vocab_size, ("embed", "vocab"))
 
 

@@ -1,4 +1,4 @@
-"""From an architecture to a module and its parameters: plain nested dicts of arrays.
+"""Makes the module of an architecture and its parameters, which are plain nested dicts of arrays.
 
 The paths of that dict ("llm/decoder/layers/attention/q_proj/kernel") are the contract for checkpoints, sharding,
 freezing and conversion. Everything outside `models` uses modules through `bind` and never sees Flax.
@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from janus_jax.models.config import Execution, JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
@@ -48,22 +49,22 @@ def bind(model: nn.Module, params: Params) -> Callable[..., Any]:
 def init_params(
     config: ModelConfig, seed: int, shardings: Params | None = None, given: Mapping[str, Any] | None = None
 ) -> Params:
-    """Fresh float32 parameters, layers stacked; the same bits for a seed on every mesh.
+    """Fresh float32 parameters with stacked layers; a seed gives the same bits on every mesh.
 
     Args:
-        shardings: a sharding per parameter, in the tree of `abstract_params`; None puts all on the default device.
-            Each process draws on the host one parameter at a time.
-        given: values by path that are known already; smaller ones than declared (embeddings of a smaller vocabulary)
-            take the first places and leave the others fresh.
+        shardings: sharding of each parameter, in the tree of `abstract_params`; None puts all on the default device.
+            Each process samples all parameters on the host, one at a time.
+        given: values that are known already, by path. Arrays smaller than declared, such as the embeddings of a smaller
+            vocabulary, replace the first rows and columns and leave the others fresh.
     """
     known = given or {}
 
-    def draw(path: str, declared: Declared) -> jax.Array:
+    def fresh(path: str, declared: Declared) -> jax.Array:
         if path in known and known[path].shape == declared.value.shape:
             values = np.asarray(known[path], np.float32)
         else:
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            values = declared.distribution.draw(rng, declared.value.shape)
+            values = declared.distribution.sample(rng, declared.value.shape)
             if path in known:
                 values[tuple(slice(size) for size in known[path].shape)] = known[path]
         if shardings is None:
@@ -71,16 +72,16 @@ def init_params(
         return jax.make_array_from_callback(values.shape, flat_shardings[path], lambda index: values[index])
 
     flat_shardings = flatten(shardings) if shardings is not None else {}
-    return unflatten({path: draw(path, declared) for path, declared in _declared(config).items()})
+    return unflatten({path: fresh(path, declared) for path, declared in _declared(config).items()})
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and dtypes of `init_params` without any memory."""
+    """Shapes and dtypes of the arrays of `init_params`, without allocating them."""
     return unflatten({path: declared.value for path, declared in _declared(config).items()})
 
 
 def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
-    """Path -> a logical axis name (or None) per dimension."""
+    """Path -> logical axis name, or None, of each dimension."""
     return {path: tuple(declared.names) for path, declared in _declared(config).items()}
 
 
@@ -95,7 +96,7 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 
 
 def fingerprint(config: ModelConfig, params: Mapping[str, Any]) -> str:
-    """SHA-256 of the architecture and of parameters in host memory: models of the same one compute the same."""
+    """SHA-256 of the architecture and of parameters in host memory. Models with the same one compute the same."""
     digest = hashlib.sha256(repr(config).encode())
     for path, values in sorted(flatten(params).items()):
         digest.update(f"{path} {values.shape} {values.dtype}".encode())
@@ -108,9 +109,9 @@ def count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@functools.lru_cache(maxsize=32)  # tracing a model takes about half a second
-def _declared(config: ModelConfig) -> dict[str, Declared]:
-    """Path -> declaration of every parameter, with abstract values."""
+@functools.cache  # tracing a model of 7B takes seconds
+def _declared(config: ModelConfig) -> Mapping[str, Declared]:
+    """Path -> declaration of each parameter, with abstract values."""
     model = build(config)
     declared = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])
     return flatten(declared)

@@ -1,9 +1,9 @@
-"""The one place that scans and rematerialises layers.
+"""The one place that scans over layers and recomputes them in the backward pass (rematerialisation, "remat").
 
-A stack of equal blocks has its parameters stacked under `layers`, leading axis = layer, and is run by `nn.scan`:
-compile time does not grow with depth. With `scan_layers=False` the same blocks are unrolled over `layers_0`,
-`layers_1`, ...: faster decoding, since a scan copies the weights it slices. `unstack_layers` turns the first
-layout into the second; checkpoints always hold the first.
+The parameters of equal blocks are stacked under the name `layers`, with the layer as the leading axis, and `nn.scan`
+runs them, so that compile time does not grow with depth. With `Execution.scan_layers=False` the same blocks are
+unrolled over `layers_0`, `layers_1`, and so on. That is faster for decoding, where a scan would copy the weights of
+each layer that it slices. `unstack_layers` turns the first layout into the second; checkpoints always have the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +13,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 
 _keep = jax.checkpoint_policies.save_only_these_names
-REMAT_POLICIES = {  # the most memory, and the least work, first
-    "none": None,  # keep all activations
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the results of weight matrix products
-    # Names are those that the models give to their activations with `checkpoint_name`.
+# Which activations are kept for the backward pass; the others are computed again. The policy that needs the most memory
+# and the least work comes first. The names are those that the models give to activations with `checkpoint_name`.
+REMAT_POLICIES = {
+    "none": None,  # keeps all activations
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keeps the results of weight matrix products
     "projections": _keep("query", "key", "value", "context", "attended", "gate_proj", "up_proj"),
     "attention": _keep("query", "key", "value", "context", "attended"),
     "context": _keep("context"),
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep only the inputs of each layer
+    "full": jax.checkpoint_policies.nothing_saveable,  # keeps only the inputs of each layer
 }
-STACKED = "layers"
+STACKED = "layers"  # name of the subtree of stacked parameters
 
 
 def run_layers(
@@ -38,27 +39,28 @@ def run_layers(
     per_layer: Any,
     shared: Any,
 ) -> tuple[jax.Array, Any]:
-    """x -> block_0 -> block_1 ... ; must be called inside a compact method of `parent`.
+    """Runs x through all blocks. Must be called inside a compact method of `parent`.
 
     Args:
-        block: module class built as `block(config, execution)` and called as `(x, its per_layer slice, shared)`,
-            returning `(x, per-layer output)`.
-        per_layer: pytree with a leading layer axis (scan) or a sequence with one pytree per layer (unrolled); may
-            be None.
-        shared: pytree given to every layer.
+        block: class of the module of a layer. It is constructed as `block(config, execution)` and called with x, its
+            slice of `per_layer` and `shared`, and returns x and its output for this layer.
+        per_layer: inputs of the single layers: a pytree with a leading layer axis (scan), a sequence with one pytree
+            per layer (unrolled), or None.
+        shared: pytree of inputs that all layers get.
 
     Returns:
-        The last x, and the per-layer outputs in the layout of `per_layer`.
+        The last x, and the outputs of the single layers in the layout of `per_layer`.
     """
     if execution.remat not in REMAT_POLICIES:
         raise ValueError(f"remat={execution.remat!r} is not one of {sorted(REMAT_POLICIES)}")
     weights = execution.weights
     if weights is not None:
-        # Inside remat, so that the whole weights of a layer exist only while it runs, forward and backward.
-        def whole(variables: dict[str, Any]) -> dict[str, Any]:
+        # Weights are gathered inside remat, so that a layer's whole weights exist only while it runs, forward or
+        # backward.
+        def gather(variables: dict[str, Any]) -> dict[str, Any]:
             return {"params": weights((*parent.path, STACKED), variables["params"])}
 
-        block = nn.map_variables(block, "params", trans_in_fn=whole)
+        block = nn.map_variables(block, "params", trans_in_fn=gather)
     if execution.remat != "none":
         block = nn.remat(block, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan_layers)
     if execution.scan_layers:
@@ -81,7 +83,7 @@ def run_layers(
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces every `layers` subtree (leading axis = layer) by `layers_0`, `layers_1`, ..."""
+    """Replaces every `layers` subtree, whose leading axis is the layer, by `layers_0`, `layers_1`, and so on."""
     result: dict[str, Any] = {}
     for name, value in params.items():
         if name == STACKED:
@@ -93,7 +95,7 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_layers(params: Mapping[str, Any], join: Callable[[Sequence[Any]], Any] = jnp.stack) -> dict[str, Any]:
-    """The inverse of `unstack_layers`; `join` makes one leaf of the leaves of all layers."""
+    """The inverse of `unstack_layers`. `join` makes one array of those of all layers."""
     result: dict[str, Any] = {}
     layers: dict[int, Any] = {}
     for name, value in params.items():
@@ -108,10 +110,10 @@ def stack_layers(params: Mapping[str, Any], join: Callable[[Sequence[Any]], Any]
 
 
 def is_stacked(path: str) -> bool:
-    """Whether a parameter holds all layers, with the layer as its leading axis: "a/layers/b" does, "a/layers_2/b" not."""
+    """Whether a parameter holds all layers along its leading axis: True for "a/layers/b", False for "a/layers_2/b"."""
     return STACKED in path.split("/")
 
 
 def unstacked_path(path: str, layer: int) -> str:
-    """Path of a layer of a stacked parameter: "a/layers/b", 2 -> "a/layers_2/b"."""
+    """Path that one layer of a stacked parameter has when it is unstacked: "a/layers/b", 2 -> "a/layers_2/b"."""
     return path.replace(f"/{STACKED}/", f"/{STACKED}_{layer}/")

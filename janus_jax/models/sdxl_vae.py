@@ -7,23 +7,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.autoencoder import Decoder, Encoder
-from janus_jax.models.config import Execution, VAEConfig
+from janus_jax.models.autoencoder import PixelDecoder, PixelEncoder
+from janus_jax.models.config import VAEConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.layers import Conv
 
-_LOG_VARIANCE_RANGE = (-30.0, 20.0)  # where the original clips it
+_LOG_VARIANCE_RANGE = (-30.0, 20.0)  # the original clips the log-variance to it
 
 
 class VAE(nn.Module):
-    """Pixels <-> latents. Latents leave and enter scaled to about unit variance. Not for float16, which overflows."""
+    """Pixels <-> latents, which are scaled to about unit variance on both ways. float16 is not enough: it overflows."""
 
     config: VAEConfig
     execution: Execution
 
     def setup(self):
         c, dtype, no_axes = self.config, self.execution.dtype, (None, None, None, None)
-        self.encoder = Encoder(c, dtype, attention=False)
-        self.decoder = Decoder(c, dtype, attention=False)
+        self.encoder = PixelEncoder(c, dtype, attention=False)
+        self.decoder = PixelDecoder(c, dtype, attention=False)
         self.quant_conv = Conv(c.z_channels, 1, dtype, axes=no_axes)
         self.post_quant_conv = Conv(c.latent_channels, 1, dtype, axes=no_axes)
 
@@ -42,7 +43,7 @@ class VAE(nn.Module):
         """[B, H, W, 3] in [-1, 1] -> scaled latents [B, h, w, Z] float32.
 
         Args:
-            noise: standard normal [B, h, w, Z] for a draw from the posterior; None gives its mean.
+            noise: standard normal [B, h, w, Z], for a sample of the posterior; None gives its mean.
         """
         mean, log_variance = self.moments(pixels)
         latents = mean if noise is None else mean + jnp.exp(log_variance / 2) * noise
@@ -54,5 +55,5 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(latents.astype(self.execution.dtype)))
 
     def init_all(self) -> None:
-        """Touches every submodule (one latent's worth of pixels)."""
+        """Runs every submodule, on the pixels of one latent."""
         self.decode(self.encode(jnp.zeros((1, self.config.downsampling, self.config.downsampling, 3))))

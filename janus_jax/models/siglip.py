@@ -6,7 +6,8 @@ Letters: B images, P patches, N heads, H head dim, D width.
 import flax.linen as nn
 import jax
 
-from janus_jax.models.config import Execution, SiglipConfig
+from janus_jax.models.config import SiglipConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.layers import Conv, Linear, gelu, layer_norm
 from janus_jax.models.scan_layers import run_layers
@@ -14,7 +15,7 @@ from janus_jax.ops.attention import attend
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block without masks; biases everywhere, exact GELU."""
+    """Pre-norm transformer block without masks, with biases in all linear layers and the exact GELU."""
 
     config: SiglipConfig
     execution: Execution
@@ -34,7 +35,7 @@ class Block(nn.Module):
 
 
 class Siglip(nn.Module):
-    """Pixels in [-1, 1] [B, image, image, 3] -> all patch features after the final norm [B, P, D], row-major."""
+    """Pixels in [-1, 1] [B, image, image, 3] -> features of all patches after the final norm [B, P, D], row by row."""
 
     config: SiglipConfig
     execution: Execution
@@ -48,7 +49,7 @@ class Siglip(nn.Module):
         patch_axes = (None, None, None, "embed")
         x = Conv(c.width, c.patch_size, dtype, stride=c.patch_size, axes=patch_axes, name="patch_embed")(pixels)
         x = x.reshape(x.shape[0], c.num_tokens, c.width)
-        # 1 / sqrt(width) as in SigLIP's own code; the reference's 0.02 is the same order at width 1024.
+        # The standard deviation is that of SigLIP's own code; Janus' code has 0.02, which is similar for width 1024.
         init = declare(Normal(c.width**-0.5), (None, "embed"))
         pos_embed = self.param("pos_embed", init, (c.num_tokens, c.width))
         x = x + pos_embed.astype(dtype)

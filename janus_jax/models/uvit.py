@@ -4,7 +4,7 @@
                                                       '-- long skip -'
     decoder: concat(norm(LLM output), skip) -> ConvNeXt blocks -> velocity
 
-Both are convolutional: any latents whose sides are divisible by the patch size work.
+Both are convolutional: they work for all latents whose sides are divisible by the patch size.
 Letters: B images, H W latents, h w grid of tokens, Z latent channels, C channels, E width of the time embedding.
 """
 
@@ -27,9 +27,9 @@ _MLP_RATIO = 4
 
 
 class Encoded(NamedTuple):
-    """Noisy latents as the LLM sees them, and what the decoder needs besides the LLM's answer."""
+    """Output of the encoder, which the LLM and the decoder read."""
 
-    features: jax.Array  # [B, h, w, C], also the long skip
+    features: jax.Array  # [B, h, w, C] of the tokens; also the long skip
     time_embedding: jax.Array  # [B, E]
 
 
@@ -48,7 +48,7 @@ class TimeEmbedding(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """`ops.depthwise_conv.depthwise_conv` with a learned kernel [k, k, 1, C] and bias."""
+    """`ops.depthwise_conv.depthwise_conv` with a learned filter [k, k, 1, C] and bias."""
 
     dtype: DTypeLike
 
@@ -62,7 +62,7 @@ class DepthwiseConv(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """`ops.norms.global_response_norm` with a learned scale and bias; the identity when fresh."""
+    """`ops.norms.global_response_norm` with a learned scale and bias. A fresh one is the identity."""
 
     eps: float
 
@@ -93,7 +93,7 @@ class ConvNextBlock(nn.Module):
 
 
 class UViTEncoder(nn.Module):
-    """Noisy latents [B, H, W, Z] and times in [0, 1000) [B] -> features of the tokens and the time."""
+    """Noisy latents [B, H, W, Z] and times in [0, 1000) [B] -> features of the tokens and of the time."""
 
     config: UViTConfig
     dtype: DTypeLike
@@ -114,7 +114,7 @@ class UViTEncoder(nn.Module):
 
 
 class UViTDecoder(nn.Module):
-    """The LLM's answer [B, h, w, C] and the encoder's output -> velocity [B, H, W, Z], float32."""
+    """Features of the LLM [B, h, w, C] and the encoder's output -> velocity [B, H, W, Z] in float32."""
 
     config: UViTConfig
     dtype: DTypeLike
@@ -133,7 +133,7 @@ class UViTDecoder(nn.Module):
 
 
 def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
-    """[B, h, w, Z * f * f] -> [B, h * f, w * f, Z]; channel z * f^2 + i * f + j goes to row i, column j of its cell."""
+    """[B, h, w, Z * f * f] -> [B, h * f, w * f, Z]. Channel z * f^2 + i * f + j becomes row i, column j of a cell."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, channels // factor**2, factor, factor)  # [B, h, w, Z, i, j]
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * factor, width * factor, -1)

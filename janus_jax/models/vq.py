@@ -1,7 +1,7 @@
 """LlamaGen's VQ-16 image tokenizer: the generation encoder of Janus (section 3.1) and its pixel decoder.
 
-Fully convolutional; any size divisible by `config.downsampling` works. NHWC throughout.
-Letters: B images, H W pixels, h w grid, Q code dim, C codes.
+It is fully convolutional: any image size divisible by `config.downsampling` works. The axes are in the order NHWC.
+Letters: B images, H W pixels, h w rows and columns of codes, Q code dim, C codes.
 """
 
 from typing import NamedTuple
@@ -10,14 +10,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.autoencoder import Decoder, Encoder
-from janus_jax.models.config import Execution, VQConfig
+from janus_jax.models.autoencoder import PixelDecoder, PixelEncoder
+from janus_jax.models.config import VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import UnitRows, declare
 from janus_jax.models.layers import Conv
 from janus_jax.ops.codebook import l2_normalize, lookup_codes, nearest_codes, straight_through
 
 
 class VQOutput(NamedTuple):
+    """What training needs of images that went through the codes."""
+
     reconstruction: jax.Array  # [B, H, W, 3], nominally in [-1, 1], not clipped
     latents: jax.Array  # [B, h, w, Q], l2-normalised
     quantized: jax.Array  # [B, h, w, Q], the codes of the latents, without the straight-through estimator
@@ -32,8 +35,8 @@ class VQModel(nn.Module):
 
     def setup(self):
         c, dtype = self.config, self.execution.dtype
-        self.encoder = Encoder(c, dtype, attention=True)
-        self.decoder = Decoder(c, dtype, attention=True)
+        self.encoder = PixelEncoder(c, dtype, attention=True)
+        self.decoder = PixelDecoder(c, dtype, attention=True)
         self.quant_conv = Conv(c.code_dim, 1, dtype, axes=(None, None, None, None))
         self.post_quant_conv = Conv(c.z_channels, 1, dtype)
         self.codebook = self.param("codebook", declare(UnitRows(), ("codes", None)), (c.num_codes, c.code_dim))
@@ -49,7 +52,8 @@ class VQModel(nn.Module):
 
     def encode(self, pixels: jax.Array) -> jax.Array:
         """[B, H, W, 3] in [-1, 1] -> codes [B, h * w] int32, row-major."""
-        with jax.default_matmul_precision("float32"):  # else accelerators multiply in fewer bits: other codes
+        # Accelerators would otherwise multiply with fewer bits, and choose other codes.
+        with jax.default_matmul_precision("float32"):
             return nearest_codes(self.latents(pixels), self.codebook).reshape(pixels.shape[0], -1)
 
     def decode(self, codes: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
@@ -66,7 +70,7 @@ class VQModel(nn.Module):
         return VQOutput(reconstruction, latents, quantized, codes.reshape(pixels.shape[0], -1))
 
     def init_all(self) -> None:
-        """Touches every submodule (one code's worth of pixels)."""
+        """Runs every submodule, on the pixels of one code."""
         self(jnp.zeros((1, self.config.downsampling, self.config.downsampling, 3)))
 
     def _decode_quantized(self, quantized: jax.Array) -> jax.Array:

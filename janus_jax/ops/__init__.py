@@ -1,1 +1,1 @@
-"""Pure maths without Flax: every equation of the papers lives here, testable without a model."""
+"""Pure maths without Flax: every equation of the papers is a function here, which a test can call without a model."""

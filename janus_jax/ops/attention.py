@@ -1,5 +1,7 @@
 """The one attention function of the project.
 
+Each backend-specific implementation (Pallas kernels for TPUs) stands behind a key of `BACKENDS`.
+
 Letters: B batch, T queries, S keys, N heads, K key-value heads, G query heads per key-value head, H head dim.
 """
 
@@ -13,7 +15,7 @@ from janus_jax.ops.rope import apply_rope
 from janus_jax.ops.tpu.flash_attention import LOG2_E, flash_attend
 from janus_jax.ops.tpu.rope import rotate
 
-# Finite, so that a fully masked row gives a defined softmax (it is zeroed afterwards), and far below any score.
+# Far below any score, and finite, so that the softmax of a fully masked row is defined (it is set to zero afterwards).
 MASKED_SCORE = -1e30
 
 
@@ -81,11 +83,15 @@ def attend_packed(
     segment_ids: Int[Array, "B T"],
     backend: str,
 ) -> Float[Array, "B T N H"]:
-    """RoPE and causal attention inside each segment of packed rows, by a backend of `BACKENDS`.
+    """Applies RoPE to queries and keys, then causal attention inside each segment of packed rows.
 
-    All backends agree for packed rows: segments are runs, in which positions grow. Segment 0 is padding, whose
-    context is finite and has no meaning. What the backward pass needs is named "query", "key", "value" and
-    "context" for remat policies.
+    Segments are runs of equal ids in which positions grow; for such rows all backends agree. Segment 0 is padding,
+    whose context is finite and has no meaning. The arrays that the backward pass needs are named "query", "key",
+    "value" and "context" for the remat policies.
+
+    Args:
+        angles: RoPE angles (`ops.rope.rope_angles`), R = H / 2.
+        backend: a key of `BACKENDS`.
     """
     return BACKENDS[backend](q, k, v, angles, positions, segment_ids)
 
@@ -98,12 +104,12 @@ def _xla(q: Array, k: Array, v: Array, angles: Array, positions: Array, segment_
 
 
 def _flash(q: Array, k: Array, v: Array, angles: Array, positions: Array, segment_ids: Array) -> Array:
-    del positions  # the order of the tokens says the same
-    kernels, mesh = _kernels, jax.sharding.get_abstract_mesh()
-    if "tensor" in mesh.auto_axes and mesh.shape["tensor"] > 1:  # XLA cannot divide a Pallas kernel by itself
+    del positions  # inside a segment the order of the tokens gives the same mask
+    kernels, mesh = _flash_kernels, jax.sharding.get_abstract_mesh()
+    if "tensor" in mesh.auto_axes and mesh.shape["tensor"] > 1:  # XLA cannot partition a Pallas kernel by itself
         heads, whole = PartitionSpec(None, None, "tensor"), PartitionSpec()
         kernels = jax.shard_map(
-            _kernels,
+            _flash_kernels,
             in_specs=(heads, heads, heads, whole, whole),
             out_specs=heads,
             axis_names={"tensor"},
@@ -112,8 +118,8 @@ def _flash(q: Array, k: Array, v: Array, angles: Array, positions: Array, segmen
     return kernels(q, k, v, angles, segment_ids)
 
 
-def _kernels(q: Array, k: Array, v: Array, angles: Array, segment_ids: Array) -> Array:
-    """Of any number of heads."""
+def _flash_kernels(q: Array, k: Array, v: Array, angles: Array, segment_ids: Array) -> Array:
+    """The kernels on one device, for any number of heads."""
     scale = q.shape[-1] ** -0.5 * LOG2_E
     return flash_attend(rotate(q, angles, scale), rotate(k, angles, 1.0), v, segment_ids)
 

@@ -9,16 +9,16 @@ from jaxtyping import Array, Float, Int
 
 
 def l2_normalize(x: Float[Array, "*B Q"]) -> Float[Array, "*B Q"]:
-    """x / max(|x|, 1e-12) over the last axis, in float32 and with a finite gradient at zero."""
+    """x / max(|x|, 1e-12) over the last axis, in float32, with a finite gradient at zero."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 def nearest_codes(latents: Float[Array, "*B Q"], codebook: Float[Array, "C Q"]) -> Int[Array, "*B"]:
-    """Index of the code with the largest cosine similarity, the same as the nearest normalised code.
+    """Index of the code with the largest cosine similarity, which is also the nearest normalised code.
 
-    Latent *and* codebook are normalised, as in the original; Hugging Face's encoder normalises neither and
-    differs as soon as the rows are not of unit length.
+    Latents *and* codebook are normalised, as in the original. Hugging Face's encoder normalises neither, so it chooses
+    other codes as soon as the rows of the codebook are not of unit length.
     """
     similarity = jnp.einsum(
         "...Q,CQ->...C", l2_normalize(latents), l2_normalize(codebook), precision=jax.lax.Precision.HIGHEST
@@ -27,10 +27,10 @@ def nearest_codes(latents: Float[Array, "*B Q"], codebook: Float[Array, "C Q"]) 
 
 
 def lookup_codes(codes: Int[Array, "*B"], codebook: Float[Array, "C Q"]) -> Float[Array, "*B Q"]:
-    """Normalised codebook rows of the given ids."""
+    """Rows of the normalised codebook with these ids."""
     return jnp.take(l2_normalize(codebook), codes, axis=0)
 
 
 def straight_through(latents: Float[Array, "*B Q"], quantized: Float[Array, "*B Q"]) -> Float[Array, "*B Q"]:
-    """`quantized` in the forward pass, the gradient of `latents` in the backward pass."""
+    """Returns the value of `quantized`, whose gradient goes to `latents`."""
     return latents + jax.lax.stop_gradient(quantized - latents)

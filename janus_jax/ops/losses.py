@@ -1,4 +1,4 @@
-"""Training losses. Sums and weights are returned apart so that callers choose (and log) the normalisation.
+"""Training losses. They return sums and weights separately, so that callers choose (and log) the normalisation.
 
 Letters: T tokens, G groups of tokens (tasks), D width, V classes, Q code dim.
 """
@@ -33,21 +33,21 @@ def chunked_cross_entropy(
     z_loss: float = 0.0,
     skip_unweighted: bool = False,
 ) -> tuple[Float[Array, ""], TokenLoss]:
-    """Next-token cross-entropy (Janus, eq. 1) without ever holding the logits of all tokens.
+    """Next-token cross-entropy (Janus, eq. 1) without ever storing the logits of all tokens.
 
-    The logits of `chunk_size` tokens exist at a time, once: where a gradient is wanted, the forward pass computes it
-    from them, so that they are neither kept nor computed again.
+    Only the logits of `chunk_size` tokens exist at a time. Where a gradient is wanted, the forward pass computes it
+    from them right away, so that logits are neither stored nor computed a second time.
 
     Args:
         logits_fn: (params, hidden [chunk, D]) -> logits [chunk, V].
-        params: of the head; the gradient reaches them and `hidden` through the first result only.
+        params: parameters of the head. Only the first result passes a gradient to them and to `hidden`.
         weights: the first result is sum(weights * (cross-entropy + z_loss * log_partition^2)).
-        groups: weights of the sums of the second result, one row per group, e.g. per task; no gradient.
-        skip_unweighted: tokens with a weight go first, and chunks without any are not computed. Less work, but how
-            much depends on the data.
+        groups: weights of the sums of the second result, one row per group, such as a task. They get no gradient.
+        skip_unweighted: whether to sort the tokens with a weight to the front and skip all chunks without one. That is
+            less work, but how much less depends on the data.
 
     Returns:
-        The weighted sum, and sums per group.
+        The weighted sum, and the sums per group.
     """
     tokens: tuple[Array, ...] = (hidden, targets, weights, groups.T)
     used = None
@@ -101,7 +101,7 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 def _scan(
     add_chunk: Callable[[Any, Any], tuple[Any, Any]], total: Any, chunks: tuple[Array, ...], used: Array | None
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan` over the first `used` chunks (None: all); the outputs of the others are zero."""
+    """`jax.lax.scan` over the first `used` chunks (None: all). The outputs of the others are zero."""
     if used is None:
         return jax.lax.scan(add_chunk, total, chunks)
     one = jax.eval_shape(add_chunk, total, tuple(x[0] for x in chunks))[1]
@@ -120,7 +120,7 @@ def _zero_sums(groups: Array) -> tuple[Array, TokenLoss]:
 
 
 def _split(tokens: tuple[Array, ...], chunk_size: int) -> tuple[Array, ...]:
-    """[T, ...] -> [chunks, chunk_size, ...]; what the last chunk is padded with has weight zero."""
+    """[T, ...] -> [chunks, chunk_size, ...]. The last chunk is padded with tokens of weight zero."""
     length = tokens[0].shape[0]
     chunk_size = min(chunk_size, length)
     padding = -length % chunk_size
@@ -132,7 +132,7 @@ def _split(tokens: tuple[Array, ...], chunk_size: int) -> tuple[Array, ...]:
 def _cross_entropy(
     logits: Array, z_loss: float, targets: Array, weights: Array, groups: Array
 ) -> tuple[Array, TokenLoss, Array]:
-    """(weighted sum, sums per group, gradient of the former by the logits); float32."""
+    """Weighted sum, sums per group, and the gradient of the weighted sum with respect to the logits, all in float32."""
     logits = logits.astype(jnp.float32)
     largest = jnp.max(logits, axis=-1)
     log_partition = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1))
@@ -151,8 +151,8 @@ def vq_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Codebook term mean |sg[z] - e|^2 and commitment term `commitment` * mean |z - sg[e]|^2 (van den Oord, 2017).
 
-    Both vectors are already l2-normalised. Hugging Face puts the 0.25 on the codebook term; the original, which
-    we follow, on the commitment term.
+    Both vectors must already be l2-normalised. The original puts its factor 0.25 on the commitment term, and so do we;
+    Hugging Face's code puts it on the codebook term.
     """
     codebook_term = jnp.mean(jnp.square(jax.lax.stop_gradient(latents) - quantized))
     commitment_term = commitment * jnp.mean(jnp.square(latents - jax.lax.stop_gradient(quantized)))

@@ -1,4 +1,4 @@
-"""Representation alignment (Yu et al., 2024; JanusFlow, section 3.4).
+"""Representation alignment, REPA (Yu et al., 2024; JanusFlow, section 3.4).
 
 Letters: B images, N tokens per image, D width.
 """
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 
 def alignment_loss(predicted: Float[Array, "B N D"], features: Float[Array, "B N D"]) -> Float[Array, " B"]:
-    """Minus the cosine similarity, the mean over the tokens of each image, in float32.
+    """Minus the cosine similarity, averaged over the tokens of each image, in float32.
 
     Args:
-        predicted: the LLM's features of noisy latents, projected.
-        features: of the understanding encoder for the clean image, which get no gradient.
+        predicted: projected features that the LLM has for the noisy latents.
+        features: features that the understanding encoder has for the clean image. They get no gradient.
     """
     predicted, features = predicted.astype(jnp.float32), jax.lax.stop_gradient(features.astype(jnp.float32))
     similarity = jnp.sum(predicted * features, axis=-1) * _inverse_norm(predicted) * _inverse_norm(features)
@@ -21,5 +21,5 @@ def alignment_loss(predicted: Float[Array, "B N D"], features: Float[Array, "B N
 
 
 def _inverse_norm(x: Array) -> Array:
-    """1 / max(|x|, 1e-8), as PyTorch's cosine similarity, with a finite gradient at zero."""
+    """1 / max(|x|, 1e-8) as in PyTorch's cosine similarity, with a finite gradient at zero."""
     return jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-16))

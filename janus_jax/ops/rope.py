@@ -8,10 +8,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from janus_jax.ops.noinline import outlined
+from janus_jax.ops.noinline import noinline
 
 
 class Rotation(NamedTuple):
+    """Cosines and sines of the angles of RoPE."""
+
     cos: Float[Array, "B T R"]
     sin: Float[Array, "B T R"]
 
@@ -23,21 +25,24 @@ def rope_angles(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Fl
 
 
 def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T R"]) -> Float[Array, "B T N H"]:
-    """Rotates the pair (x[i], x[i + H/2]) by angle i; computed in float32, returned in the dtype of `x`.
+    """Rotates the pair (x[i], x[i + H/2]) by angle i, in float32, and returns the dtype of `x`.
 
-    PyTorch casts cos and sin to the activation dtype first; keeping float32 is more exact in bfloat16 and the
-    same in float32.
+    PyTorch casts cosines and sines to the activation dtype first. Keeping them in float32 is more exact for bfloat16
+    and the same for float32.
     """
     return apply_rotation(x, _rotation(angles))
 
 
 def rotation_once(angles: Float[Array, "B T R"]) -> Rotation:
-    """For `apply_rotation` in many layers: XLA would compute cosines and sines for each head of each of them again."""
-    return outlined(_rotation)(angles)
+    """Cosines and sines that all layers share in `apply_rotation`.
+
+    XLA would otherwise compute them again for each head of each layer (see `noinline`).
+    """
+    return noinline(_rotation)(angles)
 
 
 def apply_rotation(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
-    """`apply_rope` of angles whose cosines and sines are known."""
+    """`apply_rope` with the cosines and sines of its angles."""
     cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]  # [B, T, 1, R]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""Choosing the next token: guidance, then temperature, top-k, top-p, then one draw per row.
+"""Choosing the next token: guidance, then temperature, top-k, top-p, then one sample per row.
 
 Letters: B batch, V classes.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from janus_jax.ops.noinline import outlined
+from janus_jax.ops.noinline import noinline
 
 Number = Float[Array, ""] | np.float32 | float
 
@@ -22,7 +22,7 @@ def guide(
 
 
 def keep_top_k(logits: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"]:
-    """Sets all but the `top_k` largest logits to -inf; 0 keeps everything."""
+    """Sets all but the `top_k` largest logits to -inf; 0 keeps all."""
     if top_k <= 0 or top_k >= logits.shape[-1]:
         return logits
     threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
@@ -30,10 +30,10 @@ def keep_top_k(logits: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"]:
 
 
 def keep_top_p(logits: Float[Array, "B V"], top_p: Number) -> Float[Array, "B V"]:
-    """Keeps the smallest set of tokens whose probability reaches `top_p`, in (0, 1)."""
+    """Keeps the smallest set of tokens whose probability reaches `top_p`, a number in (0, 1); the others get -inf."""
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     probabilities = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of the strictly better tokens
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # probability of the more likely tokens
     threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
@@ -46,16 +46,17 @@ def sample_tokens(
     top_k: int = 0,
     top_p: Number | None = None,
 ) -> Int[Array, " B"]:
-    """One token per row, each row with its own key, so that a row's draw does not depend on its batch.
+    """One token per row. Each row has its own key, so that its token does not depend on the rest of the batch.
 
-    No temperature is argmax, no `top_p` keeps all. Order as in the reference: temperature, top-k, top-p.
+    Without a temperature the token is the argmax; without `top_p` all tokens may be chosen. The order is that of the
+    reference: temperature, top-k, top-p.
     """
     logits = logits.astype(jnp.float32)
     if temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Computed once: XLA may else round what a threshold is taken from otherwise than what is compared with it, and then
-    # not even the largest logit is kept.
-    logits = outlined(jnp.divide)(logits, temperature)
+    # Computed once (see `noinline`). XLA may otherwise round the logits that a threshold is taken from and the logits
+    # that are compared with it differently; then not even the largest logit would be kept.
+    logits = noinline(jnp.divide)(logits, temperature)
     logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_top_p(logits, top_p)

@@ -1,4 +1,4 @@
-"""Putting image tokens at their places in a packed row, with static shapes.
+"""Moving image tokens to and from their positions in packed rows, with static shapes.
 
 Letters: B rows, L tokens per row, M image tokens per row.
 """
@@ -11,17 +11,20 @@ from jaxtyping import Array, Bool, Int, Shaped
 def place_in_order(
     row: Shaped[Array, "B L *D"], mask: Bool[Array, "B L"], values: Shaped[Array, "B M *D"]
 ) -> Shaped[Array, "B L *D"]:
-    """The k-th True position of each row's mask takes values[k]; the other positions keep `row`.
+    """Writes values[k] to the k-th True position of each row's mask; the other positions keep the value of `row`.
 
-    A gather whose index follows from the mask alone, so there are no dynamic shapes.
+    This is a gather whose index follows from the mask, so that no shape depends on the data.
     """
     index = jnp.clip(jnp.cumsum(mask, axis=1) - 1, 0, values.shape[1] - 1)  # [B, L]
-    gathered = jax.vmap(lambda row_values, row_index: row_values[row_index])(values, index)  # whole vectors at a time
+    gathered = jax.vmap(lambda row_values, row_index: row_values[row_index])(values, index)  # copies whole vectors
     return jnp.where(mask.reshape(*mask.shape, *(1,) * (row.ndim - 2)), gathered, row)
 
 
 def take_in_order(row: Shaped[Array, "B L *D"], mask: Bool[Array, "B L"], number: int) -> Shaped[Array, "B M *D"]:
-    """The inverse of `place_in_order`: the first `number` True positions of each row; beyond them, whatever follows."""
+    """Reads the first `number` True positions of each row, the inverse of `place_in_order`.
+
+    Where a row has fewer of them, the rest of the result comes from other positions and has no meaning.
+    """
     order = jnp.argsort(~mask, axis=1, stable=True)[:, :number]  # [B, M]
     return jax.vmap(lambda row_values, row_order: row_values[row_order])(row, order)
 

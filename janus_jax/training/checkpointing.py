@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: Orbax, atomic, written in the background; parameters, moments, step and data state.
+"""Checkpoints of a training run: parameters, moments, step and data state, written by Orbax in the background.
 
-`params`, and `ema` where it is kept, are items of their own with the whole tree, so that inference reads a training
-workdir as it is.
+A checkpoint is complete or absent. Its items `params` and, if an average is kept, `ema` hold a whole model each, so
+that inference reads the workdir of a run without conversion.
 """
 
 import contextlib
@@ -27,7 +27,10 @@ from janus_jax.weights.native import chunked, read_architecture
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir.
+
+    `host_gib` is the memory that the last save took on the host of this process, in GiB.
+    """
 
     def __init__(self, workdir: epath.Path, config: ModelConfig, keep: int):
         """Raises UserError when the workdir belongs to another architecture."""
@@ -39,7 +42,7 @@ class Checkpoints:
                     f"{workdir}: holds another architecture than the config's: {differences(saved, config)}"
                 )
         self._blocked = 0.0
-        self.host_gib = 0.0  # of a save, in this process: Orbax copies all of it to the host before it writes
+        self.host_gib = 0.0
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
@@ -49,10 +52,10 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
-        """Starts an asynchronous save of this step; does nothing when the step is already saved.
+        """Starts an asynchronous save of this step. Does nothing when the step is already saved.
 
         Raises:
-            OSError: this save could not begin, or the one before it could not be completed.
+            OSError: This save could not begin, or the one before it could not be completed.
         """
         start = time.monotonic()
         step = int(state.step)
@@ -63,17 +66,20 @@ class Checkpoints:
                 "opt_state": ocp.args.StandardSave(state.opt_state),
                 "data": ocp.args.JsonSave(_of_all_processes(data_state)),
             }
-            if state.ema is not None:  # a whole model, as `params` is
+            if state.ema is not None:  # a whole model, like `params`
                 items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
-            # Frozen parameters count once, though two items have them: their arrays keep the first copy for the second.
+            # Orbax copies everything to the host before it writes. Frozen parameters count once although two items
+            # hold them, since an array keeps its copy on the host.
             self.host_gib = _local_bytes((params, state.opt_state, state.ema)) / 2**30
             with self._writing():
                 self._manager.save(step, args=ocp.args.Composite(**items))
         self._blocked += time.monotonic() - start
 
     def take_blocked(self) -> float:
-        """Seconds that the loop has waited in `save` since this was last asked: for copies from the devices to the
-        host, and for an earlier save that is still being written."""
+        """Seconds that `save` has taken since the last call.
+
+        They go to copies from the devices to the host, and to an earlier save that is still being written.
+        """
         blocked, self._blocked = self._blocked, 0.0
         return blocked
 
@@ -82,18 +88,19 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """State and data state of the newest checkpoint that can be read; None when there is no checkpoint.
 
-        Damaged newer ones are put aside, into `damaged_checkpoints/`, with a warning.
+        Damaged newer checkpoints are moved to `damaged_checkpoints/`, with a message.
 
         Args:
-            abstract_state: shapes, dtypes and shardings of the state.
-            mask: which parameters are trainable.
+            abstract_state: Shapes, dtypes and shardings of the state.
+            mask: Path of a parameter -> whether it is trained.
 
         Raises:
-            UserError: there are checkpoints, but none can be restored: damaged, or of a run that trained other
-                parameters or, unlike this one, kept an average of them.
-            OSError, MemoryError, JaxRuntimeError: not of the files: no connection, no permission, no memory.
+            UserError: There are checkpoints, but none can be restored. They are damaged, or belong to a run that
+                trained other parameters, or that differs from this one in keeping an average of them.
+            OSError, MemoryError, JaxRuntimeError: The reason is not in the files but in the connection, the
+                permissions or the memory.
         """
-        damaged: dict[int, str] = {}  # by step; not the errors, whose frames would keep what was read in memory
+        damaged: dict[int, str] = {}  # by step; texts, since the frames of the errors would keep arrays in memory
         steps = sorted(self._manager.all_steps(), reverse=True)
         self._require_average(steps, abstract_state.ema is not None)
         for step in steps:
@@ -102,7 +109,7 @@ class Checkpoints:
             except UserError as error:
                 damaged[step] = str(error)
             else:
-                self._put_aside(damaged)
+                self._move_aside(damaged)
                 return result
         if damaged:
             raise UserError(damaged[steps[0]])
@@ -114,12 +121,12 @@ class Checkpoints:
         """The state and data state of a step.
 
         Args:
-            abstract_state: shapes, dtypes and shardings of the state.
-            mask: which parameters are trainable.
+            abstract_state: Shapes, dtypes and shardings of the state.
+            mask: Path of a parameter -> whether it is trained.
 
         Raises:
-            UserError: the checkpoint is damaged or of a run that trained other parameters; raised in every process,
-                even if only one of them reads the damaged part.
+            UserError: The checkpoint is damaged, or belongs to a run that trained other parameters. Every process
+                raises it, even if only one of them reads the damaged part.
         """
         whole = ocp.args.StandardRestore(merge(abstract_state.trainable, abstract_state.frozen))
         items = {
@@ -144,29 +151,30 @@ class Checkpoints:
     def _read(self, step: int, items: ocp.args.Composite) -> ocp.args.Composite:
         """The parts of a checkpoint that this process needs. Raises UserError when they cannot be read.
 
-        Unlike the manager's `restore`, it does not end in a barrier: a process that fails would miss it and come to
-        another collective than the others, and all would crash or hang.
+        The manager's `restore` (Orbax 0.12.8) ends in a barrier. A process whose read fails would miss it and reach a
+        different collective than the others, and all would crash or hang. So each process reads alone here.
         """
         alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as checkpointer:
                 return checkpointer.restore(self._workdir / "checkpoints" / str(step), args=items)
         except (TimeoutError, ConnectionError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
-            raise  # says nothing of the files
-        except Exception as error:  # for damaged files Orbax raises bare ones
+            raise  # the files may be intact
+        except Exception as error:  # for damaged files Orbax raises errors of many types
             raise UserError(
                 f"{self._workdir}: checkpoint {step} cannot be restored into this config: {_reason(error)}"
             ) from error
 
     def _require_average(self, steps: list[int], kept: bool) -> None:
-        """Raises UserError when the run keeps an average of its parameters and the checkpoints do not, or inversely."""
-        having = [step for step in steps if (self._workdir / "checkpoints" / str(step) / "ema").exists()]
-        if having and not kept:
+        """Raises UserError when only the run or only the checkpoints keep an average of the parameters."""
+        with_average = [step for step in steps if (self._workdir / "checkpoints" / str(step) / "ema").exists()]
+        if with_average and not kept:
             raise UserError(
-                f"config.train.ema=0, but checkpoint {having[0]} in {self._workdir} holds an average of parameters, "
-                "which would end here: expected the run's own train.ema, or a new workdir with init.checkpoint"
+                f"config.train.ema=0, but checkpoint {with_average[0]} in {self._workdir} holds an average of "
+                "parameters, which would end here: expected the train.ema of the run, or a new workdir with "
+                "init.checkpoint"
             )
-        if steps and kept and not having:
+        if steps and kept and not with_average:
             raise UserError(
                 f"config.train.ema is above 0, but no checkpoint in {self._workdir} holds an average of parameters: "
                 "expected 0, or a new workdir with init.checkpoint, where an average begins"
@@ -180,17 +188,17 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Tells what is left when a checkpoint cannot be written. Orbax raises errors of many types, also late."""
+        """Turns the errors that Orbax raises, of many types and some late, into an OSError that tells what is left."""
         try:
             yield
         except Exception as error:
-            standard_logging.getLogger("asyncio").setLevel("CRITICAL")  # it would repeat this for each array
+            standard_logging.getLogger("asyncio").setLevel("CRITICAL")  # it would repeat the error for each array
             raise OSError(
                 f"{self._workdir}: a checkpoint could not be written, the last complete one is "
                 f"{self._manager.latest_step()}: {_reason(error)}"
             ) from error
 
-    def _put_aside(self, damaged: dict[int, str]) -> None:
+    def _move_aside(self, damaged: dict[int, str]) -> None:
         if not damaged:
             return
         for reason in damaged.values():
@@ -201,7 +209,7 @@ class Checkpoints:
             for step in damaged:
                 (self._workdir / "checkpoints" / str(step)).rename(folder / f"{step}-{int(time.time())}")
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+            multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
         self._manager.reload()
 
 
@@ -216,7 +224,7 @@ def read_data_state(workdir: epath.PathLike, step: int) -> dict[str, Any]:
 
 
 def _local_bytes(tree: Any) -> int:
-    """Of the parts that this process saves: each part is saved once, by the first process that has it."""
+    """Bytes that this process saves. Each part of an array is saved once, by the process that has its first replica."""
     shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
     return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
 
@@ -226,17 +234,17 @@ def _reason(error: Exception) -> str:
 
 
 def _in_all_processes(value: bool) -> bool:
-    """Whether it is true in every process."""
+    """Whether the value is true in every process."""
     return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
 
 
 def _of_all_processes(data_state: dict[str, Any]) -> dict[str, Any]:
-    """The data state with the logical shards of every process, since any of them may restore any shard."""
+    """The data state with the logical shards of all processes, since after a restart any process may own any shard."""
     if jax.process_count() == 1:
         return data_state
-    own = np.frombuffer(json.dumps(data_state["shards"]).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(len(own)))
-    texts = multihost_utils.process_allgather(np.pad(own, (0, int(lengths.max()) - len(own))))
+    encoded = np.frombuffer(json.dumps(data_state["shards"]).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(encoded)))
+    texts = multihost_utils.process_allgather(np.pad(encoded, (0, int(lengths.max()) - len(encoded))))
     shards: dict[str, Any] = {}
     for text, length in zip(np.asarray(texts), np.asarray(lengths), strict=True):
         shards |= json.loads(text[:length].tobytes())

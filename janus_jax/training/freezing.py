@@ -1,6 +1,6 @@
-"""What a stage trains: an ordered list of (path regex, trainable) splits the parameters in two trees.
+"""Which parameters a stage trains: an ordered list of (path regex, trainable) splits the parameters into two trees.
 
-Only the trainable tree is differentiated, so frozen parameters have no gradient and no optimizer moments.
+Only the trainable tree is differentiated, so frozen parameters have no gradients and no optimizer moments.
 """
 
 import re
@@ -14,7 +14,7 @@ Rules = Sequence[tuple[str, bool]]
 
 
 def trainable_mask(params: Any, rules: Rules) -> dict[str, bool]:
-    """Path -> trainable; the first rule whose regex matches the whole path decides.
+    """Path -> whether it is trained. The first rule whose regex matches the whole path decides.
 
     Raises UserError for a parameter that no rule matches, and for a rule that is no regex or matches no parameter.
     """
@@ -37,7 +37,7 @@ def trainable_mask(params: Any, rules: Rules) -> dict[str, bool]:
 
 
 def split(params: Any, mask: dict[str, bool]) -> tuple[Params, Params]:
-    """(trainable, frozen) sub-trees."""
+    """The trainable and the frozen sub-tree."""
     flat = flatten(params)
     trainable = {path: leaf for path, leaf in flat.items() if mask[path]}
     frozen = {path: leaf for path, leaf in flat.items() if not mask[path]}
@@ -50,7 +50,7 @@ def merge(trainable: Params, frozen: Params) -> Params:
 
 
 def module_table(params: Any, mask: dict[str, bool]) -> list[tuple[str, int, int]]:
-    """(module, parameters, trainable parameters) for each top-level module, and the total."""
+    """Rows (module, number of parameters, number of trained parameters): one per top-level module, then the total."""
     flat = flatten(params)
     rows = []
     for module in params:

@@ -1,6 +1,6 @@
-"""The gradient of a step, as each device computes it: whole weights from shards, its own rows, shards of gradients.
+"""Gradients and metrics of a batch over a mesh: whole weights from shards, rows per device, shards of gradients.
 
-Everything between is local to a device and its rows. Collectives are only these: a gather of each weight in the
+Everything in between is local to a device and its rows. The only collectives are these: a gather of each weight in the
 forward and in the backward pass, a reduce-scatter of its gradient, sums over replicas, and sums of scalars.
 """
 
@@ -11,50 +11,37 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from janus_jax.models.config import Weights
+from janus_jax.models.execution import WeightGatherer
 from janus_jax.models.params import Params
 from janus_jax.sharding import BATCH_SPEC, ROW_AXES
 from janus_jax.training.freezing import merge
-from janus_jax.training.objectives.base import Metrics, Objective
+from janus_jax.training.objectives.base import Denominators, Metrics, Objective
+
+# The objectives return more than a training step reports, since validation wants it.
+VALIDATION_ONLY = ("accuracy/text",)
 
 
 def sharded_gradient(
-    objective: Objective, shardings: Any, mesh: Mesh, weights: Weights | None, micro_batches: int
+    objective: Objective, shardings: Any, mesh: Mesh, weights: WeightGatherer | None, micro_batches: int
 ) -> Callable[[Params, Params, Any], tuple[Params, Metrics]]:
     """(trainable, frozen, batch) -> (gradients in the tree and sharding of `trainable`, metrics of the whole batch).
 
     Args:
         shardings: a `TrainState` of shardings.
-        weights: what gathers the weights; the model's own layers use it too. None on a mesh without `fsdp`.
-        micro_batches: the rows of a device are done in this many parts, one after the other.
+        weights: gathers the weights; the layers of the model use the same object. None on a mesh without `fsdp`.
+        micro_batches: number of parts in which the rows of a device are computed, one after the other.
     """
-    automatic = mesh.shape["tensor"] > 1  # left to the partitioner, but for Pallas kernels (`ops.attention`)
-    trainable_specs, frozen_specs = (
-        jax.tree.map(lambda sharding: _rows_only(sharding.spec), tree)
-        for tree in (shardings.trainable, shardings.frozen)
-    )
+    trainable_specs, frozen_specs = _row_specs(shardings.trainable), _row_specs(shardings.frozen)
 
     def device(trainable: Params, frozen: Params, rows: Any) -> tuple[Params, Metrics]:
         denominators = jax.lax.psum(objective.denominators(rows), ROW_AXES)
 
         def share(trainable: Params, part: Any) -> tuple[jax.Array, Metrics]:
-            params = merge(trainable, frozen)
-            if weights is not None:
-                params = weights.outside_stacks(params)
-            return objective.share(params, part, denominators)
+            total, metrics = objective.share(_whole(trainable, frozen, weights), part, denominators)
+            return total, {name: pair for name, pair in metrics.items() if name not in VALIDATION_ONLY}
 
         gradient = jax.grad(share, has_aux=True)
-        if micro_batches == 1:
-            grads, metrics = gradient(trainable, rows)
-        else:
-            parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
-            first = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], parts))
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
-
-            def add(total: Any, part: Any) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, gradient(trainable, part)), None
-
-            grads, metrics = jax.lax.scan(add, zeros, parts)[0]
+        grads, metrics = _sum_over_parts(lambda part: gradient(trainable, part), rows, micro_batches)
         grads = jax.tree.map(
             lambda grad, spec: jax.lax.psum(grad, [axis for axis in ROW_AXES if axis not in spec]),
             grads,
@@ -62,15 +49,64 @@ def sharded_gradient(
         )
         return grads, jax.lax.psum(metrics, ROW_AXES)
 
+    return _over_rows(
+        device, mesh, (trainable_specs, frozen_specs, BATCH_SPEC), out_specs=(trainable_specs, PartitionSpec())
+    )
+
+
+def sharded_metrics(
+    objective: Objective, shardings: Any, mesh: Mesh, weights: WeightGatherer | None, micro_batches: int
+) -> Callable[[Params, Params, Any, Denominators], Metrics]:
+    """(trainable, frozen, batch, denominators) -> metrics of the batch, without a gradient.
+
+    The denominators are arguments, so that the sums of several batches can be divided by those of all batches.
+    Arguments are those of `sharded_gradient`.
+    """
+
+    def device(trainable: Params, frozen: Params, rows: Any, denominators: Denominators) -> Metrics:
+        params = _whole(trainable, frozen, weights)
+        metrics = _sum_over_parts(lambda part: objective.share(params, part, denominators)[1], rows, micro_batches)
+        return jax.lax.psum(metrics, ROW_AXES)
+
+    in_specs = (_row_specs(shardings.trainable), _row_specs(shardings.frozen), BATCH_SPEC, PartitionSpec())
+    return _over_rows(device, mesh, in_specs, out_specs=PartitionSpec())
+
+
+def _whole(trainable: Params, frozen: Params, weights: WeightGatherer | None) -> Params:
+    """All parameters; those outside the stacked layers gathered, since the layers gather their own."""
+    params = merge(trainable, frozen)
+    return params if weights is None else weights.outside_stacks(params)
+
+
+def _sum_over_parts(function: Callable[[Any], Any], rows: Any, micro_batches: int) -> Any:
+    """The sum of `function(part)` over equal parts of the rows, computed one after the other."""
+    if micro_batches == 1:
+        return function(rows)
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
+    first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _over_rows(device: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`device` on every device of the mesh. A `tensor` axis is left to XLA's partitioner, except for Pallas kernels."""
+    partitioned = mesh.shape["tensor"] > 1
     return jax.shard_map(
         device,
         mesh=mesh,
-        in_specs=(trainable_specs, frozen_specs, BATCH_SPEC),
-        out_specs=(trainable_specs, PartitionSpec()),
-        axis_names=set(ROW_AXES) if automatic else set(mesh.axis_names),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(ROW_AXES) if partitioned else set(mesh.axis_names),
         check_vma=False,
     )
 
 
-def _rows_only(spec: PartitionSpec) -> PartitionSpec:
-    return PartitionSpec(*(axis if axis in ROW_AXES else None for axis in spec))
+def _row_specs(shardings: Any) -> Any:
+    """A PartitionSpec for every sharding of a tree, with the axes that divide rows and without `tensor`."""
+    return jax.tree.map(
+        lambda sharding: PartitionSpec(*(axis if axis in ROW_AXES else None for axis in sharding.spec)), shardings
+    )

@@ -1,4 +1,4 @@
-"""How long the devices have nothing to do because no data comes."""
+"""Measures how long the devices have nothing to do because no data comes."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,11 +7,11 @@ from typing import Any
 import jax
 
 
-class IdleTime:
-    """Counts the seconds in which the last step had ended on the devices and no batch was there for the next one.
+class InputStall:
+    """Counts the seconds in which the last step had ended on the devices and there was no batch for the next one.
 
-    Off a CPU a step is only started, and the loop may wait for a batch while the devices still do it: a thread notes
-    when it ends.
+    On accelerators the loop only starts a step, and may wait for a batch while the devices still compute. So a thread
+    waits for the end of the step and records the time.
     """
 
     def __init__(self) -> None:
@@ -20,24 +20,24 @@ class IdleTime:
         self._seconds = 0.0
 
     def step_started(self, metrics: Any) -> None:
-        """The metrics are those that the step returned."""
+        """To be called with the metrics that the step returned, whose computation may not have ended."""
         self._end = self._thread.submit(_end_of, metrics)
 
     def waited(self, seconds: float) -> None:
-        """The loop has waited for data so many seconds, until now.
+        """To be called when the loop has just waited for data for so many seconds.
 
-        Those before the first step do not count: they are a part of the start. Raises what the last step raised.
+        Seconds before the first step do not count, since they belong to the start. Raises what the last step raised.
         """
         if self._end is not None and self._end.done():
             self._seconds += min(seconds, time.monotonic() - self._end.result())
 
     def take(self) -> float:
-        """Seconds since this was last asked."""
+        """Seconds counted since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     def close(self) -> None:
-        """Waits for the end of the last step."""
+        """Waits for the end of the last step, and ends the thread."""
         self._thread.shutdown()
 
 

@@ -1,6 +1,6 @@
-"""From the rows of the stream to those of JanusFlow: latents of the images, and all that is drawn for the loss.
+"""Prepares batches for JanusFlow: encodes images to latents, and samples the noise and times of the loss.
 
-A program of its own before the training step, so that the VAE, which never changes, is no part of the training state,
+This is a separate program before the training step. So the VAE, which never changes, is no part of the training state,
 and the loss is a pure function of parameters and batch.
 """
 
@@ -16,30 +16,31 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, PackedBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusFlowConfig, ModelConfig, VAEConfig
+from janus_jax.models.config import JanusFlowConfig, ModelConfig, VAEConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import logit_normal_time
+from janus_jax.ops.pixels import normalize
 from janus_jax.sharding import BATCH_SPEC, param_shardings
-from janus_jax.training.objectives.base import normalize
 from janus_jax.weights.vae import VAE_FOLDER, load_vae, require_vae
 
 Preparation = Callable[[Any, int], Any]  # (batch of the stream, step) -> batch of the objective
 
 
 def open_vae(config: ConfigDict, architecture: ModelConfig, workdir: epath.Path) -> tuple[VAEConfig, Params] | None:
-    """The VAE of a JanusFlow run: that of its workdir, where it was begun with, else `config.init.vae`.
+    """The VAE of a JanusFlow run: that in its workdir, which an earlier start wrote, otherwise `config.init.vae`.
 
-    None for models without one.
+    None for models without a VAE.
 
     Raises:
-        UserError: no VAE where one is needed, or one of another kind.
+        UserError: No VAE is given where one is needed, or it does not fit the model.
     """
-    if not isinstance(architecture, JanusFlowConfig) or draws_pixels(architecture):
+    if not isinstance(architecture, JanusFlowConfig) or architecture.latents_are_pixels:
         return None
-    own = workdir / VAE_FOLDER
-    if not own.exists() and not config.init.vae:
+    saved = workdir / VAE_FOLDER
+    if not saved.exists() and not config.init.vae:
         raise UserError("config.init.vae is empty, expected the folder of the VAE whose latents are learned")
-    vae = load_vae(own if own.exists() else config.init.vae, jnp.float32)
+    vae = load_vae(saved if saved.exists() else config.init.vae, jnp.float32)
     require_vae(architecture, vae[0])
     return vae
 
@@ -47,34 +48,28 @@ def open_vae(config: ConfigDict, architecture: ModelConfig, workdir: epath.Path)
 def make_preparation(
     config: ConfigDict, architecture: ModelConfig, mesh: Mesh, vae: tuple[VAEConfig, Params] | None
 ) -> Preparation:
-    """What is done to each batch before its step; nothing for other models than JanusFlow."""
+    """The function that is applied to each batch before its step. Models other than JanusFlow need nothing."""
     if not isinstance(architecture, JanusFlowConfig):
         return lambda batch, step: batch
-    draw = _make_draw(architecture, config, mesh, vae[0] if vae else None)
+    prepare = _make_flow_preparation(architecture, config, mesh, vae[0] if vae else None)
     params = {} if vae is None else jax.tree.map(_spread, vae[1], param_shardings(vae[0], mesh))
-    return lambda batch, step: draw(params, batch, np.int32(step))
+    return lambda batch, step: prepare(params, batch, np.int32(step))
 
 
 def _spread(values: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """What every process holds whole -> the parts of its devices."""
+    """An array that every process holds whole -> a global array whose parts lie on their devices."""
     whole = np.asarray(values)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def draws_pixels(config: JanusFlowConfig) -> bool:
-    """Whether latents are the pixels themselves: of an image's size and channels."""
-    size = config.siglip.image_size
-    return (config.uvit.latent_size, config.uvit.latent_channels) == (size, 3)
-
-
-def _make_draw(
+def _make_flow_preparation(
     architecture: JanusFlowConfig, config: ConfigDict, mesh: Mesh, vae: VAEConfig | None
 ) -> Callable[[Params, PackedBatch, Any], FlowBatch]:
-    """The compiled preparation. The draws depend on seed, step and place in the batch, on no number of devices."""
+    """The compiled preparation. Samples depend on seed, step and place in the batch, not on the number of devices."""
     uvit, seed, loss = architecture.uvit, config.seed, config.loss
     encoder = build(vae, Execution(dtype=jnp.float32)) if vae else None  # float16 overflows, bfloat16 loses detail
 
-    def draw(params: Params, rows: PackedBatch, step: jax.Array) -> FlowBatch:
+    def prepare(params: Params, rows: PackedBatch, step: jax.Array) -> FlowBatch:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
         images = rows.gen_pixels.shape[:2]  # [B, G]
         shape = (*images, uvit.latent_size, uvit.latent_size, uvit.latent_channels)
@@ -92,5 +87,5 @@ def _make_draw(
 
     shardings = NamedSharding(mesh, BATCH_SPEC)
     replicated = NamedSharding(mesh, PartitionSpec())
-    own = param_shardings(vae, mesh) if vae else {}
-    return jax.jit(draw, in_shardings=(own, shardings, replicated), out_shardings=shardings)
+    vae_shardings = param_shardings(vae, mesh) if vae else {}
+    return jax.jit(prepare, in_shardings=(vae_shardings, shardings, replicated), out_shardings=shardings)

@@ -1,10 +1,11 @@
-"""Where the numbers of a run go: TensorBoard, `metrics.jsonl` in the workdir, a progress bar or plain log lines."""
+"""Writes the numbers of a run: to TensorBoard, to `metrics.jsonl` in the workdir, and to the terminal."""
 
 import json
 import math
 import resource
 import sys
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -13,47 +14,55 @@ from etils import epath
 
 from janus_jax.storage import write_whole
 from janus_jax.training.objectives.base import Metrics
-from janus_jax.training.tensorboard import Scalars
+from janus_jax.training.tensorboard import TensorBoard
 
 
 class MetricsLog:
-    """Collects metrics per step without waiting for the device; writes means every `log_every` steps.
+    """Collects metrics per step without waiting for the devices, and writes their means.
 
-    A line of `metrics.jsonl` holds the step, the means since the last line (of counts, as `tokens/generate`, per step),
-    and of the same time:
-        images_per_second, tokens_per_second, steps_per_second: of the whole run, all processes.
-        step_seconds/median, /p90, /max: from the end of a step to the end of the next; not the first one's.
-        data_wait_share, save_wait_share: the part in which the devices had nothing to do for want of data (but for a
-            process's first batch), and in which the loop waited for checkpoints.
-        goodput: since the run was first started, the part of the wall time in which steps were done that count; not
-            starts, compilation, waiting, and what a crash lost. With `time` (Unix) and `wall_seconds` it goes on
-            through restarts.
-        mfu: of those steps on average, where the peak of the devices and the operations of the model are known.
-        memory/host_gib, memory/device_gib: the peaks of this process and of its fullest device.
-        memory/save_gib: what the last save held on the host of this process, beside the devices' own; one at a time.
-    On a terminal a progress bar shows loss, images/s and the remaining time; elsewhere each write is one plain line.
+    A line of `metrics.jsonl` holds the step and the means since the last line. Counts, such as `tokens/generate`, are
+    means per step. Further values of the same time are:
+        images_per_second, tokens_per_second, steps_per_second: rates of the whole run, with all its processes.
+        step_seconds/median, /p90, /max: time from the end of a step to the end of the next, without the first step of
+            the process.
+        data_wait_share: share of the time in which the devices had nothing to do because no data came, except for the
+            first batch of the process.
+        save_wait_share: share of the time in which the loop waited for checkpoints.
+        goodput: share of the wall time since the run was first started in which steps were done that count. Starts,
+            compilation, waiting, other work between steps and steps that a crash lost do not count. `time` (Unix time)
+            and `wall_seconds` make it continue after restarts.
+        mfu: model FLOPs utilisation of those steps, if the peak of the devices and the FLOPs of the model are known.
+        memory/host_gib, memory/device_gib: peak memory of this process and of its fullest device.
+        memory/save_gib: memory that the last save took on the host of this process. Only one save runs at a time.
+        validation/...: values of held-out data, in the lines of the steps that were validated.
+    On a terminal, a progress bar shows loss, images/s and the remaining time. Otherwise each write prints one line.
     """
 
     def __init__(
         self, workdir: epath.Path | None, name: str, num_steps: int, first_step: int, ideal_seconds: float | None = None
     ):
-        """Without a workdir nothing is written or shown: the other processes of a run.
+        """Opens the files of the run.
 
         Args:
-            ideal_seconds: of a step that does what the model needs at the peak of the devices; None if unknown.
+            workdir: None in all processes of a run but the first: these write and show nothing.
+            name: Name of the run, which is shown.
+            first_step: Number of steps already done.
+            ideal_seconds: Time of a step that does what the model needs at the peak of the devices; None if unknown.
         """
         self._ideal_seconds = ideal_seconds
         self._file = workdir / "metrics.jsonl" if workdir else None
-        self._lines = ""  # of the file
+        self._lines = ""  # content of the file
         last_line = self._discard_after(first_step)
         now = time.time()
         wall_seconds = last_line.get("wall_seconds", 0.0)
         self._first_start = last_line.get("time", now) - wall_seconds
         self._productive = last_line.get("goodput", 0.0) * wall_seconds
-        self._step_ended: float | None = None  # None before the first step of this process, which compiles
+        self._step_ended: float | None = None  # None until the first step of this process, which compiles, has ended
         self._step_seconds: list[float] = []
-        self._scalars = Scalars(workdir / "tensorboard", first_step + 1) if workdir else None
+        self.tensorboard = TensorBoard(workdir / "tensorboard", first_step + 1) if workdir else None
         self._pending: list[Metrics] = []
+        self._reports: dict[str, float] = {}
+        self._means: dict[str, float] = {}
         self._started = time.monotonic()
         self._interactive = sys.stderr.isatty()
         self._name, self._num_steps = name, num_steps
@@ -77,18 +86,45 @@ class MetricsLog:
 
     @property
     def has_steps(self) -> bool:
-        """Whether there is anything to write."""
+        """Whether there are steps to write."""
         return bool(self._pending)
 
-    def write(self, step: int, waited: float, saving: float, extra: dict[str, float]) -> dict[str, float]:
-        """Means since the last write, to all sinks; this waits for the device.
+    @property
+    def has_reports(self) -> bool:
+        """Whether there are reported values to write."""
+        return bool(self._reports)
+
+    @property
+    def last_means(self) -> dict[str, float]:
+        """What was written last; empty before the first write of this process."""
+        return self._means
+
+    def report(self, values: Mapping[str, float]) -> None:
+        """Adds values to the next write."""
+        self._reports |= values
+
+    def leave_out(self, seconds: float) -> None:
+        """Tells that the last seconds were spent on other work than steps, so that no rate or step time counts them."""
+        self._started += seconds
+        if self._step_ended is not None:
+            self._step_ended += seconds
+
+    def say(self, text: str) -> None:
+        """Shows a line on the terminal, above the progress bar if there is one."""
+        if self._file:
+            tqdm.tqdm.write(text)
+            sys.stdout.flush()
+
+    def write(self, step: int, waited: float, saving: float, others: dict[str, float]) -> dict[str, float]:
+        """Writes the means since the last write everywhere. This waits for the devices.
 
         Args:
-            waited: seconds since the last write in which the devices waited for data.
-            saving: those in which the loop waited for checkpoints.
+            waited: Seconds since the last write in which the devices waited for data.
+            saving: Seconds since the last write in which the loop waited for checkpoints.
+            others: Further values of this step.
 
         Raises:
-            OSError: the file cannot be written, e.g. on a full disk.
+            OSError: The file cannot be written, e.g. on a full disk.
         """
         pending = jax.device_get(self._pending)
         elapsed = time.monotonic() - self._started
@@ -108,25 +144,28 @@ class MetricsLog:
             "save_wait_share": saving / elapsed,
             **self._step_times(waited + saving),
             **_peak_memory(),
-            **extra,
+            **others,
+            **self._reports,
         }
-        # A task absent from the batch has no mean: leave it out, since NaN (and infinity) is not JSON.
+        # A task that is absent from the batches has no mean. It is left out, since NaN and infinity are not JSON.
         known = {key: value for key, value in means.items() if math.isfinite(value)}
-        if self._file and self._scalars:
+        if self._file and self.tensorboard:
             self._lines += json.dumps({"step": step, **known}) + "\n"
             try:
-                write_whole(self._file, self._lines)  # a bucket has no appending
-                self._scalars.write(step, {key: known[key] for key in known.keys() - {"time"}})
+                write_whole(self._file, self._lines)  # as a whole, since files in a bucket cannot be appended to
+                self.tensorboard.scalars(step, {key: known[key] for key in known.keys() - {"time"}})
             except OSError as error:
                 raise OSError(f"{self._file.parent}: metrics cannot be written ({error.strerror})") from error
             self._show(step, means)
         self._pending, self._step_seconds, self._started = [], [], time.monotonic()
+        self._reports, self._means = {}, means
         return means
 
     def close(self) -> None:
+        """Ends the progress bar and the TensorBoard file."""
         self._bar.close()
-        if self._scalars:
-            self._scalars.close()
+        if self.tensorboard:
+            self.tensorboard.close()
 
     def _step_times(self, waited: float) -> dict[str, float]:
         """Percentiles and MFU of the steps since the last write, and goodput."""
@@ -153,9 +192,9 @@ class MetricsLog:
             )
 
     def _discard_after(self, step: int) -> dict[str, float]:
-        """Drops lines of steps that a crash lost and this run will repeat, and a last line that it cut short.
+        """Drops the lines of later steps, which a crash lost and this run will repeat, and an incomplete last line.
 
-        Returns the last line that is kept; without one, an empty dictionary.
+        Returns the last line that is kept, or an empty dictionary.
         """
         if not (self._file and self._file.exists()):
             return {}
@@ -168,8 +207,13 @@ class MetricsLog:
 
 
 def _peak_memory() -> dict[str, float]:
-    """Peaks so far in GiB; a CPU has no device memory of its own."""
+    """Peak memory so far in GiB. A CPU has no separate device memory."""
     peaks = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     statistics = [device.memory_stats() for device in jax.local_devices()]
     in_use = [entry["peak_bytes_in_use"] for entry in statistics if entry and "peak_bytes_in_use" in entry]
     return peaks | ({"memory/device_gib": max(in_use) / 2**30} if in_use else {})
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+    """The lines of a workdir's metrics.jsonl."""
+    return [json.loads(line) for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()]

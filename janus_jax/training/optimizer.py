@@ -11,21 +11,21 @@ from janus_jax.models.params import flatten, unflatten
 
 
 def make_schedule(train: ConfigDict) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then `constant` or `cosine` (down to `final_fraction` of the peak)."""
+    """Learning rate by step: linear warm-up, then constant, or a cosine down to `final_fraction` of the peak."""
     peak, warmup, steps = train.learning_rate, train.warmup_steps, train.num_steps
     if train.schedule == "constant":
-        after = optax.constant_schedule(peak)
+        main = optax.constant_schedule(peak)
     elif train.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=train.final_fraction)
+        main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=train.final_fraction)
     else:
         raise UserError(f"train.schedule={train.schedule!r} is neither 'constant' nor 'cosine'")
     if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
 
 
 def make_optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; only parameters matching `decay_pattern` are decayed."""
+    """Clipping by global norm, then AdamW. Weight decay applies to the parameters that match `decay_pattern`."""
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
         optax.adamw(

@@ -1,6 +1,7 @@
-"""All that a run compiles, without its data: the same for `launch.train` on devices and `launch.compile_check` without.
+"""Everything that a run compiles, without its data.
 
-A plan costs no device memory: parameters and moments are abstract, with their shardings.
+`launch.train` uses it on devices and `launch.compile_check` without any. A plan takes no device memory: parameters and
+moments are abstract, with their shardings.
 """
 
 import dataclasses
@@ -17,24 +18,28 @@ from ml_collections import ConfigDict
 from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, abstract_params, flatten
-from janus_jax.sharding import GatheredWeights, batch_sharding, check_heads, make_mesh, param_shardings
+from janus_jax.sharding import GatheredWeights, batch_sharding, check_heads, make_mesh, param_shardings, row_shares
 from janus_jax.training.flops import step_flops
 from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.objectives.base import Objective
-from janus_jax.training.objectives.janus import make_loss
+from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.setup import check_config, execution, generation_size, model_config
-from janus_jax.training.train_state import TrainState, create_state, make_step, state_shardings
+from janus_jax.training.train_state import TrainState, create_state, state_shardings
+from janus_jax.training.train_step import make_train_step, make_validation_step
 
 
 class Plan(NamedTuple):
+    """What a config means on some devices."""
+
     architecture: ModelConfig
     execution: Execution
     mesh: Mesh
     rows: NamedSharding  # of every field of a batch
-    mask: dict[str, bool]  # path -> trainable
+    mask: dict[str, bool]  # path of a parameter -> whether it is trained
     optimizer: optax.GradientTransformation
     objective: Objective
     state: TrainState  # abstract, with shardings
@@ -43,25 +48,26 @@ class Plan(NamedTuple):
     ema: float
 
     def make_step(self) -> Any:
-        """The training step; compiled when it is called, or by `lower(plan.state, batch).compile()`."""
-        return make_step(
-            self.objective,
-            self.optimizer,
-            self.shardings,
-            self.mesh,
-            self.execution.weights,
-            self.micro_batches,
-            self.ema,
+        """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
+        weights = self.execution.weights
+        return make_train_step(
+            self.objective, self.optimizer, self.shardings, self.mesh, weights, self.micro_batches, self.ema
+        )
+
+    def make_validation_step(self) -> Any:
+        """The function that computes the metrics of held-out rows; see `make_validation_step`."""
+        return make_validation_step(
+            self.objective, self.shardings, self.mesh, self.execution.weights, self.micro_batches
         )
 
     def new_state(self, params: Params) -> TrainState:
-        """Step 0 on the devices."""
+        """The state before the first step, on the devices."""
         create = functools.partial(create_state, mask=self.mask, optimizer=self.optimizer, ema=self.ema > 0)
         return jax.jit(create, out_shardings=self.shardings)(params)
 
 
 def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
-    """Resolves a config against devices (default: all there are).
+    """Resolves a config against devices. By default these are all devices of all processes.
 
     Raises UserError for a config that cannot work on this many devices.
     """
@@ -69,9 +75,9 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     architecture = model_config(config)
     mesh = make_mesh(config.mesh, devices)
     rows = batch_sharding(mesh, config.train.batch_size)
-    micro_batches, own = config.train.micro_batches, config.train.batch_size // mesh.shape["data"] // mesh.shape["fsdp"]
-    if own % micro_batches:
-        raise UserError(f"train.micro_batches={micro_batches} does not divide the {own} rows of a device")
+    micro_batches, device_rows = config.train.micro_batches, config.train.batch_size // row_shares(mesh)
+    if device_rows % micro_batches:
+        raise UserError(f"train.micro_batches={micro_batches} does not divide the {device_rows} rows of a device")
     optimizer = make_optimizer(config.train)
     params = abstract_params(architecture)
     mask = trainable_mask(params, config.trainable)
@@ -81,7 +87,7 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     if mesh.shape["fsdp"] > 1:
         specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh)).items()}
         run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
-    objective = make_loss(architecture, run, config.loss, tasks(config))
+    objective = make_objective(architecture, run, config.loss, tasks(config))
     ema = config.train.ema
     abstract = jax.eval_shape(lambda p: create_state(p, mask, optimizer, ema > 0), params)
     shardings = state_shardings(architecture, mask, optimizer, abstract, mesh)
@@ -92,7 +98,7 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
 
 
 def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | ImageBatch:
-    """Shapes and shardings of the batch of a step."""
+    """Shapes and shardings of the batch that a step takes."""
     data, rows = config.data, config.train.batch_size
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -126,7 +132,7 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
 
 
 def model_flops(config: ConfigDict, plan: Plan) -> float | None:
-    """Operations that one step needs, on all devices together; None for models that are not counted."""
+    """Floating-point operations that one step needs, on all devices together; None for models that are not counted."""
     trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
     data = config.data
     rows = config.train.batch_size
@@ -134,6 +140,6 @@ def model_flops(config: ConfigDict, plan: Plan) -> float | None:
 
 
 def tasks(config: ConfigDict) -> tuple[str, ...]:
-    """The tasks that a run has at any time."""
+    """The tasks that have a share of the data at any step of the run."""
     ratio = config.data.ratio.items()
     return tuple(task for task, share in ratio if ever_positive(check_schedule(f"data.ratio.{task}", share)))

@@ -1,4 +1,4 @@
-"""Puts batches on the devices ahead of the training loop, whose thread does no other work than starting steps."""
+"""Puts batches on the devices ahead of the training loop, so that the thread of the loop only has to start steps."""
 
 import queue
 import threading
@@ -11,14 +11,15 @@ from jax.sharding import NamedSharding
 
 from janus_jax.data.stream import Stream
 
-AHEAD = 2  # batches on the devices that wait for their step
-POLL_SECONDS = 0.5  # how often a wait for a batch looks whether it shall end
+AHEAD = 2  # number of batches on the devices that wait for their step
+POLL_SECONDS = 0.5  # time between two checks whether a wait for a batch shall end
 
 
 class DevicePrefetch:
-    """Batches of a stream as global arrays of which this process holds its rows.
+    """Batches of a stream as global arrays, of which this process holds its rows.
 
-    `state` belongs to the last batch returned. The batches end when `stopping()` becomes true while none is there.
+    `state` is the state of the stream after the last batch that was returned. The iteration ends when `stopping()` is
+    true while no batch is ready.
     """
 
     def __init__(self, stream: Stream, sharding: NamedSharding, stopping: Callable[[], bool] = lambda: False):
@@ -35,7 +36,7 @@ class DevicePrefetch:
         return self
 
     def __next__(self) -> Any:
-        """Raises what the stream raised."""
+        """The next batch. Raises what the stream raised."""
         start = time.monotonic()
         try:
             batch, state, error = self._get()
@@ -47,16 +48,16 @@ class DevicePrefetch:
         return batch
 
     def take_waited(self) -> float:
-        """Seconds that the loop has waited for data since this was last asked."""
+        """Seconds that the loop has waited for data since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 
     def close(self) -> None:
-        """Stops the thread and the stream; but not those that gave no batch until a stop: they may never end."""
+        """Stops the thread and the stream. Leaves both alone if a stop found no batch, since they may never end."""
         self._closed.set()
         while self._thread.is_alive() and not self._stopped:
             try:
-                self._batches.get(timeout=0.1)  # it may wait for a free place
+                self._batches.get(timeout=0.1)  # the thread may wait for a free place in the queue
             except queue.Empty:
                 continue
         if not self._stopped:
@@ -76,7 +77,7 @@ class DevicePrefetch:
             try:
                 batch = jax.tree.map(self._put, next(self._stream))
                 self._batches.put((batch, self._stream.get_state(), None))
-            except BaseException as error:  # whatever it is, the loop must see it
+            except BaseException as error:  # the loop must see every error
                 self._batches.put((None, None, error))
                 return
 

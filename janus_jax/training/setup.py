@@ -1,4 +1,4 @@
-"""From an experiment's ConfigDict to typed objects, once, at the edge."""
+"""Turns the ConfigDict of an experiment into typed objects: architecture, execution, tokenizer and data stream."""
 
 import dataclasses
 import functools
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax.data.images import CENTRE, Crop
-from janus_jax.data.mixture import Schedule, check_schedule, ever_positive
+from janus_jax.data.mixture import Mixture, Schedule, WeightedRecords, check_schedule, ever_positive
+from janus_jax.data.packed_rows import packed_rows
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.record_reader import RecordSource, open_records
 from janus_jax.data.sample_builder import SampleBuilder, check_supervision
-from janus_jax.data.stream import Stream, packed_rows, square_images
+from janus_jax.data.square_images import square_images
+from janus_jax.data.stream import Stream, StreamOptions
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
-    PRESETS,
     AlignmentConfig,
-    Execution,
     FamilyConfig,
     JanusConfig,
     JanusFlowConfig,
@@ -29,12 +29,14 @@ from janus_jax.models.config import (
     VAEConfig,
     VQConfig,
 )
+from janus_jax.models.execution import Execution
+from janus_jax.models.presets import PRESETS
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Field -> smallest and largest value; some fields only some models have.
+# Field -> smallest and largest value. Some models do not have all fields.
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "train.batch_size": (1, 2**20),
@@ -64,20 +66,24 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.packing_bins": (1, 2**16),
     "data.drop_condition": (0, 1),
     "data.first_sentence": (0, 1),
-    "data.max_drop_rate": (0, 0.99),  # a source with nothing good would be read for ever
+    "data.max_drop_rate": (0, 0.99),  # at 1, a source without a good sample would be read for ever
     "data.crop.max_zoom": (1, 16),
     "data.held_out": (0, 2**31 - 1),
     "data.workers": (0, 1024),
     "checkpoint.every_steps": (1, 2**31 - 1),
     "checkpoint.keep": (1, 2**20),
     "log_every": (1, 2**31 - 1),
+    "validate.every_steps": (0, 2**31 - 1),
+    "validate.num_rows": (1, 2**20),
+    "sample.every_steps": (0, 2**31 - 1),
+    "sample.num_images": (1, 1024),
     "profile.first_step": (0, 2**31 - 1),
     "profile.steps": (0, 1000),
 }
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises UserError for a value that cannot work, before it ends in a traceback or an endless wait."""
+    """Raises UserError for a value that cannot work and would otherwise end in a traceback or an endless wait."""
     for field, (low, high) in RANGES.items():
         *groups, name = field.split(".")
         value = functools.reduce(operator.getitem, groups, config).get(name, low)
@@ -86,6 +92,9 @@ def check_config(config: ConfigDict) -> None:
     for rule in config.trainable:
         if not (isinstance(rule, Sequence) and [type(part) for part in rule] == [str, bool]):
             raise UserError(f"config.trainable: {rule!r}, expected (regular expression, True or False)")
+    for prompt in config.sample.prompts:
+        if not isinstance(prompt, str):
+            raise UserError(f"config.sample.prompts: {prompt!r}, expected a tuple of captions")
     for pattern in (config.train.decay_pattern, *(pattern for pattern, _ in config.trainable)):
         try:
             re.compile(pattern)
@@ -104,9 +113,9 @@ def check_config(config: ConfigDict) -> None:
 
 
 def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig:
-    """The architecture that `config.model` names; JanusFlow's with the projector of the alignment loss, if it has one.
+    """The architecture that `config.model` names. JanusFlow gets the projector of an alignment loss with a weight.
 
-    Raises UserError for a model that cannot be trained, or whose loss does not fit it.
+    Raises UserError for a model that cannot be trained, and for a loss that does not fit the model.
     """
     trained = {name: preset for name, preset in PRESETS.items() if not isinstance(preset, VAEConfig)}
     if config.model not in trained:
@@ -131,7 +140,7 @@ def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig
 
 
 def execution(config: ConfigDict, platform: str) -> Execution:
-    """How the training step runs the model on devices of a platform ("cpu", "gpu", "tpu")."""
+    """How the training step runs the model on devices of a platform: "cpu", "gpu" or "tpu"."""
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype={config.dtype!r} is not one of {sorted(DTYPES)}")
     if config.remat not in REMAT_POLICIES:
@@ -155,7 +164,7 @@ def execution(config: ConfigDict, platform: str) -> Execution:
 
 
 def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer | None:
-    """The text tokenizer of a Janus or JanusFlow run; None for image tokenizers."""
+    """The text tokenizer of a Janus or JanusFlow run; None for a run that trains an image tokenizer."""
     if not isinstance(architecture, FamilyConfig):
         return None
     if not config.data.tokenizer:
@@ -191,9 +200,8 @@ def open_stream(
         for task in ratio
         if ever_positive(ratio[task])
     }
-    sources = {task: [source for source, _ in pairs] for task, pairs in entries.items()}
     crop = Crop(**data.crop)
-    common: dict[str, Any] = dict(
+    options = StreamOptions(
         batch_size=config.train.batch_size,
         num_shards=data.num_shards,
         seed=config.seed,
@@ -207,7 +215,7 @@ def open_stream(
         size = data.image_size or architecture.image_size
         if size % architecture.downsampling:
             raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
-        return square_images(sources["generate"], size=size, crop=crop, **common)
+        return square_images([records for records, _ in entries["generate"]], size, crop, options)
     assert isinstance(architecture, FamilyConfig) and tokenizer is not None
     flow = isinstance(architecture, JanusFlowConfig)
     if flow and data.stored_codes:
@@ -215,7 +223,7 @@ def open_stream(
     if data.stored_codes and crop != CENTRE:
         raise UserError(f"data.crop={data.crop.to_dict()}: data.stored_codes are of the centre, expected {CENTRE}")
     slots = {"understand": data.und_slots, "text": 1, "generate": data.gen_slots}
-    for task in sources:
+    for task in entries:
         if not slots[task]:
             raise UserError(f"data.ratio.{task}={data.ratio[task]}, but its rows have no image slot of this kind")
     builder = SampleBuilder(
@@ -236,40 +244,40 @@ def open_stream(
         stored_codes=data.stored_codes,
         flow=flow,
     )
-    return packed_rows(
-        sources,
-        {task: ratio[task] for task in sources},
-        builder,
-        weights={task: [weight for _, weight in pairs] for task, pairs in entries.items()},
-        unit=data.ratio_unit,
-        packing_bins=data.packing_bins,
-        **common,
+    mixture = Mixture(
+        sources={task: [WeightedRecords(*pair) for pair in pairs] for task, pairs in entries.items()},
+        ratio={task: ratio[task] for task in entries},
+        ratio_unit=data.ratio_unit,
     )
+    return packed_rows(mixture, builder, data.packing_bins, options)
 
 
 def generation_size(architecture: FamilyConfig) -> int:
-    """Sides of the images to be drawn, in pixels; JanusFlow draws what it understands."""
+    """Side of a generation image in pixels. JanusFlow generates images of the size that it understands."""
     return architecture.vq.image_size if isinstance(architecture, JanusConfig) else architecture.siglip.image_size
 
 
 def _entries(
     entries: Sequence[Any], field: str, held_out: int, validation: bool
 ) -> list[tuple[RecordSource, Schedule]]:
-    """Sources and weights of one task. An entry is a glob, weighing as much as it has records, or (glob, weight)."""
-    given = [_entry(field, entry) for entry in entries]
-    if not given:
+    """Sources and weights of one task. An entry is (glob, weight), or a glob, whose weight is its number of records."""
+    patterns = [_entry(field, entry) for entry in entries]
+    if not patterns:
         raise UserError(f"{field} is empty, expected globs of ArrayRecord shards, since data.ratio has its task")
-    if not any(weight is None or ever_positive(weight) for _, weight in given):
+    if not any(weight is None or ever_positive(weight) for _, weight in patterns):
         raise UserError(f"{field}={tuple(entries)!r}: expected a weight above 0, since data.ratio has its task")
-    sources = [open_records(pattern, field, held_out, validation) for pattern, _ in given]
+    sources = [open_records(pattern, field, held_out, validation) for pattern, _ in patterns]
     return [
         (source, float(len(source)) if weight is None else weight)
-        for source, (_, weight) in zip(sources, given, strict=True)
+        for source, (_, weight) in zip(sources, patterns, strict=True)
     ]
 
 
 def _entry(field: str, entry: Any) -> tuple[str, Schedule | None]:
-    """Glob and weight, or None. Raises UserError for anything else, e.g. ("a-*", 2.0) in place of (("a-*", 2.0),)."""
+    """Glob and weight or None of an entry.
+
+    Raises UserError for anything else, e.g. for the entries of ("a-*", 2.0), which should be (("a-*", 2.0),).
+    """
     if isinstance(entry, str):
         return entry, None
     if isinstance(entry, Sequence) and len(entry) == 2 and isinstance(entry[0], str) and not isinstance(entry[1], str):
@@ -282,7 +290,7 @@ def _settings(
     tokenizer: Tokenizer | None,
     entries: Mapping[str, Sequence[tuple[RecordSource, Schedule]]],
 ) -> dict[str, Any]:
-    """All that the rows of the stream depend on, by the name of its field."""
+    """Everything that the rows of the stream depend on, by the name of its field."""
     data = config.data.to_dict()
     for field in ("workers", "max_drop_rate", "sources", "tokenizer"):
         del data[field]

@@ -7,7 +7,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from janus_jax.data.preparation.job import image_tokenizer_of
+from janus_jax.data.preparation.output_folder import image_tokenizer_of
 from janus_jax.errors import UserError
 from janus_jax.models.config import VQConfig
 from janus_jax.models.params import fingerprint

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_1B, SiglipConfig
+from janus_jax.models.config import SiglipConfig
+from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.weights.json_fields import Fields
 from janus_jax.weights.name_map import Shape
 

@@ -18,7 +18,8 @@ from janus_jax.batches import Modality
 from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusConfig
+from janus_jax.models.config import JanusConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.models.siglip import Siglip
 from janus_jax.weights.json_fields import CONFIG_FILE, read_fields

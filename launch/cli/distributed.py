@@ -1,4 +1,4 @@
-"""Joins the processes of a run: one per host of a TPU slice or cluster, or several on one machine."""
+"""Joins the processes of a run: one process per host of a TPU slice or cluster, or several on one machine."""
 
 import socket
 import time
@@ -6,50 +6,67 @@ from typing import Any
 
 import jax
 from absl import flags
-from jax._src.distributed import global_state as state  # public readers of it wait for the devices of all
+from jax._src.distributed import global_state as state  # public functions would wait for all devices
 
 from janus_jax.errors import UserError
 from janus_jax.training.resilience.preemption import stop_announced
 from janus_jax.training.resilience.watchdog import Watchdog
 
-MULTIHOST = flags.DEFINE_bool("multihost", False, "join the other hosts, as TPU metadata, GKE or Slurm name them")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where nothing names the hosts")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "with --coordinator: of the run", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "with --coordinator: of this process", lower_bound=0)
+MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "Join the other hosts of the run, which TPU metadata, GKE or Slurm name."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Address host:port of process 0, on machines where nothing names the hosts."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run; only with --coordinator.", lower_bound=1
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0; only with --coordinator.", lower_bound=0
+)
 COORDINATOR_TIMEOUT = flags.DEFINE_integer(
-    "coordinator_timeout", 300, "seconds in which process 0 must be there, and all others join it", lower_bound=1
+    "coordinator_timeout",
+    300,
+    "Seconds within which process 0 must be reachable and all processes must have joined it.",
+    lower_bound=1,
 )
 PEER_TIMEOUT = flags.DEFINE_integer(
-    "peer_timeout", 100, "seconds without a sign of life of another host after which this one stops", lower_bound=1
+    "peer_timeout", 100, "Seconds without a heartbeat of another host after which this process ends.", lower_bound=1
 )
 START_TIMEOUT = flags.DEFINE_integer(
     "start_timeout",
     3600,
-    "seconds after which one of several processes ends that has joined the others and not ended its first step; also "
-    "one that has ended its last step and not saved it",
+    "Seconds that one of several processes may take from joining the others to the end of its first step, and from the "
+    "end of its last step to the end of the run. After that it exits with code 75.",
     lower_bound=1,
 )
 STEP_TIMEOUT = flags.DEFINE_integer(
     "step_timeout",
     1800,
-    "seconds without the end of a step after which one of several processes ends",
+    "Seconds that one of several processes may take from the end of one step to the end of the next. After that it "
+    "exits with code 75.",
     lower_bound=1,
 )
 STOP_TIMEOUT = flags.DEFINE_integer(
     "stop_timeout",
     120,
-    "the same once one of them got a SIGTERM: all must do the step that they agree to stop after",
+    "Seconds that a step may take once one of several processes received a SIGTERM. After that the process exits with "
+    "code 75.",
     lower_bound=1,
 )
-# Seconds by which the first process outlives the others: JAX aborts whoever loses it, before its own message.
+# Seconds that process 0 waits longer than the others before it ends. JAX (0.10.2) aborts a process that loses process
+# 0, before that process can print why it ends.
 COORDINATOR_PATIENCE = 5.0
 
 
 def join() -> None:
-    """To be called before anything touches JAX's devices. Raises UserError for flags that do not go together.
+    """Joins the other processes. Must be called before anything touches JAX's devices.
 
-    From then on a host that dies or is stopped ends the others: JAX's coordination service asks each for heartbeats.
-    Those go on in a process that hangs while it lives; `watchdog` is for that.
+    From then on a process that dies or is stopped ends the others, since JAX's coordination service expects heartbeats
+    from each. A process that hangs still sends them; the `watchdog` is for that case.
+
+    Raises:
+        UserError: Flags do not go together, or the other hosts cannot be found or joined.
     """
     limits: dict[str, Any] = {
         "heartbeat_timeout_seconds": PEER_TIMEOUT.value,
@@ -78,7 +95,7 @@ def join() -> None:
 
 
 def _host_and_port(coordinator: str) -> tuple[str, int]:
-    """Raises UserError for anything else; of an IPv6 address the host is in brackets."""
+    """Splits "host:port", where an IPv6 host stands in brackets. Raises UserError for anything else."""
     host, colon, port = coordinator.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not (colon and host and (bracketed or ":" not in host) and port.isdecimal() and 0 < int(port) < 2**16):
@@ -87,9 +104,9 @@ def _host_and_port(coordinator: str) -> tuple[str, int]:
 
 
 def _wait_for(address: tuple[str, int], seconds: float) -> None:
-    """Returns once something listens there: JAX would end the process without an error that can be caught.
+    """Returns once something listens at the address. Raises UserError after `seconds`.
 
-    Raises UserError after `seconds`.
+    JAX (0.10.2) itself would end the process without an error that can be caught.
     """
     end = time.monotonic() + seconds
     while True:
@@ -106,7 +123,10 @@ def _wait_for(address: tuple[str, int], seconds: float) -> None:
 
 
 def watchdog() -> Watchdog | None:
-    """Bounds start, steps and end of this process from now on, also before JAX's devices; None where it is alone."""
+    """Limits the time of start, steps and end of this process from now on; None if it is the only process.
+
+    It may be called before JAX's devices are available.
+    """
     if state.num_processes == 1:
         return None
     patience = COORDINATOR_PATIENCE if state.process_id == 0 else 0.0

@@ -1,11 +1,11 @@
-"""What the TPU compiler makes of the loop that draws images, with a small model on four chips."""
+"""What the TPU compiler makes of the loop that generates images, with a small model on four chips."""
 
 import dataclasses
 
 import pytest
 
 from janus_jax.compile_check.decode import check_decoding
-from janus_jax.models.config import JANUS_PRO_7B, JANUS_PRO_TINY
+from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
 
 pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
 
@@ -33,7 +33,7 @@ def test_a_step_gathers_no_weights_and_copies_no_cache_nor_does_a_call(quantizat
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_a_step_of_the_7b_writes_no_cache_back(quantization):
-    """The compiler would like to keep the keys of one layer in VMEM (`decoding.TPU_OPTIONS`)."""
+    """Without `compiler_options.TPU_IMAGE_LOOP` the compiler keeps the keys of a layer in VMEM and writes them back."""
     mesh = {"data": 1, "fsdp": 1, "tensor": 4}
     checked = check_decoding(
         "7B", JANUS_PRO_7B, "v5e:2x2", mesh, images=16, dtype="bfloat16", quantization=quantization, options={}

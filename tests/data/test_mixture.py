@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from janus_jax.data.mixture import Turns, check_schedule, ever_positive, value_at
+from janus_jax.data.mixture import StrideScheduler, check_schedule, ever_positive, value_at
 from janus_jax.errors import UserError
 
 RATIO = {"understand": 5.0, "text": 1.0, "generate": 4.0}
@@ -18,7 +18,7 @@ def served(turns, count, step=0, amount=lambda name, i: 1):
 
 @pytest.mark.parametrize("offset", [0.0, 0.25, 0.9])
 def test_shares_are_exact_to_one_sample_at_any_moment(offset):
-    names = served(Turns(RATIO, offset), 1000)
+    names = served(StrideScheduler(RATIO, offset), 1000)
     for count in range(1, 1001):
         for name, weight in RATIO.items():
             assert abs(names[:count].count(name) - count * weight / 10) <= 1.5
@@ -26,7 +26,7 @@ def test_shares_are_exact_to_one_sample_at_any_moment(offset):
 
 def test_shares_over_many_shards_are_within_a_percent():
     """2,000 samples from 8 streams that each give only 250."""
-    names = sum((served(Turns(RATIO, shard / 8), 250) for shard in range(8)), [])
+    names = sum((served(StrideScheduler(RATIO, shard / 8), 250) for shard in range(8)), [])
     for name, weight in RATIO.items():
         assert names.count(name) == pytest.approx(200 * weight, rel=0.01)
 
@@ -34,12 +34,12 @@ def test_shares_over_many_shards_are_within_a_percent():
 def test_shares_count_what_was_taken():
     """Tokens: an image of 600 counts as much as twelve texts of 50."""
     size = {"text": 50, "generate": 600}
-    names = served(Turns({"text": 1.0, "generate": 1.0}), 1300, amount=lambda name, i: size[name])
+    names = served(StrideScheduler({"text": 1.0, "generate": 1.0}), 1300, amount=lambda name, i: size[name])
     assert names.count("text") == pytest.approx(12 * names.count("generate"), abs=12)
 
 
 def test_a_new_weight_holds_from_its_step_and_does_not_make_up_for_the_past():
-    turns = Turns({"a": ((0, 3.0), (10, 1.0)), "b": 1.0, "c": ((10, 2.0),)})
+    turns = StrideScheduler({"a": ((0, 3.0), (10, 1.0)), "b": 1.0, "c": ((10, 2.0),)})
     before = served(turns, 400, step=9)
     assert (before.count("a"), before.count("c")) == (300, 0)
     after = served(turns, 400, step=10)
@@ -47,14 +47,14 @@ def test_a_new_weight_holds_from_its_step_and_does_not_make_up_for_the_past():
 
 
 def test_a_weight_that_ends_leaves_nothing_to_serve():
-    turns = Turns({"a": ((0, 1.0), (5, 0.0))})
+    turns = StrideScheduler({"a": ((0, 1.0), (5, 0.0))})
     assert (turns.next(4), turns.next(5)) == ("a", None)
 
 
 @pytest.mark.parametrize("done", [0, 1, 7, 500])
 def test_restored_turns_go_on_alike(done):
     amounts = lambda name, i: 1 + (7 * i) % 13 / 3  # noqa: E731
-    turns, restored = Turns(RATIO, 0.3), Turns(RATIO, 0.3)
+    turns, restored = StrideScheduler(RATIO, 0.3), StrideScheduler(RATIO, 0.3)
     served(turns, done, amount=amounts)
     restored.set_state(json.loads(json.dumps(turns.get_state())))
     assert served(restored, 300, amount=amounts) == served(turns, 300, amount=amounts)

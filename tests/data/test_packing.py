@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from janus_jax.data.packing import TOKEN_FEATURES, Item, Packer, assemble, block_bytes, join_blocks
+from janus_jax.data.packing import TOKEN_FEATURES, PackedSample, Packer, assemble, block_bytes, join_blocks
 
 ROW_LENGTH, UND_SLOTS, GEN_SLOTS = 20, 2, 1
 SLOTS = {"und_pixels": UND_SLOTS, "gen_pixels": GEN_SLOTS}
@@ -21,7 +21,7 @@ def make_item(i, length, und=0, gen=0, task="text"):
         "und_pixels": np.tile(images[2 * i : 2 * i + und], (1, 2, 2, 3)),
         "gen_pixels": np.tile(images[i : i + gen], (1, 4, 4, 3)),
     }
-    return Item(task, (length, und, gen), sample, f"key{i}", ("text/0", i))
+    return PackedSample(task, (length, und, gen), sample, f"key{i}", ("text/0", i))
 
 
 def random_items(count=60, seed=0):
@@ -36,7 +36,7 @@ def pack(items, bins, capacity=(ROW_LENGTH, UND_SLOTS, GEN_SLOTS), **options):
     """(closed rows, rows still open), each a list of items."""
     packer = Packer(capacity, bins, **options)
     closed = [row for item in items if (row := packer.add(item)) is not None]
-    return closed, [row.items for row in packer.rows]
+    return closed, [row.samples for row in packer.rows]
 
 
 @pytest.fixture(scope="module", params=[1, 4])
@@ -103,14 +103,14 @@ def test_best_fit_by_hand():
 
 def test_a_row_never_holds_more_images_than_it_has_slots():
     items = [make_item(i, 1, und=1) for i in range(9)]
-    closed, still_open = pack(items, bins=2)
+    closed, still_open = pack(items, 2)
     assert [len(row) for row in closed + still_open] == [2, 2, 2, 2, 1]
 
 
 def test_rows_of_one_task_only():
     tasks = ["text", "generate", "text", "text", "generate"] * 4
     items = [make_item(i, 7, task=task) for i, task in enumerate(tasks)]
-    closed, still_open = pack(items, bins=3, one_task=True)
+    closed, still_open = pack(items, 3, one_task=True)
     assert all(len({item.task for item in row}) == 1 for row in closed + still_open)
     assert sum(map(len, closed + still_open)) == 20
 
@@ -139,7 +139,9 @@ def test_rows_of_4096_are_filled_to_97_percent_at_the_default_number_of_open_row
 
     bins = base_config("any", "any").data.packing_bins
     empty = make_item(0, 0).sample
-    items = [Item("text", lengths, empty, "k", ("t", i)) for i, lengths in enumerate(realistic_lengths(6000, seed))]
+    items = [
+        PackedSample("text", lengths, empty, "k", ("t", i)) for i, lengths in enumerate(realistic_lengths(6000, seed))
+    ]
     assert fill(items, bins) >= 0.97
     assert fill(items, 1) < fill(items, 2) < fill(items, 4) < fill(items, bins)
 
@@ -154,7 +156,7 @@ def test_tasks_leave_in_the_ratio_in_which_they_come():
         packer, closed = Packer((4096, 7, 7), data.packing_bins), 0
         for i, lengths in enumerate(realistic_lengths(10_000, shard)):
             task = "u" if lengths[1] else "g" if lengths[2] else "t"
-            row = packer.add(Item(task, lengths, {}, "k", ("t", i)))
+            row = packer.add(PackedSample(task, lengths, {}, "k", ("t", i)))
             for item in row or ():
                 left[item.task] += 1
                 closed += 1

@@ -6,7 +6,7 @@ from janus_jax.data.prompts import (
     SYSTEM_PROMPT,
     Message,
     format_conversation,
-    format_turns,
+    format_messages,
     generation_prompt,
 )
 from janus_jax.errors import UserError
@@ -33,7 +33,6 @@ def test_special_strings_use_the_full_width_characters_of_the_checkpoints():
     ],
 )
 def test_understanding_prompt(style, expected):
-    """models.md 4.1."""
     assert format_conversation(QUESTION, style) == expected
 
 
@@ -77,11 +76,11 @@ def test_a_leading_system_message_overrides_argument_and_style(argument):
 @pytest.mark.parametrize("position", [1, 2])
 def test_unknown_role_is_an_error_that_names_it(position):
     messages = TWO_TURNS[:position] + [Message("tool", "x")]
-    with pytest.raises(UserError, match=rf"role 'tool' of message {position} .*assistant.*user"):
+    with pytest.raises(UserError, match=rf"message {position} .*'tool'.*assistant.*user"):
         format_conversation(messages, PRO)
 
 
 def test_answer_start_points_behind_the_colon_of_every_turn():
-    turns = format_turns(TWO_TURNS, PRO)
+    turns = format_messages(TWO_TURNS, PRO)
     assert [turn.text[turn.answer_start :] for turn in turns] == [" q1\n\n", f" a1{EOS}", " q2\n\n", ""]
     assert "".join(turn.text for turn in turns) == format_conversation(TWO_TURNS, PRO)

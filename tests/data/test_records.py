@@ -44,7 +44,7 @@ def test_lengths_and_codes_are_stored_where_known():
 def test_records_of_the_first_version_are_read_and_of_the_next_refused():
     assert "version" not in msgpack.unpackb(payload()) and Record.deserialize(payload()).tokens is None
     assert msgpack.unpackb(text("q", "a").serialize())["version"] == 2
-    with pytest.raises(UserError, match="format version 3, this program reads up to 2"):
+    with pytest.raises(UserError, match="format version 3.* 2$"):
         Record.deserialize(payload(version=3))
 
 
@@ -73,32 +73,35 @@ BROKEN = {
         dict(task="text", messages=(Message("system", "s"), Message("assistant", "a")), images=()),
         r"do not alternate",
     ),
-    "drawing with a system message": (
+    "generation with a system message": (
         dict(task="generate", messages=(Message("system", "s"), *alternate(("a", "<image>")))),
         r"one caption answered by",
     ),
-    "empty answer in the middle": (dict(messages=alternate(("<image>", "", "q", "a"))), r"no assistant text"),
-    "empty answer": (dict(messages=alternate(("<image>", " \n"))), r"no assistant text"),
-    "drawing answered by text": (
+    "empty answer in the middle": (dict(messages=alternate(("<image>", "", "q", "a"))), r"message is empty"),
+    "empty answer": (dict(messages=alternate(("<image>", " \n"))), r"message is empty"),
+    "generation answered by text": (
         dict(task="generate", messages=alternate(("<image>", "a"))),
         r"one caption answered by",
     ),
-    "drawing in two turns": (
+    "generation in two turns": (
         dict(task="generate", messages=alternate(("a", "b", "c", "<image>"))),
         r"one caption answered by",
     ),
-    "drawing with an image in its caption": (
+    "generation with an image in its caption": (
         dict(task="generate", messages=alternate(("<image>", "<image>")), images=(IMAGE, IMAGE)),
         r"one caption answered by",
     ),
     "images in a text sample": (dict(task="text"), r"0 image markers but 1 images"),
-    "codes in an understanding sample": (dict(codes=b"\0\0"), r"2 bytes of codes in a sample of task"),
+    "codes in an understanding sample": (dict(codes=b"\0\0"), r"2 bytes of codes .*'understand'"),
     "half a code": (
         dict(task="generate", messages=alternate(("a", "<image>")), codes=b"\0\0\0"),
-        r"3 bytes of codes in a sample of task 'generate'",
+        r"3 bytes of codes .*'generate'",
     ),
     "no tokens": (dict(tokens=0), r"a length of 0 tokens"),
-    "empty document": (dict(task="text", messages=(Message("assistant", ""),), images=()), r"no assistant text"),
+    "empty document": (
+        dict(task="text", messages=(Message("assistant", ""),), images=()),
+        r"message is empty",
+    ),
 }
 
 

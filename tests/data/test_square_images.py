@@ -8,8 +8,9 @@ import pytest
 
 from janus_jax.batches import ImageBatch
 from janus_jax.data.dropped_samples import Reason
-from janus_jax.data.images import generation_pixels
-from janus_jax.data.stream import drop_reports, square_images
+from janus_jax.data.images import CENTRE, generation_pixels
+from janus_jax.data.square_images import square_images
+from janus_jax.data.stream import StreamOptions, drop_reports
 from tests.helpers.tiny_data import ListSource, document, encoded, flat_png, generate, random_image
 
 
@@ -18,8 +19,8 @@ def image_stream():
     streams = []
 
     def open_one(records):
-        settings = dict(size=8, batch_size=4, num_shards=2, seed=0, max_drop_rate=0.5)
-        streams.append(square_images([ListSource(records)], **settings))
+        options = StreamOptions(batch_size=4, num_shards=2, seed=0, max_drop_rate=0.5)
+        streams.append(square_images([ListSource(records)], 8, CENTRE, options))
         return streams[-1]
 
     yield open_one

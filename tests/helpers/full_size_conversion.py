@@ -21,7 +21,8 @@ import numpy as np
 import tqdm
 
 from examples.digits import data as digits
-from janus_jax.models.config import PRESETS, SDXL_VAE, JanusFlowConfig
+from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.presets import PRESETS, SDXL_VAE
 from janus_jax.weights import deepseek_config, hf_config, janusflow_config, tokenizer_files
 from janus_jax.weights.name_map import table_of, their_shapes
 from janus_jax.weights.reader import TensorInfo

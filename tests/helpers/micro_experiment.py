@@ -7,7 +7,7 @@ It also makes the micro presets known to the process that reads it.
 import dataclasses
 from pathlib import Path
 
-from janus_jax.models.config import PRESETS
+from janus_jax.models.presets import PRESETS
 from tests.helpers.tiny_runs import MICRO_FLOW, MICRO_JANUS, MICRO_VQ, flow_experiment, janus_experiment, vq_experiment
 
 PRESETS["micro_janus"] = MICRO_JANUS

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.batches import Modality
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build
 from janus_jax.models.scan_layers import stack_layers
 

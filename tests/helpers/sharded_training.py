@@ -1,4 +1,4 @@
-"""Runs as a process of its own: two steps of a tiny Janus on one CPU device and on eight, as JSON."""
+"""A program that prints, as JSON, two steps of a tiny Janus on one CPU device and on eight."""
 
 import functools
 import json
@@ -6,7 +6,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all of the time
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compilation takes most of the time
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from janus_jax.batches import Modality, PackedBatch
-from janus_jax.models.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import flatten, init_params
 from janus_jax.sharding import BATCH_SPEC, GatheredWeights, make_mesh, param_shardings
 from janus_jax.training.fsdp import sharded_gradient
-from janus_jax.training.objectives.janus import make_loss
+from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.train_state import TrainState
 
 CONFIG = JanusConfig(
@@ -57,10 +58,10 @@ CONFIG = JanusConfig(
 
 
 def make_batch(rows=8):
-    """Each row: text with an understanding image of four tokens, then a caption with a drawing of four codes."""
+    """Rows that hold text with an understanding image of four tokens, then a caption with an image of four codes."""
     rng = np.random.default_rng(0)
-    text, seen, drawn = Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE
-    modality = np.array([text] + [seen] * 4 + [text] * 3 + [text] * 2 + [drawn] * 4, np.int8)
+    text, understood, generated = Modality.TEXT, Modality.UNDERSTANDING_IMAGE, Modality.GENERATION_IMAGE
+    modality = np.array([text] + [understood] * 4 + [text] * 3 + [text] * 2 + [generated] * 4, np.int8)
     segments = np.array([1] * 8 + [2] * 6)
     positions = np.array([*range(8), *range(6)])
     text_weights, image_weights = np.zeros(14, np.float32), np.zeros(14, np.float32)
@@ -69,7 +70,7 @@ def make_batch(rows=8):
     def repeat(row):
         return np.tile(row, (rows, 1))
 
-    # Rows, and so devices, differ in how much loss they carry: the last ones have all of it, the first nearly none.
+    # Rows, and so devices, differ in how many of their tokens carry loss: nearly none in the first, all in the last.
     supervised = rng.random((rows, 14)) < np.linspace(0.0, 1.0, rows)[:, None]
 
     return PackedBatch(
@@ -90,7 +91,7 @@ def two_steps(params, batch, mesh, micro_batches=1, skip=False):
     shardings = param_shardings(CONFIG, mesh)
     specs = {path: sharding.spec for path, sharding in flatten(shardings).items()}
     weights = GatheredWeights(jnp.float32, specs) if mesh.shape["fsdp"] > 1 else None
-    objective = make_loss(
+    objective = make_objective(
         CONFIG,
         Execution(remat="full", weights=weights),
         ConfigDict({"normalization": "tokens", "chunk_size": 4, "z_loss": 0.01, "skip_unsupervised": skip}),

@@ -5,11 +5,11 @@ import tarfile
 
 import PIL.Image
 
-from janus_jax.data.dropped_samples import Bad
+from janus_jax.data.dropped_samples import DroppedSample
 
 
 def image(file_format="PNG", size=(8, 6), colour=(200, 10, 10), mode="RGB", **options):
-    """Encoded bytes."""
+    """The encoded bytes of an image of one colour."""
     buffer = io.BytesIO()
     PIL.Image.new(mode, size, colour).save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -36,9 +36,11 @@ def link(name, target, kind=tarfile.SYMTYPE):
 
 
 def read_all(source):
-    """(records, bad ones) of all units, each read on its own."""
+    """(records, dropped samples) of all units, each read on its own."""
     items = [item for unit in source.units() for item in source.read(unit)]
-    return [item for item in items if not isinstance(item, Bad)], [item for item in items if isinstance(item, Bad)]
+    return [item for item in items if not isinstance(item, DroppedSample)], [
+        item for item in items if isinstance(item, DroppedSample)
+    ]
 
 
 def turns(*texts):

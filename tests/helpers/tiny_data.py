@@ -8,7 +8,7 @@ import PIL.Image
 
 from janus_jax.data import prompts
 from janus_jax.data.prompts import IMAGE_MARKER, STYLES, Message
-from janus_jax.data.record_reader import Stored
+from janus_jax.data.record_reader import StoredRecord
 from janus_jax.data.records import Record
 from janus_jax.data.sample_builder import SampleBuilder
 from janus_jax.data.tokenizer import SPECIAL_TOKENS, train_tokenizer
@@ -21,7 +21,7 @@ BYTE_TOKENIZER = train_tokenizer(
 
 
 def byte_ids(text):
-    """Ids of a text by hand: special tokens as they are, then one id per UTF-8 byte. No BOS."""
+    """The ids of a text without BOS, computed by hand: one per special token and one per other UTF-8 byte."""
     vocabulary = BYTE_TOKENIZER.backend.get_vocab()
     printable = bytes_to_unicode()
     special = [*SPECIAL_TOKENS, *ROLES]
@@ -58,7 +58,7 @@ def flat_png(value, size=8):
 
 
 def understand(*turns, images=(), key="u"):
-    """Alternating user and assistant texts."""
+    """A conversation of alternating user and assistant texts."""
     return Record(task="understand", messages=alternate(turns), images=tuple(images), key=key)
 
 
@@ -85,7 +85,7 @@ class ListSource(list):
 
     def __getitem__(self, index):
         record = super().__getitem__(index)
-        return Stored(f"list:{index}", record.serialize() if isinstance(record, Record) else record)
+        return StoredRecord(f"list:{index}", record.serialize() if isinstance(record, Record) else record)
 
 
 def make_builder(**changes):

@@ -1,4 +1,4 @@
-"""A Janus so small that a test only waits for the compiler, real digits to train it on, and what runs are compared by.
+"""Models so small that a test only waits for the compiler, real digits to train them on, and comparisons of runs.
 
 The sizes differ wherever the model allows it (4 understanding but 16 generation tokens per image, 16 but 8 pixels,
 2 of 4 key-value heads), so that a swapped or hard-coded size cannot go unnoticed.
@@ -22,7 +22,6 @@ from configs.janusflow import add_flow_fields
 from configs.vq16 import vq_config
 from examples.digits import data as digits
 from janus_jax.models.config import (
-    PRESETS,
     AlignmentConfig,
     JanusConfig,
     JanusFlowConfig,
@@ -33,11 +32,12 @@ from janus_jax.models.config import (
     VQConfig,
 )
 from janus_jax.models.params import init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.weights.native import save_params
 from tests.helpers import REPOSITORY
 
 NUM_DIGITS = 40
-# Compilation is nearly all of the time of these tests, so what was compiled once is kept in a folder.
+# Compilation takes most of the time of these tests, so compiled programs are kept in a folder and used again.
 CACHE_SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -104,13 +104,13 @@ MICRO_VAE = VAEConfig(
 
 
 def cache_folder(tmp_path_factory):
-    """One for all tests of a session and the commands that they start."""
+    """The folder of compiled programs of all tests of a session and of the commands that they start."""
     return tmp_path_factory.getbasetemp() / "compiled"
 
 
 @contextlib.contextmanager
 def micro_world(cache):
-    """The micro presets are known and compiled programs are kept; everything is put back afterwards."""
+    """Makes the micro presets known and keeps compiled programs. Restores everything afterwards."""
     settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": str(cache)}
     previous = {name: jax.config.values[name] for name in settings}
     with pytest.MonkeyPatch.context() as patch:
@@ -163,7 +163,7 @@ def vq_experiment(data_folder, num_steps=4):
 
 def _small(config, data_folder, num_steps):
     config.dtype, config.remat = "float32", "none"
-    # The rate changes from step to step, but not with `num_steps`, which therefore needs no compilation of its own.
+    # The learning rate depends on the step but not on `num_steps`, so that runs of different lengths share a program.
     config.train.update(batch_size=4, num_steps=num_steps, learning_rate=1e-2, schedule="constant", warmup_steps=3)
     config.data.update(
         tokenizer=str(data_folder / "tokenizer.json"),
@@ -183,7 +183,7 @@ def _small(config, data_folder, num_steps):
 
 
 def saved_state(workdir, step):
-    """Path -> leaf of everything that a checkpoint holds: parameters and their average, optimizer state, data state."""
+    """Path -> leaf of everything that a checkpoint holds: parameters, their average, optimizer state, data state."""
     folder = Path(workdir) / "checkpoints" / str(step)
     tree = {}
     with ocp.StandardCheckpointer() as checkpointer:
@@ -196,7 +196,7 @@ def saved_state(workdir, step):
 
 
 def differing_leaves(left, right):
-    """Paths at which two flat trees are not the same bit for bit."""
+    """Paths at which two flat trees differ in any bit."""
     return sorted(path for path in left.keys() | right.keys() if _bits(left.get(path)) != _bits(right.get(path)))
 
 
@@ -208,7 +208,7 @@ def _bits(leaf):
 
 
 def start_command(*arguments, cache, **environment):
-    """`python -m ARGUMENTS` in the repository, as a user would type it; tests/ is on its path."""
+    """Starts `python -m ARGUMENTS` in the repository. The caller must read its output with a time limit."""
     settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": cache, "jax_disable_most_optimizations": 1}
     variables = {name.upper(): str(value) for name, value in settings.items()}
     return subprocess.Popen(
@@ -223,7 +223,7 @@ def start_command(*arguments, cache, **environment):
 
 
 def data_workers(process):
-    """Ids of the processes that prepare the data of a process."""
+    """Process ids of the data workers of a process."""
     threads = Path(f"/proc/{process.pid}/task").glob("*/children")
     children = [child for thread in threads for child in thread.read_text().split()]
     return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]

@@ -82,9 +82,9 @@ def test_a_vae_is_asked_for_where_there_is_none_and_refused_where_it_means_nothi
     alone = janus_jax.from_pretrained(tmp_path / "alone")
     latents = np.zeros((1, *alone.latent_shape), np.float32)
     with pytest.raises(janus_jax.UserError, match="has no VAE"):
-        alone.draw(latents)
+        alone.decode_latents(latents)
     again = janus_jax.from_pretrained(tmp_path / "alone", vae=folder / "vae")
-    assert len(again.draw(latents)) == 1
+    assert len(again.decode_latents(latents)) == 1
     with pytest.raises(janus_jax.UserError, match="not a VAE folder"):
         janus_jax.from_pretrained(folder, vae=tmp_path)
 

@@ -7,12 +7,14 @@ import pytest
 
 from examples.digits import data as digits
 from examples.digits.benchmark import evaluate_understanding
-from janus_jax import UserError, from_pretrained
+from examples.digits.quantization import compare
 from janus_jax.batches import Modality
-from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
+from janus_jax.errors import UserError
+from janus_jax.evaluation.quantization import image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.aot import abstract_decoding_params, abstract_image_loop
+from janus_jax.inference.janus import JanusPipeline
+from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.validation import user_message
 from janus_jax.models.params import bind, build, count, flatten, unflatten
 from janus_jax.models.scan_layers import stack_layers
@@ -151,4 +153,4 @@ def test_the_abstract_step_is_that_of_the_pipeline_and_copies_no_cache(pipeline,
         }
     loop = abstract_image_loop(pipeline.config, mesh, images=3, prompt_length=32, dtype=jnp.float32)
     memory = loop.lower().compile().memory_analysis()
-    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, jnp.float32, 6, 15)
+    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, loop.model.execution, 6, 15)

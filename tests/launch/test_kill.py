@@ -1,4 +1,4 @@
-"""kill -9 at any moment, also while a checkpoint is being written: the next start goes on as if nothing had been."""
+"""After kill -9 at any moment, also while a checkpoint is written, the next start continues as if nothing happened."""
 
 import random
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_jax.training.loop import read_metrics
+from janus_jax.training.metrics_log import read_metrics
 from tests.helpers.tiny_runs import (
     cache_folder,
     data_workers,
@@ -41,12 +41,14 @@ def start(tmp_path, tmp_path_factory):
 def test_the_data_workers_of_a_killed_run_end_too(start, tmp_path):
     process = start("killed", 10**6)
     metrics = tmp_path / "killed" / "metrics.jsonl"
+    end = time.monotonic() + 300
     while not metrics.exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
+        assert time.monotonic() < end
         time.sleep(0.1)
     (worker,) = data_workers(process)
     process.kill()
-    process.wait()
+    process.wait(timeout=60)
     end = time.monotonic() + 10
     while alive(worker):
         assert time.monotonic() < end
@@ -73,11 +75,13 @@ def test_a_run_killed_twenty_times_ends_at_the_bits_of_one_that_was_not(start, t
     reached = 0
     for _ in range(KILLS):
         process = start("killed", STEPS)
+        end = time.monotonic() + 300
         while process.poll() is None and (not metrics.exists() or last_step(metrics) <= reached):
+            assert time.monotonic() < end
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.6))
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
         reached = min(last_step(metrics), STEPS - 1)
     finish(start("killed", STEPS))
     assert differing_leaves(saved_state(tmp_path / "straight", STEPS), saved_state(tmp_path / "killed", STEPS)) == []
@@ -88,7 +92,7 @@ def test_a_run_killed_twenty_times_ends_at_the_bits_of_one_that_was_not(start, t
 
 
 def last_step(metrics):
-    """Of the whole lines of a file that may be written at this moment."""
+    """The number of complete lines of a file that may be written at this moment."""
     lines = metrics.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     return len(whole)

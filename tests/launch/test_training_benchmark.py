@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 
 from benchmarks import training
-from janus_jax.models.config import PRESETS
+from janus_jax.models.presets import PRESETS
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.siglip import Siglip
 from tests.helpers.small_models import SMALL, random_array, random_params
 

@@ -1,5 +1,6 @@
-"""The kernels of attention and RoPE, interpreted on a CPU, against NumPy in float64 and the plain XLA backend."""
+"""The Pallas kernels of attention and RoPE, interpreted on a CPU, against NumPy in float64 and XLA's attention."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.ops import attention
 from janus_jax.ops.attention import BACKENDS, attend_packed
 from janus_jax.ops.rope import rope_angles
 from janus_jax.ops.tpu import flash_attention
@@ -29,7 +31,7 @@ SEGMENTS = np.array(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Three blocks per row, as a row of 1536 tokens has."""
+    """Makes blocks of 128 tokens, so that a row has three blocks, as one of 1536 tokens has with blocks of 512."""
     monkeypatch.setattr(flash_attention, "BLOCK", 128)
 
 
@@ -39,7 +41,7 @@ def inputs(heads, kv_heads):
 
 
 def reference(q, k, v, d_context):
-    """Context and gradients of sum(context * d_context) in float64, by the definition."""
+    """Context, and gradients of sum(context * d_context), by the definition in float64."""
     q, k, v, d_context = (x.astype(np.float64) for x in (q, k, v, d_context))
     group = q.shape[2] // k.shape[2]
     k_wide, v_wide = (np.repeat(x, group, axis=2) for x in (k, v))
@@ -95,29 +97,34 @@ def test_rotation_and_its_gradient_equal_float64():
         turned = np.concatenate([-x[..., half:], x[..., :half]], -1)
         return 0.3 * (x * np.cos(wide) + sign * turned * np.sin(wide))
 
-    out, pull_back = jax.vjp(lambda x: rotate(x, angles, 0.3, interpret=True), jnp.asarray(x))
+    @jax.jit
+    def run(x, slope):
+        out, pull_back = jax.vjp(lambda x: rotate(x, angles, 0.3, interpret=True), x)
+        return out, pull_back(slope)[0]
+
+    out, gradient = run(x, slope)
     np.testing.assert_allclose(out, turn(x.astype(np.float64), 1), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(pull_back(jnp.asarray(slope))[0], turn(slope.astype(np.float64), -1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(gradient, turn(slope.astype(np.float64), -1), rtol=0, atol=1e-5)
 
 
 def test_the_backends_agree(monkeypatch):
-    """RoPE, scale and masks of the whole backend, at positions that are no padding; some leave a gap."""
+    """Compares RoPE, scale and masks of the backends at all positions but padding. Positions have a gap."""
     for name in ("rotate", "flash_attend"):
-        kernel = getattr(__import__("janus_jax.ops.attention", fromlist=[name]), name)
-        monkeypatch.setattr(f"janus_jax.ops.attention.{name}", lambda *a, kernel=kernel: kernel(*a, interpret=True))
+        monkeypatch.setattr(attention, name, functools.partial(getattr(attention, name), interpret=True))
     q, k, v = map(jnp.asarray, inputs(2, 1))
     segments = jnp.asarray(SEGMENTS)
     positions = jnp.arange(LENGTH) - segment_starts(segments)
     positions = jnp.where(positions > 0, positions + 9, 0)
     angles = rope_angles(positions, HEAD_DIM, 1e4)
-    contexts = [attend_packed(q, k, v, angles, positions, segments, backend) for backend in BACKENDS]
+    run = jax.jit(attend_packed, static_argnums=6)
+    contexts = [run(q, k, v, angles, positions, segments, backend) for backend in BACKENDS]
     assert len(contexts) == 2
     filled = SEGMENTS > 0
     np.testing.assert_allclose(np.asarray(contexts[0])[filled], np.asarray(contexts[1])[filled], rtol=0, atol=1e-5)
 
 
 def test_heads_divided_over_tensor_give_what_one_device_gives():
-    """Four CPU devices as fsdp=2, tensor=2, in a process of its own; context and gradients, under remat."""
+    """Context and gradients under remat, on four CPU devices with fsdp=2 and tensor=2, in a separate process."""
     command = [sys.executable, "-m", "tests.helpers.divided_attention"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a run is one UserError that names it, before any step and before any compilation."""
+"""A mistake in a run is one UserError that names it, before any step and before any compilation."""
 
 import dataclasses
 import shutil
@@ -6,9 +6,9 @@ import shutil
 import pytest
 from etils import epath
 
-from janus_jax import UserError
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
+from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
 from janus_jax.training.checkpointing import Checkpoints
@@ -22,7 +22,7 @@ from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VAE, MICRO_VQ, flow_exper
 
 @pytest.fixture(autouse=True)
 def no_step(monkeypatch):
-    """A training step would be a failure: its compilation is minutes at real size."""
+    """Makes any training step a failure, since its compilation takes minutes at real size."""
 
     def make_step(loss_fn, *args):
         def step(state, batch):
@@ -30,7 +30,7 @@ def no_step(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(plan, "make_step", make_step)
+    monkeypatch.setattr(plan, "make_train_step", make_step)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def no_step(monkeypatch):
         ({"mesh.data": 2, "mesh.fsdp": 3}, r"mesh\.data=2, mesh\.fsdp=3, mesh\.tensor=1"),
         ({"init.checkpoint": "/nowhere"}, r"/nowhere"),
         ({"init.vq": "/nowhere"}, r"/nowhere"),
-        # Numbers that cannot work, which would otherwise end in a ZeroDivisionError or worse.
+        # Numbers that cannot work and would otherwise end in a traceback.
         ({"log_every": 0}, r"log_every=0"),
         ({"checkpoint.every_steps": 0}, r"checkpoint\.every_steps=0"),
         ({"loss.chunk_size": 0}, r"loss\.chunk_size=0"),
@@ -74,6 +74,9 @@ def no_step(monkeypatch):
         ({"loss.z_loss": -1e-4}, r"loss\.z_loss=-0\.0001, expected 0 to 1000"),
         ({"trainable": ("ab", (".*", True))}, r"trainable: 'ab', expected \(regular expression, True or False\)"),
         ({"seed": 2**32}, r"seed=4294967296"),
+        ({"validate.num_rows": 0}, r"validate\.num_rows=0"),
+        ({"sample.prompts": ("a cat", 2)}, r"sample\.prompts: 2"),
+        ({"validate.every_steps": 1, "data.held_out": 1}, r"data\.held_out=1\b.*data\.num_shards=2"),
         ({"data.gen_slots": 0}, r"data\.ratio\.generate=1\.0.*no image slot"),
         ({"data.row_length": 129}, r"data\.row_length=129.*context of 128"),
         ({"data.workers": 3}, r"data\.workers=3 must divide"),
@@ -226,13 +229,13 @@ def test_a_resume_with_other_data_settings_is_refused_by_name_with_both_values(d
         ({"init.vae": "/nowhere"}, r"/nowhere: not a VAE folder"),
         ({"data.gen_slots": 40}, r"data\.gen_slots=40, but a row has room for 19 images"),
         ({"data.stored_codes": True}, r"JanusFlow learns latents"),
-        ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2: alignment\.layer=2 of 2 blocks"),
+        ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2"),
         ({"train.ema": 1.0}, r"train\.ema=1"),
         ({"loss.alignment_weight": -1.0}, r"loss\.alignment_weight=-1\.0"),
         ({"loss.alignment_width": 0}, r"loss\.alignment_width=0"),
         ({"loss.time_location": float("nan")}, r"loss\.time_location=nan"),
         ({"loss.time_scale": 0.0}, r"loss\.time_scale=0\.0"),
-        ({"init.vq": "/nowhere"}, r"init\.vq='/nowhere': JanusFlowConfig takes no such part"),
+        ({"init.vq": "/nowhere"}, r"init\.vq='/nowhere'.*JanusFlowConfig"),
     ],
 )
 def test_mistakes_of_a_flow_run_are_one_line(data_folder, tmp_path, changes, message):
@@ -257,5 +260,5 @@ def test_a_vae_of_another_kind_is_refused(data_folder, tmp_path):
     save_params(tmp_path / "vae", other, init_params(other, seed=0))
     config = flow_experiment(data_folder)
     config.init.vae = str(tmp_path / "vae")
-    with pytest.raises(UserError, match=r"the VAE enlarges 4 latents to 8 pixels, expected 16"):
+    with pytest.raises(UserError, match=r"VAE.*\b4\b.*\b8\b.*\b16\b"):
         loop.train(config, tmp_path / "run")

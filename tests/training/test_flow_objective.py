@@ -1,4 +1,4 @@
-"""JanusFlow's objective: its three terms against the closed form, what gets a gradient, and the sampler's masking."""
+"""The objective of JanusFlow: its three terms against a closed form, which modules get a gradient, dropped captions."""
 
 import dataclasses
 
@@ -9,13 +9,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality, PackedBatch
-from janus_jax.data.packing import IMAGE_FEATURES, Item, assemble, join_blocks
-from janus_jax.inference.flow_sampling import run_prefix, velocities
+from janus_jax.data.packing import IMAGE_FEATURES, PackedSample, assemble, join_blocks
+from janus_jax.inference.flow_sampling import read_prompts, velocities
 from janus_jax.inference.padding import pad_prompts
-from janus_jax.models.config import Execution
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
-from janus_jax.training.objectives.base import normalize
-from janus_jax.training.objectives.janusflow import janusflow_loss
+from janus_jax.ops.pixels import normalize
+from janus_jax.training.objectives.janusflow import janusflow_objective
 from tests.helpers.tiny_data import BYTE_TOKENIZER, flat_png, generate, make_builder, text, understand
 from tests.helpers.tiny_runs import MICRO_FLOW
 
@@ -32,7 +32,7 @@ def params():
 def make_rows(*rows):
     """Packed rows of records; (record, 1.0) drops its caption."""
     pairs = [[entry if isinstance(entry, tuple) else (entry, 0.0) for entry in row] for row in rows]
-    items = [[Item(r.task, (), build_sample(r, drop), "", ("", 0)) for r, drop in row] for row in pairs]
+    items = [[PackedSample(r.task, (), build_sample(r, drop), "", ("", 0)) for r, drop in row] for row in pairs]
     return PackedBatch(**join_blocks([assemble(items, 96, IMAGE_FEATURES)], SLOTS))
 
 
@@ -59,18 +59,18 @@ def make_batch(*rows, seed=0):
     return FlowBatch(packed, latents, noise, jnp.asarray(rng.uniform(size=shape[:2]), jnp.float32))
 
 
-SEEN = understand("<image>\nA?", "no", images=[flat_png(90)])
-DRAWN, OTHER = generate("a", flat_png(30)), generate("bb", flat_png(200))
-SAID = text("q", "xyz")
+QUESTION = understand("<image>\nA?", "no", images=[flat_png(90)])
+IMAGE, OTHER_IMAGE = generate("a", flat_png(30)), generate("bb", flat_png(200))
+TEXT = text("q", "xyz")
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return make_batch([SEEN, DRAWN], [OTHER, SAID, DRAWN])
+    return make_batch([QUESTION, IMAGE], [OTHER_IMAGE, TEXT, IMAGE])
 
 
 def objective(loss=LOSS, config=CONFIG):
-    return jax.jit(janusflow_loss(config, Execution(), loss).__call__)
+    return jax.jit(janusflow_objective(config, Execution(), loss).__call__)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def value_and_gradient(run):
 
 @jax.jit
 def alone(params, prompt, z, t, pixels):
-    """Of one image after its prompt: velocity, projected features after the first block, those of SigLIP. No cuts."""
+    """Velocity, projected features after the first block, and SigLIP's features of one image after its prompt alone."""
     apply, n = bind(build(CONFIG), params), CONFIG.uvit.num_tokens
     encoded = apply(z[None], 1000 * t[None], method="encode_latents")
     x = jnp.concatenate([apply(prompt[None], method="embed_text"), apply(encoded, method="embed_latents")], axis=1)
@@ -103,7 +103,7 @@ def alone(params, prompt, z, t, pixels):
 
 
 def by_hand(params, batch, row, start, slot):
-    """(flow loss, alignment loss) of one image: its segment alone, NumPy in float64."""
+    """(flow loss, alignment loss) of one image: its segment alone, in float64 NumPy."""
     data, noise, t = batch.latents[row, slot], batch.noise[row, slot], batch.time[row, slot]
     segment = np.flatnonzero(np.asarray(batch.rows.segment_ids[row]) == slot_segment(batch, row, slot))
     prompt, pixels = batch.rows.tokens[row, segment[:start]], batch.rows.gen_pixels[row, slot]
@@ -115,8 +115,8 @@ def by_hand(params, batch, row, start, slot):
 
 
 def slot_segment(batch, row, slot):
-    drawn = np.asarray(batch.rows.modality[row]) == Modality.GENERATION_IMAGE
-    return np.unique(np.asarray(batch.rows.segment_ids[row])[drawn])[slot]
+    generated = np.asarray(batch.rows.modality[row]) == Modality.GENERATION_IMAGE
+    return np.unique(np.asarray(batch.rows.segment_ids[row])[generated])[slot]
 
 
 def prompt_length(record):
@@ -126,7 +126,7 @@ def prompt_length(record):
 def test_image_terms_are_those_of_each_image_alone_in_float64(run, params, batch):
     """Two images of one row and one of another, among other samples; one slot is empty."""
     _, metrics = run(params, batch)
-    places = [(0, prompt_length(DRAWN), 0), (1, prompt_length(OTHER), 0), (1, prompt_length(DRAWN), 1)]
+    places = [(0, prompt_length(IMAGE), 0), (1, prompt_length(OTHER_IMAGE), 0), (1, prompt_length(IMAGE), 1)]
     expected = np.array([by_hand(params, batch, *place) for place in places])
     assert [float(metrics[f"loss/{name}"][1]) for name in ("flow", "alignment")] == [3.0, 3.0]
     got = [float(metrics[f"loss/{name}"][0]) for name in ("flow", "alignment")]
@@ -153,10 +153,10 @@ def gradient_paths(gradient):
     return {path.split("/")[0] for path, leaf in flatten(gradient).items() if np.abs(leaf).max() > 0}
 
 
-def test_siglip_gets_no_gradient_from_drawings_and_everything_else_that_draws_does(value_and_gradient, params):
-    """Through the alignment its features are targets only (JanusFlow, 3.4)."""
-    drawings = make_batch([DRAWN], [OTHER])
-    _, gradient = value_and_gradient(params, drawings)
+def test_generation_images_give_a_gradient_to_all_modules_of_generation_and_none_to_siglip(value_and_gradient, params):
+    """Its features are only targets of the alignment (JanusFlow, 3.4)."""
+    images = make_batch([IMAGE], [OTHER_IMAGE])
+    _, gradient = value_and_gradient(params, images)
     assert gradient_paths(gradient) == {
         "llm",
         "gen_encoder",
@@ -178,8 +178,8 @@ def test_without_alignment_neither_its_projector_nor_siglip_is_run(run, params, 
 
 def with_caption_masked(batch):
     """A row whose second sample dropped its caption, as the sampler's unconditional half: it is there, but hidden."""
-    kept = jax.tree.map(np.array, make_rows([OTHER, DRAWN], []))
-    start, length = prompt_length(OTHER) + CONFIG.image_tokens, prompt_length(DRAWN)
+    kept = jax.tree.map(np.array, make_rows([OTHER_IMAGE, IMAGE], []))
+    start, length = prompt_length(OTHER_IMAGE) + CONFIG.image_tokens, prompt_length(IMAGE)
     kept.segment_ids[0, start + 1 : start + length] = 0
     kept.modality[0, start + 1 : start + length] = Modality.PADDING
     return batch._replace(rows=batch.rows._replace(**{name: getattr(kept, name) for name in ROW_FIELDS}))
@@ -190,7 +190,7 @@ ROW_FIELDS = ("tokens", "modality", "segment_ids", "positions")
 
 def test_leaving_out_a_dropped_caption_is_masking_it(run, value_and_gradient, params):
     """Loss and gradient of rows without the caption, where the image keeps its positions, and of rows that hide it."""
-    left_out = make_batch([OTHER, (DRAWN, 1.0)], [])
+    left_out = make_batch([OTHER_IMAGE, (IMAGE, 1.0)], [])
     masked = with_caption_masked(left_out)
     assert int((left_out.rows.segment_ids > 0).sum()) == int((masked.rows.segment_ids > 0).sum())
     assert int(left_out.rows.modality[0].argmin()) < int(masked.rows.segment_ids[0].nonzero()[0].max())
@@ -199,22 +199,22 @@ def test_leaving_out_a_dropped_caption_is_masking_it(run, value_and_gradient, pa
     scale = max(np.abs(leaf).max() for leaf in flatten(masked_gradient).values())
     for path, leaf in flatten(gradient).items():
         np.testing.assert_allclose(leaf, flatten(masked_gradient)[path], rtol=1e-5, atol=1e-5 * scale, err_msg=path)
-    renumbered = make_rows([OTHER, (DRAWN, 0.0)], []).positions  # from 0 one by one in the second sample too
+    renumbered = make_rows([OTHER_IMAGE, (IMAGE, 0.0)], []).positions  # from 0 one by one in the second sample too
     renumbered = left_out._replace(rows=left_out.rows._replace(positions=jnp.asarray(renumbered)))
     assert abs(run(params, renumbered)[0] - masked_loss) > 1e-4 * abs(masked_loss)
 
 
-def test_a_dropped_caption_is_trained_as_the_sampler_draws_without_one(run, params):
+def test_a_dropped_caption_is_trained_as_the_sampler_generates_without_one(run, params):
     """The velocity of the unconditional half, at the time and the latents of the training example."""
-    batch = make_batch([(DRAWN, 1.0)], [])
-    prompt = build_sample(DRAWN, 0.0)["tokens"][: prompt_length(DRAWN)].tolist()
+    batch = make_batch([(IMAGE, 1.0)], [])
+    prompt = build_sample(IMAGE, 0.0)["tokens"][: prompt_length(IMAGE)].tolist()
     model, (data, noise, t) = build(CONFIG), (batch.latents[:1, 0], batch.noise[:1, 0], batch.time[0, 0])
 
     @jax.jit
-    def draw(params):
-        prefix = run_prefix(model, params, pad_prompts([prompt], (), 32))
+    def both_velocities(params):
+        prefix = read_prompts(model, params, pad_prompts([prompt], (), 32))
         return velocities(model, params, prefix, t * data + (1 - t) * noise, 1000 * t)
 
-    _, unconditional = draw(params)
+    _, unconditional = both_velocities(params)
     expected = np.mean((np.asarray(unconditional, np.float64) - np.asarray(data - noise, np.float64)) ** 2)
     np.testing.assert_allclose(run(params, batch)[1]["loss/flow"][0], expected, rtol=1e-5)

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from janus_jax import UserError
 from janus_jax.batches import Modality
 from janus_jax.data.tokenizer import Tokenizer
-from janus_jax.models.config import Execution
+from janus_jax.errors import UserError
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, init_params
+from janus_jax.ops.pixels import normalize
 from janus_jax.training.freezing import merge, split, trainable_mask
-from janus_jax.training.objectives.base import normalize
-from janus_jax.training.objectives.janus import janus_loss, make_loss, with_codes
+from janus_jax.training.objectives.factory import make_objective
+from janus_jax.training.objectives.janus import janus_objective, with_codes
 from tests.helpers.tiny_runs import MICRO_JANUS
 
 MODEL = build(MICRO_JANUS, Execution())
@@ -33,7 +34,7 @@ def encode(params):
 
 @pytest.fixture(scope="module")
 def coded(batch, encode):
-    """The batch with its codes put in by two loops, as a data preparation job would."""
+    """The batch with its codes put in by two loops, as by a data preparation job."""
     codes = [encode(normalize(jnp.asarray(images), jnp.float32)) for images in batch.gen_pixels]  # row by row
     tokens, targets = batch.tokens.copy(), batch.targets.copy()
     for row, modality in enumerate(batch.modality):
@@ -82,7 +83,7 @@ def settings(normalization, chunk_size=1024, skip=False):
 def losses():
     """Compiled (params, batch) -> (loss, metrics) for both normalisations."""
     return {
-        name: jax.jit(make_loss(MICRO_JANUS, Execution(), settings(name, chunk_size, skip)))
+        name: jax.jit(make_objective(MICRO_JANUS, Execution(), settings(name, chunk_size, skip)))
         for name, chunk_size, skip in (("tokens", 1024, False), ("tasks", 50, True))
     }
 
@@ -153,7 +154,7 @@ def test_codes_do_not_depend_on_the_dtype_of_the_run(batch, coded, params):
     other = jax.jit(lambda batch: with_codes(batch, lambda pixels: rounding(pixels, method="encode_codes")))(batch)
     assert np.any(np.asarray(other.tokens) != coded.tokens)
     loss = settings("tokens")
-    compiled = jax.jit(make_loss(MICRO_JANUS, Execution(dtype=jnp.bfloat16), loss))
+    compiled = jax.jit(make_objective(MICRO_JANUS, Execution(dtype=jnp.bfloat16), loss))
     in_step, precomputed, with_others = (compiled(params, each)[1] for each in (batch, coded, other))
     np.testing.assert_allclose(in_step["loss/generate"], precomputed["loss/generate"], rtol=1e-6)
     assert abs(with_others["loss/generate"][0] / precomputed["loss/generate"][0] - 1) > 1e-5
@@ -165,7 +166,7 @@ def test_chunk_size_changes_neither_value_nor_gradient(params, coded):
     trainable, frozen = split(params, trainable_mask(params, HEADS))
     results = []
     for chunk_size, skip in ((1024, False), (50, False), (50, True)):
-        loss = janus_loss(MICRO_JANUS, Execution(), settings("tokens", chunk_size, skip))
+        loss = janus_objective(MICRO_JANUS, Execution(), settings("tokens", chunk_size, skip))
         gradient = jax.value_and_grad(lambda heads, loss=loss: loss(merge(heads, frozen), coded)[0])
         results.append(jax.jit(gradient)(trainable))
     value, gradients = results[0]
@@ -179,4 +180,4 @@ def test_chunk_size_changes_neither_value_nor_gradient(params, coded):
 
 def test_unknown_normalization_is_refused():
     with pytest.raises(UserError, match=r"loss\.normalization='samples'"):
-        janus_loss(MICRO_JANUS, Execution(), settings("samples"))
+        janus_objective(MICRO_JANUS, Execution(), settings("samples"))

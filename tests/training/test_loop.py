@@ -1,4 +1,4 @@
-"""When the loop writes, saves, stops and gives up; the step itself is replaced by one that only counts.
+"""When the loop writes, saves, stops and fails. The training step is replaced by one that only counts.
 
 Over 400 lines, since all ways in which a run may end share one fixture.
 """
@@ -14,6 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from orbax.checkpoint._src.serialization import jax_array_handlers
 
@@ -21,7 +22,9 @@ from janus_jax.data.stream import Stream
 from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
+from janus_jax.training.actions import every
 from janus_jax.training.checkpointing import Checkpoints, read_data_state
+from janus_jax.training.metrics_log import MetricsLog, read_metrics
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.resilience.preemption import DataStalled
 from janus_jax.training.resilience.watchdog import Watchdog
@@ -31,9 +34,9 @@ from tests.helpers.tiny_runs import MICRO_VQ, vq_experiment
 
 
 class CountingStep:
-    """Loss and token weight of step n are given by a table; the state does not change but for its number.
+    """Takes the losses of the steps, and optionally their gradient norms, from a table. Only counts the steps.
 
-    A table of gradient norms may be added.
+    The token weight of step n is n.
     """
 
     def __init__(self, losses, before_step=None, grad_norms=None):
@@ -52,7 +55,7 @@ class CountingStep:
 
 
 class Later:
-    """A number of a step that the device has ended at a given time."""
+    """A result of a step that is ready on the device at a given time."""
 
     def __init__(self, value, ready):
         self._value, self._ready = value, ready
@@ -69,7 +72,7 @@ class Later:
 
 
 class DispatchedStep(CountingStep):
-    """Returns at once, while the device does the steps one after the other."""
+    """Returns at once, while the device computes the steps one after the other."""
 
     def __init__(self, losses, seconds):
         super().__init__(losses)
@@ -85,15 +88,17 @@ class DispatchedStep(CountingStep):
 def run(data_folder, tmp_path, monkeypatch):
     """Trains with a CountingStep; returns what `train` returns."""
 
-    def train(losses, log_every=1, every_steps=2, keep=10, step_fn=None, profile=(0, 0), watchdog=None, **options):
+    def train(
+        losses, log_every=1, every_steps=2, keep=10, step_fn=None, profile=(0, 0), watchdog=None, actions=(), **options
+    ):
         config = vq_experiment(data_folder, num_steps=len(losses))
         config.trainable = (("codebook", True), (".*", False))  # two moments instead of two hundred to save
         config.train.update(schedule="cosine", warmup_steps=0)
         config.log_every = log_every
         config.profile.update(first_step=profile[0], steps=profile[1])
         config.checkpoint.update(every_steps=every_steps, keep=keep)
-        monkeypatch.setattr(plan, "make_step", lambda *_: step_fn or CountingStep(losses, **options))
-        return loop.train(config, tmp_path, watchdog)
+        monkeypatch.setattr(plan, "make_train_step", lambda *_: step_fn or CountingStep(losses, **options))
+        return loop.train(config, tmp_path, watchdog, actions)
 
     return train
 
@@ -103,7 +108,7 @@ def saved_steps(folder):
 
 
 def logged(folder):
-    return {line["step"]: line for line in loop.read_metrics(folder)}
+    return {line["step"]: line for line in read_metrics(folder)}
 
 
 def test_writes_and_saves_at_their_intervals_and_always_at_the_end(run, tmp_path):
@@ -139,7 +144,7 @@ def test_a_gradient_that_is_not_finite_blames_no_task_but_names_those_of_the_ste
 
 
 def test_no_checkpoint_follows_a_loss_that_is_not_finite(run, tmp_path):
-    """Even if the loss is looked at less often than checkpoints are saved: the last good one must stay."""
+    """Even if the loss is logged less often than checkpoints are saved, the last good checkpoint must stay."""
     with pytest.raises(FloatingPointError):
         run([1.0, float("inf"), 1.0, float("nan")], log_every=4, every_steps=1, keep=1)
     assert saved_steps(tmp_path) == [1]
@@ -150,6 +155,7 @@ def test_a_real_step_on_broken_parameters_stops_at_once(data_folder, tmp_path):
     save_params(tmp_path / "broken", MICRO_VQ, broken)
     config = vq_experiment(data_folder)
     config.init.checkpoint = str(tmp_path / "broken")
+    config.trainable = (("codebook", True), (".*", False))  # compiles faster
     with pytest.raises(FloatingPointError, match=r"^step 1: grad_norm is nan, .*, loss is nan, loss/codebook is nan, "):
         loop.train(config, tmp_path / "run")
     assert saved_steps(tmp_path / "run") == []
@@ -161,7 +167,7 @@ def test_a_real_step_on_broken_parameters_stops_at_once(data_folder, tmp_path):
     stream.close()
 
 
-def test_damaged_checkpoints_are_put_aside_loudly_for_the_newest_whole_one(run, tmp_path, caplog):
+def test_damaged_checkpoints_are_moved_aside_with_a_message_for_the_newest_whole_one(run, tmp_path, caplog):
     run([1.0] * 6, keep=3)
     for step, item in ((6, "data"), (4, "params")):
         files = [path for path in (tmp_path / "checkpoints" / str(step) / item).rglob("*") if path.is_file()]
@@ -175,11 +181,11 @@ def test_damaged_checkpoints_are_put_aside_loudly_for_the_newest_whole_one(run, 
 
 
 def test_a_save_reports_what_it_holds_on_the_host(run, tmp_path):
-    """All parameters, and two moments of the only ones that are trained."""
+    """All parameters, and two moments of the trained ones."""
     run([1.0] * 4, log_every=2, every_steps=1)
     params = init_params(MICRO_VQ, seed=0)
     expected = sum(leaf.nbytes for leaf in jax.tree.leaves((params, 2 * [params["codebook"]])))
-    assert logged(tmp_path)[4]["memory/save_gib"] * 2**30 == pytest.approx(expected, abs=16)  # and the steps' counts
+    assert logged(tmp_path)[4]["memory/save_gib"] * 2**30 == pytest.approx(expected, abs=16)  # plus the step counters
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
@@ -191,7 +197,7 @@ def test_when_no_checkpoint_can_be_read_nothing_is_moved(run, tmp_path):
     assert saved_steps(tmp_path) == [2, 4] and not (tmp_path / "damaged_checkpoints").exists()
 
 
-def test_an_error_that_says_nothing_of_the_files_puts_no_checkpoint_aside(run, tmp_path, monkeypatch):
+def test_an_error_that_is_not_in_the_files_moves_no_checkpoint_aside(run, tmp_path, monkeypatch):
     run([1.0] * 4)
 
     def restore(*_, **__):
@@ -236,7 +242,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(run, tmp_path, monkeypatch):
 
 
 def test_only_data_that_the_devices_wait_for_counts_as_waited_for(run, tmp_path, monkeypatch):
-    """Of 0.5 s from batch to batch they wait 0.1 s, the loop almost all of it."""
+    """Of 0.5 s between two batches, the devices wait 0.1 s and the loop nearly all of it."""
     read = Stream.__next__
 
     def slow(stream):
@@ -268,7 +274,7 @@ def test_a_last_save_that_hangs_is_ended(run, monkeypatch, part, stopped):
             assert ended.wait(10)
         return original(checkpoints, *arguments)
 
-    monkeypatch.setattr(Watchdog, "_end", end)
+    monkeypatch.setattr(Watchdog, "end", end)
     monkeypatch.setattr(Checkpoints, part, hang)
     watchdog = Watchdog(0.2, 1800, lambda: False, 1800)
     watchdog.step_ended(0)  # so that the start has as long as it needs
@@ -366,7 +372,7 @@ def test_a_signal_ends_the_run_after_its_step_is_saved(run, tmp_path, number):
 
 @pytest.fixture
 def stall(monkeypatch):
-    """Makes the data stall before a batch, and SIGTERM come while that batch is waited for."""
+    """Makes the data stall before a batch, and sends SIGTERM while the loop waits for that batch."""
     released = threading.Event()
     read, take = Stream.__next__, DevicePrefetch.__next__
 
@@ -424,9 +430,77 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(run, tmp_path):
     assert saved_steps(tmp_path) == [2]
 
 
-def test_a_finished_run_is_not_repeated(run, tmp_path):
-    run([1.0, 2.0])
+def test_a_finished_run_is_not_repeated_but_says_so_and_what_was_changed(run, tmp_path, capsys):
+    run([1.0, 2.0], log_every=1)
     before = logged(tmp_path)
-    run([9.0, 9.0])
+    capsys.readouterr()
+    run([9.0, 9.0], log_every=2)
     assert logged(tmp_path) == before
     assert saved_steps(tmp_path) == [2]
+    output = capsys.readouterr().out
+    assert "all 2 steps are done" in output and "train.num_steps" in output
+    assert "log_every 1 -> 2" in output and output.count(" -> ") == 1
+
+
+class SampleAction:
+    """An action of another package: due at every second step, and slow."""
+
+    def __init__(self, run, samples, events):
+        self._run, self._samples, self._events = run, samples, events
+
+    def is_due(self, moment):
+        return every(2, moment)
+
+    def __call__(self, moment):
+        params = moment.params()
+        assert params.keys() == init_params(self._run.plan.architecture, seed=0).keys()
+        assert saved_steps(self._run.workdir) or moment.step == 2  # a save of this step was started before
+        self._samples.image(moment.step, "flat", PIL.Image.new("RGB", (4, 4), (moment.step, 0, 0)))
+        self._samples.text(moment.step, "answer", f"step {moment.step}")
+        self._events.append(moment.step)
+        time.sleep(0.1)
+
+    def close(self):
+        self._events.append("closed")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_action_of_another_package_runs_at_its_steps_and_its_time_counts_in_no_rate(
+    run, tmp_path, monkeypatch, stopped
+):
+    """Also after the last step of the run, but not when a signal stops it. Samples go to files and TensorBoard."""
+    events, left_out = [], []
+    monkeypatch.setattr(MetricsLog, "leave_out", lambda log, seconds: left_out.append(seconds))
+    interruption = {4: lambda: signal.raise_signal(signal.SIGTERM)} if stopped else {}
+    with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+        run(
+            [1.0] * 5,
+            before_step=interruption,
+            log_every=5,
+            actions=[lambda run, samples: SampleAction(run, samples, events)],
+        )
+    steps = [2] if stopped else [2, 4, 5]
+    assert events == [*steps, "closed"]
+    for step in steps:
+        folder = tmp_path / "samples" / f"step-{step:06}"
+        assert (folder / "answer.txt").read_text() == f"step {step}"
+        assert PIL.Image.open(folder / "flat.png").getpixel((0, 0)) == (step, 0, 0)
+    (file,) = (tmp_path / "tensorboard").glob("events*")
+    assert b"samples/flat" in file.read_bytes() and b"samples/answer" in file.read_bytes()
+    assert len(left_out) == len(steps) and min(left_out) >= 0.1
+
+
+def test_an_action_that_fails_ends_the_run_with_its_error_and_everything_is_closed(run, tmp_path):
+    class Failing(SampleAction):
+        def __call__(self, moment):
+            raise RuntimeError("no samples")
+
+        def close(self):
+            super().close()
+            raise OSError("a second error, which may follow from the first")
+
+    events = []
+    with pytest.raises(RuntimeError, match="no samples"):
+        run([1.0] * 5, actions=[lambda run, samples: Failing(run, samples, events)])
+    assert events == ["closed"] and saved_steps(tmp_path) == [2]
+    assert not any("prefetch" in thread.name or "step-end" in thread.name for thread in threading.enumerate())

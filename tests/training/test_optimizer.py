@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from configs.base import base_config
-from janus_jax import UserError
+from janus_jax.errors import UserError
 from janus_jax.training.optimizer import make_optimizer, make_schedule
-from janus_jax.training.train_state import gradient_norms
+from janus_jax.training.train_step import gradient_norms
 
 SHAPES = {"dense": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (5,)}, "embed": (6, 2)}
 

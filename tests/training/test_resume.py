@@ -1,4 +1,7 @@
-"""Training 4 steps equals training 2, stopping, and training on: bit for bit, from real ArrayRecord files."""
+"""Training 4 steps equals training 2, stopping, and training on: bit for bit, from real ArrayRecord files.
+
+Of the image tokenizer, the run that stops is also validated and the straight one is not: that changes nothing either.
+"""
 
 import signal
 from typing import NamedTuple
@@ -8,6 +11,7 @@ import pytest
 from janus_jax.errors import UserError
 from janus_jax.models.params import flatten
 from janus_jax.training import loop, plan
+from janus_jax.training.metrics_log import read_metrics
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params, read_architecture
 from tests.helpers.tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
@@ -16,10 +20,11 @@ EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment, "flow": flow_expe
 
 
 class Runs(NamedTuple):
-    parts: set[str]  # of a checkpoint
-    straight: object  # workdir of 4 steps at once
+    parts: set[str]  # items of a checkpoint
+    straight: object  # workdir of a run of 4 steps
     resumed: object  # workdir of the run that was stopped
-    batches: list[int]  # batches read by: the straight run, the stopped one, the one that went on
+    batches: list[int]  # number of batches read by the straight run, the stopped one, and the one that continued
+    validated: set[int]  # steps after which the resumed run was evaluated
 
 
 class WatchedBatches:
@@ -50,7 +55,7 @@ def watched_train(config, workdir, make_step, number=0, action=None):
     original = loop.DevicePrefetch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "DevicePrefetch", prefetch)
-        patch.setattr(plan, "make_step", make_step)
+        patch.setattr(plan, "make_train_step", make_step)
         if action is None:
             loop.train(config, workdir)
         else:
@@ -67,7 +72,7 @@ def crash():
     raise ConnectionError("the disk went away")
 
 
-# Ctrl-C during step 2 saves that step; a crash in step 4 loses step 3, since the last checkpoint is that of step 2.
+# Ctrl-C during step 2 saves that step. A crash in step 4 loses step 3, since the last checkpoint is that of step 2.
 @pytest.fixture(
     scope="module",
     params=[("janus", 2, ctrl_c), ("vq", 4, crash), pytest.param(("flow", 2, ctrl_c), marks=pytest.mark.slow)],
@@ -76,27 +81,31 @@ def crash():
 def runs(request, data_folder, tmp_path_factory):
     name, number, action = request.param
     config = EXPERIMENTS[name](data_folder)
+    config.data.held_out, config.validate.num_rows = 8, 4
     straight, resumed = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("resumed")
     compiled = []
 
     def make_step(*args):
-        """The first run's step, a pure function, for all of them: it is traced and compiled once."""
+        """The step of the first run for all runs, so that it is traced and compiled once. It is a pure function."""
         compiled.append(compiled[0] if compiled else original(*args))
         return compiled[0]
 
-    original = plan.make_step
+    original = plan.make_train_step
     batches = [
         watched_train(config, straight, make_step),
+    ]
+    config.validate.every_steps = 2 if name == "vq" else 0
+    batches += [
         watched_train(config, resumed, make_step, number, action),
         watched_train(config, resumed, make_step),
     ]
     parts = {"params", "opt_state", "data"} | ({"ema"} if config.train.ema else set())
-    return Runs(parts, straight, resumed, batches)
+    return Runs(parts, straight, resumed, batches, validated={2, 4} if name == "vq" else set())
 
 
-def test_going_on_reads_only_the_missing_batches(runs):
+def test_a_resumed_run_reads_only_the_missing_batches(runs):
     assert runs.batches[0] == 4
-    assert runs.batches[2] == 2  # a run from 0 with the same seed would read 4, and end at the same place
+    assert runs.batches[2] == 2  # a run from step 0 with the same seed would read 4 and end at the same bits
 
 
 def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):
@@ -110,12 +119,18 @@ def test_stopped_and_resumed_run_ends_at_the_same_bits(runs):
 
 def test_metrics_of_the_resumed_run_are_those_of_the_straight_one_without_repeated_steps(runs):
     def without_times(workdir):
-        timed = ("_second", "_seconds", "_wait_share", "goodput", "time", "memory/", "step_seconds/")
-        lines = loop.read_metrics(workdir)
+        timed = ("validation/", "_second", "_seconds", "_wait_share", "goodput", "time", "memory/", "step_seconds/")
+        lines = read_metrics(workdir)
         return [{k: v for k, v in line.items() if not any(part in k for part in timed)} for line in lines]
 
-    assert [line["step"] for line in loop.read_metrics(runs.resumed)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(runs.resumed)] == [1, 2, 3, 4]
     assert without_times(runs.resumed) == without_times(runs.straight)
+
+
+def test_held_out_rows_are_evaluated_at_their_steps(runs):
+    validated = {line["step"] for line in read_metrics(runs.resumed) if "validation/loss" in line}
+    assert validated == runs.validated
+    assert not any("validation/loss" in line for line in read_metrics(runs.straight))
 
 
 def test_a_workdir_is_read_at_a_step_and_as_its_average(runs):

@@ -1,4 +1,4 @@
-"""What the stages of the papers train: names and counts at full size, real steps at micro size."""
+"""Which parameters the stages of the papers train: names and counts at full size, real steps at micro size."""
 
 import functools
 import importlib
@@ -10,16 +10,18 @@ import numpy as np
 import optax
 import pytest
 
-from janus_jax import UserError
-from janus_jax.models.config import PRESETS, Execution
+from janus_jax.errors import UserError
+from janus_jax.models.execution import Execution
 from janus_jax.models.params import abstract_params, flatten, init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.sharding import make_mesh
 from janus_jax.training.freezing import format_table, merge, module_table, split, trainable_mask
 from janus_jax.training.objectives.base import Objective
-from janus_jax.training.objectives.janus import make_loss
+from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.setup import model_config
-from janus_jax.training.train_state import create_state, make_step, state_shardings
+from janus_jax.training.train_state import create_state, state_shardings
+from janus_jax.training.train_step import make_train_step
 from tests.helpers.tiny_runs import MICRO_JANUS, differing_leaves, janus_experiment
 
 # Counts of models.md 1.7, measured on the released architectures; SigLIP without its unused pooling head.
@@ -74,7 +76,7 @@ def test_each_stage_trains_the_papers_modules_with_their_exact_counts(name, stag
 
 
 def test_each_stage_of_janusflow_trains_the_papers_modules():
-    """JanusFlow, 3.3; the VAE is no part of the model. `alignment_head` and the learned begin by our choice."""
+    """JanusFlow, 3.3. The VAE is no part of the model; `alignment_head` and begin of images are our choice."""
     adapters = {"aligner", "begin_of_understanding", "alignment_head"}
     adapters |= {"gen_encoder", "gen_aligner", "gen_decoder_norm", "gen_decoder_aligner", "gen_decoder"}
     trained = {"stage1": adapters, "stage2": adapters | {"llm"}, "stage3": adapters | {"llm", "siglip"}}
@@ -87,7 +89,7 @@ def test_each_stage_of_janusflow_trains_the_papers_modules():
 
 
 def sum_of_squares(params, batch, denominators):
-    """Has a gradient for every parameter, and compiles in no time."""
+    """A loss with a gradient for every parameter, which compiles fast."""
     del batch, denominators
     return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)), {}
 
@@ -108,8 +110,8 @@ def step(request, data_folder, batch):
     shardings = state_shardings(MICRO_JANUS, mask, optimizer, abstract_state, mesh)
     state = jax.jit(lambda params: create_state(params, mask, optimizer, ema=True), out_shardings=shardings)(params)
     squares = Objective(lambda batch: {}, sum_of_squares)
-    loss = make_loss(MICRO_JANUS, Execution(), config.loss) if request.param == "stage3" else squares
-    step_fn = make_step(loss, optimizer, shardings, mesh, ema=DECAY)
+    loss = make_objective(MICRO_JANUS, Execution(), config.loss) if request.param == "stage3" else squares
+    step_fn = make_train_step(loss, optimizer, shardings, mesh, ema=DECAY)
     for _ in range(2):
         state, _ = step_fn(state, batch)
     return request.param, before, state
@@ -135,7 +137,7 @@ def test_steps_change_every_trainable_leaf_and_no_bit_of_a_frozen_one(step):
 
 
 def test_the_average_follows_the_trained_parameters(step):
-    """It begins at them, and the first step has the rate 0."""
+    """It starts at them, and the first step has a learning rate of 0."""
     stage, before, state = step
     trained, average = flatten(state.trainable), flatten(state.ema)
     assert average.keys() == trained.keys()

@@ -1,86 +1,110 @@
+"""Which time limits end a process, with its message and exit code, and which of them a run does not exceed."""
+
+import json
 import queue
 import subprocess
 import sys
 import time
 
+import pytest
+
 from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.training.resilience.watchdog import Watchdog
+from tests.helpers import REPOSITORY
 
+# Each case is a run: the limits of the watchdog, what the run does, and what must come of it. `before` is the time
+# until the end of a step, `after` the time after it, at the end of which the process has not been closed.
+CASES = {
+    "steps that no longer end": (
+        dict(before=0),
+        "error: no step has ended for 0.5 s after step 6",
+    ),
+    "a first step that does not end": (
+        dict(start=0.5, seconds=1800, before=60),
+        "error: no first step has ended 0.5 s after the start (--start_timeout)",
+    ),
+    "a step that does not end once the run is asked to stop": (
+        dict(seconds=1800, stopping=True, before=0),
+        "error: asked to stop, but no step has ended for 0.5 s after step 6",
+    ),
+    "a last save that does not end": (
+        dict(start=0.5, seconds=1800, before=0, ending=True),
+        "error: no end of saving 0.5 s after step 6 (--start_timeout): ",
+    ),
+    "a first step that compiles, and work after the run": (dict(before=1.5, closed=True, after=1.5), None),
+    "a last save that takes longer than a step, also when asked to stop": (
+        dict(stopping=True, before=0, ending=True, after=1.5),
+        None,
+    ),
+}
+# Runs all cases at the same time, each in a fork, since importing takes longer than all of them.
 PROGRAM = """
-import time
+import json, os, sys, tempfile, time
 from janus_jax.training.resilience.watchdog import Watchdog
-watchdog = Watchdog({start}, {seconds}, lambda: {stopping}, 0.5)
-time.sleep({before})
-watchdog.step_ended(6)
-if {ending}:
-    watchdog.run_ends()
-if {closed}:
-    watchdog.close()
-time.sleep({after} if not {closed} else 1.5)
+
+def run(before, start=1800, seconds=0.5, stopping=False, ending=False, closed=False, after=60):
+    watchdog = Watchdog(start, seconds, lambda: stopping, 0.5)
+    time.sleep(before)
+    watchdog.step_ended(6)
+    if ending:
+        watchdog.run_ends()
+    if closed:
+        watchdog.close()
+    time.sleep(after)
+
+children = []
+for case in json.loads(sys.argv[1]):
+    file = tempfile.TemporaryFile("w+")
+    child = os.fork()
+    if not child:
+        os.dup2(file.fileno(), 2)
+        run(**case)
+        os._exit(0)
+    children.append((child, file))
+results = []
+for child, file in children:
+    _, status = os.waitpid(child, 0)
+    file.seek(0)
+    results.append((os.waitstatus_to_exitcode(status), file.read()))
+print(json.dumps(results))
 """
 
 
-def run(start=1800, seconds=0.5, stopping=False, ending=False, after=60, **fields):
-    fields |= {"start": start, "seconds": seconds, "stopping": stopping, "ending": ending, "after": after}
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(**fields)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def results():
+    """Exit code and stderr of each case."""
+    cases = json.dumps([case for case, _ in CASES.values()])
+    command = [sys.executable, "-c", PROGRAM, cases]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True, cwd=REPOSITORY).stdout
+    return dict(zip(CASES, json.loads(output), strict=True))
 
 
-def test_a_process_whose_steps_no_longer_end_says_so_and_ends():
-    result = run(before=0, closed=False)
-    assert result.returncode == RESTART
-    assert "error: no step has ended for 0.5 s after step 6" in result.stderr
-
-
-def test_a_process_whose_first_step_does_not_end_says_so_and_ends():
-    result = run(start=0.5, seconds=1800, before=60, closed=False)
-    assert result.returncode == RESTART
-    assert "error: no first step has ended 0.5 s after the start (--start_timeout)" in result.stderr
-
-
-def test_a_process_that_was_asked_to_stop_waits_less_for_its_steps():
-    result = run(seconds=1800, stopping=True, before=0, closed=False)
-    assert result.returncode == RESTART
-    assert "asked to stop, but no step has ended for 0.5 s after step 6" in result.stderr
-
-
-def test_the_first_step_may_compile_and_what_follows_the_last_step_may_take_time():
-    result = run(before=1.5, closed=True)
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_a_process_whose_last_save_does_not_end_says_so_and_ends():
-    result = run(start=0.5, seconds=1800, before=0, ending=True, closed=False)
-    assert result.returncode == RESTART
-    assert "error: no end of saving 0.5 s after step 6 (--start_timeout): " in result.stderr
-
-
-def test_a_last_save_may_take_longer_than_a_step_also_when_asked_to_stop():
-    result = run(seconds=0.5, stopping=True, before=0, ending=True, after=1.5, closed=False)
-    assert (result.returncode, result.stderr) == (0, "")
+@pytest.mark.parametrize("name", CASES)
+def test_a_process_ends_when_a_limit_is_exceeded_and_only_then(results, name):
+    message = CASES[name][1]
+    code, errors = results[name]
+    if message is None:
+        assert (code, errors) == (0, "")
+    else:
+        assert code == RESTART and message in errors
 
 
 def test_a_process_that_the_others_need_ends_later(monkeypatch):
     ends = queue.Queue()
-    monkeypatch.setattr(Watchdog, "_end", lambda self, reason: ends.put(time.monotonic()))
+    monkeypatch.setattr(Watchdog, "end", lambda self, reason: ends.put(time.monotonic()))
     for start, step, stopping, message in (
         (0.2, 1800, False, "a start"),
         (1800, 0.2, False, "a step"),
         (1800, 1800, True, "a stop"),
         (0.2, 1800, False, "a last save"),
     ):
-        watchdog = Watchdog(start, step, lambda stopping=stopping: stopping, 0.2, patience=0.7)
+        watchdog = Watchdog(start, step, lambda stopping=stopping: stopping, 0.2, patience=0.4)
         begin = time.monotonic()
         if message != "a start":
             watchdog.step_ended(6)
         if message == "a last save":
             watchdog.run_ends()
-        assert ends.get(timeout=30) - begin > 0.9, message
+        assert ends.get(timeout=30) - begin > 0.6, message
         watchdog.close()
         while not ends.empty():
             ends.get()

@@ -8,7 +8,7 @@ from transformers import JanusConfig as TorchConfig
 from transformers import JanusForConditionalGeneration
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_PRO_TINY
+from janus_jax.models.presets import JANUS_1P3B, JANUS_PRO_1B, JANUS_PRO_7B, JANUS_PRO_TINY
 from janus_jax.weights.deepseek_config import deepseek_config
 from janus_jax.weights.foreign import read_config
 from janus_jax.weights.hf_config import hf_config

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUSFLOW_1P3B, SDXL_VAE
+from janus_jax.models.presets import JANUSFLOW_1P3B, SDXL_VAE
 from janus_jax.weights.janusflow_config import flow_config, is_flow, read_flow_config
 from janus_jax.weights.json_fields import Fields, read_fields
 from janus_jax.weights.name_map import their_shapes

@@ -10,8 +10,8 @@ import pytest
 
 from examples.digits import data as digits
 from janus_jax.errors import UserError
-from janus_jax.models.config import VAE_TINY
 from janus_jax.models.params import flatten
+from janus_jax.models.presets import VAE_TINY
 from janus_jax.weights.load import load_params
 from janus_jax.weights.name_map import their_shapes
 from janus_jax.weights.open_model import open_model

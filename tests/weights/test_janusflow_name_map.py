@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUSFLOW_1P3B, SDXL_VAE, VAE_TINY
 from janus_jax.models.params import flatten
+from janus_jax.models.presets import JANUSFLOW_1P3B, SDXL_VAE, VAE_TINY
 from janus_jax.weights.name_map import links, match_names, their_shapes
 from tests.helpers.linked_tensors import assert_same_arrays, read, write
 from tests.helpers.small_models import SMALL_FLOW, random_params

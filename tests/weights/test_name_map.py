@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B
 from janus_jax.models.params import abstract_params, flatten
+from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_7B
 from janus_jax.models.scan_layers import is_stacked
 from janus_jax.weights.name_map import LAYOUTS, links, match_names, their_shapes
 from tests.helpers.linked_tensors import assert_same_arrays, read, write

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import PRESETS, VQConfig
+from janus_jax.models.config import VQConfig
 from janus_jax.models.params import flatten, init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.weights.load import load_params
-from janus_jax.weights.native import open_params, params_path, read_architecture, save_params, write_architecture
+from janus_jax.weights.native import (
+    open_params,
+    params_path,
+    read_architecture,
+    save_params,
+    write_architecture,
+)
 
 CONFIG = VQConfig(
     image_size=4,

@@ -7,8 +7,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from janus_jax.models.config import PRESETS
 from janus_jax.models.params import flatten
+from janus_jax.models.presets import PRESETS
 from janus_jax.training import loop
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params, read_architecture

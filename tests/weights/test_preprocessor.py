@@ -10,7 +10,7 @@ import pytest
 from examples.digits import data as digits
 from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, understanding_pixels
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_TINY
+from janus_jax.models.presets import JANUS_PRO_TINY
 from janus_jax.weights.preprocessor import read_preprocessor
 from janus_jax.weights.tokenizer_files import write_deepseek_files, write_hf_files
 

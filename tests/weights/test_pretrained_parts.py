@@ -1,4 +1,4 @@
-"""Training starts from parts that transformers and LlamaGen saved: all of them arrives, a table says what is fresh."""
+"""Training starts from parts saved by transformers and LlamaGen: all of a part arrives; a table says what is fresh."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipMode
 
 from configs.base import base_config
 from janus_jax.errors import UserError
-from janus_jax.models.config import PRESETS
 from janus_jax.models.params import abstract_params, flatten, init_params
+from janus_jax.models.presets import PRESETS
 from janus_jax.sharding import make_mesh
 from janus_jax.training import initialization
 from janus_jax.training.initialization import format_origins, initial_params

@@ -7,7 +7,7 @@ import pytest
 
 from examples.digits import data as digits
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_TINY
+from janus_jax.models.presets import JANUS_PRO_TINY
 from janus_jax.weights.token_ids import check_tokens
 from janus_jax.weights.tokenizer_files import tokenizer_ids
 

@@ -20,7 +20,7 @@ from janus_jax.data.prompts import (
 )
 from janus_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUS_PRO_TINY
+from janus_jax.models.presets import JANUS_PRO_TINY
 from janus_jax.weights.tokenizer_files import (
     check_style,
     read_tokenizer,

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JANUSFLOW_TINY
 from janus_jax.models.params import flatten, unflatten
+from janus_jax.models.presets import JANUSFLOW_TINY
 from janus_jax.weights.native import save_params, write_architecture
 from janus_jax.weights.vae import compare_vaes, load_vae
 

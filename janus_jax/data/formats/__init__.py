@@ -1,5 +1,6 @@
-"""Readers of public data formats, one file each; all give `Record`s, or `Bad` for what cannot be used.
+"""Readers of public data formats, one file each. All of them give `Record`s, or `DroppedSample`s with a reason.
 
-A source is cut into units that can be read independently and in any order. What is wrong with a sample is counted and
-never raised; what is wrong with the request (no such file, unknown option) is a `UserError`. Start at `formats.py`.
+A data set is divided into units that can be read independently and in any order. A sample that cannot be used is
+counted and never raises an error. A request that makes no sense (no such file, an unknown option) raises `UserError`.
+`registry.py` lists the formats, and `base.py` says what a format must provide.
 """

@@ -1,4 +1,4 @@
-"""What all sources share: units, the protocol, and dropping a sample from anywhere inside a reader."""
+"""What every format provides, and the limits that all of them keep."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -6,80 +6,72 @@ from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
-from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
 from janus_jax.data.records import Record
 from janus_jax.errors import UserError
 
-Item = Record | Bad
+RecordOrDrop = Record | DroppedSample  # What a format gives for each sample.
 
-MAX_TEXT_BYTES = 4 << 20  # of a line, a JSON element, a text member: longer ones are not samples but damage
-MAX_IMAGE_BYTES = 64 << 20  # of an encoded image
-MAX_IMAGES = 64  # of a sample
+MAX_TEXT_BYTES = 4 << 20  # For a line, a JSON element or a text in an archive; a longer one is taken for damage.
+MAX_IMAGE_BYTES = 64 << 20  # For an encoded image.
+MAX_IMAGES = 64  # For a sample.
 
 
 class Unit(NamedTuple):
-    """A part of a source; what `start` and `stop` count (bytes, rows, files) is the source's business."""
+    """A part of a data set. Each format decides what `start` and `stop` count: bytes, rows or files."""
 
     path: str
     start: int = 0
     stop: int = 0
-    first: int = 0  # number of the first sample, where that cannot be known from `start`
+    first: int = 0  # Number of the first sample, where `start` does not tell it.
 
 
-class Source(Protocol):
-    """A data set on disk. Picklable and small: it travels to worker processes."""
+class DatasetFormat(Protocol):
+    """A data set in one of the formats. It is small and can be pickled, since it is sent to worker processes."""
 
     def identity(self) -> dict[str, Any]:
-        """What it reads and how, as plain values: a run is only continued with the same."""
+        """What is read and how, as plain values. An interrupted run is continued only if they are equal."""
 
     def units(self) -> list[Unit]:
-        """In a fixed order. Raises UserError when there is nothing to read."""
+        """All units in a fixed order. Raises UserError when there is nothing to read."""
 
-    def read(self, unit: Unit) -> Iterator[Item]:
-        """Samples in their order in the file."""
+    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
+        """The samples of a unit in their order in the file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FileSource:
-    """Base of all sources on disk."""
+class FileFormat:
+    """Base of the formats that read files. The fields of a subclass are its options."""
 
-    input: tuple[str, ...]  # files, folders or glob patterns
+    input: tuple[str, ...]  # Files, folders or glob patterns.
 
     def identity(self) -> dict[str, Any]:
         return {"format": type(self).__name__} | dataclasses.asdict(self)
 
 
-class Drop(Exception):  # noqa: N818
-    """Leaves a sample; `guarded` turns it into a `Bad`. Not an error of the program, hence the name."""
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
-def guarded(key: str, build: Callable[[], Record]) -> Item:
-    """The record, or the reason why there is none."""
+def guarded(key: str, build: Callable[[], Record]) -> RecordOrDrop:
+    """The record that `build` returns, or the reason why there is none."""
     try:
         record = build()
         record.validate()
         return record
-    except Drop as drop:
-        return Bad(key, drop.reason, drop.detail)
+    except SampleError as error:
+        return DroppedSample(key, error.reason, error.detail)
     except UserError as error:
-        return Bad(key, Reason.BAD_RECORD, str(error))
+        return DroppedSample(key, Reason.BAD_RECORD, str(error))
 
 
 def check_image_count(count: int) -> None:
-    """Raises Drop before the images of a sample are read, whose bytes could otherwise fill the memory."""
+    """Raises SampleError for too many images. To be called before they are read, since they could fill the memory."""
     if count > MAX_IMAGES:
-        raise Drop(Reason.TOO_LARGE, f"{count} images, at most {MAX_IMAGES} allowed")
+        raise SampleError(Reason.TOO_LARGE, f"{count} images, at most {MAX_IMAGES} allowed")
 
 
 def files(patterns: Sequence[str], suffixes: Sequence[str]) -> list[str]:
-    """All files of the glob patterns or folders (not below them) with one of the suffixes, sorted, each once.
+    """Files with one of the suffixes that match the patterns or lie directly in the folders, sorted, each once.
 
     Raises:
-        UserError: a pattern without such a file.
+        UserError: A pattern or folder has no such file.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -94,5 +86,5 @@ def files(patterns: Sequence[str], suffixes: Sequence[str]) -> list[str]:
 
 
 def name(path: str) -> str:
-    """The file's name: what keys begin with, so that they do not depend on where a data set lies."""
+    """The name of a file without its folder. Keys begin with it, so that they do not depend on where a data set is."""
     return epath.Path(path).name

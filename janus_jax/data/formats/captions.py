@@ -1,4 +1,4 @@
-"""Image-caption pairs -> records to understand the image, to draw it, or both."""
+"""Pairs of image and caption become records for understanding the image, for generating it, or both."""
 
 import dataclasses
 import functools
@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
 from janus_jax.data.formats import fields
-from janus_jax.data.formats.base import Drop, Item, guarded
+from janus_jax.data.formats.base import RecordOrDrop, guarded
 from janus_jax.data.prompts import IMAGE_MARKER, Message
 from janus_jax.data.records import Record
 from janus_jax.errors import UserError
@@ -21,21 +21,26 @@ _FILE_NAME = re.compile(r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|svg)", re.IGNORECAS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionTasks:
-    """What to make of a pair. `question` may be empty: the caption then follows the image directly (Janus, stage I)."""
+    """Which records a pair becomes.
+
+    The caption answers `question` about the image. If the question is empty, the caption follows the image directly, as
+    in stage I of Janus.
+    """
 
     tasks: tuple[str, ...]
     question: str
 
     def __post_init__(self) -> None:
         if not self.tasks or not set(self.tasks) <= set(CAPTION_TASKS):
-            raise UserError(f"--task={','.join(self.tasks)}: pairs of image and caption are for {CAPTION_TASKS}")
+            expected = " or ".join(CAPTION_TASKS)
+            raise UserError(f"--task={','.join(self.tasks)}: an image with a caption can only become {expected}")
 
-    def items(self, key: str, read: Callable[[], tuple[bytes, str]]) -> Iterator[Item]:
-        """A record per task of one pair, or one Bad; `read` gives image and caption or raises Drop."""
+    def items(self, key: str, read: Callable[[], tuple[bytes, str]]) -> Iterator[RecordOrDrop]:
+        """One record per task, or one DroppedSample; `read` returns image and caption or raises SampleError."""
         try:
             image, caption = read()
-        except Drop as drop:
-            yield Bad(key, drop.reason, drop.detail)
+        except SampleError as error:
+            yield DroppedSample(key, error.reason, error.detail)
             return
         for task in self.tasks:
             task_key = f"{key}/{task}" if len(self.tasks) > 1 else key
@@ -50,14 +55,15 @@ class CaptionTasks:
 
 
 def clean_caption(value: Any, field: str) -> str:
-    """One line of text from the web: entities decoded, white space collapsed, no control character, no image marker.
+    """Cleans a caption from the web.
 
-    Raises Drop when nothing is left, or only the name of a file.
+    HTML entities are decoded, runs of white space become one space, control characters and image markers are removed.
+    Raises SampleError when nothing is left, or only the name of a file.
     """
     text = fields.as_text(value, field) if value is not None else ""
     text = " ".join(_CONTROL.sub(" ", html.unescape(text)).replace(IMAGE_MARKER, " ").split())
     if not text:
-        raise Drop(Reason.NO_TEXT, f"{field} is empty")
+        raise SampleError(Reason.NO_TEXT, f"{field} is empty")
     if _FILE_NAME.fullmatch(text):
-        raise Drop(Reason.NO_TEXT, f"{field} is the name of a file: {text}")
+        raise SampleError(Reason.NO_TEXT, f"{field} is the name of a file: {text}")
     return text

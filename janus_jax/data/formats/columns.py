@@ -1,17 +1,17 @@
-"""What the columns of a table mean: one row of Hugging Face parquet or of TFDS -> records."""
+"""Rows of a table, Hugging Face parquet or TFDS, become records according to their columns."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.dropped_samples import Reason, SampleError
 from janus_jax.data.formats import conversations
-from janus_jax.data.formats.base import MAX_IMAGE_BYTES, Drop, Item, check_image_count, guarded
+from janus_jax.data.formats.base import MAX_IMAGE_BYTES, RecordOrDrop, check_image_count, guarded
 from janus_jax.data.formats.captions import CaptionTasks, clean_caption
 from janus_jax.data.formats.safe_paths import read_below
 from janus_jax.errors import UserError
 
-# Names to look for, in this order, where an option names no column.
+# Column names that are tried in this order when no option names a column.
 IMAGE_COLUMNS = ("image", "images", "jpg")
 MESSAGES_COLUMNS = ("messages", "conversations", "conversation")
 CAPTION_COLUMNS = ("caption", "text", "label")
@@ -20,7 +20,11 @@ TEXT_COLUMNS = ("text", "content")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Column names; "" is absent. Conversations if there are messages, else captions if there are images, else text."""
+    """Names of the columns to read; "" means that there is none.
+
+    Rows are conversations if there is a column of messages, otherwise captions if there is one of images, otherwise
+    texts.
+    """
 
     image: str
     messages: str
@@ -29,7 +33,7 @@ class Columns:
 
     @classmethod
     def choose(cls, present: Collection[str], image: str, messages: str, text: str, origin: str) -> "Columns":
-        """From the options, or by name. Raises UserError when a named column, or any usable one, is missing."""
+        """Chooses columns by options or by name. Raises UserError if a named column, or every known one, is missing."""
         for option, column in {"image_column": image, "messages_column": messages, "text_column": text}.items():
             if column and column not in present:
                 raise UserError(f"--{option}={column}: {origin} has no such column, only {sorted(present)}")
@@ -37,7 +41,7 @@ class Columns:
         def first(candidates: Sequence[str]) -> str:
             return next((column for column in candidates if column in present), "")
 
-        # A text column that was asked for is meant instead of conversations, unless those were asked for too.
+        # A text column that an option names is used instead of conversations, unless an option names these too.
         messages = messages or ("" if text else first(MESSAGES_COLUMNS))
         image = image or first(IMAGE_COLUMNS)
         chosen = cls(
@@ -48,14 +52,15 @@ class Columns:
         )
         if not (chosen.messages or chosen.caption or chosen.text):
             raise UserError(
-                f"{origin}: none of the columns {sorted(present)} is known; name them by --text_column etc."
+                f"{origin}: none of the columns {sorted(present)} has a known name; "
+                "give --text_column, --image_column or --messages_column"
             )
         return chosen
 
     def captions(self, tasks: tuple[str, ...], question: str) -> CaptionTasks | None:
-        """What to make of pairs; None where rows are something else, of whose task the row decides.
+        """Which records a row with a caption becomes; None if rows are conversations or texts.
 
-        Raises UserError for tasks that pairs are not for.
+        Raises UserError for a task that captions cannot be used for.
         """
         return CaptionTasks(tasks=tasks, question=question) if self.caption else None
 
@@ -71,19 +76,21 @@ def row_items(
     captions: CaptionTasks | None,
     class_names: Sequence[str],
     image_root: str,
-) -> Iterator[Item]:
-    """Records of one row.
+) -> Iterator[RecordOrDrop]:
+    """The records of one row.
 
     Args:
-        row: Python values; images as bytes, {"bytes", "path"}, or a list of either.
-        class_names: of an integer caption column.
-        image_root: where images lie that have only a path.
+        row: Python values. An image is bytes, {"bytes", "path"}, or a list of either.
+        class_names: Names of the classes, if the caption column holds integers.
+        image_root: Folder of images that are given by a path only.
     """
 
     def pair() -> tuple[bytes, str]:
         images = _images(row.get(columns.image), image_root)
         if len(images) != 1:
-            raise Drop(Reason.NO_IMAGE if not images else Reason.IMAGE_COUNT, f"{len(images)} images, expected one")
+            raise SampleError(
+                Reason.NO_IMAGE if not images else Reason.IMAGE_COUNT, f"{len(images)} images, expected one"
+            )
         return images[0], _caption(row.get(columns.caption), columns.caption, class_names)
 
     if columns.messages:
@@ -109,26 +116,22 @@ def _image(value: Any, image_root: str) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and isinstance(value.get("path"), str):
         if not image_root:
-            raise Drop(Reason.MISSING_FILE, f"{value['path']!r} has no bytes and there is no --image_root")
+            raise SampleError(Reason.MISSING_FILE, f"{value['path']!r} has no bytes, and --image_root is not given")
         return read_below(image_root, value["path"], MAX_IMAGE_BYTES)
     if not isinstance(data, bytes):
-        raise Drop(Reason.BAD_FIELD, f"an image is a {type(data).__name__}, expected bytes")
+        raise SampleError(Reason.BAD_FIELD, f"an image is a {type(data).__name__}, expected bytes")
     if len(data) > MAX_IMAGE_BYTES:
-        raise Drop(Reason.TOO_LARGE, f"an image of {len(data)} bytes, at most {MAX_IMAGE_BYTES} allowed")
+        raise SampleError(Reason.TOO_LARGE, f"an image of {len(data)} bytes, at most {MAX_IMAGE_BYTES} allowed")
     return data
 
 
 def _caption(value: Any, column: str, class_names: Sequence[str]) -> str:
     if class_names and isinstance(value, int):
         if not 0 <= value < len(class_names):
-            raise Drop(Reason.BAD_FIELD, f"{column} is {value}, expected a class below {len(class_names)}")
+            raise SampleError(Reason.BAD_FIELD, f"{column} is {value}, expected a class below {len(class_names)}")
         value = class_names[value].split(",")[0]
     return clean_caption(_decoded(value), column)
 
 
 def _decoded(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def bad_rows(key: str, error: Exception) -> Bad:
-    return Bad(key, Reason.CORRUPT, f"{type(error).__name__}: {error}")

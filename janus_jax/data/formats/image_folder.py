@@ -1,7 +1,7 @@
-"""ImageNet as folders: `train/<synset>/<name>.JPEG`, or a flat validation folder with a list of labels.
+"""ImageNet: a folder per class, `train/<synset>/<name>.JPEG`, or one validation folder with a list of labels.
 
 The caption of an image is the first name of its class. Names are not unique ("crane" is a bird and a machine), so keys
-keep the synset.
+hold the synset, ImageNet's id of the class.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from janus_jax.data.dropped_samples import Bad, Reason
-from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileSource, Item, Unit, name
+from janus_jax.data.dropped_samples import DroppedSample, Reason
+from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileFormat, RecordOrDrop, Unit, name
 from janus_jax.data.formats.captions import CaptionTasks, clean_caption
 from janus_jax.data.formats.safe_paths import read_below
 from janus_jax.errors import UserError
@@ -20,16 +20,14 @@ UNIT_FILES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageFolder(FileSource):
+class ImageFolder(FileFormat):
     """Units are up to 1,000 entries of a class folder, in sorted order.
 
-    What has another suffix, lies beside the class folders or is a folder in one of them is counted, not read.
-
-    class_names: a file with a line per class, `n01440764 tench, Tinca tinca`.
-    labels: for a flat folder, a file with a line per image, `ILSVRC2012_val_00000001.JPEG n01751748`.
+    Files with another suffix, files outside the class folders, and folders inside them are counted and not read.
     """
 
-    class_names: str = ""
+    class_names: str = ""  # Path of a file with a line per class, `n01440764 tench, Tinca tinca`.
+    # For a flat folder: path of a file with a line per image, `ILSVRC2012_val_00000001.JPEG n01751748`.
     labels: str = ""
     tasks: tuple[str, ...] = ("generate",)
     question: str = "What is in the image?"
@@ -38,7 +36,7 @@ class ImageFolder(FileSource):
         CaptionTasks(tasks=self.tasks, question=self.question)
         if not self.class_names:
             raise UserError(
-                "--class_names is required by --format=imagenet: a file of lines `synset first name, others`"
+                "--class_names is required by --format=imagenet: the path of a file of lines `synset name, other names`"
             )
 
     def units(self) -> list[Unit]:
@@ -67,19 +65,21 @@ class ImageFolder(FileSource):
         return units
 
     def _entries(self, folder: str) -> list[tuple[str, bool]]:
-        """(name, whether it is an image to read) of what lies in a folder, sorted, but not the class folders."""
+        """(name, whether it is an image to read) of all entries of a folder but class folders, sorted."""
         if folder in self.input and not self.labels:
             return sorted((entry.name, False) for entry in os.scandir(folder) if not entry.is_dir())
         return sorted((entry.name, entry.name.lower().endswith(SUFFIXES)) for entry in os.scandir(folder))
 
-    def read(self, unit: Unit) -> Iterator[Item]:
+    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
         names = read_table(self.class_names, "class_names")
         labels = read_table(self.labels, "labels") if self.labels else {}
         captions = CaptionTasks(tasks=self.tasks, question=self.question)
-        # A link to a file of another folder is refused, but the folder itself may be a link.
+        # The folder may be a link, but a link in it that leads to another folder is refused.
         for file, is_image in self._entries(unit.path)[unit.start : unit.stop]:
             if not is_image:
-                yield Bad(f"{name(unit.path)}/{file}", Reason.UNREAD_FILE, "not an image file of a class folder")
+                yield DroppedSample(
+                    f"{name(unit.path)}/{file}", Reason.UNREAD_FILE, "not an image file of a class folder"
+                )
                 continue
             synset = labels.get(file) or labels.get(os.path.splitext(file)[0]) if labels else name(unit.path)
 
@@ -91,14 +91,14 @@ class ImageFolder(FileSource):
 
 
 def read_table(path: str, option: str) -> dict[str, str]:
-    """First word -> rest, of every line. Raises UserError naming the line."""
+    """Maps the first word of every line to the rest of the line. Raises UserError that names the line."""
     table: dict[str, str] = {}
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 match = re.fullmatch(r"([^\s,]+)[\s,]+(.*\S)\s*", line)
-                if match and match[1] != "ImageId":  # the header of Kaggle's list
-                    # Of labels Kaggle gives boxes too, `n03995372 85 1 499 272`.
+                if match and match[1] != "ImageId":  # The header of Kaggle's list.
+                    # Kaggle's list of labels has boxes too, `n03995372 85 1 499 272`.
                     table[match[1]] = match[2] if option == "class_names" else match[2].split()[0]
                 elif not match and line.strip():
                     raise UserError(f"--{option}={path}: line {number} is {line.strip()[:80]!r}, expected two columns")

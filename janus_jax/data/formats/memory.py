@@ -1,11 +1,11 @@
-"""Records that a program makes, to be prepared like any data set."""
+"""Records that a program makes, which can be prepared like any data set."""
 
 import dataclasses
 import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from janus_jax.data.formats.base import Item, Unit, guarded
+from janus_jax.data.formats.base import RecordOrDrop, Unit, guarded
 from janus_jax.data.records import Record
 
 UNIT_RECORDS = 1000
@@ -13,7 +13,7 @@ UNIT_RECORDS = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Units are ranges of records. They travel to the workers, so this is for small sets."""
+    """Units are ranges of records. All records are sent to the workers, so this is for small sets."""
 
     name: str
     records: tuple[Record, ...]
@@ -28,6 +28,6 @@ class Memory:
         count = len(self.records)
         return [Unit(self.name, i, min(i + UNIT_RECORDS, count)) for i in range(0, count, UNIT_RECORDS)]
 
-    def read(self, unit: Unit) -> Iterator[Item]:
+    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
         for record in self.records[unit.start : unit.stop]:
             yield guarded(record.key, lambda record=record: record)  # type: ignore[misc]

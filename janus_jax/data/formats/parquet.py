@@ -1,23 +1,23 @@
-"""Hugging Face parquet: images as struct<bytes, path>, lists of them, class labels, messages, or text."""
+"""Hugging Face parquet: images as struct<bytes, path> or lists of them, class labels, messages, or text."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
 
-from janus_jax.data.dropped_samples import Bad, Reason
-from janus_jax.data.formats.base import FileSource, Item, Unit, files, name
-from janus_jax.data.formats.columns import Columns, bad_rows, row_items
+from janus_jax.data.dropped_samples import DroppedSample, Reason
+from janus_jax.data.formats.base import FileFormat, RecordOrDrop, Unit, files, name
+from janus_jax.data.formats.columns import Columns, row_items
 from janus_jax.errors import UserError
 
-BATCH_ROWS = 16  # read at a time: a row group may hold gigabytes of images
-UNREADABLE = -1  # `start` of the unit of a file whose footer cannot be read
+BATCH_ROWS = 16  # Number of rows read at a time, since a row group may hold gigabytes of images.
+UNREADABLE = -1  # The `start` of the unit of a file whose footer cannot be read.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parquet(FileSource):
-    """Units are row groups. Keys are file name, row group and row."""
+class Parquet(FileFormat):
+    """Units are row groups. A key is file name, row group and row."""
 
-    tasks: tuple[str, ...] = ("generate",)  # of captions; conversations and text have their own
+    tasks: tuple[str, ...] = ("generate",)  # Tasks of captions; conversations and texts have their own.
     question: str = "Describe the image in detail."
     image_column: str = ""
     messages_column: str = ""
@@ -26,7 +26,7 @@ class Parquet(FileSource):
 
     def __post_init__(self) -> None:
         if len(self.image_root) > 1:
-            raise UserError(f"--image_root={','.join(self.image_root)}: parquet takes one folder")
+            raise UserError(f"--image_root={','.join(self.image_root)}: --format=parquet takes one folder")
 
     def units(self) -> list[Unit]:
         units = []
@@ -41,7 +41,7 @@ class Parquet(FileSource):
                 units += [Unit(path, group, group + 1) for group in range(file.num_row_groups)]
         return units
 
-    def read(self, unit: Unit) -> Iterator[Item]:
+    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
         key, row = f"{name(unit.path)}/{max(unit.start, 0)}", 0
         try:
             with _library().ParquetFile(unit.path) as file:
@@ -51,18 +51,18 @@ class Parquet(FileSource):
                 for batch in batches:
                     values = {column: batch.column(column) for column in columns.used}
                     for i in range(batch.num_rows):
-                        # One row at a time: `to_pylist` would hold a second copy of every image.
+                        # Rows are converted one by one; `to_pylist` would hold a second copy of every image.
                         root = self.image_root[0] if self.image_root else ""
                         names = labels.get(columns.caption, ())
                         try:
                             content = {column: array[i].as_py() for column, array in values.items()}
                         except UnicodeDecodeError as error:
-                            yield Bad(f"{key}/{row}", Reason.BAD_FIELD, f"text is not UTF-8 ({error.reason})")
+                            yield DroppedSample(f"{key}/{row}", Reason.BAD_FIELD, f"text is not UTF-8 ({error.reason})")
                         else:
                             yield from row_items(f"{key}/{row}", content, columns, captions, names, root)
                         row += 1
         except _damage() as error:
-            yield bad_rows(key, error)
+            yield DroppedSample(key, Reason.CORRUPT, f"{type(error).__name__}: {error}")
 
     def _columns(self, file, path: str) -> Columns:
         names = file.schema_arrow.names
@@ -88,7 +88,7 @@ def _damage() -> tuple[type[Exception], ...]:
 
 
 def _class_names(file) -> dict[str, list[str]]:
-    """Column -> names of its classes, which Hugging Face keeps only in the schema's metadata."""
+    """Names of the classes of each column, which Hugging Face keeps only in the metadata of the schema."""
     try:
         features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
         return {

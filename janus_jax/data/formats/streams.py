@@ -1,4 +1,7 @@
-"""Compressed files as streams: memory is bounded however far a bomb expands, and truncation is not taken for an end."""
+"""Compressed files as streams.
+
+Memory is bounded however much a file expands, and a truncated file raises an error instead of just ending.
+"""
 
 import gzip
 import io
@@ -12,17 +15,17 @@ from janus_jax.data.formats.base import MAX_TEXT_BYTES
 from janus_jax.errors import UserError
 
 CHUNK = 1 << 20
-# Zstandard expands a byte by up to 32,000; what one call returns cannot be limited, only what it is given.
+# Zstandard expands data up to 32,000 times. The output of one call cannot be limited, only its input.
 ZSTD_CHUNK = 1 << 10
 
 
 def damage() -> tuple[type[Exception], ...]:
-    """What reading a damaged or truncated file raises."""
+    """The exceptions that reading a damaged or truncated file raises."""
     return (EOFError, OSError, zlib.error, ValueError)
 
 
 def open_stream(path: str) -> IO[bytes]:
-    """A file, decompressed by its suffix: .gz, .tgz (all members) or .zst (all frames, any window)."""
+    """Opens a file, and decompresses it if its suffix is .gz, .tgz (all members) or .zst (all frames, any window)."""
     file = epath.Path(path).open("rb")
     if path.endswith((".gz", ".tgz")):
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
@@ -32,7 +35,7 @@ def open_stream(path: str) -> IO[bytes]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Reads all frames. The library's own reader ends silently where a file is truncated."""
+    """Reads all frames of a file. The library's own reader ends without an error where a file is truncated."""
 
     def __init__(self, file: IO[bytes]):
         try:
@@ -74,9 +77,9 @@ class _ZstdReader(io.RawIOBase):
 
 
 def lines(stream: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(offset, line) of every line that is not blank; None for a line over MAX_TEXT_BYTES, which is skipped unread.
+    """(offset, line) of every line that is not blank; the line is None if it is longer than MAX_TEXT_BYTES.
 
-    Only a line feed ends a line: U+2028 and U+0085 inside a JSON string do not. Raises one of `damage()`.
+    Only a line feed ends a line; U+2028 and U+0085, which JSON strings may hold, do not. Raises one of `damage()`.
     """
     while line := stream.readline(MAX_TEXT_BYTES + 1):
         start = offset

@@ -1,4 +1,7 @@
-"""Text-only JSON Lines: `.jsonl`, `.jsonl.gz`, `.jsonl.zst`; documents, or conversations where a line has them."""
+"""JSON Lines of text, uncompressed (`.jsonl`) or compressed (`.jsonl.gz`, `.jsonl.zst`, `.json.gz`, `.json.zst`).
+
+Each line becomes a document, or a conversation if it has messages.
+"""
 
 import codecs
 import dataclasses
@@ -6,20 +9,20 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
 from janus_jax.data.formats import conversations, fields, streams
-from janus_jax.data.formats.base import MAX_TEXT_BYTES, Drop, FileSource, Item, Unit, files, guarded, name
+from janus_jax.data.formats.base import MAX_TEXT_BYTES, FileFormat, RecordOrDrop, Unit, files, guarded, name
 from janus_jax.data.records import Record
 
 UNIT_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextLines(FileSource):
-    """Units are byte ranges of plain files and whole compressed files. Keys are file name and offset of the line."""
+class TextLines(FileFormat):
+    """Units are byte ranges of uncompressed files and whole compressed files. A key is file name and line offset."""
 
-    text_field: str = "text"  # some sets have "content"
-    messages_field: str = "messages"  # used instead of the text where a line has it
+    text_field: str = "text"  # Some data sets use "content".
+    messages_field: str = "messages"  # Used instead of the text if a line has it.
 
     def units(self) -> list[Unit]:
         units = []
@@ -29,12 +32,12 @@ class TextLines(FileSource):
             units += [Unit(path, start, min(start + step, size)) for start in range(0, size, step)]
         return units
 
-    def read(self, unit: Unit) -> Iterator[Item]:
-        """The lines that begin in the unit's range."""
+    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
+        """The lines that begin in the range of the unit."""
         try:
             with streams.open_stream(unit.path) as stream:
                 offset = 0
-                if unit.start:  # go to the first line that begins at or after `start`
+                if unit.start:  # Go to the first line that begins at or after `start`.
                     stream.seek(unit.start - 1)
                     offset = unit.start - 1
                     while (part := stream.readline(streams.CHUNK)) and not part.endswith(b"\n"):
@@ -45,12 +48,12 @@ class TextLines(FileSource):
                         return
                     yield self._item(f"{name(unit.path)}:{start}", start, line)
         except streams.damage() as error:
-            yield Bad(name(unit.path), Reason.CORRUPT, f"{type(error).__name__}: {error}")
+            yield DroppedSample(name(unit.path), Reason.CORRUPT, f"{type(error).__name__}: {error}")
 
-    def _item(self, key: str, start: int, line: bytes | None) -> Item:
+    def _item(self, key: str, start: int, line: bytes | None) -> RecordOrDrop:
         def build() -> Record:
             if line is None:
-                raise Drop(Reason.TOO_LARGE, f"a line over {MAX_TEXT_BYTES} bytes")
+                raise SampleError(Reason.TOO_LARGE, f"a line of more than {MAX_TEXT_BYTES} bytes")
             value = fields.as_object(fields.parse_json(line.removeprefix(codecs.BOM_UTF8) if start == 0 else line))
             if value.get(self.messages_field) is not None:
                 return conversations.conversation(key, value[self.messages_field], ())

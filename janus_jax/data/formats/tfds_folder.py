@@ -1,4 +1,4 @@
-"""A prepared TensorFlow Datasets folder in ArrayRecord format; TensorFlow itself is not needed."""
+"""A prepared folder of TensorFlow Datasets (TFDS) in ArrayRecord format. TensorFlow itself is not needed."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from janus_jax.data.dropped_samples import Bad, Reason
-from janus_jax.data.formats.base import FileSource, Item, Unit
+from janus_jax.data.dropped_samples import DroppedSample, Reason
+from janus_jax.data.formats.base import FileFormat, RecordOrDrop, Unit
 from janus_jax.data.formats.columns import Columns, row_items
 from janus_jax.data.formats.image_folder import read_table
 from janus_jax.errors import UserError
@@ -17,18 +17,15 @@ UNIT_ROWS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TfdsFolder(FileSource):
-    """Units are ranges of examples. Images stay encoded; class labels become names.
-
-    class_names: as for ImageNet folders, where the labels' own names are synsets.
-    """
+class TfdsFolder(FileFormat):
+    """Units are ranges of examples. Images stay encoded, and class labels become names."""
 
     split: str = "train"
     tasks: tuple[str, ...] = ("generate",)
     question: str = "Describe the image in detail."
     image_column: str = ""
     text_column: str = ""
-    class_names: str = ""
+    class_names: str = ""  # As for ImageNet folders, if the labels are synsets.
 
     def units(self) -> list[Unit]:
         units = []
@@ -41,7 +38,7 @@ class TfdsFolder(FileSource):
             raise UserError(f"--input={','.join(self.input)}: split {self.split!r} has no examples")
         return units
 
-    def read(self, unit: Unit) -> Iterator[Item]:
+    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
         examples, columns, names = self._open(unit.path)
         captions = columns.captions(self.tasks, self.question)
         prefix = "/".join(epath.Path(unit.path).parts[-2:])
@@ -50,17 +47,17 @@ class TfdsFolder(FileSource):
             try:
                 example = examples[i]
                 row = {name: _plain(example[name]) for name in columns.used}
-            except Exception as error:  # checksum, protocol buffer, a shard that ends early: each has types of its own
-                detail = f"{type(error).__name__}: {error}; dataset_info.json counts {len(examples)} examples"
-                yield Bad(key, Reason.CORRUPT, detail)
+            except Exception as error:  # A bad checksum, a bad message and a truncated file raise different types.
+                detail = f"{type(error).__name__}: {error}; dataset_info.json promises {len(examples)} examples"
+                yield DroppedSample(key, Reason.CORRUPT, detail)
                 continue
             if all(value is None for value in row.values()):
-                yield Bad(key, Reason.CORRUPT, f"an empty example, of {len(examples)}")
+                yield DroppedSample(key, Reason.CORRUPT, f"an empty example, of {len(examples)}")
             else:
                 yield from row_items(key, row, columns, captions, names, "")
 
     def _open(self, path: str) -> tuple[Any, Columns, list[str]]:
-        """Examples, their columns, and names of the classes. Raises UserError."""
+        """The examples, their columns, and the names of the classes. Raises UserError."""
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
@@ -74,7 +71,7 @@ class TfdsFolder(FileSource):
             examples = builder.as_data_source(self.split, decoders=decoders)
         except UserError:
             raise
-        except Exception as error:  # TFDS raises many types for damaged folders and unknown splits
+        except Exception as error:  # TFDS raises many types for damaged folders and unknown splits.
             raise UserError(f"--input={path}: cannot be read as TFDS ({type(error).__name__}: {error})") from error
         feature = builder.info.features[columns.caption] if columns.caption else None
         names: list[str] = list(getattr(feature, "names", None) or [])
@@ -88,5 +85,5 @@ class TfdsFolder(FileSource):
 
 
 def _plain(value: Any) -> Any:
-    """Labels come as NumPy integers."""
+    """A plain Python value; TFDS gives labels as NumPy integers."""
     return int(value) if isinstance(value, np.integer) else value

@@ -1,4 +1,4 @@
-"""Image-caption tar shards of WebDataset and img2dataset, `.tar` and `.tar.gz`."""
+"""Tar archives of images and captions, as WebDataset and img2dataset write them: `.tar`, `.tar.gz`, `.tgz`."""
 
 import dataclasses
 import functools
@@ -9,19 +9,19 @@ from typing import Any
 
 import PIL.Image
 
-from janus_jax.data.dropped_samples import Bad, Reason
+from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
 from janus_jax.data.formats import fields, streams
-from janus_jax.data.formats.base import MAX_IMAGE_BYTES, Drop, FileSource, Item, Unit, files, name
+from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileFormat, RecordOrDrop, Unit, files, name
 from janus_jax.data.formats.captions import CaptionTasks, clean_caption
 from janus_jax.data.formats.tar_members import members
 from janus_jax.data.images import decode_image
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-MAX_FIELDS = 64  # of a sample
-# WebDataset's rule: the key ends at the first dot of the base name, the field is the rest in lower case.
+MAX_FIELDS = 64  # Of a sample.
+# WebDataset's rule: the key ends at the first dot of the file name, and the field is the rest in lower case.
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _ORIENTATION = 0x0112
-# img2dataset keeps the camera's orientation only as text, in these words of the exifread library.
+# img2dataset keeps the orientation of the camera only as text, in the words of the exifread library.
 _ORIENTATIONS = {
     "Mirrored horizontal": 2,
     "Rotated 180": 3,
@@ -34,11 +34,11 @@ _ORIENTATIONS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WebDataset(FileSource):
-    """Units are whole shards; a truncated one gives its complete samples. Keys are shard name and sample key.
+class WebDataset(FileFormat):
+    """Units are whole archives; a truncated one gives its complete samples. A key is archive name and sample key.
 
-    The caption is the `.txt` member, else the `caption` of the `.json` member; with `caption_key` it is that field of
-    the `.json` member only (captions written by another model).
+    The caption is the `.txt` member, or the field `caption` of the `.json` member if there is none. With `caption_key`
+    the caption is that field of the `.json` member, for captions that another model wrote.
     """
 
     tasks: tuple[str, ...] = ("generate",)
@@ -51,11 +51,11 @@ class WebDataset(FileSource):
     def units(self) -> list[Unit]:
         return [Unit(path) for path in files(self.input, (".tar", ".tar.gz", ".tgz"))]
 
-    def read(self, unit: Unit) -> Iterator[Item]:
+    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
         for key, group, bad in _groups(unit.path):
-            key = f"{name(unit.path)}/{key}"  # without a sample key: the shard itself is damaged
+            key = f"{name(unit.path)}/{key}"  # Without a sample key if the archive itself is damaged.
             if bad:
-                yield Bad(key, bad.reason, bad.detail)
+                yield DroppedSample(key, bad.reason, bad.detail)
             else:
                 yield from self._captions().items(key, functools.partial(self._pair, group))
 
@@ -63,12 +63,12 @@ class WebDataset(FileSource):
         return CaptionTasks(tasks=self.tasks, question=self.question)
 
     def _pair(self, group: Mapping[str, bytes]) -> tuple[bytes, str]:
-        """Image and caption of a sample. Raises Drop."""
+        """Image and caption of a sample. Raises SampleError."""
         images = [field for field in IMAGE_FIELDS if field in group]
         if not images:
-            raise Drop(Reason.NO_IMAGE, f"fields {sorted(group)[:8]}, expected one of {IMAGE_FIELDS}")
+            raise SampleError(Reason.NO_IMAGE, f"fields {sorted(group)[:8]}, expected one of {IMAGE_FIELDS}")
         if len(images) > 1:
-            raise Drop(Reason.IMAGE_COUNT, f"images {images}, expected one")
+            raise SampleError(Reason.IMAGE_COUNT, f"images {images}, expected one")
         metadata: dict[str, Any] = {}
         if "json" in group:
             metadata = fields.as_object(fields.parse_json(group["json"].decode("utf-8", "replace")))
@@ -81,18 +81,18 @@ class WebDataset(FileSource):
         return _upright(group[images[0]], metadata.get("exif")), caption
 
 
-def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], Drop | None]]:
-    """(key, field -> bytes) of adjacent members with the same key; a bad member spoils only its own sample."""
+def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], SampleError | None]]:
+    """(key, bytes of each field, error) of adjacent members with the same key; a bad member affects only its sample."""
     key: str | None = None
     group: dict[str, bytes] = {}
-    bad: Drop | None = None
-    damage: Drop | None = None
+    bad: SampleError | None = None
+    damage: SampleError | None = None
     try:
         with streams.open_stream(path) as stream:
             for member in members(stream):
                 match = _NAME.fullmatch(member.name.removeprefix("./"))
                 if match is None and member.bad is None:
-                    continue  # no field, or hidden: WebDataset does not take it for a part of a sample either
+                    continue  # No field, or a hidden file: WebDataset ignores it too.
                 member_key, field = match.groups() if match else (member.name, "")
                 if member_key != key:
                     if key is not None:
@@ -102,17 +102,17 @@ def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], Drop | None]]:
                 if member.bad:
                     bad = bad or member.bad
                 elif field in group:
-                    bad = bad or Drop(Reason.BAD_FIELD, f"field {field!r} twice")
+                    bad = bad or SampleError(Reason.BAD_FIELD, f"field {field!r} twice")
                 elif len(group) == MAX_FIELDS or sum(map(len, group.values())) > MAX_IMAGE_BYTES:
-                    bad = bad or Drop(Reason.TOO_LARGE, f"over {MAX_FIELDS} fields or {MAX_IMAGE_BYTES} bytes")
+                    bad = bad or SampleError(Reason.TOO_LARGE, f"over {MAX_FIELDS} fields or {MAX_IMAGE_BYTES} bytes")
                 else:
                     group[field] = member.data
                 if bad:
                     group = {}
-    except Drop as drop:
-        damage = drop
+    except SampleError as error:
+        damage = error
     except streams.damage() as error:
-        damage = Drop(Reason.CORRUPT, f"{type(error).__name__}: {error}")
+        damage = SampleError(Reason.CORRUPT, f"{type(error).__name__}: {error}")
     if key is not None:
         yield key, group, bad
     if damage:
@@ -120,16 +120,16 @@ def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], Drop | None]]:
 
 
 def _upright(image: bytes, exif: Any) -> bytes:
-    """The image with the orientation that its metadata tell, as an EXIF tag.
+    """The image with the orientation of its metadata as an EXIF tag.
 
-    img2dataset loses the tag when it re-encodes, and leaves the pixels as the camera wrote them. An image that has a
-    tag of its own was not re-encoded.
+    img2dataset loses the tag when it encodes an image again, but leaves the pixels as the camera wrote them. An image
+    that still has a tag was not encoded again.
     """
     if not isinstance(exif, str):
         return image
     try:
         values = fields.parse_json(exif)
-    except Drop:
+    except SampleError:
         return image
     text = values.get("Image Orientation") if isinstance(values, dict) else None
     orientation = _ORIENTATIONS.get(text) if isinstance(text, str) else None
@@ -141,11 +141,11 @@ def _upright(image: bytes, exif: Any) -> bytes:
                 return image
         tag = PIL.Image.Exif()
         tag[_ORIENTATION] = orientation
-        if image.startswith(b"\xff\xd8"):  # a JPEG keeps its pixels: the tag becomes its first segment
+        if image.startswith(b"\xff\xd8"):  # A JPEG keeps its pixels: the tag becomes its first segment.
             segment = tag.tobytes()
             return image[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + image[2:]
         buffer = io.BytesIO()
         decode_image(image, "image").save(buffer, "PNG", exif=tag)
         return buffer.getvalue()
-    except Exception:  # an unreadable image: whoever decodes it says why
+    except Exception:  # An unreadable image: whatever decodes it later reports why.
         return image

@@ -1,0 +1,1 @@
+"""Implementations for CPUs. Only the generic function of the same job, one folder up, calls them."""

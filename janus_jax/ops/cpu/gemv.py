@@ -1,8 +1,13 @@
-"""Products of a few rows and a large matrix on a CPU, at the speed at which the matrix is read.
+"""Products of a few rows with a large matrix, at the speed at which a CPU reads the matrix from memory.
 
-XLA:CPU has no such products. Its matrix libraries first copy the matrix into tiles, which pays off for many rows. Here
-some rows of the matrix are read at a time. For rows @ matrix^T each is multiplied with all rows that are given: up to
-16 sums at once, which LLVM holds in registers. For weights @ matrix their weighted sum is taken.
+XLA:CPU has no such product (jaxlib 0.10.2). Its matrix library first copies the matrix into tiles, which pays off only
+for many rows. The functions here read a few rows of the matrix at a time and use each for all rows of the other factor:
+for rows @ matrix^T by up to 16 sums at once, which LLVM keeps in registers; for weights @ matrix by adding the weighted
+rows up.
+
+They need the options of `compiler_options` for CPUs. Without them the results are right, but slow.
+
+Letters: R rows of the small factor, M N rows of the matrix that exist and that are read, K columns of the matrix.
 """
 
 import functools
@@ -11,74 +16,74 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from janus_jax.ops.noinline import outlined
+from janus_jax.ops.noinline import noinline
 
-ROWS = 8  # the most
-SUMS = 16  # at once: half of the vector registers of AVX-512
-READ = 8  # at most so many rows of the matrix at once
-MOST_BYTES = 8  # to read of a matrix for each of its numbers, by reading it again for every `ROWS` rows
-
-# For `jax.jit` of a program with such products. With fast math a sum may be computed in parts, one per lane
-# of a vector; without it the product is right, and slow. LLVM takes the longest vectors, where the processor has them,
-# only if asked. libtpu takes both options, and has no use for them; no GPU was tried.
-COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True, "xla_cpu_prefer_vector_width": 512}
+MAX_ROWS = 8  # rows of the small factor
+MAX_SUMS = 16  # sums at once: half of the vector registers of AVX-512
+MAX_MATRIX_ROWS = 8  # rows of the matrix that are read at once
+# A product of more than MAX_ROWS rows reads the matrix once per MAX_ROWS rows. Up to this number of bytes per element
+# of the matrix that is faster than converting the matrix to float32.
+MAX_BYTES_READ = 8
 
 
-def multiply_rows(rows: Float[Array, "R K"], matrix: Num[Array, "N K"]) -> Float[Array, "R N"]:
-    """rows @ matrix^T in float32, of any number of rows and a matrix of any dtype."""
+def multiply_row_major(rows: Float[Array, "R K"], matrix: Num[Array, "N K"]) -> Float[Array, "R N"]:
+    """rows @ matrix^T in float32, for any number of rows and a matrix of any dtype."""
     rows = rows.astype(jnp.float32)
     num_rows = len(rows)
-    if num_rows <= ROWS:
-        return multiply_few_rows(rows, matrix)
-    if num_rows * matrix.dtype.itemsize > ROWS * MOST_BYTES:
-        return _product_of_many(rows, matrix)
-    blocks = jnp.pad(rows, ((0, -num_rows % ROWS), (0, 0))).reshape(-1, ROWS, rows.shape[1])
-    products = jax.lax.map(lambda block: multiply_few_rows(block, matrix), blocks)
+    if num_rows <= MAX_ROWS:
+        return gemv_row_major(rows, matrix)
+    if num_rows * matrix.dtype.itemsize > MAX_ROWS * MAX_BYTES_READ:
+        return _multiply_many_rows(rows, matrix)
+    blocks = jnp.pad(rows, ((0, -num_rows % MAX_ROWS), (0, 0))).reshape(-1, MAX_ROWS, rows.shape[1])
+    products = jax.lax.map(lambda block: gemv_row_major(block, matrix), blocks)
     return products.reshape(-1, len(matrix))[:num_rows]
 
 
-# Or XLA would first convert all matrices of a program, and hold them.
-@outlined
-def _product_of_many(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+# A separate function: XLA would otherwise convert all weight matrices at the start of the program and keep all
+# converted copies in memory (seen with jaxlib 0.10.2).
+@noinline
+def _multiply_many_rows(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     return jax.lax.dot_general(rows, matrix.astype(jnp.float32), (((1,), (1,)), ((), ())))
 
 
-def multiply_few_rows(
+def gemv_row_major(
     rows: Float[Array, "*B R K"], matrix: Num[Array, "*B M K"], size: int | None = None
 ) -> Float[Array, "*B R N"]:
-    """rows @ matrix^T in the dtype of the rows, of at most `ROWS` rows; a matrix of fewer bits is read as it is.
+    """rows @ matrix[:size]^T in the dtype of the rows, for at most `MAX_ROWS` rows.
 
     Args:
-        size: N, the first rows of the matrix, which alone are read; None for all.
+        matrix: may have fewer bits than the rows; it is converted while it is read and never copied.
+        size: number of rows of the matrix that are read, N; None reads all.
     """
-    return _products(rows, matrix, matrix.shape[-2] if size is None else size)
+    return _gemv_row_major(rows, matrix, matrix.shape[-2] if size is None else size)
 
 
-# Or XLA would compute what the rows come from again for each of N sums.
-@functools.partial(outlined, static_argnames="size")
-def _products(rows: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
+# A separate function: XLA would otherwise compute `rows` from their own inputs again for each of the N sums.
+@functools.partial(noinline, static_argnames="size")
+def _gemv_row_major(rows: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
     matrix = matrix[..., :size, :]
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
-    read = max(n for n in range(1, min(READ, SUMS // num_rows) + 1) if num_columns % n == 0)
-    # From places far apart: a core reads ahead of only one place in a page of memory.
-    parts = matrix.reshape(*lead, read, -1, contracted).astype(rows.dtype)  # on the way: nothing is written
+    read = max(n for n in range(1, min(MAX_MATRIX_ROWS, MAX_SUMS // num_rows) + 1) if num_columns % n == 0)
+    # The rows that are read together lie far apart, because a core prefetches one address stream per page of memory.
+    parts = matrix.reshape(*lead, read, -1, contracted).astype(rows.dtype)  # fused: the conversion is never written
     products = [parts[..., i, :, :] * rows[..., j, None, :] for j in range(num_rows) for i in range(read)]
     zeros = [jnp.zeros((), rows.dtype)] * len(products)
     sums = jax.lax.reduce(products, zeros, lambda x, y: [a + b for a, b in zip(x, y, strict=True)], (len(lead) + 1,))
     return jnp.stack(sums, len(lead)).reshape(*lead, num_rows, num_columns)
 
 
-def mix_few_rows(weights: Float[Array, "*B R N"], matrix: Float[Array, "*B M K"]) -> Float[Array, "*B R K"]:
-    """weights @ matrix[:N], of at most `ROWS` rows; only the first N rows of the matrix are read."""
-    return _sums_of_rows(weights, matrix).sum(-2)
+def gemv_weighted_sum(weights: Float[Array, "*B R N"], matrix: Float[Array, "*B M K"]) -> Float[Array, "*B R K"]:
+    """weights @ matrix[:N], for at most `MAX_ROWS` rows of weights; the other rows of the matrix are not read."""
+    return _partial_sums(weights, matrix).sum(-2)
 
 
-# Sums of a few rows each, which are written: to go on adding in the same loop, XLA would walk along columns.
-@outlined
-def _sums_of_rows(weights: jax.Array, matrix: jax.Array) -> jax.Array:
-    """[*B, R, N / read, K]."""
+# A separate function, whose partial sums are written to memory: if XLA added them up in the same loop, that loop would
+# walk along the columns of the matrix.
+@noinline
+def _partial_sums(weights: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Sums over a few rows of the matrix each, [*B, R, N / read, K]."""
     *lead, num_rows, summed = weights.shape
-    read = max(n for n in range(1, READ + 1) if summed % n == 0)
+    read = max(n for n in range(1, MAX_MATRIX_ROWS + 1) if summed % n == 0)
     parts = matrix[..., :summed, :].reshape(*lead, 1, -1, read, matrix.shape[-1])
     weights = weights.reshape(*lead, num_rows, -1, read, 1)
     return functools.reduce(jnp.add, [weights[..., i, :] * parts[..., i, :] for i in range(read)])

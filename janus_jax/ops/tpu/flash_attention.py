@@ -1,15 +1,16 @@
-"""Causal attention inside packed segments as two Pallas kernels for TPU: no [T, T] scores in memory.
+"""Causal attention inside packed segments as two Pallas kernels for TPUs, without [T, T] scores in memory.
 
-FlashAttention-2 (Dao, 2023), with three choices for packed rows on a TPU:
-- Heads are blocks of 128 lanes of [B, T, heads * H], as projections leave them and `o_proj` reads them: nothing is
-  transposed or copied around the kernels.
-- Scores are held transposed, [keys, queries], so that maxima, sums and statistics are rows: reductions over sublanes
-  are cheap, and `logsumexp` takes T floats per head.
-- A query sees keys `starts[q] .. q`, one comparison of unsigned integers, and blocks before the first such key of a
-  block of queries are never run.
+The algorithm is FlashAttention-2 (Dao, 2023), with three choices for packed rows on a TPU:
+- A head is a block of 128 lanes of [B, T, heads * H], which is how the projections write it and `o_proj` reads it.
+  Nothing is transposed or copied around the kernels, as it would be for the kernels that JAX ships (`flash_attention`
+  and `splash_attention` in jax.experimental.pallas.ops.tpu), which take the heads before the tokens.
+- Scores are stored transposed, as [keys, queries], so that maxima and sums are rows. Reductions over sublanes are
+  cheap, and `logsumexp` takes only T floats per head.
+- A query sees the keys `starts[q] .. q`, which takes one comparison of unsigned integers. Blocks of keys before the
+  first one that a block of queries sees are never run.
 
-The backward pass is one kernel with five products per block: a head's dq stays in VMEM (T x 128 floats) while the
-blocks of keys pass.
+The backward pass is one kernel with five products per block. The dq of a head stays in VMEM (T x 128 floats) while the
+kernel walks over the blocks of keys.
 
 Letters: B rows, T tokens, N heads, K key-value heads, H head dim.
 """
@@ -25,10 +26,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-HEAD_DIM = 128  # the lanes of a TPU
-BLOCK = 512  # queries and keys of a block
+HEAD_DIM = 128  # number of lanes of a TPU
+BLOCK = 512  # number of queries and of keys of a block
 LOG2_E = math.log2(math.e)
-MASKED = -1e30  # finite: a block in which a query sees nothing is forgotten once it sees itself
+# Finite, so that sums over a block in which a query sees nothing are defined; they are scaled to zero at the first
+# block in which it sees a key.
+MASKED = -1e30
 
 
 def flash_attend(
@@ -38,11 +41,12 @@ def flash_attend(
     segment_ids: Int[Array, "B T"],
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / log2(e)) v over the keys of a query's segment up to the query.
+    """softmax(q k^T / log2(e)) v over the keys of a query's segment up to the query itself.
 
     Args:
-        q: scaled by log2(e) / sqrt(H).
-        segment_ids: equal in one run per segment, as in packed rows. Padding (0) is treated like a segment.
+        q: queries, already scaled by log2(e) / sqrt(H).
+        segment_ids: one run of equal ids per segment, as in packed rows. Padding (0) is treated like a segment.
+        interpret: whether to run the kernels on a CPU, for tests.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads = v.shape[2]
@@ -54,7 +58,7 @@ def flash_attend(
 
 
 def flash_fits(length: int, head_dim: int) -> bool:
-    """Whether the kernels can do rows of this length and heads of this size."""
+    """Whether the kernels support rows of this length and heads of this size."""
     return head_dim == HEAD_DIM and length % min(BLOCK, length) == 0 and length % 128 == 0
 
 
@@ -93,7 +97,8 @@ def _flash(shape: _Shape, q: Array, k: Array, v: Array, starts: Array) -> Array:
 def _flash_forward(shape: _Shape, q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, tuple[Array, ...]]:
     context, logsumexp = _forward(shape, q, k, v, starts)
     context, logsumexp = checkpoint_name(context, "context"), checkpoint_name(logsumexp, "context")
-    # Named here, not by the caller: what remat saves and the forward pass uses as well is copied once more.
+    # The names for remat policies are given here. If the caller gave them, the saved arrays would be copied once more,
+    # because the forward pass uses them as well (seen in compiled programs).
     q, k, v = checkpoint_name(q, "query"), checkpoint_name(k, "key"), checkpoint_name(v, "value")
     return context, (q, k, v, starts, context, logsumexp)
 
@@ -113,7 +118,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 def _forward(shape: _Shape, q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, Array]:
     """Context [B, T, N * H] and logsumexp (base 2) [B, N, 1, T]."""
     block, heads = shape.block, shape.heads
-    first_block = starts[:, ::block] // block  # [B, blocks]: of the keys that a block of queries sees
+    first_block = starts[:, ::block] // block  # [B, blocks]: first block of keys that a block of queries sees
 
     def query(b: Array, h: Array, i: Array, j: Array, first: Any) -> tuple[Any, ...]:
         return b, i, h
@@ -185,7 +190,7 @@ def _forward_kernel(
         total_ref[...] = total_ref[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
         sum_ref[...] = sum_ref[...] * shrink + _dot(v_ref[...], weights.astype(v_ref.dtype), 0, 0)
 
-    @pl.when(j == i)  # later blocks of keys are not seen
+    @pl.when(j == i)  # no query of the block sees a later block of keys
     def finish() -> None:
         context_ref[...] = (sum_ref[...] / total_ref[...]).T.astype(context_ref.dtype)
         logsumexp_ref[...] = maximum_ref[...] + jnp.log2(total_ref[...])
@@ -194,11 +199,11 @@ def _forward_kernel(
 def _backward(
     shape: _Shape, q: Array, k: Array, v: Array, starts: Array, context: Array, logsumexp: Array, d_context: Array
 ) -> tuple[Array, Array, Array]:
-    """dq, dk, dv [B, T, N * H]; the latter two per query head."""
+    """dq, dk, dv [B, T, N * H], the latter two for each query head."""
     block, heads = shape.block, shape.heads
     ends = jnp.arange(1, shape.blocks + 1, dtype=jnp.int32) * block - 1  # last key of each block
     seeing = jnp.sum(starts[:, None, :] <= ends[:, None], axis=-1, dtype=jnp.int32)  # starts never decrease
-    last_block = (seeing - 1) // block  # [B, blocks]: of the queries that see a block of keys
+    last_block = (seeing - 1) // block  # [B, blocks]: last block of queries that see a block of keys
 
     def query(b: Array, h: Array, j: Array, i: Array, last: Any) -> tuple[Any, ...]:
         return b, jnp.clip(i, j, last[b, j]), h
@@ -276,13 +281,13 @@ def _backward_kernel(
         weights = jnp.exp2(_scores(k, q, starts_ref[...], i, j, block) - logsumexp_ref[...])
         dv_sum_ref[...] += _dot(weights.astype(v.dtype), d_context, 1, 0)
         product = context_ref[...].astype(jnp.float32) * d_context.astype(jnp.float32)
-        delta = jnp.sum(product.T, axis=0, keepdims=True)  # [1, queries]: the normalisation's share of the gradient
+        delta = jnp.sum(product.T, axis=0, keepdims=True)  # [1, queries]: gradient through the normalisation
         d_scores = (weights * (_dot(v, d_context, 1, 1) - delta)).astype(v.dtype)
         dk_sum_ref[...] += _dot(d_scores, q, 1, 0)
         dq_sum_ref[rows, :] += _dot(d_scores, k, 0, 0)
 
     @pl.when(i == last_i)
-    def finish_keys() -> None:  # scores are in base 2: d exp2(x) = ln 2 exp2(x)
+    def finish_keys() -> None:  # scores are in base 2, and d exp2(x) = ln 2 exp2(x)
         dk_ref[...] = (dk_sum_ref[...] / LOG2_E).astype(dk_ref.dtype)
         dv_ref[...] = dv_sum_ref[...].astype(dv_ref.dtype)
 
@@ -292,10 +297,10 @@ def _backward_kernel(
 
 
 def _scores(k: Array, q: Array, starts: Array, i: Array, j: Array, block: int) -> Array:
-    """[keys, queries] of block i of the queries and j of the keys, in float32."""
+    """Masked scores [keys, queries] of block i of the queries and block j of the keys, in float32."""
     key = jax.lax.broadcasted_iota(jnp.int32, (block, block), 0)
     query = jax.lax.broadcasted_iota(jnp.int32, (1, block), 1) + i * block
-    since = key - (starts - j * block)  # tokens from the segment's start to the key; before it: huge when unsigned
+    since = key - (starts - j * block)  # tokens from the segment's start to the key; if negative, huge as unsigned
     visible = since.astype(jnp.uint32) <= (query - starts).astype(jnp.uint32)
     return jnp.where(visible, _dot(k, q, 1, 1), MASKED)
 

@@ -1,7 +1,8 @@
-"""Rotary position embedding as a Pallas kernel for TPU: one pass over memory, no layout but that of the projections.
+"""Rotary position embedding as a Pallas kernel for TPUs, which reads and writes memory once.
 
-XLA turns the rotation of half heads into arrays of 64 lanes in float32: five times the traffic (measured on compiled
-programs for v5p). The gradient of a rotation is the rotation back, by the same kernel.
+XLA turns the rotation of half heads into float32 arrays of 64 lanes, with five times the memory traffic (read from
+programs compiled for v5p). The kernel keeps the layout that the projections write. The gradient of a rotation is the
+rotation back, by the same kernel.
 
 Letters: B rows, T tokens, N heads, H head dim, R = H / 2 rotated pairs.
 """
@@ -15,13 +16,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-TOKENS, HEADS = 512, 8  # of a block, at most
+TOKENS, HEADS = 512, 8  # largest block
 
 
 def rotate(
     x: Float[Array, "B T N H"], angles: Float[Array, "B T R"], scale: float, interpret: bool = False
 ) -> Float[Array, "B T N H"]:
-    """`scale` times `rope.apply_rope(x, angles)`, rounded once. H is 128."""
+    """`scale` times `ops.rope.apply_rope(x, angles)`, rounded only once, for H = 128.
+
+    `interpret` runs the kernel on a CPU, for tests.
+    """
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     table = jnp.stack([jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)], axis=1)  # [B, 2, T, H]
     flat = _rotate(scale, interpret, x.reshape(*x.shape[:2], -1), table)
@@ -50,7 +54,9 @@ def _call(scale: float, interpret: bool, x: Array, table: Array) -> Array:
     head_dim = table.shape[-1]
     tokens, heads = min(TOKENS, length), min(HEADS, width // head_dim)
     if length % tokens or width % (heads * head_dim):
-        raise ValueError(f"RoPE kernel got [{batch}, {length}, {width}], blocks are {tokens} tokens of {heads} heads")
+        raise ValueError(
+            f"RoPE kernel got [{batch}, {length}, {width}], expected multiples of {tokens} tokens and {heads} heads"
+        )
     block = pl.BlockSpec((None, tokens, heads * head_dim), lambda b, t, h: (b, t, h))
     return pl.pallas_call(
         functools.partial(_kernel, heads=heads, scale=scale),

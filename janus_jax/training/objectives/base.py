@@ -1,6 +1,6 @@
-"""What an objective is, and what the objectives over packed rows share.
+"""The interface of a training objective, and the parts that objectives over packed rows share.
 
-A metric is a pair (sum, weight), both summed over the global batch, so that means over several steps are exact.
+A metric is a pair (sum, weight). Both are summed over the global batch, so that means over several steps are exact.
 Letters: B rows, L tokens per row, T = B * L, D width.
 """
 
@@ -20,29 +20,28 @@ from janus_jax.models.params import Params
 from janus_jax.ops.losses import TokenLoss, chunked_cross_entropy
 from janus_jax.ops.scatter_tokens import segments_with
 
-TASKS = ("understand", "text", "generate")
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Denominators = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A loss that is a sum over rows, so that devices, and micro-batches of one device, can each do some rows.
+    """A loss that is a sum over rows, so that each device and each micro-batch can compute some of the rows.
 
     The loss of a step is the sum of `share(params, rows, denominators)` over all sets of rows, where `denominators`
-    is the sum of `denominators(rows)`; the same holds for both halves of every metric.
+    is the sum of `denominators(rows)` over them. The same holds for both halves of every metric.
     """
 
-    denominators: Callable[[Any], Denominators]  # batch -> what the sums are divided by
+    denominators: Callable[[Any], Denominators]  # rows -> counts that the sums are divided by
     share: Callable[[Params, Any, Denominators], tuple[jax.Array, Metrics]]
 
     def __call__(self, params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
-        """Loss and metrics of a batch that is all there is."""
+        """Loss and metrics of a whole batch."""
         return self.share(params, batch, self.denominators(batch))
 
 
 def check_normalization(loss: ConfigDict) -> None:
-    """Raises UserError for a normalisation that does not exist."""
+    """Raises UserError for an unknown `loss.normalization`."""
     if loss.normalization not in ("tokens", "tasks"):
         raise UserError(f"loss.normalization={loss.normalization!r} is neither 'tokens' nor 'tasks'")
 
@@ -56,10 +55,12 @@ def head_loss(
     groups: list[jax.Array],
     loss: ConfigDict,
 ) -> tuple[jax.Array, TokenLoss]:
-    """Cross-entropy of a head on `batch.targets`: the sum with `weights` [B, L], and those with each of `groups`.
+    """Cross-entropy of a head on `batch.targets`: the sum with `weights`, and one sum with each of `groups`.
 
     Args:
         hidden: [T, D].
+        weights: [B, L]; the loss that gets a gradient.
+        groups: [B, L] each; for metrics, without a gradient.
     """
     return chunked_cross_entropy(
         head.logits,
@@ -77,7 +78,7 @@ def head_loss(
 def text_loss(
     head: Head, params: Params, hidden: jax.Array, batch: PackedBatch, weights: jax.Array, loss: ConfigDict
 ) -> tuple[jax.Array, Metrics]:
-    """`head_loss` on text, with metrics of samples with an understanding image, and of the others."""
+    """`head_loss` on text, with separate metrics for samples with an understanding image and for pure text."""
     has_image = segments_with(batch.segment_ids, batch.modality == Modality.UNDERSTANDING_IMAGE)
     groups = [batch.text_weights * has_image, batch.text_weights * ~has_image]
     total, text = head_loss(head, params, hidden, batch, weights, groups, loss)
@@ -85,39 +86,36 @@ def text_loss(
         "loss/understand": (text.loss[0], text.weight[0]),
         "loss/text": (text.loss[1], text.weight[1]),
         "accuracy/understand": (text.correct[0], text.weight[0]),
+        "accuracy/text": (text.correct[1], text.weight[1]),
     }
 
 
 def row_metrics(
     config: JanusConfig | JanusFlowConfig, batch: PackedBatch, total: jax.Array, num_rows: jax.Array
 ) -> Metrics:
-    """Of some of the step's `num_rows` rows, with their share of the loss.
+    """Counts of a batch that holds some of the step's `num_rows` rows, and its share of the loss.
 
-    `tokens` counts all tokens, `tokens/TASK` those that bear its loss: targets of a head, or JanusFlow's latents.
+    `tokens` counts all tokens. `tokens/TASK` counts those that carry the loss of the task: targets of a head, or the
+    latents of JanusFlow.
     """
     part = batch.tokens.shape[0] / num_rows
-    drawn = batch.modality == Modality.GENERATION_IMAGE
-    spoken = batch.text_weights > 0
+    generated_at = batch.modality == Modality.GENERATION_IMAGE
+    supervised = batch.text_weights > 0
     has_image = segments_with(batch.segment_ids, batch.modality == Modality.UNDERSTANDING_IMAGE)
     if isinstance(config, JanusConfig):
         generated = jnp.sum(batch.image_weights > 0)
     else:
-        generated = jnp.sum(drawn) // config.image_tokens * config.uvit.num_tokens
-    understanding = config.siglip.num_tokens + isinstance(config, JanusFlowConfig)  # the learned begin of an image
+        generated = jnp.sum(generated_at) // config.image_tokens * config.uvit.num_tokens
+    understanding = config.siglip.num_tokens + isinstance(config, JanusFlowConfig)  # the learned begin-of-image vector
     images = jnp.sum(batch.modality == Modality.UNDERSTANDING_IMAGE) / understanding
-    images += jnp.sum(drawn) / config.image_tokens
+    images += jnp.sum(generated_at) / config.image_tokens
     filled = batch.modality != Modality.PADDING
     return {
         "loss": (total, part),
         "images": (images, part),
         "tokens": (jnp.sum(filled), part),
-        "tokens/understand": (jnp.sum(spoken & has_image), part),
-        "tokens/text": (jnp.sum(spoken & ~has_image), part),
+        "tokens/understand": (jnp.sum(supervised & has_image), part),
+        "tokens/text": (jnp.sum(supervised & ~has_image), part),
         "tokens/generate": (generated, part),
         "fill": (part * jnp.mean(filled), part),
     }
-
-
-def normalize(pixels: jax.Array, dtype: Any) -> jax.Array:
-    """uint8 -> [-1, 1]."""
-    return (pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype)

@@ -1,6 +1,6 @@
-"""What is minimised: a pure function (params, batch) -> (loss, metrics) per kind of model.
+"""The loss of Janus and Janus-Pro: next-token cross-entropy on text and on image codes.
 
-Letters: B rows, L tokens per row, I and G image slots per row, N codes per image, T = B * L.
+Letters: B rows, L tokens per row, G generation image slots per row, N codes per image, D width, T = B * L.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,49 +9,40 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from janus_jax.batches import ImageBatch, Modality, PackedBatch
-from janus_jax.errors import UserError
-from janus_jax.models.config import Execution, JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
+from janus_jax.batches import Modality, PackedBatch
+from janus_jax.data.records import TASKS
+from janus_jax.models.config import JanusConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.janus import janus_heads
 from janus_jax.models.params import Params, bind, build
-from janus_jax.ops.losses import vq_loss
+from janus_jax.ops.pixels import normalize
 from janus_jax.ops.scatter_tokens import place_in_order
 from janus_jax.training.objectives.base import (
-    TASKS,
     Denominators,
     Metrics,
     Objective,
     check_normalization,
     head_loss,
-    normalize,
     row_metrics,
     text_loss,
 )
-from janus_jax.training.objectives.janusflow import janusflow_loss
 
 
-def make_loss(
-    model_config: ModelConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS
+def janus_objective(
+    config: JanusConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS
 ) -> Objective:
-    """The objective of an architecture; without a task, the parts of the model that only it needs are left out."""
-    if isinstance(model_config, JanusConfig):
-        return janus_loss(model_config, execution, loss, tasks)
-    if isinstance(model_config, JanusFlowConfig):
-        return janusflow_loss(model_config, execution, loss, tasks)
-    assert isinstance(model_config, VQConfig)
-    return tokenizer_loss(model_config, execution, loss)
+    """Cross-entropy of the text head on text and of the image head on image codes, weighted equally (Janus, 3.3).
 
+    `loss.normalization="tokens"` divides the sum over both heads by the number of supervised tokens; "tasks" adds the
+    means of the two heads. The papers do not say which they use.
 
-def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS) -> Objective:
-    """Next-token cross-entropy: text head on text targets, image head on image codes, equal weights (Janus, 3.3).
-
-    `loss.normalization`: "tokens" divides the sum over both heads by the number of supervised tokens; "tasks" adds
-    the two heads' means. The papers do not say which.
+    Args:
+        tasks: tasks of the run. Parts of the model that only other tasks need are not computed.
     """
     check_normalization(loss)
     model, heads = build(config, execution), janus_heads(config, execution)
-    tokenizer = build(config.vq, Execution(dtype=jnp.float32))  # rounding would choose other codes
-    draws, sees = "generate" in tasks, "understand" in tasks
+    tokenizer = build(config.vq, Execution(dtype=jnp.float32))  # in bfloat16, rounding would change the codes
+    generates, understands = "generate" in tasks, "understand" in tasks
 
     def denominators(batch: PackedBatch) -> Denominators:
         text, image = jnp.sum(batch.text_weights), jnp.sum(batch.image_weights)
@@ -62,10 +53,10 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict, task
 
     def share(params: Params, batch: PackedBatch, denominators: Denominators) -> tuple[jax.Array, Metrics]:
         apply = bind(model, params)
-        if draws:
+        if generates:
             batch = with_codes(batch, lambda pixels: bind(tokenizer, params["vq"])(pixels, method="encode"))
-        pixels = normalize(batch.und_pixels, execution.dtype) if sees else None
-        if sees or draws:
+        pixels = normalize(batch.und_pixels, execution.dtype) if understands else None
+        if understands or generates:
             x = apply(batch.tokens, batch.modality, pixels, method="embed")
         else:
             x = apply(batch.tokens, method="embed_text")
@@ -74,7 +65,7 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict, task
 
         text_weights = batch.text_weights / jnp.maximum(denominators["text"], 1)
         total, metrics = text_loss(heads["text"], params, flat, batch, text_weights, loss)
-        if draws:
+        if generates:
             image_weights = batch.image_weights / jnp.maximum(denominators["image"], 1)
             groups = [batch.image_weights]
             image_total, image = head_loss(heads["image"], params, flat, batch, image_weights, groups, loss)
@@ -86,39 +77,8 @@ def janus_loss(config: JanusConfig, execution: Execution, loss: ConfigDict, task
     return Objective(denominators, share)
 
 
-def tokenizer_loss(config: VQConfig, execution: Execution, loss: ConfigDict) -> Objective:
-    """LlamaGen's VQ loss: pixel L2 + codebook + commitment. The perceptual and adversarial terms are yet to come."""
-    for term in ("perceptual_weight", "adversarial_weight"):
-        if loss[term]:
-            raise UserError(f"loss.{term}={loss[term]}: this term does not exist yet, expected 0")
-    model = build(config, execution)
-
-    def denominators(batch: ImageBatch) -> Denominators:
-        return {"images": jnp.asarray(batch.pixels.shape[0], jnp.float32)}
-
-    def share(params: Params, batch: ImageBatch, denominators: Denominators) -> tuple[jax.Array, Metrics]:
-        part = batch.pixels.shape[0] / denominators["images"]
-        pixels = normalize(batch.pixels, execution.dtype)
-        output = bind(model, params)(pixels)
-        pixel_term = jnp.mean(jnp.square(output.reconstruction.astype(jnp.float32) - pixels))
-        codebook_term, commitment_term = vq_loss(output.latents, output.quantized, config.commitment)
-        total = part * (loss.pixel_weight * pixel_term + codebook_term + commitment_term)
-        used = jnp.zeros(config.num_codes, bool).at[output.codes.reshape(-1)].set(True)
-        metrics = {
-            "loss": (total, part),
-            "loss/pixel": (part * pixel_term, part),
-            "loss/codebook": (part * codebook_term, part),
-            "loss/commitment": (part * commitment_term, part),
-            "codes_used": (part * jnp.sum(used).astype(jnp.float32), part),  # by the rows of one device
-            "images": (jnp.asarray(pixels.shape[0], jnp.float32), part),
-        }
-        return total, metrics
-
-    return Objective(denominators, share)
-
-
 def with_codes(batch: PackedBatch, encode: Callable[[jax.Array], jax.Array]) -> PackedBatch:
-    """Puts the VQ codes of `gen_pixels` into `tokens` and `targets`; a batch with precomputed codes stays as it is."""
+    """Puts the VQ codes of `gen_pixels` into `tokens` and `targets`. A batch with stored codes stays unchanged."""
     if batch.gen_pixels is None:
         return batch
     rows, images = batch.gen_pixels.shape[:2]

@@ -1,6 +1,7 @@
-"""What JanusFlow minimises: answers, rectified flow, alignment of representations (JanusFlow, section 3.4).
+"""The loss of JanusFlow: answers, rectified flow and representation alignment (JanusFlow, section 3.4).
 
-Letters: B rows, L tokens per row, G generation image slots per row, N latent tokens per image, T = B * L, M = B * G.
+Letters: B rows, L tokens per row, G generation image slots per row, N latent tokens per image, D width, T = B * L,
+M = B * G.
 """
 
 import dataclasses
@@ -12,36 +13,41 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality
-from janus_jax.models.config import Execution, JanusFlowConfig
+from janus_jax.data.records import TASKS
+from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.execution import Execution
 from janus_jax.models.janus import language_head
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import TIME_SCALE, flow_loss, interpolate
+from janus_jax.ops.pixels import normalize
 from janus_jax.ops.representation_alignment import alignment_loss
 from janus_jax.ops.scatter_tokens import place_in_order, take_in_order
 from janus_jax.training.objectives.base import (
-    TASKS,
     Denominators,
     Metrics,
     Objective,
     check_normalization,
-    normalize,
     row_metrics,
     text_loss,
 )
 
 
-def janusflow_loss(
+def janusflow_objective(
     config: JanusFlowConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS
 ) -> Objective:
     """L_AR on text, L_RF + `loss.alignment_weight` * L_REPA on images.
 
-    `loss.normalization`: "tasks" adds the mean over text tokens and the mean over images; "tokens" counts each latent
-    token as one and divides the sum by all of them. The paper gives no coefficients and does not say.
+    `loss.normalization="tasks"` adds the mean over text tokens and the mean over images; "tokens" counts each latent
+    token as one token and divides the sum by the number of all tokens. The paper gives no coefficients and does not
+    say which it uses.
+
+    Args:
+        tasks: tasks of the run. Parts of the model that only other tasks need are not computed.
     """
     check_normalization(loss)
     model = build(config, execution)
     head = language_head(config.llama, execution)
-    draws, sees = "generate" in tasks, "understand" in tasks
+    generates, understands = "generate" in tasks, "understand" in tasks
     num_latents = config.uvit.num_tokens
 
     def denominators(batch: FlowBatch) -> Denominators:
@@ -53,32 +59,32 @@ def janusflow_loss(
 
     def share(params: Params, batch: FlowBatch, denominators: Denominators) -> tuple[jax.Array, Metrics]:
         rows, apply = batch.rows, bind(model, params)
-        is_drawn = rows.modality == Modality.GENERATION_IMAGE
-        pixels = normalize(rows.und_pixels, execution.dtype) if sees else None
+        is_generated = rows.modality == Modality.GENERATION_IMAGE
+        pixels = normalize(rows.und_pixels, execution.dtype) if understands else None
         x = apply(rows.tokens, rows.modality, pixels, method="embed")
-        if draws:
+        if generates:
             time = batch.time.reshape(-1)  # [M]
             latents, noise = (values.reshape(-1, *values.shape[2:]) for values in (batch.latents, batch.noise))
             encoded = apply(interpolate(latents, noise, time), TIME_SCALE * time, method="encode_latents")
             places = apply(encoded, method="embed_latents")  # [M, 1 + N, D]
-            x = place_in_order(x, is_drawn, places.reshape(len(x), -1, x.shape[-1]).astype(x.dtype))
+            x = place_in_order(x, is_generated, places.reshape(len(x), -1, x.shape[-1]).astype(x.dtype))
         features, hidden = _run_llm(config, execution, params, x, rows.positions, rows.segment_ids)
         text_weights = rows.text_weights / jnp.maximum(denominators["text"], 1)
         total, metrics = text_loss(head, params, hidden.reshape(-1, hidden.shape[-1]), rows, text_weights, loss)
-        if draws:
+        if generates:
 
-            def of_latents(values: jax.Array) -> jax.Array:
-                """[B, L, D] -> [M, N, D] of the latents, without the time; slots that are not used hold anything."""
-                taken = take_in_order(values, is_drawn, batch.time.shape[1] * config.image_tokens)
+            def take_latents(values: jax.Array) -> jax.Array:
+                """[B, L, D] -> [M, N, D] at the latents, without the time token. Unused slots hold arbitrary values."""
+                taken = take_in_order(values, is_generated, batch.time.shape[1] * config.image_tokens)
                 return taken.reshape(-1, config.image_tokens, values.shape[-1])[:, 1:]
 
             used = _used(config, batch).reshape(-1)
-            flow = flow_loss(apply(of_latents(hidden), encoded, method="velocity"), latents, noise)
+            flow = flow_loss(apply(take_latents(hidden), encoded, method="velocity"), latents, noise)
             terms = {"flow": (flow, 1.0)}
             if config.alignment:
                 images = normalize(rows.gen_pixels.reshape(-1, *rows.gen_pixels.shape[2:]), execution.dtype)
                 target = jax.lax.stop_gradient(apply(images, method="understand"))
-                predicted = apply(of_latents(features), method="align")
+                predicted = apply(take_latents(features), method="align")
                 terms["alignment"] = (alignment_loss(predicted, target), loss.alignment_weight)
             for name, (values, weight) in terms.items():
                 part = jnp.sum(jnp.where(used > 0, values, 0.0))
@@ -90,7 +96,7 @@ def janusflow_loss(
 
 
 def _used(config: JanusFlowConfig, batch: FlowBatch) -> jax.Array:
-    """[B, G] 1.0 where a slot holds an image."""
+    """[B, G], 1.0 where a slot holds an image."""
     count = jnp.sum(batch.rows.modality == Modality.GENERATION_IMAGE, axis=1) // config.image_tokens
     return (jnp.arange(batch.time.shape[1]) < count[:, None]).astype(jnp.float32)
 
@@ -103,9 +109,10 @@ def _run_llm(
     positions: jax.Array,
     segment_ids: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """[B, L, D] -> features after block `alignment.layer` and after the final norm; the latter twice without one.
+    """[B, L, D] -> features after block `alignment.layer`, and after the final norm.
 
-    The stack of layers is cut in two, so that the features between need not be carried through all of them.
+    Without alignment, both results are those after the final norm. With it, the stack of layers is cut in two, so that
+    the features in between need not be carried through the scan over all layers.
     """
     if config.alignment is None:
         hidden, _ = bind(build(config, execution), params)(x, positions, segment_ids)

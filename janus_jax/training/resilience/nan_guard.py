@@ -1,4 +1,4 @@
-"""Stops a run at the first step whose loss or gradient is not finite, and keeps the batch that it saw."""
+"""Stops a run at the first step whose loss or gradient is not finite, and keeps the batch of that step."""
 
 import math
 from typing import Any
@@ -10,33 +10,34 @@ from etils import epath
 from janus_jax.training.objectives.base import Metrics
 
 
-class FiniteCheck:
-    """Looks at the metrics of each step when the next one has been started, so that the devices never wait.
+class NanGuard:
+    """Checks the metrics of each step after the next step was started, so that the devices never wait for the check.
 
     Args:
-        folder: gets the batch of the step that was not finite, the rows of this process.
+        folder: Folder for the batch of a step that was not finite. Each process writes its own rows.
     """
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
-        self._unseen: tuple[int, Metrics, Any] | None = None
+        self._unchecked: tuple[int, Metrics, Any] | None = None
 
     def add(self, step: int, metrics: Metrics, batch: Any) -> None:
-        """Checks the step before this one."""
+        """Remembers this step and checks the step before it."""
         self.check()
-        self._unseen = step, metrics, batch
+        self._unchecked = step, metrics, batch
 
     def check(self) -> None:
-        """Waits for the last step that was added.
+        """Waits for the last step that was added, and checks it.
 
         Raises:
-            FloatingPointError: its loss or gradient is not finite, as those of all later steps would be. Names the
-                step, the task (all of the step, where only the gradient is not) and the file of its batch.
+            FloatingPointError: The loss or gradient is not finite, and would not be in any later step. The message
+                names the step, the task and the file of the batch. If only the gradient is not finite, it names all
+                tasks of the step.
         """
-        if self._unseen is None:
+        if self._unchecked is None:
             return
-        step, metrics, batch = self._unseen
-        self._unseen = None
+        step, metrics, batch = self._unchecked
+        self._unchecked = None
         if all(_is_finite(metrics[name]) for name in ("loss", "grad_norm") if name in metrics):
             return
         values = {
@@ -49,12 +50,12 @@ class FiniteCheck:
             listed += f"; losses are finite: {_losses(metrics)}"
         try:
             kept = f"is in {self._save(step, batch)}"
-        except OSError as error:  # a full disk must not hide what happened
+        except OSError as error:  # a full disk must not hide that the loss is not finite
             kept = f"could not be written ({error})"
         raise FloatingPointError(f"step {step}: {listed}. Its batch {kept}; the last checkpoint is kept")
 
     def _save(self, step: int, batch: Any) -> epath.Path:
-        """Writes the fields of the batch as arrays [rows of this process, ...]."""
+        """Writes the fields of the batch as arrays of shape [rows of this process, ...]."""
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"step-{step:06}-process-{jax.process_index()}.npz"
         fields = {
@@ -63,7 +64,7 @@ class FiniteCheck:
         }
         with file.open("wb") as output:
             np.savez_compressed(
-                output, allow_pickle=False, **{name: _own_rows(value) for name, value in fields.items()}
+                output, allow_pickle=False, **{name: _local_rows(value) for name, value in fields.items()}
             )
         return file
 
@@ -73,13 +74,13 @@ def _is_finite(pair: tuple[jax.Array, jax.Array]) -> bool:
 
 
 def _losses(metrics: Metrics) -> str:
-    """The mean loss of each task that the step held, e.g. "loss/generate 8.3, loss/text 2.1"."""
+    """The mean loss of each task in the step, e.g. "loss/generate 8.3, loss/text 2.1"."""
     sums = {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
     means = {name: sums[name][0] / sums[name][1] for name in sums if name.startswith("loss/") and sums[name][1]}
     return ", ".join(f"{name} {mean:.4g}" for name, mean in sorted(means.items()))
 
 
-def _own_rows(array: jax.Array) -> np.ndarray:
-    """The rows that this process holds, in order; devices may hold the same ones."""
+def _local_rows(array: jax.Array) -> np.ndarray:
+    """The rows that this process holds, in order. Several devices may hold the same rows."""
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -4,8 +4,8 @@ import os
 import pytest
 
 from janus_jax.data.dropped_samples import Reason
-from janus_jax.data.formats import json_list
-from janus_jax.data.formats.registry import open_source
+from janus_jax.data.formats import json_elements, json_list
+from janus_jax.data.formats.registry import open_dataset
 from janus_jax.data.prompts import Message
 from janus_jax.errors import UserError
 from tests.helpers.source_files import image, read_all, turns
@@ -26,7 +26,7 @@ def read(folder, samples, roots=None, raw=None):
     data = json.dumps(samples, ensure_ascii=False).encode("utf-8", "surrogatepass") if raw is None else raw
     (folder / "data.json").write_bytes(data)
     roots = (str(folder / "images"),) if roots is None else roots
-    return read_all(open_source("llava", str(folder / "data.json"), {"image_root": roots}))
+    return read_all(open_dataset("llava", str(folder / "data.json"), {"image_root": roots}))
 
 
 def sample(*texts, image="coco/1.jpg", **more):
@@ -191,8 +191,8 @@ def test_units_read_alone_give_the_whole_file(folder, monkeypatch):
     samples = [sample(f"<image>é {i}", "x" * (1 + i * 37 % 400)) for i in range(23)]
     whole, _ = read(folder, samples)
     monkeypatch.setattr(json_list, "UNIT_SAMPLES", 5)
-    monkeypatch.setattr(json_list, "MAX_TEXT_BYTES", 700)  # also the size of reads, so that elements straddle them
-    source = open_source("llava", str(folder / "data.json"), {"image_root": (str(folder / "images"),)})
+    monkeypatch.setattr(json_elements, "MAX_TEXT_BYTES", 700)  # also the size of reads, so that elements straddle them
+    source = open_dataset("llava", str(folder / "data.json"), {"image_root": (str(folder / "images"),)})
     units = source.units()
     assert [unit.first for unit in units] == [0, 5, 10, 15, 20]
     backwards = [list(source.read(unit)) for unit in reversed(units)]
@@ -202,7 +202,7 @@ def test_units_read_alone_give_the_whole_file(folder, monkeypatch):
 @pytest.mark.parametrize("count", [4, 5, 6])
 def test_what_follows_the_list_is_counted_once_in_any_unit(folder, monkeypatch, count):
     monkeypatch.setattr(json_list, "UNIT_SAMPLES", 5)
-    monkeypatch.setattr(json_list, "MAX_TEXT_BYTES", 700)
+    monkeypatch.setattr(json_elements, "MAX_TEXT_BYTES", 700)
     raw = json.dumps([sample("<image>", "a")] * count).encode() + b"\n[{}]"
     records, bad = read(folder, None, raw=raw)
     assert len(records) == count and [item.reason for item in bad] == [Reason.CORRUPT]
@@ -210,6 +210,6 @@ def test_what_follows_the_list_is_counted_once_in_any_unit(folder, monkeypatch, 
 
 def test_missing_file_and_root_are_errors(folder):
     with pytest.raises(UserError, match=r"^--input: .*nope\.json' matches no file"):
-        open_source("llava", str(folder / "nope.json"), {}).units()
+        open_dataset("llava", str(folder / "nope.json"), {}).units()
     with pytest.raises(UserError, match=r"^--image_root=coco=/nope: '/nope' is not a folder"):
-        open_source("llava", str(folder / "data.json"), {"image_root": ("coco=/nope",)})
+        open_dataset("llava", str(folder / "data.json"), {"image_root": ("coco=/nope",)})

@@ -6,7 +6,7 @@ import zstandard
 
 from janus_jax.data.dropped_samples import Reason
 from janus_jax.data.formats import streams, text_lines
-from janus_jax.data.formats.registry import open_source
+from janus_jax.data.formats.registry import open_dataset
 from janus_jax.errors import UserError
 from tests.helpers.source_files import read_all
 
@@ -20,7 +20,7 @@ LINE = b'{"text": "good"}\n'
 
 def read(tmp_path, data, suffix="jsonl", **options):
     (tmp_path / f"part.{suffix}").write_bytes(data)
-    return read_all(open_source("text", str(tmp_path / f"part.{suffix}"), options))
+    return read_all(open_dataset("text", str(tmp_path / f"part.{suffix}"), options))
 
 
 def texts(records):
@@ -122,7 +122,7 @@ def test_bomb_is_one_line_over_the_limit(tmp_path, suffix, monkeypatch):
 def test_byte_ranges_give_every_line_once(tmp_path, monkeypatch, unit_bytes):
     data = b"".join(json.dumps({"text": f"{i}" * (1 + i % 7)}).encode() + b"\n" * (1 + i % 3) for i in range(30))
     (tmp_path / "a.jsonl").write_bytes(data)
-    source = open_source("text", str(tmp_path / "a.jsonl"), {})
+    source = open_dataset("text", str(tmp_path / "a.jsonl"), {})
     whole, _ = read_all(source)
     monkeypatch.setattr(text_lines, "UNIT_BYTES", unit_bytes)
     parts, bad = read_all(source)
@@ -132,7 +132,7 @@ def test_byte_ranges_give_every_line_once(tmp_path, monkeypatch, unit_bytes):
 def test_several_files_in_sorted_order_and_no_file(tmp_path):
     for name in ("b.jsonl", "a.jsonl.gz"):
         (tmp_path / name).write_bytes(SUFFIXES[name[2:]](LINE))
-    records, _ = read_all(open_source("text", [str(tmp_path / "*"), str(tmp_path)], {}))
+    records, _ = read_all(open_dataset("text", [str(tmp_path / "*"), str(tmp_path)], {}))
     assert [record.key for record in records] == ["a.jsonl.gz:0", "b.jsonl:0"]
     with pytest.raises(UserError, match=r"^--input: .*c\*' matches no file"):
-        open_source("text", str(tmp_path / "c*"), {}).units()
+        open_dataset("text", str(tmp_path / "c*"), {}).units()

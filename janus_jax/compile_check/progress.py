@@ -1,0 +1,32 @@
+"""Lines on stderr that say what is being compiled and that it still is, since a compilation takes minutes."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+EVERY_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Says what is compiled, and then every minute how long it has taken so far."""
+    tell(f"compiling {what}; this takes minutes, and messages of libtpu meanwhile are harmless")
+    done, start = threading.Event(), time.monotonic()
+
+    def remind() -> None:
+        while not done.wait(EVERY_SECONDS):
+            tell(f"still compiling after {(time.monotonic() - start) / 60:.0f} min")
+
+    reminder = threading.Thread(target=remind, daemon=True)
+    reminder.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reminder.join()
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

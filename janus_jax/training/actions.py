@@ -1,0 +1,156 @@
+"""Periodic actions: the work that a run does between two steps, such as validating, logging and saving.
+
+The training loop knows actions only by the protocol here. `train(..., actions=[factory])` adds further ones, which may
+be built on packages that `training` does not import.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from janus_jax.data.stream import drop_reports
+from janus_jax.models.params import Params
+from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.freezing import merge
+from janus_jax.training.input_stall import InputStall
+from janus_jax.training.metrics_log import MetricsLog
+from janus_jax.training.objectives.base import Metrics
+from janus_jax.training.prefetch import DevicePrefetch
+from janus_jax.training.sample_log import SampleLog
+from janus_jax.training.start import Run
+from janus_jax.training.train_state import TrainState
+from janus_jax.training.validation import Validation
+
+
+class Moment(NamedTuple):
+    """The time between two steps, as an action sees it."""
+
+    step: int  # number of the step that was done last
+    state: TrainState  # state after that step; the next step donates it, so an action must not keep its arrays
+    metrics: Metrics | None  # metrics of that step, whose computation may not have ended
+    is_last: bool  # whether this process does no further step
+    is_stopping: bool  # whether a signal asked to stop; there may be little time left
+    keep_alive: Callable[[], None]  # to be called now and then by work that may take longer than a step
+
+    def params(self, ema: bool = False) -> Params:
+        """All parameters of the model, without a copy. With `ema`, the trained ones are those of the moving average."""
+        trainable = self.state.ema if ema else self.state.trainable
+        if trainable is None:
+            raise ValueError("the run keeps no moving average of its parameters")
+        return merge(trainable, self.state.frozen)
+
+
+class Action(Protocol):
+    """Work between two steps. With several processes, all of them call it at the same steps."""
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether to call the action now. Asked after every step, so it must not wait for the devices."""
+        ...
+
+    def __call__(self, moment: Moment) -> None: ...
+
+    def close(self) -> None:
+        """Called once when the run ends, also after an error."""
+        ...
+
+
+# What makes an action of another package once the run is set up, before its first step.
+ActionFactory = Callable[[Run, SampleLog], Action]
+
+
+def every(steps: int, moment: Moment) -> bool:
+    """Whether an action is due that runs every so many steps (0: never) and after the last step of the whole run.
+
+    It is not due in a run that stops because of a signal. After a restart its next interval comes as usual.
+    """
+    return bool(steps) and not moment.is_stopping and (moment.is_last or moment.step % steps == 0)
+
+
+class OtherWork:
+    """An action whose time does not count as time of the steps, in none of the logged rates."""
+
+    def __init__(self, action: Action, log: MetricsLog):
+        self._action, self._log = action, log
+
+    def is_due(self, moment: Moment) -> bool:
+        return self._action.is_due(moment)
+
+    def __call__(self, moment: Moment) -> None:
+        start = time.monotonic()
+        self._action(moment)
+        self._log.leave_out(time.monotonic() - start)
+        moment.keep_alive()
+
+    def close(self) -> None:
+        self._action.close()
+
+
+class Validate:
+    """Evaluates held-out rows every `every_steps` steps and after the last one; the log gets `validation/...`."""
+
+    def __init__(self, validation: Validation, every_steps: int, log: MetricsLog):
+        self._validation, self._every_steps, self._log = validation, every_steps, log
+
+    def is_due(self, moment: Moment) -> bool:
+        return every(self._every_steps, moment)
+
+    def __call__(self, moment: Moment) -> None:
+        means = self._validation.evaluate(moment.state, moment.keep_alive)
+        self._log.report({f"validation/{name}": value for name, value in means.items()})
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in means.items() if name.startswith("loss"))
+        self._log.say(f"validation after step {moment.step}: {losses}")
+
+    def close(self) -> None:
+        self._validation.close()
+
+
+class WriteMetrics:
+    """Writes the mean metrics since the last write every `every_steps` steps and after the last step.
+
+    Also writes when another action has reported values of this step, so that they share a line with its metrics.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        every_steps: int,
+        schedule: Callable[[int], Any],
+        batches: DevicePrefetch,
+        checkpoints: Checkpoints,
+        input_stall: InputStall,
+    ):
+        self._log, self._every_steps, self._schedule = log, every_steps, schedule
+        self._batches, self._checkpoints, self._input_stall = batches, checkpoints, input_stall
+
+    def is_due(self, moment: Moment) -> bool:
+        at_interval = moment.is_last or moment.step % self._every_steps == 0
+        return self._log.has_steps and (at_interval or self._log.has_reports)
+
+    def __call__(self, moment: Moment) -> None:
+        self._checkpoints.check()
+        dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(self._batches.state).items()}
+        others = {
+            "learning_rate": float(self._schedule(moment.step - 1)),
+            "memory/save_gib": self._checkpoints.host_gib,
+            **dropped,
+        }
+        self._log.write(moment.step, self._input_stall.take(), self._checkpoints.take_blocked(), others)
+
+    def close(self) -> None:
+        self._log.close()
+
+
+class SaveCheckpoint:
+    """Saves a checkpoint every `every_steps` steps and after the last step of this process."""
+
+    def __init__(self, checkpoints: Checkpoints, every_steps: int, batches: DevicePrefetch):
+        self._checkpoints, self._every_steps, self._batches = checkpoints, every_steps, batches
+
+    def is_due(self, moment: Moment) -> bool:
+        return moment.is_last or moment.step % self._every_steps == 0
+
+    def __call__(self, moment: Moment) -> None:
+        self._checkpoints.save(moment.state, self._batches.state)
+
+    def close(self) -> None:
+        self._checkpoints.close()

@@ -1,0 +1,148 @@
+"""The start of a run: everything that can be wrong is found here, before the first step and before it compiles."""
+
+import json
+from typing import NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from janus_jax.data.stream import Stream
+from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
+from janus_jax.errors import UserError
+from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
+from janus_jax.models.params import Params, abstract_params
+from janus_jax.sharding import own_rows
+from janus_jax.storage import prepare_folder, write_whole
+from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.freezing import format_table, merge, module_table
+from janus_jax.training.initialization import format_origins, initial_params
+from janus_jax.training.latents import open_vae
+from janus_jax.training.plan import Plan, make_plan
+from janus_jax.training.setup import open_stream, open_tokenizer
+from janus_jax.training.stored_codes import check_stored_codes
+from janus_jax.training.train_state import TrainState
+from janus_jax.training.validation import open_held_out
+from janus_jax.weights.native import save_params, write_architecture
+from janus_jax.weights.vae import VAE_FOLDER
+
+
+class Run(NamedTuple):
+    """What belongs to a run and does not change from step to step."""
+
+    config: ConfigDict
+    plan: Plan
+    tokenizer: Tokenizer | None  # None: the run trains an image tokenizer
+    vae: tuple[VAEConfig, Params] | None  # of a JanusFlow run that learns the latents of a VAE
+    workdir: epath.Path
+    checkpoints: Checkpoints
+    stream: Stream  # rows of this process
+    held_out: Stream | None  # held-out rows of this process; None: the run is not validated
+    process_index: int  # place of this process among those that feed different rows
+    process_count: int  # number of parts into which the processes divide the rows of a batch
+
+
+def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainState]:
+    """Opens everything that a run needs. Returns it with the state to start from, restored or new.
+
+    Raises:
+        UserError: Something is wrong with the config, the workdir, the data or the checkpoint.
+        OSError: The workdir cannot be written.
+    """
+    plan = make_plan(config)
+    architecture = plan.architecture
+    tokenizer = open_tokenizer(config, architecture)
+    workdir = prepare_folder("workdir", workdir)
+    checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
+    if tokenizer is not None:
+        _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
+    vae = open_vae(config, architecture, workdir)
+    process_index, process_count = own_rows(plan.rows, config.train.batch_size)
+    stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
+    held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
+    run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
+    say(format_table(module_table(abstract_params(architecture), plan.mask)))
+    if config.validate.every_steps and held_out is None:
+        say(f"validate.every_steps={config.validate.every_steps}, but data.held_out=0: nothing is validated")
+    state = _restore(run) or _new_state(run)
+    if config.data.stored_codes and isinstance(architecture, JanusConfig):
+        vq = merge(state.trainable, state.frozen)["vq"]
+        check_stored_codes(stream.patterns, architecture.vq, vq)
+    if is_first_process():
+        _write_run(run, architecture)
+    return run, state
+
+
+def is_first_process() -> bool:
+    """Whether this process writes logs and prints."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints in the first process only."""
+    if is_first_process():
+        print(text, flush=True)
+
+
+def _restore(run: Run) -> TrainState | None:
+    """The state of the newest checkpoint; None when there is none. The stream continues behind it."""
+    restored = run.checkpoints.restore_newest(run.plan.state, run.plan.mask)
+    if restored is None:
+        return None
+    state, data_state = restored
+    run.stream.set_state(data_state)
+    say(f"resumed from checkpoint {int(state.step)} in {run.workdir}")
+    if changes := _changed_settings(run.workdir / "config.json", run.config):
+        say(f"changed since the last start: {', '.join(changes)}")
+    if int(state.step) >= run.config.train.num_steps:
+        say(f"all {run.config.train.num_steps} steps are done; raise train.num_steps to train further")
+    return state
+
+
+def _new_state(run: Run) -> TrainState:
+    params, origins = initial_params(run.config, run.plan.architecture, run.plan.mesh, run.tokenizer)
+    say(format_origins(origins))
+    return run.plan.new_state(params)
+
+
+def _config_text(config: ConfigDict) -> str:
+    return config.to_json_best_effort(indent=2) + "\n"
+
+
+def _changed_settings(file: epath.Path, config: ConfigDict) -> list[str]:
+    """Fields whose value differs from that in a config.json, such as "train.learning_rate 2e-05 -> 0.001".
+
+    Fields that one of both does not have are left out, since another version of this program may have written the file.
+    """
+    try:
+        before = _flatten(json.loads(file.read_text()))
+    except (OSError, ValueError):  # no run has been started completely
+        return []
+    now = _flatten(json.loads(_config_text(config)))
+    return [f"{name} {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]]
+
+
+def _flatten(fields: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in fields.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _write_run(run: Run, architecture: ModelConfig) -> None:
+    """Writes the files that tell what the workdir holds. Called when nothing else can fail before the first step.
+
+    Each start writes the same files again. Where that fails, the workdir stays readable.
+    """
+    write_architecture(run.workdir, architecture)
+    write_whole(run.workdir / "config.json", _config_text(run.config))
+    if run.tokenizer is not None:
+        run.tokenizer.save(run.workdir / FILE_NAME)
+    if run.vae is not None and not (run.workdir / VAE_FOLDER).exists():
+        save_params(run.workdir / VAE_FOLDER, *run.vae)
+
+
+def _require_same_tokenizer(path: epath.Path, tokenizer: Tokenizer) -> None:
+    """Raises UserError when the model in the workdir was trained with other ids, before its file is overwritten."""
+    if path.exists() and Tokenizer.from_file(path).backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise UserError(f"{path}: another vocabulary than that of config.data.tokenizer")

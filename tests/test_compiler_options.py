@@ -1,0 +1,29 @@
+import pytest
+
+from janus_jax.compiler_options import CPU_DECODING, TPU_IMAGE_LOOP, TRAINING, compiler_options
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("TPU v5e", "TPU v5 lite"), ("TPU v5p", "TPU v5"), ("TPU v6e", "TPU v6 lite")]
+)
+def test_the_training_step_has_the_options_of_its_device_by_either_name(name, kind):
+    options = compiler_options("train_step", device_kind=name)
+    assert options == compiler_options("train_step", device_kind=kind) == TRAINING[kind] != {}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v4", "NVIDIA H100 80GB HBM3"])
+def test_the_training_step_has_no_options_on_other_devices(kind):
+    assert compiler_options("train_step", device_kind=kind) == {}
+
+
+def test_only_the_image_loop_on_a_tpu_has_options_besides_those_of_a_cpu():
+    for program in ("decode", "image_loop"):
+        for platform in ("cpu", "gpu", None):
+            assert compiler_options(program, platform=platform) == CPU_DECODING
+    assert compiler_options("decode", platform="tpu") == CPU_DECODING
+    assert compiler_options("image_loop", platform="tpu") == CPU_DECODING | TPU_IMAGE_LOOP
+
+
+def test_an_unknown_program_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="program='draw'.*image_loop"):
+        compiler_options("draw")

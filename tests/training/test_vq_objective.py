@@ -1,0 +1,100 @@
+"""The loss of the VQ tokenizer against NumPy, and the gradient that passes the codes straight through."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from janus_jax.batches import ImageBatch
+from janus_jax.errors import UserError
+from janus_jax.models.execution import Execution
+from janus_jax.models.params import bind, build, flatten, init_params
+from janus_jax.training.objectives.factory import make_objective
+from tests.helpers.tiny_runs import MICRO_VQ
+
+LOSS = {"pixel_weight": 0.7, "perceptual_weight": 0.0, "adversarial_weight": 0.0}
+MODEL = build(MICRO_VQ, Execution())
+# Zero but for rounding: a vector added to all keys shifts all scores of a query alike.
+NO_GRADIENT = re.compile(r"encoder/.*(attn_\d)/k/bias")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(MICRO_VQ, seed=3)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return ImageBatch(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
+
+
+def test_loss_equals_numpy(params, images):
+    pixels = images.pixels / 127.5 - 1
+    latents = jax.jit(lambda x: bind(MODEL, params)(x, method="latents"))(jnp.asarray(pixels, jnp.float32))
+    latents = np.asarray(latents, np.float64)
+    latents /= np.linalg.norm(latents, axis=-1, keepdims=True)
+    codebook = np.asarray(params["codebook"], np.float64)
+    codebook /= np.linalg.norm(codebook, axis=-1, keepdims=True)
+    distances = np.linalg.norm(latents[..., None, :] - codebook, axis=-1)
+    codes = distances.argmin(-1).reshape(3, -1)
+    squared_error = np.mean(distances.min(-1) ** 2) / MICRO_VQ.code_dim
+    decoded = jax.jit(lambda codes: bind(MODEL, params)(codes, method="decode"))(codes)
+    pixel_error = np.mean((np.asarray(decoded, np.float64) - pixels) ** 2)
+
+    total, metrics = jax.jit(make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS)))(params, images)
+    means = {name: float(value) / float(weight) for name, (value, weight) in metrics.items()}
+    expected = {
+        "loss": 0.7 * pixel_error + 1.25 * squared_error,
+        "loss/pixel": pixel_error,
+        "loss/codebook": squared_error,
+        "loss/commitment": 0.25 * squared_error,
+        "codes_used": len(np.unique(codes)),
+        "images": 3,
+    }
+    assert means == pytest.approx(expected, rel=2e-6)
+    assert float(total) == pytest.approx(expected["loss"], rel=2e-6)
+    assert 4 < expected["codes_used"] < 32
+
+
+def test_encoder_learns_from_the_pixels_through_the_codes(params, images):
+    """Without commitment, its gradient is that of the decoder's input carried over to the latents unchanged."""
+    config = dataclasses.replace(MICRO_VQ, commitment=0.0)
+    loss = make_objective(config, Execution(), ConfigDict(LOSS))
+    learning = {name: params[name] for name in ("encoder", "quant_conv")}
+    actual = jax.jit(jax.grad(lambda learning: loss(params | learning, jax.tree.map(jnp.asarray, images))[0]))(learning)
+    pixels = jnp.asarray(images.pixels / 127.5 - 1, jnp.float32)
+
+    def decode(module, quantized):
+        return module.decoder(module.post_quant_conv(quantized))
+
+    @jax.jit
+    def by_hand(quant_conv):
+        def decoder_loss(quantized):
+            decoded = MODEL.apply({"params": params}, quantized, method=decode)
+            return 0.7 * jnp.mean(jnp.square(decoded - pixels))
+
+        def unit_latents(quant_conv):
+            features = MODEL.apply({"params": params}, pixels, method=lambda module, x: module.encoder(x))
+            latents = features @ quant_conv["kernel"][0, 0] + quant_conv["bias"]
+            return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
+
+        latents, pull_back = jax.vjp(unit_latents, quant_conv)
+        codebook = params["codebook"] / jnp.linalg.norm(params["codebook"], axis=-1, keepdims=True)
+        quantized = codebook[jnp.argmax(latents @ codebook.T, axis=-1)]
+        return pull_back(jax.grad(decoder_loss)(quantized))[0]
+
+    for name, expected in by_hand(params["quant_conv"]).items():
+        np.testing.assert_allclose(actual["quant_conv"][name], expected, rtol=0, atol=1e-6, err_msg=name)
+        assert np.abs(expected).max() > 1e-3
+    zero = {path for path, leaf in flatten(actual).items() if np.abs(leaf).max() < 1e-7}
+    assert zero == {path for path in flatten(actual) if NO_GRADIENT.fullmatch(path)}
+
+
+@pytest.mark.parametrize("term", ["perceptual_weight", "adversarial_weight"])
+def test_terms_that_do_not_exist_yet_are_refused(term):
+    with pytest.raises(UserError, match=rf"loss\.{term}=0\.5"):
+        make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS | {term: 0.5}))
