@@ -24,11 +24,6 @@ PRIVATE_NAMES_ALLOWED = {  # "file: name"
     "tests/ops/test_depthwise.py: _shifted_products",
     "tests/training/test_loop.py: _end",
     "tests/training/test_watchdog.py: _end",
-    "tests/weights/test_convert_folders.py: _write_orbax",
-    "tests/weights/test_orbax_files.py: _CHUNK_BYTES",
-    "tests/weights/test_orbax_files.py: _arrays",
-    "tests/weights/test_orbax_files.py: _values",
-    "tests/weights/test_tensor_files.py: _BLOCK_BYTES",
 }
 CIRCLES_ALLOWED: set[str] = set()  # modules
 LONG_FILES_ALLOWED = {"tests/training/test_loop.py"}
