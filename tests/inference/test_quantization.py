@@ -83,7 +83,7 @@ def test_divergence_and_agreement_are_those_of_their_definition(pipeline):
     def last_hidden(params):
         apply = bind(build(pipeline.config), params)
         x = apply(ids, np.full_like(ids, Modality.TEXT), None, method="embed")
-        return apply(x, np.arange(ids.size)[None], np.ones_like(ids))[0][0, -1]
+        return apply(x, jnp.arange(ids.size)[None], jnp.ones_like(ids))[0][0, -1]
 
     hidden = last_hidden(stack_layers(pipeline.params))
     logits = np.asarray(hidden, np.float64) @ np.asarray(llm["lm_head"]["kernel"], np.float64)
