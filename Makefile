@@ -1,8 +1,14 @@
-# `make quickstart` trains, asks and draws, `make quickstart-flow` with a JanusFlow; `make ablation-flow` adds to the
-# latter what its alignment loss brings. `make test` runs the tests. Each makes its own virtual environment.
+# make quickstart        trains a tiny Janus-Pro, asks it, lets it generate images, writes a report
+# make quickstart-flow   does the same with a JanusFlow
+# make ablation-flow     adds to the latter a comparison with and without the alignment loss
+# make test              runs the tests, without the long ones
+# make test-slow         runs the long tests
+# make lint              runs formatter, linter and type checker
+# Each makes the virtual environment .venv where it is missing.
 PYTHON ?= python3
+PYTEST = .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: quickstart quickstart-flow ablation-flow test lint clean
+.PHONY: quickstart quickstart-flow ablation-flow test test-slow lint clean
 
 quickstart: .venv/quickstart.done
 	.venv/bin/python -m examples.digits.quickstart --output=quickstart
@@ -14,7 +20,10 @@ ablation-flow: .venv/quickstart.done
 	.venv/bin/python -m examples.digits.quickstart --model=flow --ablation
 
 test: .venv/test.done
-	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(PYTEST)
+
+test-slow: .venv/test.done
+	$(PYTEST) -m slow
 
 lint: .venv/test.done
 	.venv/bin/ruff check .

@@ -1,7 +1,7 @@
 from setuptools import find_packages, setup
 
-# jax and flax are bounded as a tested pair: a newer jax has broken an older flax before.
-# The exact versions that CI used are in constraints.txt.
+# jax and flax have upper bounds because they are tested as a pair: a newer jax can break an older flax.
+# constraints.txt has the exact versions that the tests ran with.
 CORE = [
     "absl-py>=2.1",
     "array_record>=0.8.1",
@@ -24,21 +24,21 @@ CORE = [
     "tqdm>=4.67",
 ]
 QUICKSTART = ["scikit-learn>=1.5"]
-# Beam without a lower bound resolves to releases of years ago as soon as one pin disagrees: better an error.
+# Without the lower bound of Beam, pip picks a release of years ago where another pin disagrees. An error is better.
 DATA = [
     "apache-beam>=2.77,<2.78",
     "pyarrow>=18",
     "tensorflow-datasets>=4.9.10,<5",
     "zstandard>=0.23",
 ]
-COMPILER = ["jax[tpu]; sys_platform == 'linux'"]  # libtpu of the version that JAX asks for
+COMPILER = ["jax[tpu]; sys_platform == 'linux'"]  # brings libtpu in the version that JAX asks for
 TEST = [
     *QUICKSTART,
     *DATA,
     *COMPILER,
     "beartype>=0.21",
     "diffusers>=0.37,<1",
-    "kubeflow-trainer-api>=2.3,<3",  # the published schema of a JobSet
+    "kubeflow-trainer-api>=2.3,<3",  # has the published schema of a JobSet
     "mypy>=1.15",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -48,7 +48,7 @@ TEST = [
     "torch==2.13.0",
     "transformers>=5.0,<6",
 ]
-TPU = [*COMPILER, "gcsfs>=2025.3", "google-cloud-storage>=2.19"]  # and buckets: for etils, for tensorboardX
+TPU = [*COMPILER, "gcsfs>=2025.3", "google-cloud-storage>=2.19"]  # buckets: etils needs gcsfs, tensorboardX the other
 
 setup(
     name="janus_jax",
@@ -56,6 +56,7 @@ setup(
     description="Training and inference of the Janus family (Janus, Janus-Pro, JanusFlow) in JAX/Flax",
     license="Apache-2.0",
     python_requires=">=3.11",
+    # Commands, configs, examples and benchmarks run from a checkout; site-packages gets the library alone.
     packages=find_packages(include=["janus_jax", "janus_jax.*"]),
     install_requires=CORE,
     extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": TPU},

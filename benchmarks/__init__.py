@@ -1,1 +1,1 @@
-"""The suites of `launch.benchmark`: one file each, with a function that returns rows of its table."""
+"""The suites of `launch.benchmark`, one file each. A suite's `run()` yields its results, one line of the table each."""

@@ -1,8 +1,9 @@
-"""The data stream: speed against a plain loop and a PyTorch DataLoader, resume time, memory, fill and ratio.
+"""The suite `data`: speed of the training stream, its resume time, memory, fill of the rows and ratio of the tasks.
 
-All readers get the same records: 640 x 480 JPEG photos with captions or answers, and texts. A reader with workers is
-read until its prefetched batches are used up before it is timed, and closed before the next one is; the medians of
-interleaved rounds are compared. Needs the extra [test].
+The peers of the speed are a plain loop and a PyTorch DataLoader. All readers get the same records: 640 x 480 JPEG
+photos with captions or answers, and texts. Readers are timed in turns, and the medians of the rounds are compared. A
+reader with workers is first read until its prefetched batches are used up, and it is closed before the next reader is
+timed. Needs the extra [test].
 """
 
 import contextlib
@@ -45,15 +46,18 @@ STYLE = STYLES["janus_pro"]
 RATIO = {"understand": 2.0, "text": 3.0, "generate": 5.0}  # stage II
 IMAGE_SIZE, IMAGE_TOKENS, ROW_LENGTH, SLOTS = 384, 576, 4096, 7
 NUM_SHARDS, BINS = 8, 6  # as in configs/base.py
-RECORDS, SOURCE_SIZE = 96, 100_000  # per task: different ones, and in all
-ROUNDS, IMAGES = 5, 400  # per round and reader
+RECORDS = 96  # Number of different records of each task.
+SOURCE_SIZE = 100_000  # Number of records that each source appears to have.
+ROUNDS = 5
+IMAGES = 400  # Number of images of each round and reader.
 PEER_BATCH = 8
-INDEX, DEPTH = 100_000_000, 10_000_000
-Read = Callable[[], int]  # reads on; returns how many images there were
+INDEX = 100_000_000  # Number of records in the source of the resume case.
+DEPTH = 10_000_000  # Number of records read before the resume.
+Read = Callable[[], int]  # Reads the next batch or row; returns its number of images.
 
 
 def run() -> Iterator[Result]:
-    """All cases."""
+    """The results of all cases."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         records = _make_records(np.random.default_rng(0))
@@ -69,10 +73,10 @@ def run() -> Iterator[Result]:
 
 
 def _against_plain_loop(folder: Path, records: Sequence[Record], tokenizer: Tokenizer) -> list[Result]:
-    """Packed rows of all tasks; the loop packs samples one behind the other.
+    """Speed of packed rows of all tasks, relative to two loops in one thread that pack samples one after the other.
 
-    The plain loop resizes whole images and crops them, as published loaders do. The second figure is against a loop
-    that crops as the stream does, and so tells what the processes cost.
+    The plain loop resizes whole images and then crops them, as published loaders do. The second loop uses the functions
+    of the stream, so that comparison shows what the worker processes gain and cost.
     """
 
     @contextlib.contextmanager
@@ -97,7 +101,7 @@ def _against_plain_loop(folder: Path, records: Sequence[Record], tokenizer: Toke
 
 
 def _resize_then_crop(image: PIL.Image.Image, size: int, *_: Any) -> np.ndarray:
-    """`generation_pixels` in the two steps in which the paper tells it."""
+    """Does the work of `generation_pixels` in two steps, as the paper describes it."""
     scale = size / min(image.size)
     width, height = (max(round(side * scale), size) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
@@ -106,7 +110,7 @@ def _resize_then_crop(image: PIL.Image.Image, size: int, *_: Any) -> np.ndarray:
 
 
 def _against_data_loader(folder: Path, records: Sequence[Record], tokenizer: Tokenizer) -> Result:
-    """Questions about images; the peer's samples are padded, not packed, and normalised to float32."""
+    """Speed of questions about images. The peer pads its samples instead of packing them, and normalises to float32."""
     questions = [record for record in records if record.task == "understand"]
     ours, theirs = _interleaved(
         "DataLoader",
@@ -124,7 +128,7 @@ def _against_data_loader(folder: Path, records: Sequence[Record], tokenizer: Tok
 
 
 def _resume(tokenizer: Tokenizer) -> list[Result]:
-    """From a state at sample DEPTH of a source of INDEX records to the first batch."""
+    """Time from a state at sample DEPTH of a source of INDEX records to the first batch, and the memory for it."""
     with contextlib.closing(_index_stream(tokenizer)) as stream:
         next(stream)
         state = json.loads(json.dumps(stream.get_state()))
@@ -147,7 +151,7 @@ def _resume(tokenizer: Tokenizer) -> list[Result]:
 
 
 def _mixture(folder: Path, tokenizer: Tokenizer) -> list[Result]:
-    """Fill of the rows, and the realised shares of the first 2,000 samples."""
+    """Fill of the rows, and how far the tasks' shares of the first 2,000 samples are from the ratio asked for."""
     batches, samples = [], 0
     with contextlib.closing(_open_stream(folder, tokenizer, RATIO)) as stream:
         while samples < 2000:
@@ -168,17 +172,17 @@ def _interleaved(
     ours: Callable[[], contextlib.AbstractContextManager[Read]],
     theirs: Callable[[], contextlib.AbstractContextManager[Read]],
 ) -> tuple[float, float]:
-    """Median images/s of both, read in turns."""
+    """Median images per second of both readers, which are read in turns."""
     rates: tuple[list[float], list[float]] = ([], [])
     for _ in tqdm.trange(ROUNDS, desc=f"stream and {name}"):
-        for reader, own in zip((ours, theirs), rates, strict=True):
+        for reader, of_reader in zip((ours, theirs), rates, strict=True):
             with reader() as read:
-                own.append(_rate(read))
+                of_reader.append(_rate(read))
     return statistics.median(rates[0]), statistics.median(rates[1])
 
 
 def _rate(read: Read) -> float:
-    """Images/s of a reader that is warm."""
+    """Images per second of a reader that is warmed up."""
     start, images = time.monotonic(), 0
     while images < IMAGES:
         images += read()
@@ -188,7 +192,7 @@ def _rate(read: Read) -> float:
 @contextlib.contextmanager
 def _our_reader(folder: Path, tokenizer: Tokenizer, ratio: dict[str, float]) -> Iterator[Read]:
     with contextlib.closing(_open_stream(folder, tokenizer, ratio, workers=CORES)) as stream:
-        for _ in range(RING_SLOTS):  # its prefetched batches are used up, its memory is mapped
+        for _ in range(RING_SLOTS):  # afterwards its prefetched batches are used up and its memory is mapped
             next(stream)
 
         yield lambda: int((next(stream).modality > Modality.TEXT).sum()) // IMAGE_TOKENS
@@ -196,7 +200,7 @@ def _our_reader(folder: Path, tokenizer: Tokenizer, ratio: dict[str, float]) -> 
 
 @contextlib.contextmanager
 def _torch_reader(folder: Path, records: Sequence[Record]) -> Iterator[Read]:
-    """What the official inference code suggests for training: processor per sample, padded batches, workers."""
+    """A reader as the official inference code suggests it: a processor per sample, padded batches, worker processes."""
     import torch.utils.data
     from transformers import JanusProcessor
 
@@ -234,7 +238,7 @@ def _torch_reader(folder: Path, records: Sequence[Record]) -> Iterator[Read]:
 
 
 def _one_thread(worker: int) -> None:
-    """As PyTorch's own workers do by default, and said here because the measurement depends on it."""
+    """Limits a worker to one thread. That is PyTorch's default, stated here because the measurement depends on it."""
     import torch
 
     del worker
@@ -242,7 +246,7 @@ def _one_thread(worker: int) -> None:
 
 
 def _plain_rows(records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[int]:
-    """The same samples, one behind the other into rows."""
+    """The same samples, packed into rows one after the other. Yields the number of images of each row."""
     builder = _builder(tokenizer)
     turns = [task for task, share in RATIO.items() for _ in range(int(share))]
     stored = {task: [record.serialize() for record in records if record.task == task] for task in RATIO}
@@ -261,7 +265,10 @@ def _plain_rows(records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[int
 
 
 class _Repeated(Sequence):
-    """A few records as a source of the usual size, since the shuffling of a tiny one is slower: 0.3 ms per index."""
+    """A few records that appear as a source of the usual size.
+
+    Shuffling a tiny source would distort the measurement: it takes longer per index.
+    """
 
     def __init__(self, source: RecordSource):
         self._source, self.pattern = source, source.pattern
@@ -288,7 +295,7 @@ def _stream(sources: Any, ratio: dict[str, float], tokenizer: Tokenizer, workers
 
 
 class _HugeSource(Sequence):
-    """An index of INDEX documents, made when they are read."""
+    """A source of INDEX documents, which are made when they are read."""
 
     pattern = "in memory"
 
@@ -323,7 +330,7 @@ def _builder(tokenizer: Tokenizer) -> SampleBuilder:
 
 
 def _make_records(rng: np.random.Generator) -> list[Record]:
-    """RECORDS of each task; photos are scikit-learn's two, cropped and mirrored, at the quality of web images."""
+    """RECORDS records of each task. The photos are crops of scikit-learn's two, compressed like images on the web."""
     from sklearn.datasets import load_sample_images
 
     photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
@@ -351,17 +358,17 @@ def _make_records(rng: np.random.Generator) -> list[Record]:
         records.append(Record(task="understand", messages=(question, answer), images=(photo(),), key=f"u/{i}"))
         document = Message("assistant", sentence(250, 1.1, 2500))
         records.append(Record(task="text", messages=(document,), key=f"t/{i}"))
-        drawing = (Message("user", sentence(40, 0.6, 300)), Message("assistant", IMAGE_MARKER))
-        records.append(Record(task="generate", messages=drawing, images=(photo(),), key=f"g/{i}"))
+        prompt = (Message("user", sentence(40, 0.6, 300)), Message("assistant", IMAGE_MARKER))
+        records.append(Record(task="generate", messages=prompt, images=(photo(),), key=f"g/{i}"))
     return records
 
 
 def _children() -> list[int]:
-    """Worker processes of this one that are alive."""
+    """Ids of the living worker processes of this process."""
     return [process.pid for process in multiprocessing.active_children() if process.pid]
 
 
 def _peak_bytes(process: int) -> int:
-    """Peak resident memory, from /proc."""
+    """Peak resident memory of a process, from /proc."""
     status = Path(f"/proc/{process}/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

@@ -1,4 +1,4 @@
-"""The least time that a step of decoding could take: the bytes that it must read, at the bandwidth of a copy."""
+"""The least time that a decoding step can take: the bytes that it must read, divided by the bandwidth of a copy."""
 
 import concurrent.futures
 import os
@@ -10,25 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.pipeline import JanusPipeline
-from janus_jax.models.llama import cache_dtype
 
-COPY_BYTES = 1 << 30
-COPIES = 16  # of an accelerator in a row, so that starting one costs no time
+COPY_BYTES = 1 << 30  # Bytes of one copy.
+COPIES = 16  # Number of copies that an accelerator makes in a row, so that starting one costs no time.
 CORES = os.cpu_count() or 1
 
 
 def text_step_bytes(pipeline: JanusPipeline, rows: int, slots: int) -> int:
-    """Weights of the layers and the text head, and the keys and values of `slots` tokens of each row."""
+    """Bytes of the weights of the layers and the text head, and of the keys and values of `slots` tokens per row."""
     llm = pipeline.params["llm"]
     return _bytes((llm["decoder"], llm["lm_head"])) + _cache(pipeline, rows, slots)
 
 
 def image_step_bytes(pipeline: JanusPipeline, images: int, prompt: int, slots: int) -> int:
-    """Weights of the layers, image head and aligner, and the keys and values of images of one prompt with guidance.
+    """Bytes of the weights of layers, image head and aligner, and of the keys and values of images of one prompt.
 
-    Of each image in both halves those of `slots` codes, and of each half, once for all images, those of the prompt.
+    With guidance there are two halves, with and without the prompt. In each half, every image has the keys and values
+    of its own `slots` codes, and all images share those of the prompt.
     """
     params = pipeline.params
     weights = _bytes((params["llm"]["decoder"], params["gen_head"], params["gen_aligner"]))
@@ -36,17 +36,17 @@ def image_step_bytes(pipeline: JanusPipeline, images: int, prompt: int, slots: i
 
 
 def shared_cache_bytes(pipeline: JanusPipeline, images: int, prompt: int, codes: int) -> int:
-    """Keys and values of images of one prompt, with guidance, as our decoding holds them: one prompt for all images."""
+    """Bytes of the keys and values of images of one prompt with guidance, when all images share those of the prompt."""
     return _cache(pipeline, 2 * images, codes) + _cache(pipeline, 2, prompt)
 
 
 def own_cache_bytes(pipeline: JanusPipeline, images: int, prompt: int, codes: int) -> int:
-    """The same if each image had a copy of the prompt's."""
+    """Bytes of the same keys and values when every image has a copy of those of the prompt."""
     return _cache(pipeline, 2 * images, prompt + codes)
 
 
 def _cache(pipeline: JanusPipeline, rows: int, slots: int) -> int:
-    return cache_bytes(pipeline.config.llama, cache_dtype(pipeline._model.execution), rows, slots)
+    return cache_bytes(pipeline.config.llama, pipeline.engine.model.execution, rows, slots)
 
 
 def _bytes(params: Any) -> int:
@@ -54,7 +54,7 @@ def _bytes(params: Any) -> int:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second that JAX's default device reads and writes when it copies; a CPU with all cores."""
+    """Bytes per second that JAX's default device reads and writes when it copies. A CPU copies with all cores."""
     if jax.default_backend() != "cpu":
         return _device_copy_bandwidth()
     source = np.ones((CORES, COPY_BYTES // CORES), np.uint8)
@@ -63,7 +63,7 @@ def copy_bandwidth() -> float:
 
 
 def read_bandwidth() -> float:
-    """Bytes per second that all cores read: what a step could take if it did nothing else."""
+    """Bytes per second that all cores can read: the most that a step could use if it did nothing else."""
     source = np.ones((CORES, COPY_BYTES // CORES // 8), np.int64)
     return _on_all_cores(np.max, source.nbytes, source)
 
@@ -75,20 +75,20 @@ def _device_copy_bandwidth() -> float:
     def work() -> None:
         for _ in range(COPIES):
             target = copy(source)
-        target.block_until_ready()  # the device runs one after the other
+        target.block_until_ready()  # the device makes one copy after the other
 
-    work()  # compiled
+    work()  # compiles
     return _best(work, COPIES * 2 * source.nbytes)
 
 
 def _on_all_cores(work: Callable[..., Any], moved: int, *rows: np.ndarray) -> float:
-    """Of some work on a row by each core."""
+    """Bytes per second of work that moves `moved` bytes, one row per core."""
     with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
         return _best(lambda: list(pool.map(work, *rows)), moved)
 
 
 def _best(work: Callable[[], Any], moved: int) -> float:
-    """Bytes per second, the best of seven."""
+    """Bytes per second of the best of seven tries."""
     seconds = []
     for _ in range(7):
         start = time.perf_counter()

@@ -13,14 +13,15 @@ import jax
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.loading import load
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.params import init_params
 from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.weights.reader import model_in_memory
 
-CODES_PER_SIDE = 12  # of an image on a CPU, where the released models have 24: so that the suite ends in minutes
+# Number of codes per side of an image on a CPU. Released models have 24; with 12 the suite ends in minutes.
+CODES_PER_SIDE = 12
 
 
 class Sides(NamedTuple):
@@ -28,13 +29,13 @@ class Sides(NamedTuple):
 
     pipeline: JanusPipeline
     peer: Any  # transformers' model
-    name: str  # of the size and the dtype
-    exact: bool  # greedy tokens of both must be equal
-    bandwidth: float  # of the device's memory, in bytes per second
+    name: str  # size and dtype, for the table
+    exact: bool  # whether greedy tokens of both sides must be equal
+    bandwidth: float  # bytes per second that a copy in the device's memory reads and writes
 
 
 def tiny() -> JanusConfig:
-    """2 layers of width 256: what is left is the cost of dispatching steps."""
+    """2 layers of width 256, so small that a step is mostly the cost of dispatching it."""
     config = small(width=256, mlp_dim=688)
     return dataclasses.replace(config, llama=dataclasses.replace(config.llama, depth=2))
 
@@ -45,12 +46,12 @@ def width_512() -> JanusConfig:
 
 
 def width_2048() -> JanusConfig:
-    """8 layers of width 2048, a third of Janus-Pro-1B."""
+    """8 layers of width 2048, a third of the layers of Janus-Pro-1B."""
     return small(width=2048, mlp_dim=5632)
 
 
 def small(width: int, mlp_dim: int) -> JanusConfig:
-    """8 layers."""
+    """A model of 8 layers of this width."""
     big, image_size = JANUS_PRO_1B, 16 * CODES_PER_SIDE
     llama = dataclasses.replace(
         big.llama, vocab_size=16384, width=width, depth=8, num_heads=width // 128, num_kv_heads=width // 128
@@ -77,11 +78,16 @@ def peer_device() -> str:
 
 
 def random_pipeline(config: JanusConfig, dtype: str, stored: str) -> JanusPipeline:
-    """A run of `dtype` on JAX's default device, loaded as weights that were stored in another one."""
+    """Our side: a model with random weights on JAX's default device.
+
+    Args:
+        dtype: precision of the computation.
+        stored: dtype that the weights are rounded to before they are loaded.
+    """
     style = STYLES[config.prompt_style]
     roles = [style.user, style.assistant]
     tokenizer = train_tokenizer(["a few words"], config.llama.vocab_size, extra_special_tokens=roles)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # float32 of the largest would crowd a GPU
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the largest model in float32 would fill a GPU
         params = jax.tree.map(lambda leaf: leaf.astype(stored), init_params(config, seed=0))
     pipeline = load(model_in_memory(config, params, tokenizer), dtype)
     assert isinstance(pipeline, JanusPipeline)
@@ -92,11 +98,11 @@ def random_pipeline(config: JanusConfig, dtype: str, stored: str) -> JanusPipeli
 def open_sides(
     name: str, config: JanusConfig, dtype: str, bandwidth: float, stored: str | None = None
 ) -> Iterator[Sides]:
-    """The peer gets our weights as the folder of Hugging Face that we export.
+    """Both sides. The peer gets our weights through the Hugging Face folder that we export.
 
     Args:
-        stored: the dtype that the weights are rounded to before both sides load them, as those of the released models
-            are to bfloat16; None is that of the run.
+        stored: dtype that the weights are rounded to before both sides load them, as the released weights are stored in
+            bfloat16. None means the dtype of the computation.
     """
     import torch
     from transformers import JanusForConditionalGeneration

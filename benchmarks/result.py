@@ -1,24 +1,27 @@
-"""What a suite measures, as rows of a table and as JSON."""
+"""The results of a suite, as a table for a terminal and as JSON."""
 
 import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from janus_jax.reports.text import format_table
+
 COMPARISONS = {">=": operator.ge, "<=": operator.le}
 
 
 class Result(NamedTuple):
-    """One line: a figure of ours, where there is one that of a named peer in the same run, and the bar."""
+    """One line of the table: a ratio to a named peer of the same run, or a single figure, and its bar."""
 
     case: str
-    value: float  # what is compared with the bar: a ratio, or a figure with a unit
+    value: float  # ratio, or figure with a unit; this is compared with the bar
     unit: str  # "x" for ratios
-    bar: tuple[str, float] | None = None  # (">=" or "<=", limit); None: reported only
-    ours: str = ""  # what the ratio is of
-    peer: str = ""
+    bar: tuple[str, float] | None = None  # (">=" or "<=", limit); None for a value that is only reported
+    ours: str = ""  # our figure behind the ratio
+    peer: str = ""  # the peer's figure behind the ratio
 
     @property
     def passed(self) -> bool | None:
+        """Whether the value meets the bar; None without a bar."""
         if self.bar is None:
             return None
         comparison, limit = self.bar
@@ -35,7 +38,4 @@ def format_results(results: Sequence[Result]) -> str:
         bar = f"{result.bar[0]} {result.bar[1]:g}" if result.bar else "reported"
         verdict = {None: "", True: "pass", False: "MISSED"}[result.passed]
         rows.append([result.case, f"{result.value:.3g} {result.unit}", bar, verdict, result.ours, result.peer])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return format_table(rows)

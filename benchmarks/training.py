@@ -1,10 +1,10 @@
-"""The training step: speed against the same model in PyTorch, on a CPU.
+"""The suite `training`: speed of the training step, relative to the same model in PyTorch on a CPU.
 
-Both sides start from the same weights and do whole steps (forward, backward, clip, AdamW) in float32 on the same
-packed rows of real digits: text, understanding images and stored codes. Their losses must stay the same, and they are
-timed in turns. The peer is made of the modules of transformers' JanusForConditionalGeneration, in eager mode. What a
-collator could do (masks, places, normalised pixels) it finds done, and it computes logits only where there is loss.
-Needs the extra [test].
+Both sides start from the same weights and take whole steps (forward, backward, clipping, AdamW) in float32 on the same
+packed rows of real digits: text, understanding images and stored codes. Their losses must agree. They are timed in
+turns. The peer consists of the modules of transformers' JanusForConditionalGeneration, in eager mode. Work that a
+collator could do (masks, places, normalised pixels) is done for it before, and it computes logits only where there is
+loss. Needs the extra [test].
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from configs import quickstart
 from examples.digits import data as digits
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
-from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build, init_params
@@ -39,13 +39,13 @@ from janus_jax.training.setup import open_stream, open_tokenizer
 from launch.cli.host_memory import keep_freed_memory
 
 ROUNDS, BATCHES = 7, 4
-SECONDS = 2.0  # of each side, per round
-LOSS_TOLERANCE = 1e-5  # relative, of each of the first BATCHES steps
-Step = Callable[[], Any]  # starts the next step; returns its loss, which can be made a float
+SECONDS = 2.0  # Seconds of each side per round.
+LOSS_TOLERANCE = 1e-5  # Relative tolerance of the loss of each of the first BATCHES steps.
+Step = Callable[[], Any]  # Starts the next step; returns its loss, which float() waits for.
 
 
 def run() -> Iterator[Result]:
-    """All cases."""
+    """The results of all cases."""
     keep_freed_memory()  # as launch.train does
     with mock.patch.dict(PRESETS, {"tiny": tiny(), "wide": wide()}):
         yield from compare("tiny", config_of("tiny"), bar=1.0)
@@ -53,7 +53,7 @@ def run() -> Iterator[Result]:
 
 
 def compare(case: str, config: ConfigDict, bar: float | None = None) -> list[Result]:
-    """Agreement of the losses, and the ratio of the steps' times."""
+    """How well the losses agree, and the ratio of the times of a step."""
     with _sides(config) as (ours, theirs):
         losses = np.array([[float(step()) for _ in range(BATCHES)] for step in (ours, theirs)])
         error = float(np.max(np.abs(losses[0] / losses[1] - 1)))
@@ -72,7 +72,7 @@ def compare(case: str, config: ConfigDict, bar: float | None = None) -> list[Res
 
 
 def config_of(model: str, **sizes: int) -> ConfigDict:
-    """Stage II of the quickstart, at a constant rate."""
+    """The config of the quickstart's stage II, at a constant learning rate."""
     config = quickstart.get_config("stage2")
     config.model = model
     config.train.warmup_steps = 0
@@ -82,7 +82,10 @@ def config_of(model: str, **sizes: int) -> ConfigDict:
 
 
 def tiny() -> JanusConfig:
-    """The quickstart's; its image tokenizer, which no step runs where codes are stored, fits the peer's layout."""
+    """The quickstart's model, with an image tokenizer that fits the layout of the peer.
+
+    No step runs the image tokenizer, because the codes are stored.
+    """
     vq = dataclasses.replace(JANUS_PRO_TINY.vq, base_channels=32, norm_groups=32)
     return dataclasses.replace(JANUS_PRO_TINY, vq=vq)
 
@@ -105,7 +108,7 @@ def wide() -> JanusConfig:
 
 @contextlib.contextmanager
 def _sides(config: ConfigDict) -> Iterator[tuple[Step, Step]]:
-    """Our step and the peer's."""
+    """Our training step and the peer's."""
     plan = make_plan(config, jax.devices()[:1])
     params = init_params(plan.architecture, config.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -116,7 +119,7 @@ def _sides(config: ConfigDict) -> Iterator[tuple[Step, Step]]:
 
 
 def _write_data(folder: Path, config: ConfigDict) -> Tokenizer:
-    """Records of the quickstart; `config` gets their paths."""
+    """Writes records of the quickstart and puts their paths into `config`."""
     training, _ = digits.load_digits()
     some = digits.Digits(training.intensities[:100], training.labels[:100])
     for task in config.data.sources:
@@ -126,7 +129,7 @@ def _write_data(folder: Path, config: ConfigDict) -> Tokenizer:
 
 
 def _batches(config: ConfigDict, plan: Plan, params: Params) -> list[PackedBatch]:
-    """Rows with their codes."""
+    """The first batches of the stream, with the codes of their images."""
     architecture = plan.architecture
     assert isinstance(architecture, JanusConfig)
     vq = build(architecture.vq, Execution())
@@ -136,7 +139,7 @@ def _batches(config: ConfigDict, plan: Plan, params: Params) -> list[PackedBatch
 
 
 def _our_steps(plan: Plan, params: Params, batches: Sequence[PackedBatch]) -> Step:
-    """Batches are on the device, like the peer's, where training puts them ahead of the loop."""
+    """Our step. All batches are on the device, like those of the peer; training puts them there ahead of time."""
     state, compiled = plan.new_state(params), plan.make_step()
     turns = itertools.cycle(jax.device_put(batches, plan.rows))
 
@@ -150,13 +153,13 @@ def _our_steps(plan: Plan, params: Params, batches: Sequence[PackedBatch]) -> St
 
 
 def _peer(folder: Path, architecture: Any, params: Params, tokenizer: Tokenizer) -> Any:
-    """transformers' model with the same weights, handed over as the folder of Hugging Face that we export."""
+    """transformers' model with the same weights, which it reads from the Hugging Face folder that we export."""
     from transformers import JanusForConditionalGeneration
 
     JanusPipeline(architecture, params, tokenizer, "float32").save_pretrained(folder / "model", format="hf")
     peer = JanusForConditionalGeneration.from_pretrained(folder / "model", dtype="float32").train()
     peer.model.vqmodel.requires_grad_(False)
-    # The pads of dropped prompts are seen, and trained here; PyTorch would leave the embedding of its padding out.
+    # Dropped prompts are replaced by padding tokens, whose embedding is trained here. PyTorch would not train it.
     peer.model.language_model.embed_tokens.padding_idx = None
     return peer
 
@@ -167,7 +170,7 @@ def _their_steps(peer: Any, config: ConfigDict, batches: Sequence[PackedBatch]) 
     train, vision = config.train, peer.config.vision_config
     image_tokens = (vision.image_size // vision.patch_size) ** 2
     trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
-    # Fused is the default of transformers' Trainer, and faster here too.
+    # The fused optimizer is the default of transformers' Trainer.
     optimizer = torch.optim.AdamW(
         trained, train.learning_rate, (train.b1, train.b2), train.eps, train.weight_decay, fused=True
     )
@@ -185,12 +188,12 @@ def _their_steps(peer: Any, config: ConfigDict, batches: Sequence[PackedBatch]) 
 
 
 def _collate(batch: PackedBatch, image_tokens: int) -> dict[str, Any]:
-    """A batch as tensors, and what can be known without the model."""
+    """A batch as tensors, with everything that can be computed without the model."""
     import torch
 
     is_feature = batch.modality == Modality.UNDERSTANDING_IMAGE
     is_code = batch.modality == Modality.GENERATION_IMAGE
-    images = is_feature.sum(axis=1) // image_tokens  # of each row
+    images = is_feature.sum(axis=1) // image_tokens  # number of images of each row
     pixels = np.concatenate([row[:count] for row, count in zip(batch.und_pixels, images, strict=True)])
     same = batch.segment_ids[:, :, None] == batch.segment_ids[:, None, :]
     collated = {
@@ -211,7 +214,7 @@ def _collate(batch: PackedBatch, image_tokens: int) -> dict[str, Any]:
 
 
 def _their_loss(peer: Any, batch: dict[str, Any]) -> Any:
-    """The loss with `normalization="tasks"`: the two heads' means are added."""
+    """The loss with `normalization="tasks"`: the sum of the mean losses of the two heads."""
     import torch
 
     model = peer.model
@@ -228,9 +231,9 @@ def _their_loss(peer: Any, batch: dict[str, Any]) -> Any:
 
 
 def _interleaved(case: str, ours: Step, theirs: Step) -> tuple[float, float]:
-    """Median seconds of a step of each, over rounds in turns of some `SECONDS`.
+    """Median seconds of a step of each side, over rounds in turns of about SECONDS seconds.
 
-    As in training, nobody waits for a step before the next is started.
+    As in training, the next step is started without waiting for the last one.
     """
     sides = (ours, theirs)
     numbers = [max(1, round(SECONDS / _seconds(step, 1))) for step in sides]
@@ -238,11 +241,11 @@ def _interleaved(case: str, ours: Step, theirs: Step) -> tuple[float, float]:
         [_seconds(step, number) for step, number in zip(sides, numbers, strict=True)]
         for _ in tqdm.trange(ROUNDS, desc=case)
     ]
-    return statistics.median(own for own, _ in rounds), statistics.median(own for _, own in rounds)
+    return statistics.median(first for first, _ in rounds), statistics.median(second for _, second in rounds)
 
 
 def _seconds(step: Step, number: int) -> float:
-    """Of a step, of some in a sequence."""
+    """Mean seconds of a step in a sequence of `number` steps."""
     start = time.perf_counter()
     for _ in range(number):
         loss = step()

@@ -1,0 +1,1 @@
+"""Complete small projects that use janus_jax."""

@@ -15,7 +15,7 @@ _HOME = {
     "JANUSFLOW_1P3B": "models.presets",
     "PRESETS": "models.presets",
     "JanusFlowPipeline": "inference.janusflow",
-    "JanusPipeline": "inference.pipeline",
+    "JanusPipeline": "inference.janus",
     "UserError": "errors",
     "from_pretrained": "inference.loading",
 }

@@ -129,10 +129,11 @@ def spread_rows(x: jax.Array) -> jax.Array:
 
 
 def cache_specs(cache: KVCache, mesh: Mesh | AbstractMesh) -> Any:
-    """A `KVCache` of PartitionSpecs, for a cache of unrolled layers."""
+    """A `KVCache` of PartitionSpecs, for a cache whose layers are unrolled or stacked."""
     indivisible = cache.segment_ids.shape[0] % row_shares(mesh)
     rows: Any = PartitionSpec(None if indivisible else ROW_AXES)
-    values: Any = tuple(PartitionSpec(*rows, "tensor", None, None) for _ in cache.k)
+    layer = PartitionSpec(*rows, "tensor", None, None)
+    values: Any = tuple(layer for _ in cache.k) if isinstance(cache.k, tuple) else PartitionSpec(None, *layer)
     nowhere: Any = PartitionSpec()
     return cache._replace(k=values, v=values, positions=rows, segment_ids=rows, length=nowhere)
 

@@ -1,11 +1,13 @@
-"""Measures speed as ratios against named peers in the same run, and what a suite promises besides.
+"""Measures speed relative to named peers in the same run, and some promises such as memory and resume time.
 
     python -m launch.benchmark --suite=data --json=data.json
 
-Suites:
-    data       the training stream against a plain loop and a PyTorch DataLoader; needs the extra [test]
-    inference  decoding against transformers and the memory bandwidth, on a CPU or a GPU; needs the extra [test]
-    training   the training step against transformers on a CPU; needs the extra [test]
+Suites, each needs the extra [test]:
+    data       the training stream, compared with a plain loop and a PyTorch DataLoader
+    inference  decoding, compared with transformers and the memory bandwidth, on a CPU or a GPU
+    training   the training step, compared with transformers on a CPU
+
+It runs from a checkout: the suites are in benchmarks/, which is not installed.
 """
 
 import json
@@ -22,8 +24,8 @@ from benchmarks.result import Result, format_results
 from launch.cli import errors
 
 SUITES = {"data": data.run, "inference": inference.run, "training": training.run}
-SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "what to measure")
-JSON = flags.DEFINE_string("json", None, "file for the results, written again after each of them")
+SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "Suite to run. Required.")
+JSON = flags.DEFINE_string("json", None, "File for the results, written after each result. Default: print only.")
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
         for result in SUITES[SUITE.value or ""]():
             results.append(result)
             _write_json(results)
-    finally:  # also what was measured before a suite failed or was stopped
+    finally:  # a suite that failed or was stopped keeps what it has measured
         if results:
             _print_table(results)
 

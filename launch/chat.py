@@ -1,4 +1,4 @@
-"""Asks a Janus model about images (or without any): one answer, or a conversation when --prompt is not given.
+"""Asks a Janus model about images, or without images: one answer, or a conversation when --prompt is not given.
 
 python -m launch.chat --checkpoint=quickstart/checkpoint --image=digit.png --prompt="Which digit is this?"
 """
@@ -16,18 +16,23 @@ from janus_jax.weights.open_model import open_model
 from launch.cli import errors, model_flags
 from launch.cli.terminal_chat import converse, print_answer
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model folder or training workdir")
-EMA = flags.DEFINE_bool("ema", False, "of a workdir: the average of the parameters over its steps")
-IMAGE = flags.DEFINE_list("image", [], "image files, separated by commas")
-PROMPT = flags.DEFINE_string("prompt", None, "question; without it, a conversation on the terminal")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
+EMA = flags.DEFINE_bool("ema", False, "Of a workdir, take the average of the parameters over its steps.")
+IMAGE = flags.DEFINE_list("image", [], "Image files, separated by commas.")
+PROMPT = flags.DEFINE_string("prompt", None, "Question. Without it a conversation starts on the terminal.")
 MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", None, "longest answer, in tokens; default: 512, or what the prompt leaves of the context"
+    "max_new_tokens",
+    None,
+    "Length of the longest answer in tokens. The default is 512, or what the prompt leaves of the context.",
 )
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy", lower_bound=0)
-TOP_P = flags.DEFINE_float("top_p", 0.95, "probability mass sampled from when the temperature is not 0")
-TOP_K = flags.DEFINE_integer("top_k", 0, "sample among the k most probable tokens; 0: all")
-SEED = flags.DEFINE_integer("seed", 0, "seed of the sampling, 0 to 2**32 - 1")
-JSON = flags.DEFINE_bool("json", False, "with --prompt: print text, token_ids and prompt_token_ids as JSON")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Temperature of sampling; 0 is greedy.", lower_bound=0)
+TOP_P = flags.DEFINE_float("top_p", 0.95, "Probability mass that is sampled from when the temperature is not 0.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Number of most probable tokens that are sampled from; 0 is all.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the sampling, 0 to 2**32 - 1. In a conversation the number of the turn counts too."
+)
+JSON = flags.DEFINE_bool("json", False, "With --prompt, print text, token_ids and prompt_token_ids as JSON.")
+flags.adopt_module_key_flags(model_flags)
 
 
 def main() -> None:
@@ -36,7 +41,8 @@ def main() -> None:
         raise UserError("--prompt is empty, expected a question")
     if PROMPT.value is None and JSON.value:
         raise UserError("--json prints a single answer and needs --prompt")
-    # All mistakes are told before the weights, which take long. Before a conversation: whether its images fit.
+    # All mistakes are reported before the weights are loaded, which takes long. Before a conversation starts, this
+    # checks that its images fit the context.
     images = [load_image(path) for path in IMAGE.value]
     source = open_model(CHECKPOINT.value, EMA.value)
     first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]

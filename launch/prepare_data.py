@@ -76,15 +76,15 @@ BEAM_OPTION = flags.DEFINE_multi_string(
 
 def main() -> None:
     errors.require("format", "input", "output")
-    tasks = tuple(TASK.value)
+    tasks, name = tuple(TASK.value), FORMAT.value or ""
     if not set(tasks) <= set(TASKS):
         raise UserError(f"--task={','.join(tasks)}: expected some of {', '.join(TASKS)}")
     options: dict[str, Any] = {
         flag.name: tuple(flag.value) if isinstance(flag.value, list) else flag.value for flag in OPTIONS
     }
-    if "tasks" in registry.option_names(FORMAT.value):
+    if "tasks" in registry.option_names(name):
         options["tasks"] = tasks
-    dataset = registry.open_dataset(FORMAT.value, INPUT.value, options)
+    dataset = registry.open_dataset(name, INPUT.value or (), options)
     settings, image_tokenizer = _settings(tasks)
     job = make_job(
         dataset,

@@ -1,9 +1,67 @@
+"""Files and folders that are written as a whole or not at all."""
+
+import errno
 import os
+from pathlib import Path
 
 import pytest
+from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.storage import absolute, prepare_folder
+from janus_jax.storage import absolute, disk_errors, new_folder, prepare_folder, read_json, write_whole
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+
+    def full_disk(self, text):
+        self.write_bytes(text[:1].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(epath.Path(path)), "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new")
+    assert Path(path).read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_has_its_name_only_when_it_is_complete(tmp_path, exists):
+    output = epath.Path(tmp_path / "out")
+    if exists:
+        output.mkdir()
+    with (
+        pytest.raises(UserError, match=rf"{output}: cannot be written \(No space left on device\)"),
+        new_folder(output),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == (["out"] if exists else []) and not (exists and os.listdir(output))
+    with new_folder(output) as folder:
+        (folder / "inside").write_text("")
+        assert not (output / "inside").exists()
+    assert os.listdir(output) == ["inside"] and os.listdir(tmp_path) == ["out"]
+    with pytest.raises(UserError, match=rf"{output}: exists already"), new_folder(output):
+        pytest.fail("started to work")
+
+
+def test_a_json_file_is_read_up_to_a_size(tmp_path):
+    path = epath.Path(tmp_path / "a.json")
+    with pytest.raises(UserError, match="a.json is missing"):
+        read_json(path)
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+    with pytest.raises(UserError, match="a.json: larger than 7 bytes"):
+        read_json(path, max_bytes=7)
+
+
+def test_errors_of_the_disk_name_the_path_and_others_pass():
+    for error, more in ((OSError("full"), ()), (ValueError("full"), (ValueError,))):
+        with pytest.raises(UserError, match=r"here: cannot be written \(full\)"), disk_errors("here", *more):
+            raise error
+    with pytest.raises(UserError, match="^mine$"), disk_errors("here", ValueError):
+        raise UserError("mine")
+    with pytest.raises(ValueError, match="^other$"), disk_errors("here"):
+        raise ValueError("other")
 
 
 def test_an_output_folder_is_made_and_one_that_cannot_be_written_names_the_flag(tmp_path):

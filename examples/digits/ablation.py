@@ -1,8 +1,9 @@
-"""JanusFlow's quickstart with and without the alignment loss, at equal compute.
+"""The ablation of the JanusFlow quickstart: training with and without the alignment loss, at equal compute.
 
-Each arm trains on the last stage's data from fresh parameters, at a constant learning rate, so that its average of the
-parameters can be judged on the way. The arm without the loss runs neither the projector nor SigLIP on what is drawn: it
-gets more steps, as many as the model's operations say (`training.flops`), whatever else the machine is doing.
+Both arms start from fresh parameters and train on the data of the last stage. The learning rate is constant, so that
+the average of the parameters can be judged at any step. A step without the loss is cheaper, because it runs neither the
+projector nor SigLIP on the images to generate. That arm therefore takes more steps, in the ratio of the operations that
+`training.flops` counts. Compute is counted, not timed, so other work on the machine does not matter.
 """
 
 from collections.abc import Callable
@@ -22,26 +23,28 @@ ARMS = ("with", "without")
 
 
 def arm_configs(config: ConfigDict, points: int) -> dict[str, ConfigDict]:
-    """One config per arm, each saved at `points` equal distances; at each both have done the same operations."""
+    """One config per arm. Both arms save `points` checkpoints, the n-th of each after the same number of operations."""
     without = config.copy_and_resolve_references()
     without.loss.alignment_weight = 0.0
     arms = dict(zip(ARMS, (config, without), strict=True))
-    distance = config.train.num_steps / points * flops_of_step(config)
-    for arm in arms.values():
-        arm.checkpoint.every_steps = round(distance / flops_of_step(arm))
+    flops = {name: flops_of_step(arm) for name, arm in arms.items()}
+    distance = config.train.num_steps / points * flops["with"]
+    for name, arm in arms.items():
+        arm.checkpoint.every_steps = round(distance / flops[name])
         arm.checkpoint.keep = points
         arm.train.num_steps = points * arm.checkpoint.every_steps
     return arms
 
 
 def flops_of_step(config: ConfigDict) -> float:
+    """Number of floating-point operations that the model needs for a training step."""
     flops = model_flops(config, make_plan(config))
     assert flops is not None
     return flops
 
 
 def train_arms(arms: dict[str, ConfigDict], folder: epath.Path) -> None:
-    """Into folder/with and folder/without; what is there already is not done again."""
+    """Trains into folder/with and folder/without. A finished or interrupted arm goes on from its last checkpoint."""
     for name, config in arms.items():
         train(config, folder / name)
 
@@ -52,11 +55,11 @@ def compare(
     finished: JanusFlowPipeline,
     accuracy: Callable[[JanusFlowPipeline], float],
 ) -> list[dict[str, Any]]:
-    """For each point: the operations done, and steps and accuracy of each arm's averaged parameters.
+    """For each point: the operations so far, and for each arm the steps and the accuracy of its averaged parameters.
 
     Args:
-        finished: the run's own model, for its tokenizer.
-        accuracy: of the drawings of a model.
+        finished: the model of the whole run; its tokenizer serves both arms.
+        accuracy: returns the share of a model's generated images that are right.
     """
     points: list[dict[str, Any]] = []
     for name, config in arms.items():
@@ -64,8 +67,8 @@ def compare(
         assert isinstance(architecture, JanusFlowConfig)
         for i, step in enumerate(range(every, config.train.num_steps + 1, every)):
             params = load_params(open_params(folder / name, architecture, ema=True, step=step))
-            drawn = accuracy(JanusFlowPipeline(architecture, params, finished.tokenizer))
+            share = accuracy(JanusFlowPipeline(architecture, params, finished.tokenizer))
             if i == len(points):
                 points.append({"tflop": step * flops_of_step(config) / 1e12})
-            points[i][name] = {"steps": step, "accuracy": drawn}
+            points[i][name] = {"steps": step, "accuracy": share}
     return points

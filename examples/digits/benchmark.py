@@ -1,7 +1,7 @@
-"""The quickstart's benchmark: does the model read held-out digits, and does it draw the digit it is asked for?
+"""The quickstart's benchmark: does the model read held-out digits, and does it generate the digit it is asked for?
 
-The judge of drawings is a classifier that never saw a generated image: a support vector machine on the real training
-images, reduced to their original 8 x 8 pixels.
+The judge of generated images is a classifier that was never trained on one: a support vector machine fitted to the real
+training images, reduced to their original 8 x 8 pixels.
 """
 
 from collections.abc import Sequence
@@ -11,30 +11,34 @@ import numpy as np
 import PIL.Image
 
 from examples.digits.data import CAPTIONS, NAMES, QUESTIONS, Digits, to_image
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
-from janus_jax.inference.pipeline import JanusPipeline
 
-BATCH = 120  # questions answered at a time
+BATCH = 120  # Number of questions in a batch.
 
 
 class Understanding(NamedTuple):
+    """Answers to questions about images."""
+
     accuracy: float
     questions: list[str]
     answers: list[str]
-    labels: np.ndarray  # [n]
+    labels: np.ndarray  # [n] digit in each image
 
 
 class Generation(NamedTuple):
-    accuracy: float  # share of images that the judge reads as the digit of their prompt
-    accuracy_permuted: float  # the same against shuffled prompts: what a model that ignores its prompt would get
-    diversity: float  # mean pairwise distance within a class, generated / real
+    """Generated images and what the judge reads in them."""
+
+    accuracy: float  # share of images in which the judge reads the digit of their prompt
+    accuracy_permuted: float  # the same with shuffled prompts: the score of a model that ignores its prompt
+    diversity: float  # mean pairwise distance within a class, of generated images divided by that of real ones
     images: list[PIL.Image.Image]
-    labels: np.ndarray  # [n] digit asked for
-    confusion: np.ndarray  # [10, 10] asked for, read by the judge
+    labels: np.ndarray  # [n] digit that was asked for
+    confusion: np.ndarray  # [10, 10] number of images by digit asked for and digit that the judge reads
 
 
 class Judge:
-    """Reads a digit from an image; trained on real training images only."""
+    """Reads the digit in an image. It is fitted to real training images only."""
 
     def __init__(self, digits: Digits):
         from sklearn.svm import SVC  # an optional dependency
@@ -48,7 +52,7 @@ class Judge:
 
 
 def evaluate_understanding(model: JanusPipeline | JanusFlowPipeline, digits: Digits) -> Understanding:
-    """Asks about every image, the questions in turn; an answer counts only if it is exactly the digit's name."""
+    """Asks one question about every image. An answer is right only if it is exactly the digit's name."""
     images = [to_image(intensities) for intensities in digits.intensities]
     questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(len(images))]
     answers: list[str] = []
@@ -68,18 +72,18 @@ def evaluate_generation(
     seed: int,
     **sampling: Any,
 ) -> Generation:
-    """Draws `images_per_class` images of each digit and lets the judge read them.
+    """Generates `images_per_class` images of each digit and lets the judge read them.
 
     Args:
-        digits: the real ones.
-        sampling: options of the drawing, e.g. `cfg_weight`.
+        digits: real digits, whose diversity is the measure.
+        sampling: options of `generate_images`, for example `cfg_weight`.
     """
     images: list[PIL.Image.Image] = []
-    size = to_image(digits.intensities[0]).size  # of what the judge was fitted to
+    size = to_image(digits.intensities[0]).size  # the size of the images that the judge was fitted to
     for name in NAMES:
         caption = CAPTIONS[0].format(name)
-        drawn = model.generate_images(caption, images_per_class, seed=seed, **sampling)
-        images += [image.resize(size, PIL.Image.Resampling.BICUBIC) for image in drawn]
+        generated = model.generate_images(caption, images_per_class, seed=seed, **sampling)
+        images += [image.resize(size, PIL.Image.Resampling.BICUBIC) for image in generated]
     labels = np.repeat(np.arange(len(NAMES)), images_per_class)
     read = judge(images)
     shuffled = np.random.default_rng(seed).permutation(labels)
@@ -96,10 +100,10 @@ def mean_pairwise_distance(images: Sequence[PIL.Image.Image], labels: np.ndarray
     pixels = np.stack([np.asarray(image, np.float64).ravel() for image in images])
     means = []
     for label in np.unique(labels):
-        own = pixels[labels == label]
-        squares = np.sum(own**2, axis=1)
-        distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * own @ own.T, 0))
-        means.append(distances.sum() / (len(own) * (len(own) - 1)))
+        of_class = pixels[labels == label]
+        squares = np.sum(of_class**2, axis=1)
+        distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * of_class @ of_class.T, 0))
+        means.append(distances.sum() / (len(of_class) * (len(of_class) - 1)))
     return float(np.mean(means))
 
 
@@ -110,6 +114,6 @@ def reconstruction_psnr(originals: np.ndarray, reconstructions: np.ndarray) -> f
 
 
 def _features(images: Sequence[PIL.Image.Image]) -> np.ndarray:
-    """Grey box means on the 8 x 8 grid of the originals, in [0, 1]."""
+    """[n, 64] grey values in [0, 1]: box means on the 8 x 8 grid of the original scans."""
     small = [np.asarray(image.convert("L").resize((8, 8), PIL.Image.Resampling.BOX), np.float64) for image in images]
     return np.stack(small).reshape(len(images), -1) / 255

@@ -16,8 +16,8 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 QUESTIONS = ("Which digit is this?", "What number is written here?", "Name the digit in the image.")
 CAPTIONS = ("a handwritten {}", "the digit {}", "a drawing of the number {}")
 IMAGE_SIZE = 32
-MAX_INTENSITY = 16  # of the 8 x 8 originals
-JITTERED_COPIES = 4  # of each image with each question
+MAX_INTENSITY = 16  # Largest intensity in the 8 x 8 originals.
+JITTERED_COPIES = 4  # Number of jittered copies of each image with each question.
 
 
 class Digits(NamedTuple):
@@ -29,7 +29,7 @@ class Digits(NamedTuple):
 
 def load_digits(held_out: int = 360) -> tuple[Digits, Digits]:
     """(training, held-out) split: the last `held_out` of a fixed shuffle are never trained on."""
-    from sklearn.datasets import load_digits as load  # an optional dependency
+    from sklearn.datasets import load_digits as load  # optional dependency
 
     data = load()
     order = np.random.default_rng(0).permutation(len(data.target))
@@ -45,18 +45,20 @@ def to_image(intensities: np.ndarray) -> PIL.Image.Image:
 
 
 def jitter(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
-    """Another hand's way to write the same digit: turned by up to 12 degrees, 10 % smaller or larger, moved by up to
-    3 of 32 pixels."""
+    """The same digit as another hand could write it.
+
+    It is turned by up to 12 degrees, up to 10 % smaller or larger, and moved by up to 3 of the 32 pixels.
+    """
     angle, zoom, shift = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1), rng.uniform(-3, 3, size=2)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    inverse = rotation / zoom  # from a pixel of the result to the one it shows
+    inverse = rotation / zoom  # maps a pixel of the result to the pixel of the input that it shows
     offset = IMAGE_SIZE / 2 - inverse @ (IMAGE_SIZE / 2 + shift)
     matrix = np.column_stack([inverse, offset]).ravel().tolist()
     return image.transform(image.size, PIL.Image.Transform.AFFINE, matrix, PIL.Image.Resampling.BICUBIC)
 
 
 def understanding_records(digits: Digits) -> list[Record]:
-    """Every image with every question, as it is and jittered, answered by the digit's name."""
+    """Every image with every question, unchanged and jittered. The answer is the digit's name."""
     rng = np.random.default_rng(0)
     records = []
     for i, (intensities, label) in enumerate(zip(digits.intensities, digits.labels, strict=True)):
@@ -85,7 +87,7 @@ def generation_records(digits: Digits) -> list[Record]:
 
 
 def text_records() -> list[Record]:
-    """Short questions and answers on digits, without images."""
+    """Short questions about digits with their answers, without images."""
     pairs = [(f"Which digit comes after {NAMES[i]}?", NAMES[i + 1]) for i in range(9)]
     pairs += [(f"Which digit comes before {NAMES[i + 1]}?", NAMES[i]) for i in range(9)]
     pairs += [(f"Write {name} as a figure.", str(i)) for i, name in enumerate(NAMES)]
@@ -103,12 +105,12 @@ def text_records() -> list[Record]:
 
 
 def all_records(digits: Digits) -> list[Record]:
-    """Of the three tasks."""
+    """The records of all three tasks."""
     return [*understanding_records(digits), *text_records(), *generation_records(digits)]
 
 
 def build_tokenizer(records: Sequence[Record], vocab_size: int, prompt_style: str) -> Tokenizer:
-    """A byte-level BPE trained on the formatted records, so that whole words are single tokens."""
+    """A byte-level BPE trained on the formatted records. It is so specialised that whole words are single tokens."""
     style = STYLES[prompt_style]
     texts = []
     for record in records:
@@ -120,7 +122,7 @@ def build_tokenizer(records: Sequence[Record], vocab_size: int, prompt_style: st
 
 
 def write_files(folder: epath.PathLike, digits: Digits, vocab_size: int, prompt_style: str) -> Tokenizer:
-    """TASK.array_record of each task and tokenizer.json, for runs that need no `launch.prepare_data`."""
+    """Writes TASK.array_record for each task and tokenizer.json, so that a run needs no `launch.prepare_data`."""
     folder, records = epath.Path(folder), all_records(digits)
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS:

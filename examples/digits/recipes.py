@@ -1,4 +1,4 @@
-"""What the quickstarts of Janus and JanusFlow differ in."""
+"""The two quickstarts: what differs between Janus-Pro and JanusFlow."""
 
 from types import ModuleType
 from typing import NamedTuple
@@ -7,28 +7,30 @@ from configs import quickstart, quickstart_flow
 
 
 class Recipe(NamedTuple):
-    family: str  # for people
-    experiment: ModuleType  # PHASES, get_config(phase)
-    cfg_weight: float
-    ema: bool  # whether the average of the parameters is what is asked, draws and is kept
+    """How one family of models is trained, evaluated and presented."""
+
+    family: str  # name for the page
+    experiment: ModuleType  # config file with PHASES and get_config(phase)
+    cfg_weight: float  # guidance weight of the generated images
+    ema: bool  # whether the average of the parameters over the steps is evaluated and kept, not their last values
     targets: dict[str, tuple[str, float]]  # key of report.json -> (">=" or "<=", bar)
-    titles: dict[str, tuple[str, str]]  # phase -> title, note
-    notes: tuple[str, ...]
+    titles: dict[str, tuple[str, str]]  # phase -> (title, note)
+    notes: tuple[str, ...]  # paragraphs at the end of the page
 
 
-_TARGETS = {
+TARGETS = {
     "understanding_accuracy": (">=", 0.97),
     "generation_accuracy": (">=", 0.95),
     "generation_accuracy_permuted_prompts": ("<=", 0.20),
     "generation_diversity": (">=", 0.7),
 }
-_DIGITS = (
+DIGITS = (
     "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 32x32; 360 of them are held out and never "
     "trained on. For reading, each training image is also shown slightly turned, moved and resized. The judge of the "
-    "drawings is a support vector machine fitted to the real training images only."
+    "generated images is a support vector machine fitted to the real training images only."
 )
-_ANSWERS = (
-    "Text loss is on answers only in all stages, since the conversations are short; the papers supervise all text "
+ANSWERS = (
+    "Only answers carry text loss, in all stages, because the conversations are short. The papers supervise all text "
     "before stage III."
 )
 
@@ -38,7 +40,7 @@ RECIPES = {
         experiment=quickstart,
         cfg_weight=2.5,
         ema=False,
-        targets=_TARGETS | {"total_seconds": ("<=", 480.0)},
+        targets=TARGETS,
         titles={
             "tokenizer": (
                 "Image tokenizer",
@@ -52,8 +54,8 @@ RECIPES = {
             "Stage I of the papers trains only the adaptors and the image head, on top of a pretrained SigLIP and a "
             "pretrained LLM. Neither exists at this size, so here every stage trains everything except the image "
             "tokenizer.",
-            _DIGITS,
-            _ANSWERS,
+            DIGITS,
+            ANSWERS,
         ),
     ),
     "flow": Recipe(
@@ -61,20 +63,20 @@ RECIPES = {
         experiment=quickstart_flow,
         cfg_weight=1.5,
         ema=True,
-        targets=_TARGETS | {"total_seconds": ("<=", 600.0)},
+        targets=TARGETS,
         titles={
             "stage1": ("Stage 1: adaptation", "understanding : text : generation = 50 : 0 : 50"),
             "stage2": ("Stage 2: unified pre-training", "understanding : text : generation = 14 : 6 : 80"),
             "stage3": ("Stage 3: supervised fine-tuning", "understanding : text : generation = 21 : 9 : 70"),
         },
         notes=(
-            "The latents are the pixels themselves, of images of 16x16, 4 x 4 tokens of 4 x 4 pixels: at this size a "
-            "VAE would have nothing to save.",
+            "The latents are the pixels themselves: images of 16x16 pixels, in 4 x 4 tokens of 4 x 4 pixels. At this "
+            "size a VAE would have nothing to save.",
             "Stage 1 of the paper trains on top of a pretrained SigLIP and a pretrained LLM. Neither exists at this "
-            "size, so here every stage trains everything. Drawings and answers are those of the average of the "
+            "size, so here every stage trains everything. Images and answers come from the average of the "
             "parameters over the steps, with the paper's decay of 0.99.",
-            _DIGITS,
-            "Text loss is on answers only, as in the paper.",
+            DIGITS,
+            "Only answers carry text loss, as in the paper.",
         ),
     ),
 }

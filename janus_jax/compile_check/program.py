@@ -84,10 +84,10 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile, since none uses a chip
     from jax.experimental import topologies
 
-    known = TOPOLOGIES.get(name, name)
+    libtpu_name = TOPOLOGIES.get(name, name)
     options = {"num_slices": slices} if slices > 1 else {}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=known, **options).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=libtpu_name, **options).devices
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:200]
         known = f"expected one of {', '.join(TOPOLOGIES)}, or chips per axis such as v5p:4x4x4 and v5e:16x16"

@@ -98,4 +98,4 @@ def _activations(check: Check, program: Program) -> int:
 
 
 def _row(name: str, *values: float) -> str:
-    return f"{name:<36}" + "".join(f"{value:>12,.3f}" for value in values)
+    return f"{name:<40}" + "".join(f"{value:>12,.3f}" for value in values)

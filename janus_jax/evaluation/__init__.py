@@ -1,1 +1,1 @@
-"""One file per benchmark family."""
+"""Measures of a model: one file for each kind."""

@@ -1,4 +1,4 @@
-"""The loop of image codes over a mesh, without weights or devices: to compile it ahead of time."""
+"""The loop over image codes on a mesh, without weights or devices: for compiling it ahead of time."""
 
 from typing import Any, NamedTuple
 
@@ -8,31 +8,33 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from janus_jax.inference.decoding import ImageState, image_program, start_images
-from janus_jax.inference.padding import Prompts
+from janus_jax.inference.decode_image import GuidedPrompts, ImageState, image_program, slots_first, start_images
+from janus_jax.inference.memory import abstract_cache
+from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import JanusConfig
-from janus_jax.models.execution import decoding_execution
+from janus_jax.models.execution import Execution, decoding_execution
+from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, abstract_params, build, flatten, unflatten
 from janus_jax.models.scan_layers import is_stacked, unstacked_path
-from janus_jax.sharding import cache_specs, decoding_shardings
+from janus_jax.sharding import decoding_shardings
 from janus_jax.weights.quantization import is_quantized, scale_path
 
 
 class ImageLoop(NamedTuple):
-    """The arguments of `decoding.continue_images`, as shapes with dtypes and shardings."""
+    """The arguments of `decode_image.continue_images`, as shapes with dtypes and shardings."""
 
     model: Any
-    params: Params  # all of the model, also what the loop does not read
+    params: Params  # all parameters of the model, including those that the loop does not read
     state: ImageState
     keys: jax.ShapeDtypeStruct
     mesh: Mesh
 
     def lower(self) -> Any:
-        """Ready to `compile`."""
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)  # the guidance, and the temperature
-        until = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        """The lowered program, which can be compiled."""
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)  # guidance weight, and temperature
+        until = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return image_program(self.mesh.devices.flat[0].platform).lower(
                 self.model, self.params, self.state, self.keys, number, until, sampling=Sampling(number)
@@ -48,11 +50,11 @@ def abstract_image_loop(
     dtype: DTypeLike = jnp.bfloat16,
     quantization: str | None = None,
 ) -> ImageLoop:
-    """The loop of guided codes of `images` images of one prompt.
+    """The loop that generates `images` images of one prompt with guidance.
 
     Args:
-        mesh: of any devices, also of a topology that is not there.
-        prompt_length: tokens, padding included.
+        mesh: of any devices; those of a topology that is not attached are enough.
+        prompt_length: number of tokens, padding included.
 
     Raises:
         UserError: the mesh does not divide a parameter.
@@ -60,18 +62,24 @@ def abstract_image_loop(
     model: Any = build(config, decoding_execution(dtype, mesh.devices.flat[0].platform, on_mesh=True))
     params = abstract_decoding_params(config, mesh, dtype, quantization)
     row = np.zeros((1, prompt_length), np.int32)
-    prompt = Prompts(row, row.astype(np.int8), row + 1, row)
+    prompt = PaddedPrompts(row, row.astype(np.int8), row + 1, row)
+    prompts = GuidedPrompts(prompt, prompt, np.zeros(1, np.int32))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-    options = (np.zeros(1, np.int32), keys, jnp.float32(5))
-    state: ImageState = start_images.eval_shape(model, params, prompt, prompt, *options, sampling=Sampling.of(1.0))
-    prefix, cache = cache_specs(state.prefix, mesh), cache_specs(state.cache, mesh)
-    specs = jax.tree.map(lambda _: PartitionSpec(), state)._replace(prefix=prefix, cache=_specs_slots_first(cache))
-    state = jax.tree.map(lambda leaf, spec: _placed(leaf, NamedSharding(mesh, spec)), state, specs)
-    return ImageLoop(model, params, state, _placed(keys, NamedSharding(mesh, PartitionSpec())), mesh)
+    state: ImageState = start_images.eval_shape(model, params, prompts, keys, jnp.float32(5), sampling=Sampling.of(1.0))
+    # Both halves of the guidance: 2 rows of the prompt, and 2 rows of codes per image.
+    prefix = abstract_cache(config.llama, model.execution, 2, prompt_length, mesh)
+    cache = abstract_cache(config.llama, model.execution, 2 * images, config.image_tokens, mesh)
+    state = ImageState(
+        step=_replicated(state.step, mesh),
+        codes=_replicated(state.codes, mesh),
+        cache=_slots_first(cache, model.execution),
+        prefix=prefix,
+    )
+    return ImageLoop(model, params, state, _replicated(keys, mesh), mesh)
 
 
 def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, quantization: str | None) -> Params:
-    """Shapes, dtypes and shardings of the parameters of a `Pipeline`."""
+    """Shapes, dtypes and shardings of the parameters of an engine."""
     shardings = decoding_shardings(config, mesh)
     result: dict[str, jax.ShapeDtypeStruct] = {}
     for stacked, leaf in flatten(abstract_params(config)).items():
@@ -87,15 +95,18 @@ def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, 
     return unflatten(result)
 
 
-def _specs_slots_first(specs: Any) -> Any:
-    """The specs of `decoding.slots_first` of a cache of unrolled layers: [B, K, S, H] -> [S, K, B, H]."""
+def _slots_first(cache: KVCache, execution: Execution) -> KVCache:
+    """`decode_image.slots_first` of the shapes and shardings of a cache of unrolled layers."""
+    reordered = jax.eval_shape(lambda cache: slots_first(cache, execution), cache)
 
-    def moved(spec: PartitionSpec) -> PartitionSpec:
-        rows, heads, slots, head = spec
-        return PartitionSpec(slots, heads, rows, head)
+    def place(leaf: jax.ShapeDtypeStruct, before: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        rows, heads, slots, head = before.sharding.spec
+        sharding = NamedSharding(before.sharding.mesh, PartitionSpec(slots, heads, rows, head))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return specs._replace(k=tuple(map(moved, specs.k)), v=tuple(map(moved, specs.v)))
+    k, v = jax.tree.map(place, (reordered.k, reordered.v), (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
 
 
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _replicated(leaf: Any, mesh: Mesh) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec()))

@@ -1,45 +1,52 @@
-"""A conversation of several turns whose key-value cache is kept: a turn reads only what is new."""
+"""A conversation of several turns whose key-value cache is kept, so that a turn reads only its new tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.data.prompts import Message
-from janus_jax.inference.decoding import continue_text, start_text
+from janus_jax.inference.engine import Engine
 from janus_jax.inference.padding import round_up
+from janus_jax.inference.requests import Answer, Image, TextRequest
+from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.inference.validation import user_message
 from janus_jax.models.llama import KVCache
 
-if TYPE_CHECKING:
-    from janus_jax.inference.pipeline import Answer, Image, Pipeline
-
-STREAMED = 8  # tokens between two pieces of a streamed text
-CAPACITY = 512  # a cache that becomes too small grows to a multiple of this, which compiles other programs
+STREAMED = 8  # number of tokens between two pieces of a streamed text
+CAPACITY = 512  # a cache that becomes too small grows to a multiple of this, and each size compiles other programs
 
 
 class Conversation:
-    """Made by `Pipeline.conversation`. Its answers are those of `Pipeline.answer` to all messages so far."""
+    """Answers questions with the same answers as `Pipeline.answer` gives to all messages so far.
 
-    def __init__(self, pipeline: "Pipeline"):
-        self._pipeline = pipeline
+    A turn's prompt number is the number of the turn, 0 for the first question (see `sampling.sample_keys`).
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
         self._messages: list[Message] = []
         self._images: list[Image] = []
         self._cache: KVCache | None = None
-        self._known: list[int] = []  # the tokens in the cache
-        self._slots: list[int] = []  # where in the cache each of them is
+        self._cached: list[int] = []  # the tokens in the cache
+        self._slots: list[int] = []  # the slot of the cache that holds each of them
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """All turns so far."""
         return tuple(self._messages)
 
+    @property
+    def cache(self) -> KVCache | None:
+        """The keys and values of the turns so far; None before the first one."""
+        return self._cache
+
     def ask(
         self,
         question: str,
-        images: "Image | Sequence[Image]" = (),
+        images: Image | Sequence[Image] = (),
         *,
         on_text: Callable[[str], Any] | None = None,
         max_new_tokens: int | None = None,
@@ -47,18 +54,19 @@ class Conversation:
         top_p: float = 0.95,
         top_k: int = 0,
         seed: int = 0,
-    ) -> "Answer":
-        """The next turn; options and errors of `Pipeline.answer`. After an error the conversation is as before.
+    ) -> Answer:
+        """Answers the next question; other options and errors are those of `Pipeline.answer`.
+
+        After an error the conversation is as before.
 
         Args:
-            images: of this question: one, or a list.
-            on_text: given the answer piece by piece while it is written; the pieces joined are its text.
+            images: those of this question: one, or a list.
+            on_text: called with the answer piece by piece while it is written; the pieces joined are its text.
         """
-        pipeline = self._pipeline
-        asked: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
-        messages = [*self._messages, user_message(question, len(asked))]
-        all_images = [*self._images, *asked]
-        request = pipeline._requests.text(
+        attached: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
+        messages = [*self._messages, user_message(question, len(attached))]
+        all_images = [*self._images, *attached]
+        requests, sampling = self._engine.reader.text(
             [messages],
             [all_images],
             max_new_tokens=max_new_tokens,
@@ -66,96 +74,109 @@ class Conversation:
             top_p=top_p,
             top_k=top_k,
             seed=seed,
+            prompt_numbers=[len(self._messages) // 2],
         )
-        ids, limit = request.prompts[0], request.max_new_tokens[0]
-        kept = self._kept(ids)
-        new = ids[kept:]
-        new_images = new.count(pipeline.tokenizer.image_id) // pipeline.config.siglip.num_tokens
-        pixels = pipeline._pixels([all_images[len(all_images) - new_images :]])
-        padded = pipeline._pad([new])
-        padded = padded._replace(positions=padded.positions + kept)
-        answer_slots = round_up(limit, pipeline._buckets.answer)
-        start = self._slots[kept - 1] + 1 if kept else 0  # the first slot of the new tokens
-        end = start + padded.tokens.shape[1]
-        caches = {"the conversation": (1, self._new_slots(start, end + answer_slots))}
-        pipeline._check_memory(caches, (1, padded.tokens.shape[1], end + answer_slots))
-        old, slots = self._prefix(start, end + answer_slots), self._slots[:kept]
-        self._cache, self._known, self._slots = None, [], []  # decoding uses the old cache up
-        keys = jax.random.fold_in(jax.random.key(seed), 0)[None]
-        limits = jnp.full(1, limit, jnp.int32)
-        shown = _Stream(lambda ids: pipeline.tokenizer.decode(ids), on_text)
-        options = {"sampling": request.sampling, "eos_id": pipeline.tokenizer.eos_id}
-        with pipeline._on_mesh():
-            state = start_text(
-                pipeline._model, pipeline.params, padded, pixels, old, keys, slots=answer_slots, **options
-            )
-            step, finished = 0, False
-            while not finished:
-                until = limit if on_text is None else step + STREAMED
-                state = continue_text(pipeline._model, pipeline.params, state, keys, limits, until, **options)
-                step, finished = int(state.step), bool(state.finished[0])
-                row = np.asarray(state.tokens)[0, :step].tolist()
-                shown(pipeline._until_end(row), finished)
-        self._cache, self._known = state.cache, [*ids, *row[:-1]]  # the last token was not read
-        self._slots = [*slots, *range(end - len(new), end + step - 1)]
-        answer = pipeline._answer(ids, row)
+        tokens = self._decode(requests[0], sampling, on_text)
+        answer = self._engine.to_answer(requests[0].prompt, tokens)
         self._images = all_images
         self._messages = [*messages, Message("assistant", answer.text)]
         return answer
 
-    def _kept(self, ids: Sequence[int]) -> int:
-        """How many of the tokens are in the cache; at least one is not, whose hidden state says what comes next.
+    def _decode(self, request: TextRequest, sampling: Sampling, on_text: Callable[[str], Any] | None) -> list[int]:
+        """Tokens of the answer to a request that repeats the conversation. What the cache holds is not read again."""
+        engine, ids, limit = self._engine, request.prompt, request.max_new_tokens
+        reused = self._reusable(ids)
+        new = ids[reused:]
+        num_new_images = new.count(engine.tokenizer.image_id) // engine.config.siglip.num_tokens
+        pixels = engine.pixels([request.images[len(request.images) - num_new_images :]])
+        prompts = engine.pad([new])
+        prompts = prompts._replace(positions=prompts.positions + reused)
+        answer_slots = round_up(limit, engine.buckets.answer)
+        start = self._slots[reused - 1] + 1 if reused else 0  # the first slot of the new tokens
+        end = start + prompts.tokens.shape[1]
+        engine.check_memory(
+            {"the conversation": (1, self._new_slots(start, end + answer_slots))},
+            (1, prompts.tokens.shape[1], end + answer_slots),
+        )
+        cache, slots = self._cache_before(start, end + answer_slots), self._slots[:reused]
+        self._cache, self._cached, self._slots = None, [], []  # decoding uses the old cache up
+        keys = sample_keys([request.seed], [request.prompt_number], 1)[:, 0]
+        stream = TextStream(engine.tokenizer.decode, on_text)
+        state = engine.prefill(prompts, pixels, keys, slots=answer_slots, sampling=sampling, cache=cache)
+        step, finished = 0, False
+        while not finished:
+            until = limit if on_text is None else step + STREAMED
+            state = engine.continue_(state, keys, [limit], until, sampling=sampling)
+            step, finished = int(state.step), bool(state.finished[0])
+            tokens = np.asarray(state.tokens)[0, :step].tolist()
+            stream(engine.until_end(tokens), finished)
+        self._cache, self._cached = state.cache, [*ids, *tokens[:-1]]  # the last token has not been read
+        self._slots = [*slots, *range(end - len(new), end + step - 1)]
+        return tokens
 
-        An answer may have other tokens when it is read than when it was written: what follows is read again.
+    def _reusable(self, ids: Sequence[int]) -> int:
+        """How many of the first tokens are in the cache; at least one is left, whose hidden state gives the next token.
+
+        Text that was written as some tokens may be encoded as others when it is read. From the first difference on it
+        is read again.
         """
-        pairs = zip(self._known, ids[:-1], strict=False)
-        kept = next((i for i, (known, token) in enumerate(pairs) if known != token), None)
-        if kept is None:
-            kept = min(len(self._known), len(ids) - 1)
-        image_tokens = ids[kept:].count(self._pipeline.tokenizer.image_id)
-        return 0 if image_tokens % self._pipeline.config.siglip.num_tokens else kept  # an image is read as a whole
+        pairs = zip(self._cached, ids[:-1], strict=False)
+        reused = next((i for i, (cached, token) in enumerate(pairs) if cached != token), None)
+        if reused is None:
+            reused = min(len(self._cached), len(ids) - 1)
+        image_tokens = ids[reused:].count(self._engine.tokenizer.image_id)
+        # The features of an image are read together: if a part of one is left, everything is read again.
+        return 0 if image_tokens % self._engine.config.siglip.num_tokens else reused
 
     def _new_slots(self, start: int, needed: int) -> int:
-        """Of the cache that a turn makes; the old one is in use until then, and used again where it is large enough."""
+        """Number of slots of the cache that a turn allocates; 0 if the old cache is large enough."""
         if start == 0 or self._cache is None:
             return needed
         return round_up(needed, CAPACITY) if needed > self._cache.segment_ids.shape[1] else 0
 
-    def _prefix(self, start: int, needed: int) -> KVCache | None:
-        """The cache up to slot `start` with room for `needed` slots; None when nothing is kept."""
+    def _cache_before(self, start: int, needed: int) -> KVCache | None:
+        """The cache up to slot `start`, with room for `needed` slots; None when nothing of it is used."""
         if start == 0 or self._cache is None:
             return None
         cache = self._cache
         capacity = cache.segment_ids.shape[1]
         more = max(self._new_slots(start, needed) - capacity, 0)
 
-        def grown(leaf: jax.Array, slots: int) -> jax.Array:
-            """With more of its axis `slots`."""
-            return jnp.pad(leaf, [(0, more if axis == slots else 0) for axis in range(leaf.ndim)]) if more else leaf
+        def grow(leaf: jax.Array, axis: int) -> jax.Array:
+            """Appends `more` zeros along an axis, counted from the end."""
+            return (
+                jnp.pad(leaf, [(0, more if i == leaf.ndim + axis else 0) for i in range(leaf.ndim)]) if more else leaf
+            )
 
         segment_ids = jnp.where(jnp.arange(capacity) < start, cache.segment_ids, 0)
+        k, v = jax.tree.map(lambda leaf: grow(leaf, -2), (cache.k, cache.v))
         return KVCache(
-            k=tuple(grown(leaf, 2) for leaf in cache.k),
-            v=tuple(grown(leaf, 2) for leaf in cache.v),
-            positions=grown(cache.positions, 1),
-            segment_ids=grown(segment_ids, 1),
+            k=k,
+            v=v,
+            positions=grow(cache.positions, -1),
+            segment_ids=grow(segment_ids, -1),
             length=jnp.asarray(start, jnp.int32),
         )
 
 
-class _Stream:
-    """Gives out the text of growing token ids; what the next token may still change is held back."""
+class TextStream:
+    """Gives out the text of a growing list of token ids, and holds back characters that the next token may change."""
 
     def __init__(self, decode: Callable[[list[int]], str], on_text: Callable[[str], Any] | None):
         self._decode, self._on_text = decode, on_text
-        self._shown = 0  # characters
+        self._shown = 0  # number of characters given out
 
     def __call__(self, ids: list[int], finished: bool) -> None:
+        """Gives out what is new.
+
+        Args:
+            finished: whether these are all tokens.
+        """
         if self._on_text is None:
             return
         text = self._decode(ids).strip()
         if not finished:
-            text = text.rstrip("\ufffd").rstrip()  # the first bytes of a character
+            text = text.rstrip("\ufffd").rstrip()  # a character of which only the first bytes are there
         if len(text) > self._shown:
             self._on_text(text[self._shown :])
             self._shown = len(text)

@@ -1,4 +1,7 @@
-"""A JanusFlow model with its tokenizer and its VAE."""
+"""JanusFlow: engine and public API of models that generate images by rectified flow.
+
+Letters: B prompts, G images per prompt, H W height and width of the latents, Z their channels.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +15,25 @@ from jax.typing import DTypeLike
 
 from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
+from janus_jax.inference.engine import Engine
 from janus_jax.inference.flow_sampling import decode_latents, sample_latents
 from janus_jax.inference.pipeline import Pipeline
+from janus_jax.inference.requests import ImageRequest
+from janus_jax.inference.sampling import sample_keys
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
 from janus_jax.weights.vae import require_vae
 
-VAE_CHUNK = 4  # most images per VAE decoding call: bounds its memory
+VAE_CHUNK = 4  # most images per VAE decoding call: bounds the memory of a call
 
 
-class JanusFlowPipeline(Pipeline):
-    """A JanusFlow model ready to be asked and to draw. Make one with `janus_jax.from_pretrained`."""
+class JanusFlowEngine(Engine):
+    """Answers, and generates latents by guided rectified flow.
+
+    Attributes:
+        vae: config and parameters of the VAE that decodes latents to pixels, if there is one.
+    """
 
     config: JanusFlowConfig
 
@@ -35,26 +45,119 @@ class JanusFlowPipeline(Pipeline):
         vae: tuple[VAEConfig, Params] | None = None,
         **options: Any,
     ):
-        """Arguments of `Pipeline`, and the VAE; without one the model answers and makes latents.
+        """Takes the arguments of `Engine` and the VAE. Without a VAE the engine answers and generates latents.
 
         Raises UserError when the VAE is of another kind than the model was trained with.
         """
         if vae is not None:
             require_vae(config, vae[0])
         super().__init__(config, params, *args, **options)
-        self._vae = vae
+        self.vae = vae
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Includes `<begin_of_image>`, whose place a learned vector takes."""
+        return self.tokenizer.begin_of_image_id, self.tokenizer.image_id
+
+    def generate(  # type: ignore[override]  # the options of the flow
+        self,
+        requests: Sequence[ImageRequest],
+        num_images: int,
+        *,
+        cfg_weight: float = 2.0,
+        num_steps: int = 30,
+        solver: str = "euler",
+        initial_noise: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Latents [B, G, H, W, Z] float32.
+
+        Args:
+            initial_noise: float32 noise of the shape of the result, instead of noise from the keys of the samples.
+
+        Raises UserError for images that do not fit the memory.
+        """
+        shape = latent_shape(self.config)
+        if not requests:
+            return np.zeros((0, num_images, *shape), np.float32)
+        num_prompts, images = self.padded_counts(len(requests), num_images)
+        rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
+        prompts = self.pad([row.prompt[:-1] for row in rows])  # the time token takes the place of `<begin_of_image>`
+        length, tokens = prompts.tokens.shape[1], self.config.image_tokens
+        self.check_memory(
+            {
+                # The prompts and BOS as they are read, then one row per prompt and half of the guidance.
+                f"{num_prompts} prompts": (3 * num_prompts + 1, length),
+                f"{num_prompts * images} images": (2 * num_prompts * images, tokens),
+            },
+            (num_prompts + 1, length, length),
+            (2 * num_prompts * images, tokens, length + tokens),
+        )
+        if initial_noise is None:
+            keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], images)
+            noise = normal_noise(keys.reshape(-1), shape)
+        else:
+            padding = ((0, num_prompts - len(requests)), (0, images - num_images), (0, 0), (0, 0), (0, 0))
+            noise = jnp.asarray(np.pad(initial_noise, padding).reshape(-1, *shape))
+        with self.on_mesh():
+            latents = sample_latents(
+                self.model,
+                self.params,
+                prompts,
+                noise,
+                jnp.float32(cfg_weight),
+                num_steps=num_steps,
+                solver=solver,
+            )
+        return np.asarray(latents).reshape(num_prompts, images, *shape)[: len(requests), :num_images]
+
+    def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
+        """Decodes latents [images, H, W, Z] to images.
+
+        Raises UserError for latents of another size, or without a VAE, unless the latents are pixels.
+        """
+        check_can_decode(self.config, self.vae is not None)
+        latents, shape = np.asarray(samples), latent_shape(self.config)
+        if latents.shape[1:] != shape:
+            raise UserError(f"latents of shape {latents.shape}, expected [images, {', '.join(map(str, shape))}]")
+        if self.vae is None:
+            return to_images(latents)
+        config, params = self.vae
+        model = build(config, Execution(dtype=self.model.execution.dtype))
+        images = []
+        size = min(len(latents), VAE_CHUNK)
+        for start in range(0, len(latents), VAE_CHUNK):
+            chunk = latents[start : start + VAE_CHUNK]
+            padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
+            images += to_images(decode_latents(model, params, padded))[: len(chunk)]
+        return images
+
+
+class JanusFlowPipeline(Pipeline):
+    """A JanusFlow model that answers questions and generates images. Make one with `janus_jax.from_pretrained`."""
+
+    engine: JanusFlowEngine
+    config: JanusFlowConfig
+
+    def __init__(self, *args: Any, **options: Any):
+        """Takes the arguments of `JanusFlowEngine`, and makes one."""
+        super().__init__(JanusFlowEngine(*args, **options))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Of one image."""
+        """(H, W, Z) of one image."""
         return latent_shape(self.config)
 
     def generate_images(
         self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
     ) -> list[PIL.Image.Image]:
-        """Draws `num_images` images of a prompt (of each of a list, in order); options of `generate_latents`."""
-        require_drawable(self.config, self._vae is not None)
-        return self.draw(self.generate_latents([prompt] if isinstance(prompt, str) else prompt, num_images, **options))
+        """Generates `num_images` images of a prompt, or of each prompt of a list in order.
+
+        Args:
+            options: those of `generate_latents`.
+        """
+        check_can_decode(self.config, self.engine.vae is not None)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return self.decode_latents(self.generate_latents(prompts, num_images, **options))
 
     def generate_latents(
         self,
@@ -64,96 +167,60 @@ class JanusFlowPipeline(Pipeline):
         cfg_weight: float = 2.0,
         num_steps: int = 30,
         solver: str = "euler",
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        prompt_numbers: Sequence[int] | None = None,
         initial_noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Latents [len(prompts) * num_images, H, W, Z] float32 before the VAE, the images of a prompt together.
+        """Latents [len(prompts) * num_images, H, W, Z] float32, which a VAE decodes; the images of a prompt together.
 
-        Image i of a prompt depends on the seed, i and the prompt alone, not on the batch it is drawn in; but for
-        rounding.
+        Image i of a prompt depends on the prompt, its seed and number, and i alone, not on the batch; rounding aside,
+        which may differ between batches of other shapes.
 
         Args:
-            num_steps: of the solver; the paper's figures are for 30.
-            solver: "euler" (the paper's) or "heun", two passes through the model per step.
-            initial_noise: in the shape of the result, instead of noise from the seed.
+            cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
+            num_steps: number of steps of the solver; the paper's figures are for 30.
+            solver: "euler" (the paper's) or "heun", which takes two passes through the model per step.
+            seed: one number, or one for each prompt.
+            prompt_numbers: one for each prompt; None numbers them 0, 1, 2, ...
+            initial_noise: floats in the shape of the result, instead of noise from the seed.
 
         Raises:
             UserError: empty prompt, bad option, noise of another shape, a prompt that does not fit the context, or
                 images that do not fit the memory.
         """
-        ids = self._requests.latents(
-            prompts, num_images, cfg_weight=cfg_weight, num_steps=num_steps, solver=solver, seed=seed
+        requests = self.engine.reader.latents(
+            prompts,
+            num_images,
+            cfg_weight=cfg_weight,
+            num_steps=num_steps,
+            solver=solver,
+            seed=seed,
+            prompt_numbers=prompt_numbers,
         )
-        shape = (len(prompts) * num_images, *self.latent_shape)
+        shape = self.latent_shape
         if initial_noise is not None:
-            initial_noise = check_noise(initial_noise, shape)
-        if not prompts:
-            return np.zeros(shape, np.float32)
-        rows, drawn = self._drawn(len(prompts), num_images)
-        ids += [ids[-1]] * (rows - len(prompts))
-        # The time token takes the place of `<begin_of_image>`.
-        padded = self._pad([prompt[:-1] for prompt in ids])
-        length, tokens = padded.tokens.shape[1], self.config.image_tokens
-        self._check_memory(
-            {
-                f"{rows} prompts": (3 * rows + 1, length),  # as read, then for both halves of the guidance
-                f"{rows * drawn} images": (2 * rows * drawn, tokens),
-            },
-            (rows + 1, length, length),
-            (2 * rows * drawn, tokens, length + tokens),
+            noise = check_noise(initial_noise, (len(prompts) * num_images, *shape))
+            initial_noise = noise.reshape(len(prompts), num_images, *shape)
+        latents = self.engine.generate(
+            requests,
+            num_images,
+            cfg_weight=cfg_weight,
+            num_steps=num_steps,
+            solver=solver,
+            initial_noise=initial_noise,
         )
-        noise = self._noise(len(prompts), num_images, seed) if initial_noise is None else initial_noise
-        by_prompt = jnp.reshape(noise, (len(prompts), num_images, *self.latent_shape))
-        spare = ((0, rows - len(prompts)), (0, drawn - num_images), (0, 0), (0, 0), (0, 0))
-        with self._on_mesh():
-            latents = sample_latents(
-                self._model,
-                self.params,
-                padded,
-                jnp.pad(by_prompt, spare).reshape(-1, *self.latent_shape),
-                jnp.float32(cfg_weight),
-                num_steps=num_steps,
-                solver=solver,
-            )
-        latents = np.asarray(latents).reshape(rows, drawn, *self.latent_shape)
-        return latents[: len(prompts), :num_images].reshape(shape)
+        return latents.reshape(-1, *shape)
 
-    def draw(self, latents: np.ndarray) -> list[PIL.Image.Image]:
-        """Latents [B, H, W, Z] -> images.
+    def decode_latents(self, latents: np.ndarray) -> list[PIL.Image.Image]:
+        """Decodes latents [images, H, W, Z] to images.
 
-        Raises UserError for latents of another size, and without a VAE, unless the model draws pixels: latents of an
-        image's size and channels.
+        Raises UserError for latents of another size, or without a VAE, unless the latents are pixels.
         """
-        require_drawable(self.config, self._vae is not None)
-        latents = np.asarray(latents)
-        if latents.shape[1:] != self.latent_shape:
-            expected = ", ".join(map(str, self.latent_shape))
-            raise UserError(f"latents of shape {latents.shape}, expected [images, {expected}]")
-        if self._vae is None:
-            return to_images(latents)
-        config, params = self._vae
-        vae = build(config, Execution(dtype=self._model.execution.dtype))
-        images = []
-        chunk_size = min(len(latents), VAE_CHUNK)
-        for start in range(0, len(latents), VAE_CHUNK):
-            chunk = latents[start : start + VAE_CHUNK]
-            padded = np.pad(chunk, ((0, chunk_size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
-            images += to_images(decode_latents(vae, params, padded))[: len(chunk)]
-        return images
+        return self.engine.decode(latents)
 
     def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
-        """As `Pipeline.save_pretrained`; a folder of ours has the VAE in it."""
-        self._write(folder, format, dtype, self._vae if format == "orbax" else None)
-
-    @property
-    def _image_ids(self) -> tuple[int, ...]:
-        """A learned vector takes the place of `<begin_of_image>`."""
-        return self.tokenizer.begin_of_image_id, self.tokenizer.image_id
-
-    def _noise(self, num_prompts: int, num_images: int, seed: int) -> jax.Array:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(num_images))
-        noise = jax.vmap(lambda key: jax.random.normal(key, self.latent_shape))(keys)
-        return jnp.tile(noise, (num_prompts, 1, 1, 1))
+        """As `Pipeline.save_pretrained`; a folder of our own format also holds the VAE."""
+        self._write(folder, format, dtype, self.engine.vae if format == "orbax" else None)
 
 
 def latent_shape(config: JanusFlowConfig) -> tuple[int, int, int]:
@@ -161,12 +228,17 @@ def latent_shape(config: JanusFlowConfig) -> tuple[int, int, int]:
     return config.uvit.latent_size, config.uvit.latent_size, config.uvit.latent_channels
 
 
-def require_drawable(config: JanusFlowConfig, has_vae: bool) -> None:
-    """Raises UserError where latents cannot become images: there is no VAE and the model does not draw pixels."""
+def normal_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise [images, H, W, Z] of keys [images]."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def check_can_decode(config: JanusFlowConfig, has_vae: bool) -> None:
+    """Raises UserError if latents cannot become images: there is no VAE, and the latents are not pixels."""
     if not has_vae and not config.latents_are_pixels:
         raise UserError(
-            "this JanusFlow model has no VAE to draw with: give one to from_pretrained, or --vae, or convert the "
-            "model together with it"
+            "this JanusFlow model has no VAE to decode images with: give one to from_pretrained, or --vae, or convert "
+            "the model together with it"
         )
 
 

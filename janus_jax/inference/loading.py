@@ -7,9 +7,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from janus_jax.errors import UserError
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.padding import BUCKETS, Buckets, check_buckets
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.sharding import decoding_shardings

@@ -1,6 +1,6 @@
-"""Whether what a request holds fits into the memory that is free, told before anything is computed.
+"""Sizes of key-value caches, and the check that a request fits into the free memory before anything is computed.
 
-Counted are the key-value caches, and of what is computed the largest array: the scores of attention to a prompt.
+The check counts the key-value caches and the largest temporary array: the attention scores of a prompt.
 """
 
 import math
@@ -9,77 +9,83 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
-from jax.typing import DTypeLike
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import LlamaConfig
-from janus_jax.sharding import row_shares
+from janus_jax.models.execution import Execution
+from janus_jax.models.llama import KVCache, init_cache
+from janus_jax.sharding import cache_specs, row_shares
 
-_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-# Of a group of processes, in version 2 and 1: its limit and what it uses.
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# Files of a control group (version 2, version 1): its limit, and the memory that it uses.
 _GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
-def cache_bytes(config: LlamaConfig, dtype: DTypeLike, rows: int, slots: int) -> int:
-    """Of the keys and values of `slots` tokens for each of `rows` rows."""
-    per_token = 2 * config.depth * config.num_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
-    return rows * slots * per_token
-
-
-def score_bytes(config: LlamaConfig, rows: int, queries: int, keys: int) -> int:
-    """Of what one layer computes in float32 where each of `queries` tokens of a row is scored against `keys` others."""
-    return 4 * rows * config.num_heads * queries * keys
-
-
-def parts(rows: int, mesh: Mesh | AbstractMesh | None) -> int:
-    """In how many equal parts the devices hold what has rows and heads; a device without a mesh holds everything.
-
-    It has its heads, of its rows or, where these cannot be shared equally, of all.
-    """
+def abstract_cache(
+    config: LlamaConfig, execution: Execution, rows: int, slots: int, mesh: Mesh | AbstractMesh | None = None
+) -> KVCache:
+    """Shapes and dtypes of an empty cache, with shardings on a mesh. Every size of a cache is computed from it."""
+    cache = jax.eval_shape(lambda: init_cache(config, execution, rows, slots))
     if mesh is None:
-        return 1
-    shares = row_shares(mesh)
-    return mesh.shape["tensor"] * (1 if rows % shares else shares)
+        return cache
+
+    def place(leaf: jax.ShapeDtypeStruct, spec: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, cache, cache_specs(cache, mesh))
+
+
+def cache_bytes(
+    config: LlamaConfig, execution: Execution, rows: int, slots: int, mesh: Mesh | AbstractMesh | None = None
+) -> int:
+    """Bytes that one device holds of the keys and values of `slots` tokens for each of `rows` rows."""
+    cache = abstract_cache(config, execution, rows, slots, mesh)
+    return sum(_local_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves((cache.k, cache.v)))
+
+
+def score_bytes(
+    config: LlamaConfig, rows: int, queries: int, keys: int, mesh: Mesh | AbstractMesh | None = None
+) -> int:
+    """Bytes that one device holds of the float32 attention scores of one layer, [rows, heads, queries, keys]."""
+    return 4 * rows * config.num_heads * queries * keys // _parts(rows, mesh)
 
 
 def free_bytes(devices: Sequence[Any]) -> int | None:
-    """Memory that is free on each of the devices; None where neither they nor Linux say so."""
+    """Memory that is free on each of the devices; None where neither they nor Linux report it."""
     stats = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in each for each in stats):
         return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
-    if jax.default_backend() == "cpu" and (_PROC / "meminfo").exists():
-        kibibytes = dict(line.split(":") for line in (_PROC / "meminfo").read_text().splitlines())
+    if jax.default_backend() == "cpu" and (PROC / "meminfo").exists():
+        kibibytes = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
         available = int(kibibytes["MemAvailable"].split()[0]) * 1024
-        return int(min([available, *map(_free_of_group, _own_groups())]))
+        return int(min([available, *map(_free_of_group, _control_groups())]))
     return None
 
 
 def check_fits(
     config: LlamaConfig,
-    dtype: DTypeLike,
+    execution: Execution,
     caches: Mapping[str, tuple[int, int]],
     scores: Sequence[tuple[int, int, int]],
     mesh: Mesh | None,
 ) -> None:
-    """Raises UserError if more is needed than is free.
+    """Raises UserError if a request needs more memory than is free.
 
-    Devices of a CPU have one memory together; any other has its own.
+    All devices of a CPU share one memory; every other device has its own.
 
     Args:
-        caches: (rows, slots) by what they are for, all of them held together.
-        scores: (rows, queries, keys) of attention, one computed after the other.
+        caches: (rows, slots) of each cache by what it is for; all caches are held at the same time.
+        scores: (rows, queries, keys) of attention scores, of which one is held at a time.
     """
     devices = jax.local_devices()[:1] if mesh is None else list(mesh.devices.flat)
     copies = len(devices) if devices[0].platform == "cpu" else 1
     sizes = {
-        f"key-value caches of {what}": copies * cache_bytes(config, dtype, rows, slots) // parts(rows, mesh)
+        f"key-value caches of {what}": copies * cache_bytes(config, execution, rows, slots, mesh)
         for what, (rows, slots) in caches.items()
+        if rows * slots
     }
-    sizes["scores of attention"] = max(
-        copies * score_bytes(config, rows, *shape) // parts(rows, mesh) for rows, *shape in scores
-    )
+    sizes["scores of attention"] = max(copies * score_bytes(config, *shape, mesh) for shape in scores)
     free, needed = free_bytes(devices), sum(sizes.values())
     if free is not None and needed > free:
         listed = " + ".join(f"{size / 2**30:.2f} GiB for {what}" for what, size in sizes.items())
@@ -89,21 +95,37 @@ def check_fits(
         )
 
 
-def _own_groups() -> Iterator[Path]:
-    """Folders of the groups (cgroups) that this process is in, from its own to the outermost one."""
-    for line in (_PROC / "self/cgroup").read_text().splitlines():
+def _local_size(leaf: jax.ShapeDtypeStruct) -> int:
+    """Number of elements of an abstract array that one device holds."""
+    return math.prod(leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape))
+
+
+def _parts(rows: int, mesh: Mesh | AbstractMesh | None) -> int:
+    """Number of equal parts into which the devices divide an array of rows and heads.
+
+    Each device holds its heads of its rows. If the rows cannot be shared equally, it holds its heads of all rows.
+    """
+    if mesh is None:
+        return 1
+    shares = row_shares(mesh)
+    return mesh.shape["tensor"] * (1 if rows % shares else shares)
+
+
+def _control_groups() -> Iterator[Path]:
+    """Folders of the control groups that this process is in, from the innermost to the outermost."""
+    for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):  # version 2, version 1
-            root = _CGROUPS / controllers
-            own = root / path.lstrip("/")
-            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
+            root = CGROUPS / controllers
+            innermost = root / path.lstrip("/")
+            yield from (folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(root))
 
 
 def _free_of_group(folder: Path) -> float:
-    """What a group's limit leaves; what it keeps of files is given back when it is needed."""
+    """Memory that the limit of a control group leaves; its file cache counts as free, since it is given back."""
     for limit, used in _GROUP_FILES:
         if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
-            kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            files = int(kept["active_file"]) + int(kept["inactive_file"])
-            return int(text) - int((folder / used).read_text()) + files
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            file_cache = int(counts["active_file"]) + int(counts["inactive_file"])
+            return int(text) - int((folder / used).read_text()) + file_cache
     return math.inf

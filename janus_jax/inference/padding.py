@@ -1,6 +1,6 @@
 """Batches of prompts of different lengths, padded on the left to a bucketed length.
 
-Letters: B prompts, P padded length, I image slots.
+Letters: B prompts, P padded length.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from janus_jax.errors import UserError
 
 
 class Buckets(NamedTuple):
-    """Lengths are rounded up to multiples of these, so that a new one rarely compiles a new program.
+    """Multiples that lengths are rounded up to, so that a new length rarely compiles a new program.
 
-    Small ones waste little memory and compute, large ones compile less.
+    Small buckets waste little memory and compute, large ones compile fewer programs.
     """
 
     prompt: int = 32
@@ -27,21 +27,21 @@ MAX_BUCKET = 1 << 16
 
 
 def check_buckets(buckets: Buckets) -> None:
-    """Raises UserError for other than two whole numbers from 1 to `MAX_BUCKET`."""
+    """Raises UserError unless both buckets are whole numbers from 1 to `MAX_BUCKET`."""
     if not isinstance(buckets, Buckets):
-        raise UserError(f"buckets={buckets!r}, expected inference.prompt.Buckets(prompt, answer)")
+        raise UserError(f"buckets={buckets!r}, expected janus_jax.inference.padding.Buckets(prompt, answer)")
     for name, value in buckets._asdict().items():
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_BUCKET:
             raise UserError(f"buckets.{name}={value!r}, expected a whole number from 1 to {MAX_BUCKET}")
 
 
 def round_up(length: int, bucket: int) -> int:
-    """The smallest multiple of `bucket` that holds `length`."""
+    """The smallest multiple of `bucket` that is at least `length`."""
     return -(-length // bucket) * bucket
 
 
-class Prompts(NamedTuple):
-    """Left-padded prompts; padding is segment 0, so it changes nothing for the others."""
+class PaddedPrompts(NamedTuple):
+    """Left-padded prompts. Padding is segment 0, which no token attends to."""
 
     tokens: np.ndarray  # [B, P] int32
     modality: np.ndarray  # [B, P] int8
@@ -49,8 +49,13 @@ class Prompts(NamedTuple):
     positions: np.ndarray  # [B, P] int32, 0 at each prompt's first token
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], image_ids: Sequence[int], bucket: int) -> Prompts:
-    """Token ids per prompt -> one batch. The places of `image_ids` become understanding-image positions."""
+def pad_prompts(prompts: Sequence[Sequence[int]], image_ids: Sequence[int], bucket: int) -> PaddedPrompts:
+    """Makes one batch of the token ids of each prompt.
+
+    Args:
+        image_ids: token ids whose positions are filled with the features of an understanding image.
+        bucket: the padded length is a multiple of it.
+    """
     padded_length = round_up(max(len(prompt) for prompt in prompts), bucket)
     tokens = np.zeros((len(prompts), padded_length), np.int32)
     segment_ids = np.zeros_like(tokens)
@@ -60,4 +65,4 @@ def pad_prompts(prompts: Sequence[Sequence[int]], image_ids: Sequence[int], buck
     is_image = np.isin(tokens, image_ids)
     modality = np.where(is_image, Modality.UNDERSTANDING_IMAGE, Modality.TEXT) * segment_ids
     positions = np.maximum(np.cumsum(segment_ids, axis=1) - 1, 0)
-    return Prompts(tokens, modality.astype(np.int8), segment_ids, positions.astype(np.int32))
+    return PaddedPrompts(tokens, modality.astype(np.int8), segment_ids, positions.astype(np.int32))

@@ -1,35 +1,63 @@
-"""How the next token is drawn, as an argument of compiled programs: its numbers change, what is computed does not."""
+"""How the next token is sampled, and the random key of each sample.
+
+Letters: B rows, V vocabulary, G images per prompt.
+"""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.ops.sampling import sample_tokens
 
-MIN_TOP_P = float(np.finfo(np.float32).tiny)  # less would keep no token at all
+MIN_TOP_P = float(np.finfo(np.float32).tiny)  # a smaller one would keep no token at all
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Greedy without a temperature.
+    """Options of sampling, as an argument of compiled programs. Without a temperature it is greedy.
 
-    Another temperature or top_p takes the same program; greedy or not, whether there is a top_p, and top_k do not.
+    Another temperature or `top_p` takes the same program. Another program is compiled for greedy, for the presence of
+    `top_p`, and for each `top_k`.
     """
 
     temperature: jax.Array | np.float32 | None = None
-    top_p: jax.Array | np.float32 | None = None  # None keeps all
-    top_k: int = dataclasses.field(default=0, metadata={"static": True})  # 0 keeps all
+    top_p: jax.Array | np.float32 | None = None  # None keeps all tokens
+    top_k: int = dataclasses.field(default=0, metadata={"static": True})  # 0 keeps all tokens
 
     @classmethod
     def of(cls, temperature: float, top_p: float = 1.0, top_k: int = 0) -> "Sampling":
-        """Of the options of a request: temperature 0 is greedy, whatever the others are; a top_p of 1 keeps all."""
+        """From a user's options. Temperature 0 is greedy, whatever the others are; `top_p` 1 keeps all tokens."""
         if temperature == 0:
             return cls()
         return cls(np.float32(temperature), None if top_p == 1 else np.float32(max(top_p, MIN_TOP_P)), top_k)
 
     def __call__(self, keys: jax.Array, step: jax.Array, logits: jax.Array) -> jax.Array:
-        """Tokens [B] of logits [B, V]; keys [B]."""
+        """Samples tokens [B] from logits [B, V] with keys [B], which are the same at every step."""
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
         return sample_tokens(keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+def sample_keys(seeds: Sequence[int], prompt_numbers: Sequence[int], num_images: int) -> jax.Array:
+    """Random keys [B, G] by the rule fold_in(fold_in(key(seed), prompt number), image number).
+
+    Every sample has a key of its own that does not depend on its batch, so one answer or image of many can be
+    reproduced alone. The image number of an answer is 0.
+
+    Args:
+        seeds, prompt_numbers: one per row, from 0 to 2**32 - 1.
+    """
+    return _sample_keys(np.asarray(seeds, np.uint32), np.asarray(prompt_numbers, np.uint32), num_images)
+
+
+@functools.partial(jax.jit, static_argnames="num_images")
+def _sample_keys(seeds: jax.Array, prompt_numbers: jax.Array, num_images: int) -> jax.Array:
+    def of_prompt(seed: jax.Array, prompt_number: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), prompt_number)
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_images))
+
+    return jax.vmap(of_prompt)(seeds, prompt_numbers)

@@ -26,7 +26,7 @@ class Execution:
     # `models.scan_layers.unstack_layers`.
     scan_layers: bool = True
     unroll_scan: bool = (
-        False  # whether the scan is unrolled; faster on a CPU, where a scan copies each slice of weights
+        False  # whether the scan is unrolled; faster on a CPU, where a scan copies the weights it slices
     )
     remat: str = "none"  # what the backward pass recomputes: a key of `models.scan_layers.REMAT_POLICIES`
     attention: str = "xla"  # backend for packed rows: a key of `ops.attention.BACKENDS`

@@ -1,15 +1,34 @@
-"""What the pages of the commands share: one file with its style and images inside, and no scripts."""
+"""Building blocks of the HTML pages that commands write.
+
+A page is one file: its style and its images are inside, and it has no scripts.
+"""
 
 import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 import PIL.Image
 
 
+class Card(NamedTuple):
+    """One number with its meaning. All fields but `verdict` are plain text."""
+
+    label: str
+    value: str
+    hint: str
+    verdict: str = ""  # HTML between value and hint
+    state: str = ""  # CSS class; a class that sets --state colours the edge of the card
+
+
 def document(title: str, style: str, body: str) -> str:
-    """A whole HTML document; `body` is HTML, `style` comes behind the shared one."""
+    """A whole HTML document.
+
+    Args:
+        style: CSS that follows the shared `STYLE`.
+        body: HTML.
+    """
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -18,10 +37,15 @@ def document(title: str, style: str, body: str) -> str:
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in a box that scrolls by itself; cells are HTML, the first of a row is its header."""
+    """A table that scrolls by itself where the page is narrow.
+
+    Args:
+        head: HTML of the column headers.
+        rows: HTML of the cells; the first cell of a row is the header of the row.
+    """
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
     body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows
     )
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
@@ -29,8 +53,18 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     )
 
 
+def cards(entries: Sequence[Card]) -> str:
+    """A list of cards side by side; each is at least --least wide."""
+    items = "".join(
+        f'<li class="{card.state}"><h2>{escape(card.label)}</h2><p class="value">{escape(card.value)}</p>'
+        f"{card.verdict}<p>{escape(card.hint)}</p></li>"
+        for card in entries
+    )
+    return f'<ul class="cards">{items}</ul>'
+
+
 def picture(image: PIL.Image.Image, description: str) -> str:
-    """An `img` with the image inside, to be shown at --scale times its size."""
+    """An `img` element that holds the image itself. CSS shows it at --scale times its size in pixels."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -62,6 +96,12 @@ nav { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; margin-top: 2.5rem; 
 a { color: var(--blue); text-decoration: none; }
 img { --scale: 2; display: block; width: calc(var(--scale) * var(--width)); max-width: 100%; height: auto;
   image-rendering: pixelated; }
+.cards { --least: 14rem; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(var(--least), 1fr)); }
+.cards li { background: var(--box); border: 1px solid var(--line); border-top: 3px solid var(--state, var(--blue));
+  border-radius: 0.5rem; padding: 1rem; font-size: 0.875rem; line-height: 1.45; color: var(--muted); }
+.cards h2 { font-size: 0.95rem; letter-spacing: 0; margin: 0; color: var(--ink); }
+.cards .value { font-size: clamp(1.6rem, 5vw, 2.1rem); line-height: 1.3; font-weight: 600; color: var(--ink); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; }
 th { font-weight: 400; text-align: left; padding: 0.4rem 1rem 0.4rem 0; }

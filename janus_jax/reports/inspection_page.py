@@ -1,60 +1,43 @@
-"""The page of `launch.inspect_data`: the first rows as the model gets them, and what the mixture really is."""
+"""The page of `launch.inspect_data`: the first rows as the model gets them, and the mixture that they really have."""
 
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 
 from janus_jax.reports.batch_contents import Segment
-from janus_jax.reports.html import document, picture, table
+from janus_jax.reports.html import cards, document, picture, table
+from janus_jax.reports.inspection import Inspection
 
-THUMBNAIL = 192  # pixels of the longer side
+THUMBNAIL = 192  # Length of the longer side in pixels
 NAMES = {"und_image": "understanding image", "gen_image": "generation image"}
 
 
-class Fact(NamedTuple):
-    label: str
-    value: str
-    hint: str
-
-
-class InspectionPage(NamedTuple):
-    title: str
-    facts: list[Fact]
-    tables: list[tuple[str, list[str], list[list[str]]]]  # caption, head, rows of plain text
-    dropped: list[tuple[str, str]]  # the first bad samples: source and key, reason
-    rows: list[list[Segment]]  # packed rows
-    images: list[np.ndarray]  # of an image stream, instead of rows
-
-
-def render(page: InspectionPage) -> str:
-    """The whole HTML document. All text of samples is escaped."""
-    cards = "".join(
-        f'<li><h2>{escape(fact.label)}</h2><p class="value">{escape(fact.value)}</p><p>{escape(fact.hint)}</p></li>'
-        for fact in page.facts
-    )
+def render(inspection: Inspection) -> str:
+    """The whole HTML document. The text of samples comes from strangers, so all of it is escaped."""
     tables = "".join(
         table(caption, [escape(name) for name in head], [[escape(cell) for cell in row] for row in rows])
-        for caption, head, rows in page.tables
+        for caption, head, rows in inspection.tables
     )
-    rows = "".join(_row(number, segments) for number, segments in enumerate(page.rows))
-    images = "".join(_thumbnail(image, "training image") for image in page.images)
     body = (
-        f'<header><p class="eyebrow">janus_jax inspect_data</p><h1>{escape(page.title)}</h1>'
-        f'<ul class="cards">{cards}</ul></header><main>'
+        f'<header><p class="eyebrow">janus_jax inspect_data</p><h1>{escape(inspection.title)}</h1>'
+        f"{cards(inspection.cards)}</header><main>"
         f'<section><h2>Mixture</h2><div class="columns">{tables}</div></section>'
     )
-    if page.dropped:
-        dropped = "".join(f"<dt>{escape(key)}</dt><dd>{escape(reason)}</dd>" for key, reason in page.dropped)
-        body += f"<section><h2>First dropped samples</h2><dl>{dropped}</dl></section>"
-    if rows:
-        legend = '<span class="answer">text with loss</span> <span>text without</span> <span class="chip">image</span>'
+    if inspection.dropped:
+        samples = "".join(f"<dt>{escape(key)}</dt><dd>{escape(reason)}</dd>" for key, reason in inspection.dropped)
+        body += f"<section><h2>First dropped samples</h2><dl>{samples}</dl></section>"
+    if inspection.rows:
+        legend = (
+            '<span class="answer">text with loss</span> <span>text without loss</span> <span class="chip">image</span>'
+        )
+        rows = "".join(_row(number, samples) for number, samples in enumerate(inspection.rows))
         body += f'<section><h2>Rows</h2><p class="key">{legend}</p>{rows}</section>'
-    if images:
+    if inspection.images:
+        images = "".join(_thumbnail(image, "training image") for image in inspection.images)
         body += f'<section><h2>Images</h2><div class="images">{images}</div></section>'
-    return document(page.title, STYLE, body + "</main>")
+    return document(inspection.title, STYLE, body + "</main>")
 
 
 def _row(number: int, segments: Sequence[Segment]) -> str:
@@ -84,11 +67,7 @@ def _thumbnail(pixels: np.ndarray, description: str) -> str:
 
 
 STYLE = """
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); margin-top: 2rem; }
-.cards li { background: var(--box); border: 1px solid var(--line); border-top: 3px solid var(--blue);
-  border-radius: 0.5rem; padding: 1rem; font-size: 0.875rem; line-height: 1.45; color: var(--muted); }
-.cards h2 { font-size: 0.95rem; letter-spacing: 0; margin: 0; color: var(--ink); }
-.cards .value { font-size: 1.6rem; font-weight: 600; color: var(--ink); }
+.cards { --least: 9rem; margin-top: 2rem; }
 .columns { grid-template-columns: minmax(0, 1fr); }
 .columns :is(th, td) { overflow-wrap: normal; white-space: nowrap; }
 dl { font-size: 0.9rem; overflow-wrap: anywhere; }

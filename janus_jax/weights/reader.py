@@ -8,7 +8,7 @@ written in slices. So one loop loads any of them (`weights.load`), another conve
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,11 +75,15 @@ def all_slices(parameters: Mapping[str, TensorInfo]) -> Iterator[TensorSlice]:
 
 
 class TensorsInMemory:
-    """A reader of parameters that are in memory."""
+    """A reader of parameters that are in memory.
+
+    A stacked parameter is an array with the layers along its leading axis, or a tuple of the arrays of its layers, as
+    `scan_layers.stack_layers(params, join=tuple)` makes it without copying.
+    """
 
     def __init__(self, params: Params):
         self._flat = flatten(params)
-        self.parameters = {path: TensorInfo(leaf.shape, np.dtype(leaf.dtype)) for path, leaf in self._flat.items()}
+        self.parameters = {path: _info(leaf) for path, leaf in self._flat.items()}
 
     def read(self, part: TensorSlice) -> np.ndarray:
         leaf = self._flat[part.path]
@@ -87,6 +91,12 @@ class TensorsInMemory:
 
     def origin(self, part: TensorSlice) -> str:
         return str(part)
+
+
+def _info(leaf: Any) -> TensorInfo:
+    if isinstance(leaf, tuple):
+        return TensorInfo((len(leaf), *leaf[0].shape), np.dtype(leaf[0].dtype))
+    return TensorInfo(leaf.shape, np.dtype(leaf.dtype))
 
 
 class PrefixedTensors:

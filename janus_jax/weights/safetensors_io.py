@@ -38,7 +38,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _HEADER_ALIGNMENT = 8
-_BLOCK_BYTES = 64 * 2**20  # of a tensor, made contiguous and written at once
+BLOCK_BYTES = 64 * 2**20  # of a tensor, made contiguous and written at once
 
 
 class SafetensorsWriter:
@@ -85,7 +85,7 @@ class SafetensorsWriter:
             raise ValueError(f"{name} {array.shape} {array.dtype}: written before or not as announced")
         file, start = self._places[name]
         rows = np.atleast_1d(array)
-        step = max(1, _BLOCK_BYTES * len(rows) // max(1, array.nbytes))
+        step = max(1, BLOCK_BYTES * len(rows) // max(1, array.nbytes))
         with disk_errors(self._folder):
             file.seek(start)
             for row in range(0, len(rows), step):  # so a transposed view is copied block by block

@@ -1,0 +1,1 @@
+"""What the commands share: errors, flags of models and hosts, progress."""

@@ -1,5 +1,6 @@
-"""What all commands share: one-line errors instead of tracebacks for mistakes that a user can correct."""
+"""The frame that every command runs in: a mistake that a user can correct ends it with one line, not a traceback."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,22 +12,24 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from janus_jax.errors import UserError
 from janus_jax.training.resilience import exit_codes
 
+MISTAKE, INTERRUPTED = 2, 130  # exit codes
+
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags, runs `main()`, and turns a user's mistakes and Ctrl-C into one line on stderr and an exit code."""
+    """Parses the flags and calls `main()`.
+
+    A user's mistake and Ctrl-C become one line on stderr and an exit code. Any other error keeps its traceback.
+    """
 
     def guarded(argv: list[str]) -> int | None:
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-        main()
-        return None
-
-    def report(argv: list[str]) -> int | None:
         try:
-            return guarded(argv)
-        except (UserError, FloatingPointError, OSError) as error:  # OSError: also from within a config file
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+            main()
+            return None
+        except (UserError, FloatingPointError, OSError) as error:  # a config file can raise an OSError, too
             return _fail(_config_mistake(error) or error)
-        except RuntimeError as error:  # JAX's own is one; not every command imports it
+        except RuntimeError as error:  # JAX's errors are RuntimeErrors; some commands never import JAX
             reason = out_of_memory(error)
             if reason is None:
                 raise
@@ -34,21 +37,9 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt as interrupt:
             return _interrupted(interrupt)
 
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            return flags.FLAGS(argv)
-        except Exception as error:
-            mistake = _config_mistake(error)
-            if mistake is not None:
-                sys.exit(_fail(mistake))
-            if isinstance(error, KeyError | AttributeError):  # an override of a field that the locked config lacks
-                sys.exit(_fail(f"--config has no field {_innermost(error)}"))
-            if isinstance(error, flags.Error | TypeError | ValueError):
-                sys.exit(_fail(error))
-            raise
-
     logging.set_verbosity(logging.WARNING)
-    app.run(report, flags_parser=parse)
+    _show_flags_of_launch()
+    app.run(guarded, flags_parser=_parse)
 
 
 def end_at_once(interrupt: KeyboardInterrupt) -> NoReturn:
@@ -56,16 +47,16 @@ def end_at_once(interrupt: KeyboardInterrupt) -> NoReturn:
     exit_codes.end_at_once(_interrupted(interrupt))
 
 
-def fail_at_once(reason: object, code: int = 2) -> NoReturn:
-    """Ends a command that failed, without what a normal end would wait for, such as a process that is gone."""
+def fail_at_once(reason: object, code: int = MISTAKE) -> NoReturn:
+    """Ends a failed command without the waiting of a normal exit, for example for a process that is gone."""
     exit_codes.end_at_once(_fail(reason, code))
 
 
 def require(*names: str) -> None:
-    """Raises UserError for the first of the flags that was not given."""
+    """Raises UserError for the first of these flags that has no value."""
     for name in names:
         if not flags.FLAGS[name].value:
-            raise UserError(f"--{name} is required; see --helpfull")
+            raise UserError(f"--{name} is required; --help lists all flags")
 
 
 def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
@@ -78,26 +69,53 @@ def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
 
 
 def out_of_memory(error: RuntimeError) -> str | None:
-    """What to tell of JAX's error where a device has too little memory; None for any other error."""
+    """A message where JAX's error says that a device has too little memory; None for any other error."""
     return f"the memory of a device is not enough: {error}" if str(error).startswith("RESOURCE_EXHAUSTED") else None
+
+
+def _show_flags_of_launch() -> None:
+    """Lists the flags that a command shares with others in its --help.
+
+    By itself, absl lists there only the flags that the main module defines.
+    """
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("launch."):
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags and returns the remaining arguments; exits with one line where the flags are wrong."""
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:
+        mistake = _config_mistake(error)
+        if mistake is not None:
+            sys.exit(_fail(mistake))
+        if isinstance(error, KeyError | AttributeError):  # an override of a field that the locked config lacks
+            sys.exit(_fail(f"--config has no field {_innermost_message(error)}"))
+        if isinstance(error, flags.Error | TypeError | ValueError):
+            sys.exit(_fail(error))
+        raise
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:
     """Prints what was interrupted; returns the exit code."""
     print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
-    return 130
+    return INTERRUPTED
 
 
-def _fail(error: object, code: int = 2) -> int:
+def _fail(error: object, code: int = MISTAKE) -> int:
     """Prints the message as one line; returns the exit code."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
 def _config_mistake(error: BaseException) -> str | None:
-    """What went wrong while the file of a --config was run, and where in it; None for any other error.
+    """What went wrong while the file of --config was loaded, and in which line of it; None for any other error.
 
-    The libraries wrap what a config file raises, or raise it later, so the chain of causes is searched for the loader.
+    ml_collections wraps what a config file raises, or raises it only when the config is used. So the chain of causes is
+    searched for the frame that loaded the file (written for ml_collections 1.1).
     """
     found = None
     cause: BaseException | None = error
@@ -112,12 +130,14 @@ def _config_mistake(error: BaseException) -> str | None:
     if isinstance(cause, UserError):
         return str(cause)
     file = path.partition(":")[0]
+    if not os.path.isfile(file):
+        return f"--config={path}: there is no file {file!r}; expected FILE.py or FILE.py:STAGE, as in configs/"
     lines = [line for frame, line in traceback.walk_tb(cause.__traceback__) if frame.f_code.co_filename.endswith(file)]
     place = f" (line {lines[-1]})" if lines else ""
     return f"--config={path}: {type(cause).__name__}: {cause}{place}"
 
 
-def _innermost(error: BaseException) -> object:
-    """The message of an exception whose message may be another exception."""
+def _innermost_message(error: BaseException) -> object:
+    """The message of an exception whose message may itself be an exception."""
     message = error.args[0] if error.args else error
-    return _innermost(message) if isinstance(message, BaseException) and message is not error else message
+    return _innermost_message(message) if isinstance(message, BaseException) and message is not error else message

@@ -1,4 +1,4 @@
-"""How the process gets its memory from the operating system, where the host itself computes."""
+"""How a training process on a CPU gets its memory from the operating system."""
 
 import ctypes
 
@@ -8,11 +8,13 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """On a CPU, lets the next step reuse the memory of the last; to be called before there are large arrays.
+    """Lets each training step on a CPU reuse the memory of the step before. Call it before there are large arrays.
 
-    XLA allocates the temporary buffers of a program in each run of it. They are so large that glibc would map them
-    anew and give them back each time, and the kernel would have to clear all their pages in every step: a third of the
-    time of a small model's training step. Does nothing without glibc or with another backend.
+    XLA allocates the temporary buffers of a program anew in each run. They are so large that glibc would map them from
+    the kernel and give them back each time, and the kernel would clear all their pages in every step. In a step of the
+    quickstart's model that was 10,400 page faults instead of under 1,100, and 20 to 26 % of the CPU time (measured on
+    two CPU cores with glibc 2.36 and jaxlib 0.10.2). Without glibc, or with another backend than the CPU, this function
+    does nothing.
     """
     if jax.default_backend() != "cpu":
         return

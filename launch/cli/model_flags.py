@@ -1,5 +1,9 @@
-"""Flags of the commands that load a model: in which precision, over which devices, and which lengths are compiled."""
+"""Flags of the commands that load a model: its precision, its devices, and the lengths that programs are compiled for.
 
+A command calls `flags.adopt_module_key_flags(model_flags)` to show them in its --help.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,11 +16,30 @@ from janus_jax.inference.padding import Buckets, check_buckets
 from janus_jax.sharding import MESH_AXES, make_mesh
 from janus_jax.weights.quantization import QUANTIZATIONS
 
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "default: float32 on CPU, bfloat16 on accelerators")
-QUANTIZE = flags.DEFINE_enum("quantize", None, QUANTIZATIONS, "hold what every decoding step reads in 8 bits")
-MESH = flags.DEFINE_list("mesh", None, "sizes data,fsdp,tensor, -1: the rest; default: the first device alone")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "Precision of parameters and compute. The default is float32 on a CPU and bfloat16 on accelerators.",
+)
+QUANTIZE = flags.DEFINE_enum(
+    "quantize",
+    None,
+    QUANTIZATIONS,
+    "Store the weight matrices of the language model and its heads as int8 with one scale per output channel. The "
+    "default is full precision.",
+)
+MESH = flags.DEFINE_list(
+    "mesh",
+    None,
+    "Number of devices along the axes data,fsdp,tensor; one may be -1, which takes the remaining devices. The default "
+    "is a single device.",
+)
 BUCKETS = flags.DEFINE_list(
-    "buckets", None, "prompt,answer: lengths are rounded up to multiples of these tokens; default: 32,64"
+    "buckets",
+    None,
+    "Lengths in tokens, prompt,answer, to whose multiples prompts and answers are padded. Larger ones compile fewer "
+    "programs and use more memory. The default is 32,64.",
 )
 ALL = (DTYPE, QUANTIZE, MESH, BUCKETS)
 
@@ -24,18 +47,25 @@ ALL = (DTYPE, QUANTIZE, MESH, BUCKETS)
 def load_options() -> dict[str, Any]:
     """Arguments of `inference.loading.load`.
 
-    Raises UserError for a mesh that is not one of all devices, or buckets that are not two whole numbers from 1.
+    Raises UserError for a mesh that does not have all devices, or buckets that are not two whole numbers from 1.
     """
     sizes = mesh_sizes()
     if sizes is not None and jax.process_count() > 1:
-        raise UserError("--mesh: decoding takes the devices of one process, there are several")
+        raise UserError(f"--mesh: decoding takes the devices of one process, but there are {jax.process_count()}")
     mesh = None if sizes is None else make_mesh(sizes)
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
     return {"dtype": dtype, "mesh": mesh, "quantization": QUANTIZE.value, "buckets": _buckets()}
 
 
+def refuse(meaningless: Sequence[flags.FlagHolder], kind: str) -> None:
+    """Raises UserError for the first of the flags that was given, although it means nothing for this kind of model."""
+    for flag in meaningless:
+        if flags.FLAGS[flag.name].present:
+            raise UserError(f"--{flag.name}={flag.value} means nothing for {kind}, which --checkpoint is")
+
+
 def mesh_sizes() -> dict[str, int] | None:
-    """By axis, as --mesh says."""
+    """Number of devices by axis, as --mesh says."""
     if MESH.value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""How far a long command has come, in bytes."""
+"""The progress of a long command, counted in bytes."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ _LINES = 10
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line for every tenth of the bytes, which a log keeps readable."""
+    """Shows a bar on a terminal. Elsewhere it prints a line for every tenth of the bytes, so that a log stays short."""
 
     def __init__(self, size: int):
         self.tensors = 0
@@ -21,7 +21,7 @@ class Progress:
         self._next_line = math.inf if is_terminal else size / _LINES
 
     def add(self, nbytes: int) -> None:
-        """Counts a tensor that was written."""
+        """Counts a tensor of `nbytes` bytes that was written."""
         self.tensors += 1
         self._done += nbytes
         self._bar.set_postfix_str(f"{self.tensors} tensors", refresh=False)

@@ -11,11 +11,11 @@ from janus_jax.inference.chat_session import Conversation
 
 
 def converse(conversation: Conversation, images: Sequence[PIL.Image.Image], options: Mapping[str, Any]) -> None:
-    """Reads questions until the end of input; images belong to the first one that is answered.
+    """Reads and answers questions until the end of input. The images belong to the first question that is answered.
 
-    What cannot be answered is said, and the conversation goes on as it was.
+    A question that cannot be answered is reported, and the conversation continues as it was before.
     """
-    print("Ask; an empty line or Ctrl-D ends the conversation.")
+    print("Ask a question; an empty line or Ctrl-D ends the conversation.")
     while True:
         try:
             question = input("> ")
@@ -32,6 +32,6 @@ def converse(conversation: Conversation, images: Sequence[PIL.Image.Image], opti
 def print_answer(
     conversation: Conversation, question: str, images: Sequence[PIL.Image.Image], options: Mapping[str, Any]
 ) -> None:
-    """While it is written; options and errors of `Conversation.ask`."""
+    """Prints the answer while it is written; options and errors are those of `Conversation.ask`."""
     conversation.ask(question, images, on_text=lambda text: print(text, end="", flush=True), **options)
     print()

@@ -2,15 +2,15 @@
 # A training run on the TPU VMs of one slice: create | setup | run | watch | delete.
 #
 #   export NAME=janus ZONE=us-east5-a ACCELERATOR=v5p-128 BUCKET=gs://my-bucket
-#   launch/tpu/pod.sh create                     # waits in the queue until the slice is there
-#   launch/tpu/pod.sh setup                      # copies this checkout to every host and installs it
+#   launch/tpu/pod.sh create                     # requests the slice and waits until it is ready
+#   launch/tpu/pod.sh setup                      # copies the last commit to every host and installs it
 #   launch/tpu/pod.sh run --config=configs/janus_pro_7b.py:stage2 --config.data.tokenizer=... ...
-#   launch/tpu/pod.sh watch                      # follows the log of the first host, at its end shows those of all
+#   launch/tpu/pod.sh watch                      # follows the log of the first host, then shows the end of all logs
 #   launch/tpu/pod.sh delete
 #
 # SPOT=1 asks for capacity that may be taken away. `run` writes to $BUCKET/runs/$NAME and goes on from its last
-# checkpoint, so after a loss: create, setup and run again. It waits half a minute for mistakes that end the run at once.
-# Ctrl-C ends only the watching. docs/pods.md explains each step.
+# checkpoint. So after a slice is lost: create, setup and run again. `run` waits half a minute, to report a mistake that
+# ends the training at once. Ctrl-C ends only the watching. docs/pods.md explains each step.
 set -euo pipefail
 
 usage() {
@@ -27,7 +27,7 @@ need() {
   done
 }
 
-# Google's image for a generation, by the name of the accelerator.
+# Prints the runtime image that Google provides for the generation of the accelerator.
 runtime() {
   case "$ACCELERATOR" in
     v6e-*) echo v2-alpha-tpuv6e ;;
@@ -47,7 +47,7 @@ on_hosts() { # HOSTS COMMAND
   tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"
 }
 
-# Why a run has ended stands in the log of the host that failed, which need not be the first.
+# Prints the end of a host's log. The reason for an end stands in the log of the host that failed, not always the first.
 LAST_LINES="tail -n 20 train.log 2>&1 | sed \"s/^/\$(hostname): /\""
 
 create() {
@@ -62,7 +62,7 @@ create() {
     case "$state" in
       ACTIVE) return ;;
       FAILED | SUSPENDED | SUSPENDING)
-        echo "error: the request ended as $state; read it with gcloud, then: $0 delete" >&2
+        echo "error: the request ended as $state; gcloud shows why; then: $0 delete" >&2
         exit 1
         ;;
     esac
@@ -86,7 +86,7 @@ run() {
   need NAME ZONE BUCKET
   local command
   command=$(printf '%q ' .venv/bin/python -m launch.train --multihost "--workdir=$BUCKET/runs/$NAME" "$@")
-  # setsid: the run outlives this connection. The lock is held until the run and its workers have ended.
+  # With setsid the run outlives this connection. The lock is held until the run and its worker processes have ended.
   on_hosts all "cd janus_jax; if flock --nonblock train.lock true; then \
 setsid nohup flock --nonblock train.lock $command </dev/null >>train.log 2>&1 & sleep 1; \
 if flock --timeout ${START_SECONDS:-30} train.lock true; then echo \"\$(hostname): the run has ended:\"; \
@@ -95,7 +95,7 @@ $LAST_LINES; wait \$!; fi; else echo 'already running'; fi"
 
 watch() {
   need NAME ZONE
-  # The first `flock` waits for the end of the run, and `tail` for that of `flock`.
+  # `flock` ends when the run has ended, and `tail` ends with `flock`.
   on_hosts 0 "cd janus_jax; flock --shared train.lock true & tail -n 100 -F --pid=\$! train.log"
   on_hosts all "cd janus_jax; $LAST_LINES"
 }

@@ -87,8 +87,8 @@ def test_janusflow_also_counts_the_convolutions_and_the_alignment_of_every_slot(
     encoder = 576 * 16 * 768 + 768 * width + width**2 + blocks(768)
     decoder = blocks(1536) + 576 * 1536 * 16
     projector = 576 * (2 * width**2 + width * 1024)
-    drawing = encoder + decoder + 2 * 576 * 768 * width + projector
-    expected = 6 * length * (layers + head) + 6 * attention + 2 * 7 * siglip + 7 * (6 * drawing + 2 * siglip)
+    generation = encoder + decoder + 2 * 576 * 768 * width + projector
+    expected = 6 * length * (layers + head) + 6 * attention + 2 * 7 * siglip + 7 * (6 * generation + 2 * siglip)
     modules = {path.split("/")[0] for path in flatten(abstract_params(model_config(config)))} - {"siglip"}
     tasks = ("understand", "text", "generate")
     assert step_flops(model_config(config), modules, tasks, rows, length, 7, 7) == pytest.approx(rows * expected)
@@ -119,7 +119,7 @@ def test_a_check_of_janusflow_counts_its_tokens_and_slots(uncompiled):
     [
         ("stage2", 4096, 7, 7, 7),  # as it is: room for half of the slots
         ("stage2", 4096, 2, 1, 3),
-        ("stage2", 577 + 578, 7, 1, 2),  # a drawing has one token around it, at least, an image that is seen two
+        ("stage2", 577 + 578, 7, 1, 2),  # generation needs one more token, understanding two
         ("stage2", 577 + 577, 7, 1, 1),
         ("text_only", 4096, 7, 7, 0),  # without a task that fills them
     ],

@@ -102,7 +102,7 @@ def segments(batch):
 def test_realised_ratio_of_tasks_is_the_configured_one(open_stream):
     stream = open_stream(batch_size=8)
     counts = dict.fromkeys(RATIO, 0)
-    while sum(counts.values()) < 2000:
+    while sum(counts.values()) < 1200:
         for kinds in segments(next(stream)):
             image = kinds - {int(Modality.TEXT)}
             task = {(): "text", (2,): "understand", (3,): "generate"}[tuple(image)]
@@ -285,7 +285,7 @@ def test_a_source_enters_and_leaves_at_its_step(open_stream):
 @pytest.mark.parametrize("unit", ["tokens", "rows"])
 def test_ratio_may_count_tokens_or_rows(open_stream, unit):
     stream = open_stream({"understand": 1, "generate": 3}, ratio_unit=unit, batch_size=8)
-    batches = take(stream, 60)
+    batches = take(stream, 40)
     modality = np.concatenate([batch.modality for batch in batches])
     segments = np.concatenate([batch.segment_ids for batch in batches])
     amounts = np.zeros(2)
@@ -332,7 +332,7 @@ def test_settings_that_do_not_go_together_are_refused(open_stream, changes, mess
 def test_bad_records_are_left_out_counted_per_source_and_told(open_stream):
     records = [document(f"good{i}", key=str(i)) for i in range(10)] + [text("x" * 99, "a", key="long"), b"\xc1"]
     stream = open_stream({"text": 1}, in_memory(records))
-    take(stream, 30)
+    take(stream, 12)
     state = stream.get_state()
     report = drop_reports(state)["text/0"]
     assert set(report.reasons) == {Reason.TOO_LONG, Reason.BAD_RECORD}

@@ -1,3 +1,5 @@
+"""The digits of the quickstart: splits, records, tokenizer."""
+
 import io
 
 import numpy as np
@@ -21,9 +23,16 @@ def test_splits_are_fixed_disjoint_and_cover_all_digits(splits):
     together = np.concatenate([training.intensities, held_out.intensities]).reshape(1797, -1)
     everything = load_digits().data
     assert sorted(map(tuple, together)) == sorted(map(tuple, everything))
+    assert len(np.unique(everything, axis=0)) == 1797  # no scan occurs twice, so the splits share none
     again = digits.load_digits()
     np.testing.assert_array_equal(again[0].intensities, training.intensities)
     assert sorted(set(held_out.labels.tolist())) == list(range(10))
+
+
+def test_records_hold_images_of_their_split_only(splits):
+    training, held_out = splits
+    seen = {record.images[0] for record in digits.generation_records(training)}
+    assert not seen & {record.images[0] for record in digits.generation_records(held_out)}
 
 
 def test_labels_stay_with_their_images(splits):
@@ -44,14 +53,14 @@ def test_images_are_scaled_to_the_full_range():
 
 def test_records_are_valid_and_tell_the_right_digit(splits):
     few = digits.Digits(splits[0].intensities[:20], splits[0].labels[:20])
-    reading, drawing, talking = digits.understanding_records(few), digits.generation_records(few), digits.text_records()
-    keys = [record.key for record in (*reading, *drawing, *talking)]
+    reading, generation, text = digits.understanding_records(few), digits.generation_records(few), digits.text_records()
+    keys = [record.key for record in (*reading, *generation, *text)]
     assert len(set(keys)) == len(keys)
-    for record in (*reading, *drawing, *talking):
+    for record in (*reading, *generation, *text):
         assert Record.deserialize(record.serialize()) == record
     for record in reading:
         assert record.messages[1].text == digits.NAMES[few.labels[int(record.key.split("/")[1])]]
-    for record in drawing:
+    for record in generation:
         index = int(record.key.split("/")[1])
         assert record.messages[0].text.endswith(digits.NAMES[few.labels[index]])
         shown = PIL.Image.open(io.BytesIO(record.images[0]))
@@ -73,3 +82,11 @@ def test_digit_names_are_single_tokens(splits):
     tokenizer = digits.build_tokenizer(records, 512, "janus_pro_tiny")
     for name in digits.NAMES:
         assert len(tokenizer.encode(f" {name}")) == 2, name  # with BOS
+
+
+def test_jitter_keeps_size_and_ink(splits):
+    image = digits.to_image(splits[0].intensities[0])
+    jittered = digits.jitter(image, np.random.default_rng(0))
+    assert jittered.size == image.size
+    assert np.asarray(jittered).mean() == pytest.approx(np.asarray(image).mean(), rel=0.15)
+    assert np.asarray(jittered).tobytes() != np.asarray(image).tobytes()

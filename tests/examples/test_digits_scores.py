@@ -1,4 +1,4 @@
-"""The scores of the quickstart for models whose right and wrong answers are known: no network is run."""
+"""The scores of the quickstart for stand-ins of models whose right and wrong answers are known."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def splits():
 
 
 class Reader:
-    """Knows the label of every image that it was shown; answers every `wrong`-th question wrongly."""
+    """Knows the labels of `shown`, and answers every `wrong`-th question with a mistake."""
 
     def __init__(self, shown, wrong, mistake):
         images = [digits.to_image(intensities) for intensities in shown.intensities]
@@ -50,7 +50,7 @@ def test_only_exact_names_count_as_read(splits, mistake):
 
 
 class Painter:
-    """Returns real held-out images; `choose(n, i)` says which digit to draw as image i when n is asked for."""
+    """Returns real held-out images; `choose(n, i)` says which digit image i shows when digit n is asked for."""
 
     def __init__(self, held_out, choose, same=False):
         self._held_out, self._choose, self._same = held_out, choose, same
@@ -61,8 +61,8 @@ class Painter:
         asked = next(i for i, name in enumerate(digits.NAMES) if name in prompt)
         images = []
         for i in range(num_images):
-            own = np.flatnonzero(self._held_out.labels == self._choose(asked, i))
-            images.append(digits.to_image(self._held_out.intensities[own[0 if self._same else i]]))
+            places = np.flatnonzero(self._held_out.labels == self._choose(asked, i))
+            images.append(digits.to_image(self._held_out.intensities[places[0 if self._same else i]]))
         return images
 
 
@@ -102,6 +102,6 @@ def test_a_painter_that_swaps_digits_is_found_out_by_the_confusion(score):
     assert sum(result.confusion[n, (n + 1) % 10] for n in range(10)) >= 194
 
 
-def test_a_painter_that_draws_one_image_per_digit_has_no_diversity(score):
+def test_a_painter_of_one_image_per_digit_has_no_diversity(score):
     result = score(lambda asked, i: asked, same=True)
     assert result.diversity == pytest.approx(0, abs=1e-6)

@@ -1,4 +1,7 @@
-"""Runs as a process of its own: attention by the kernels with the heads of a row on one device and on two, as JSON."""
+"""Runs in a separate process: attention by the Pallas kernels on one device and with heads divided over two.
+
+It prints the differences as JSON.
+"""
 
 import functools
 import json
@@ -17,7 +20,7 @@ from janus_jax.ops import attention
 from janus_jax.ops.rope import rope_angles
 from janus_jax.sharding import BATCH_SPEC, ROW_AXES, make_mesh
 
-ROWS, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 256, 4, 2, 128
+ROWS, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 128, 4, 2, 128
 
 
 def main():
@@ -53,7 +56,7 @@ def main():
     result = {
         "scale": [float(jnp.abs(x).max()) for x in alone],
         "difference": [float(np.abs(np.asarray(x) - y).max()) for x, y in zip(alone, together, strict=True)],
-        # As the kernels see the queries of a row.
+        # Numbers of heads in the queries that the kernels get.
         "heads": [n for n in (HEADS, HEADS // 2) if f"tensor<1x{LENGTH}x{n * HEAD_DIM}xf32>" in program.as_text()],
     }
     print(json.dumps(result))

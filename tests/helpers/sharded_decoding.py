@@ -1,5 +1,6 @@
-"""Runs as a process of its own: a tiny Janus answers and draws on one CPU device and on meshes of four, as JSON."""
+"""Runs as a process of its own: a tiny Janus answers and generates on one CPU device and on meshes of four, as JSON."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -9,19 +10,21 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes nearly all of the time
 
+import jax
 import numpy as np
 import PIL.Image
 
 from examples.digits import data as digits
-from janus_jax.inference import janusflow, pipeline
-from janus_jax.inference.decoding import decode_pixels
+from janus_jax.inference import janus, janusflow
+from janus_jax.inference.decode_image import decode_pixels
 from janus_jax.inference.flow_sampling import sample_latents
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
-from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.padding import Buckets
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.params import flatten, init_params
 from janus_jax.models.scan_layers import unstack_layers
-from janus_jax.sharding import MESH_AXES, make_mesh
+from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
 from janus_jax.weights.quantization import quantize_params
 
 CONFIG = JanusConfig(
@@ -71,38 +74,58 @@ FLOW = JanusFlowConfig(
     ),
     prompt_style="janus_pro_tiny",
 )
+BUCKETS = Buckets(prompt=32, answer=16)
 PICTURE = PIL.Image.new("RGB", (25, 20), (250, 10, 10))
 PROMPTS = ["one", "a larger two"]
 
 
 def run(model, short):
     """Rows and images that four devices cannot share equally, and a conversation of one row."""
-    asked = model.chat([[PICTURE], [], []], ["Which digit?", "Is one odd?", "And two?"], max_new_tokens=5)
+    asked = answers(model)
     codes = model.generate_codes(PROMPTS, 3, temperature=1.0, seed=4)
-    with mock.patch.object(pipeline, "decode_pixels", counting := Counting(decode_pixels)):
-        pixels = [list(image.tobytes()) for image in model.draw(codes[:5])]
+    with mock.patch.object(janus, "decode_pixels", counting := Counting(decode_pixels)):
+        pixels = [list(image.tobytes()) for image in model.decode_codes(codes[:5])]
     result = {
         "asked": asked,
         "codes": codes.tolist(),
         "pixels": pixels,
         "pixel_parts": counting.parts,
         "shares": {path: number_of_parts(leaf) for path, leaf in flatten(model.params).items()},
-        "images_drawn": images_drawn(model),
     }
     if short:
         return result
     conversation = model.conversation()
     turns = [conversation.ask(text, max_new_tokens=4).token_ids for text in ("Is one odd?", "Why?")]
-    return result | {"turns": turns, "cache": number_of_parts(conversation._cache.k[0])}
+    return result | {"turns": turns, "cache": number_of_parts(conversation.cache.k[0])}
 
 
-def run_flow(model):
-    """Images that four devices cannot share equally, drawn for the prompts together and for each apart."""
+def answers(model):
+    """Sampled ones."""
+    options = {"max_new_tokens": 5, "temperature": 1.0, "seed": 4}
+    return model.chat([[PICTURE], [], []], ["Which digit?", "Is one odd?", "And two?"], **options)
+
+
+def run_stacked(config, tokenizer, mesh, params, short):
+    """As a training loop decodes: with its own parameters, layers stacked, in their own places on the mesh."""
+    placed = jax.device_put(params, param_shardings(config, mesh))
+    model = JanusPipeline(config, placed, tokenizer, buckets=BUCKETS, mesh=mesh, scan_layers=True)
+    given = zip(jax.tree.leaves(model.params), jax.tree.leaves(placed), strict=True)
+    result = {
+        "codes": model.generate_codes(PROMPTS, 3, temperature=1.0, seed=4).tolist(),
+        "copied": sum(ours is not theirs for ours, theirs in given),
+    }
+    return result if short else result | {"asked": answers(model)}
+
+
+def run_flow(model, short):
+    """Images that four devices cannot share equally, generated for the prompts together and for each alone."""
     options = {"cfg_weight": 2.0, "num_steps": 2, "seed": 4}
     with mock.patch.object(janusflow, "sample_latents", counting := Counting(sample_latents)):
-        latents = model.generate_latents(PROMPTS, 3, **options)
-        apart = [model.generate_latents(PROMPTS[i : i + 1], 3, **options).tolist() for i in range(2)]
-    return {"latents": latents.tolist(), "apart": [*apart[0], *apart[1]], "latent_parts": counting.parts}
+        result = {"latents": model.generate_latents(PROMPTS, 3, **options).tolist()}
+        if not short:
+            alone = [model.generate_latents([PROMPTS[i]], 3, prompt_numbers=[i], **options) for i in range(2)]
+            result["alone"] = np.concatenate(alone).tolist()
+    return result | {"latent_parts": counting.parts}
 
 
 class Counting:
@@ -117,37 +140,26 @@ class Counting:
         return result
 
 
-def images_drawn(model):
-    """For 2 prompts of 1, 2 and 3 images, 5 of 1 and 1 of 3."""
-    drawn = []
-
-    def decode(*args, sampling, on_codes):
-        keys = args[5]
-        drawn.append(keys.size)
-        return np.zeros((*keys.shape, 64), np.int32)
-
-    with mock.patch.object(pipeline, "decode_image_codes", decode):
-        for prompts, images in ((2, 1), (2, 2), (2, 3), (5, 1), (1, 3)):
-            assert len(model.generate_codes(["one"] * prompts, images)) == prompts * images
-    return drawn
-
-
 def number_of_parts(leaf):
     return len(set(map(str, leaf.sharding.devices_indices_map(leaf.shape).values())))
 
 
 def main(precision, *meshes):
+    short = precision == "short"
     tokenizer = digits.build_tokenizer(digits.text_records(), CONFIG.llama.vocab_size, CONFIG.prompt_style)
-    params = init_params(CONFIG, seed=1)
-    if precision == "int8":
-        params = quantize_params(unstack_layers(params))
-    flow_params = init_params(FLOW, seed=2)
+    llama = dataclasses.replace(CONFIG.llama, depth=1 if short else 2)
+    config, flow_config = (dataclasses.replace(each, llama=llama) for each in (CONFIG, FLOW))
+    params, flow_params = init_params(config, seed=1), init_params(flow_config, seed=2)
+    unrolled = quantize_params(unstack_layers(params)) if precision == "int8" else params
     results = {}
     for sizes in meshes:
         shape = dict(zip(MESH_AXES, map(int, sizes.split(",")), strict=True))
         mesh = None if sizes == "1,1,1" else make_mesh(shape)
-        results[sizes] = run(JanusPipeline(CONFIG, params, tokenizer, mesh=mesh), precision == "short")
-        results[sizes] |= run_flow(JanusFlowPipeline(FLOW, flow_params, tokenizer, mesh=mesh))
+        options = {"buckets": BUCKETS, "mesh": mesh}
+        results[sizes] = run(JanusPipeline(config, unrolled, tokenizer, **options), short)
+        results[sizes] |= run_flow(JanusFlowPipeline(flow_config, flow_params, tokenizer, **options), short)
+        if mesh is not None and precision != "int8":
+            results[sizes]["stacked"] = run_stacked(config, tokenizer, mesh, params, short)
     print(json.dumps(results))
 
 

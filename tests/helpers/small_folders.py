@@ -35,7 +35,7 @@ VQ = {
     "num_embeddings": 64,
     "latent_channels": 8,
     "base_channels": 32,
-    "channel_multiplier": [1, 1, 2, 1],
+    "channel_multiplier": [1, 2],
     "num_res_blocks": 1,
     "projection_dim": 24,
     "num_hidden_layers": 1,

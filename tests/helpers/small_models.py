@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.params import abstract_params, flatten, unflatten
+from janus_jax.models.scan_layers import is_stacked
 
 SMALL_VQ = VQConfig(
     image_size=8,
@@ -57,6 +59,39 @@ SMALL_FLOW = JanusFlowConfig(
     ),
     prompt_style="janus",
 )
+# Decodes text and images: 4 SigLIP tokens and 16 codes an image; 2 of 4 heads have keys and values of their own.
+DECODED = JanusConfig(
+    llama=LlamaConfig(
+        vocab_size=384,
+        width=32,
+        depth=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_dim=48,
+        max_length=128,
+        rope_theta=10000.0,
+        norm_eps=1e-6,
+        init_std=0.02,
+    ),
+    siglip=SiglipConfig(image_size=16, patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32, norm_eps=1e-6),
+    vq=VQConfig(
+        image_size=16,
+        base_channels=32,
+        channel_multipliers=(1, 1, 1),
+        num_res_blocks=1,
+        z_channels=8,
+        num_codes=64,
+        code_dim=4,
+        norm_groups=32,
+        norm_eps=1e-6,
+        commitment=0.25,
+    ),
+    aligner_depth=2,
+    gen_aligner_depth=2,
+    image_head_width=32,
+    prompt_style="janus_pro_tiny",
+)
 
 
 @functools.cache
@@ -71,10 +106,10 @@ def random_params(config, seed=0):
         elif path.endswith("/bias"):
             values *= 0.1
         elif path.endswith("/kernel"):
-            values /= np.sqrt(np.prod(shape[int("/layers/" in path) : -1]))
+            values /= np.sqrt(np.prod(shape[int(is_stacked(path)) : -1]))
         else:
             values *= 0.5
-        return jnp.asarray(values, jnp.float32)
+        return jax.device_put(values.astype(np.float32))
 
     return unflatten({path: draw(path, leaf.shape) for path, leaf in flatten(abstract_params(config)).items()})
 

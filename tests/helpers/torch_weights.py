@@ -3,6 +3,7 @@
 import re
 import zlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from transformers import JanusForConditionalGeneration
 
 from janus_jax.models.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.models.params import abstract_params, flatten, unflatten
+from janus_jax.models.scan_layers import is_stacked
 
 # Module of transformers' Janus -> ours; `layers.0` and so on lose their number, because our layers are stacked.
 _MODULES = [
@@ -80,8 +82,8 @@ def from_torch(state, config):
         stacked.setdefault(path, []).append(array)
     params = {}
     for path, arrays in stacked.items():
-        assert "/layers/" in path or len(arrays) == 1, f"two torch tensors for {path}"
-        params[path] = jnp.asarray(np.stack(arrays) if "/layers/" in path else arrays[0])
+        assert is_stacked(path) or len(arrays) == 1, f"two torch tensors for {path}"
+        params[path] = jax.device_put(np.stack(arrays) if is_stacked(path) else arrays[0])
     expected = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
     assert {path: array.shape for path, array in params.items()} == expected
     return unflatten(params)
@@ -106,7 +108,7 @@ def from_original_vq(state, config):
 
 
 def rule_weights(keys, shapes):
-    """The weight rule of reference/README.md: values follow from the name, so that they need not be stored."""
+    """Weights whose values follow from their names, so that no file has to hold them."""
     for key, shape in zip(keys, shapes, strict=True):
         a, b = 0.0, 1 / np.sqrt(np.prod(shape[1:]))
         if "channelwise_norm" in key:
@@ -126,7 +128,7 @@ def noise(name, shape):
 
 
 def refill(model, seed):
-    """Replaces the flat default initialisation by values that let mistakes show (spec 8.2, step 1)."""
+    """Replaces the flat default initialisation by values that let mistakes show."""
     generator = torch.Generator().manual_seed(seed)
     tables = ("embed_tokens", "position_embedding", "generation_embeddings", "quantize.embedding")
     with torch.no_grad():

@@ -1,66 +1,36 @@
-"""One small model for all tests of decoding, with the same weights in transformers, and real tokens and images."""
+"""One small model for all tests of decoding, with real tokens and images.
 
-import dataclasses
-from typing import NamedTuple
+Compiling takes nearly all of the time of these tests. Every test therefore uses the session's pipeline, and batches of
+few different shapes, whose programs a process compiles once.
+"""
 
 import PIL.Image
 import pytest
 
 from examples.digits import data as digits
-from janus_jax.inference.pipeline import JanusPipeline
+from janus_jax.inference.janus import JanusPipeline
+from janus_jax.inference.padding import Buckets
+from tests.helpers.small_models import DECODED, random_params
 
-# 4 SigLIP tokens and 16 codes an image; 2 of 4 heads have keys and values of their own.
-TEXT = {
-    "vocab_size": 384,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-VISION = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 8,
-    "mlp_ratio": 2.0,
-    "projection_dim": 32,
-    "depth": 2,
-    "num_image_tokens": 16,
-}
-VQ = {
-    "embed_dim": 4,
-    "num_embeddings": 64,
-    "latent_channels": 8,
-    "base_channels": 32,
-    "channel_multiplier": [1, 1, 1],
-    "num_res_blocks": 1,
-    "projection_dim": 32,
-    "num_hidden_layers": 2,
-    "image_token_embed_dim": 32,
-}
-
-
-class Small(NamedTuple):
-    pipeline: JanusPipeline
-    torch_model: object  # transformers.JanusForConditionalGeneration
+BUCKETS = Buckets(prompt=32, answer=16)  # small ones, since a CPU's program has a branch for each part of the cache
 
 
 @pytest.fixture(scope="session")
-def small():
-    from tests.helpers.torch_weights import make_pair
-
-    torch_model, config, params = make_pair(TEXT, VISION, VQ, seed=5)
-    config = dataclasses.replace(config, prompt_style="janus_pro_tiny")
-    tokenizer = digits.build_tokenizer(digits.text_records(), config.llama.vocab_size, config.prompt_style)
-    return Small(JanusPipeline(config, params, tokenizer), torch_model)
+def tokenizer():
+    return digits.build_tokenizer(digits.text_records(), DECODED.llama.vocab_size, DECODED.prompt_style)
 
 
 @pytest.fixture(scope="session")
-def pipeline(small):
-    return small.pipeline
+def pipeline(tokenizer):
+    return JanusPipeline(DECODED, random_params(DECODED, seed=12), tokenizer, buckets=BUCKETS)
+
+
+@pytest.fixture(scope="session")
+def saved(pipeline, tmp_path_factory):
+    """The folder of the model."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
-"""JanusFlow from its folder: questions, drawings and the command, which picks the sampler by the kind of model."""
+"""JanusFlow from its folder: answers, images, and the command, which chooses the sampler by the kind of model."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -41,20 +42,25 @@ def test_a_question_sees_the_learned_vector_and_the_features_of_its_image(pipeli
     modality[begin : begin + 1 + CONFIG.siglip.num_tokens] = Modality.UNDERSTANDING_IMAGE
     ids, modality = jnp.asarray(ids), jnp.asarray(modality)
     pixels = understanding_pixels(image, CONFIG.siglip.image_size) / 127.5 - 1
-    apply = bind(build(CONFIG), random_params(CONFIG))
-    x = apply(ids[None], modality[None], jnp.asarray(pixels, jnp.float32)[None, None], method="embed")
-    hidden, _ = apply(x, jnp.arange(len(ids))[None], jnp.ones((1, len(ids)), jnp.int32))
-    expected = int(apply(hidden[:, -1], method="text_logits").argmax())
+
+    @jax.jit
+    def last_logits(params):
+        apply = bind(build(CONFIG), params)
+        x = apply(ids[None], modality[None], jnp.asarray(pixels, jnp.float32)[None, None], method="embed")
+        hidden, _ = apply(x, jnp.arange(len(ids))[None], jnp.ones((1, len(ids)), jnp.int32))
+        return apply(hidden[:, -1], method="text_logits")
+
+    expected = int(last_logits(random_params(CONFIG)).argmax())
     question = [Message("user", f"{IMAGE_PLACEHOLDER}\nWhat?")]
     answer = pipeline.answer([question], [[image]], max_new_tokens=1)[0]
     assert answer.token_ids == [expected] and answer.prompt_token_ids == ids.tolist()
 
 
-def test_a_saved_model_has_its_vae_and_draws_the_same(pipeline, folder):
+def test_a_saved_model_has_its_vae_and_generates_the_same_images(pipeline, folder):
     loaded = janus_jax.from_pretrained(folder)
     assert isinstance(loaded, JanusFlowPipeline)
-    draw = [model.generate_images("a one", 2, num_steps=2, seed=1) for model in (pipeline, loaded)]
-    for one, other in zip(*draw, strict=True):
+    images = [model.generate_images("a one", 2, num_steps=2, seed=1) for model in (pipeline, loaded)]
+    for one, other in zip(*images, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
@@ -62,23 +68,23 @@ def test_a_vae_is_asked_for_before_latents_are_made(pipeline, tmp_path, tmp_path
     alone = JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer)
     alone.save_pretrained(tmp_path / "alone")
     monkeypatch.setattr(alone, "generate_latents", lambda *args, **options: pytest.fail("made latents in vain"))
-    with pytest.raises(janus_jax.UserError, match="has no VAE to draw with"):
+    with pytest.raises(janus_jax.UserError, match="has no VAE"):
         alone.generate_images("a one")
     flags = (f"--checkpoint={tmp_path / 'alone'}", "--prompt=a one", f"--output={tmp_path / 'out'}")
     process = start_command("launch.generate", *flags, cache=cache_folder(tmp_path_factory))
     _, error = process.communicate(timeout=300)
-    assert process.returncode == 2 and "has no VAE to draw with" in error
+    assert process.returncode == 2 and "has no VAE" in error
     assert not (tmp_path / "out").exists()
 
 
 def test_a_vae_is_asked_for_where_there_is_none_and_refused_where_it_means_nothing(pipeline, folder, tmp_path):
     JanusFlowPipeline(CONFIG, random_params(CONFIG), pipeline.tokenizer).save_pretrained(tmp_path / "alone")
     alone = janus_jax.from_pretrained(tmp_path / "alone")
-    latents = alone.generate_latents(["a one"], 1, num_steps=1)
-    with pytest.raises(janus_jax.UserError, match="has no VAE to draw with"):
-        alone.draw(latents)
+    latents = np.zeros((1, *alone.latent_shape), np.float32)
+    with pytest.raises(janus_jax.UserError, match="has no VAE"):
+        alone.decode_latents(latents)
     again = janus_jax.from_pretrained(tmp_path / "alone", vae=folder / "vae")
-    assert len(again.draw(latents)) == 1
+    assert len(again.decode_latents(latents)) == 1
     with pytest.raises(janus_jax.UserError, match="not a VAE folder"):
         janus_jax.from_pretrained(folder, vae=tmp_path)
 

@@ -12,8 +12,9 @@ from examples.digits import data as digits
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.errors import UserError
 from janus_jax.inference import flow_sampling
-from janus_jax.inference.decoding import programs
-from janus_jax.inference.janusflow import VAE_CHUNK, JanusFlowPipeline
+from janus_jax.inference.compiled_programs import traced
+from janus_jax.inference.janusflow import VAE_CHUNK, JanusFlowPipeline, normal_noise
+from janus_jax.inference.sampling import sample_keys
 from janus_jax.models.config import JanusFlowConfig, SiglipConfig, UViTConfig, VAEConfig
 from janus_jax.models.llama import init_cache
 from janus_jax.models.params import bind, build
@@ -109,14 +110,14 @@ def test_the_prompt_and_its_guidance_matter(pipeline, noise, recompute):
     """Weight 1 is conditional, 0 does not see the prompt, only how long it is."""
     start = noise[:1]
 
-    def draw(prompt, cfg_weight):
+    def generate(prompt, cfg_weight):
         return pipeline.generate_latents([prompt], 1, initial_noise=start, cfg_weight=cfg_weight, num_steps=2)[0]
 
-    np.testing.assert_allclose(draw(SHORT, 1.0), recompute(SHORT, start[0], 2, 1.0, "euler"), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(generate(SHORT, 1.0), recompute(SHORT, start[0], 2, 1.0, "euler"), rtol=0, atol=1e-4)
     assert len(pipeline.tokenizer.encode("a six")) == len(pipeline.tokenizer.encode(SHORT))
-    np.testing.assert_array_equal(draw("a six", 0.0), draw(SHORT, 0.0))
-    assert np.abs(draw("a six", 1.0) - draw(SHORT, 1.0)).max() > 1e-3
-    assert np.abs(draw(LONG, 0.0) - draw(SHORT, 0.0)).max() > 1e-4
+    np.testing.assert_array_equal(generate("a six", 0.0), generate(SHORT, 0.0))
+    assert np.abs(generate("a six", 1.0) - generate(SHORT, 1.0)).max() > 1e-3
+    assert np.abs(generate(LONG, 0.0) - generate(SHORT, 0.0)).max() > 1e-4
 
 
 def test_a_prefix_shared_by_images_is_that_of_each_image(pipeline, noise):
@@ -130,27 +131,35 @@ def test_the_prompts_are_read_once_and_bos_once(pipeline, monkeypatch):
     """Three rows for two prompts of three images, and no row of an image before it has noise."""
     rows = []
     monkeypatch.setattr(flow_sampling, "init_cache", lambda *args: rows.append(args[2:]) or init_cache(*args))
-    padded = pipeline._pad([[1, 2, 3], [4, 5]])
+    padded = pipeline.engine.pad([[1, 2, 3], [4, 5]])
     noise = jnp.zeros((6, *pipeline.latent_shape))
     options = dict(num_steps=1, solver="euler")
     sample = flow_sampling.sample_latents.__wrapped__
-    latents = jax.eval_shape(lambda: sample(pipeline._model, pipeline.params, padded, noise, 2.0, **options))
+    latents = jax.eval_shape(lambda: sample(pipeline.engine.model, pipeline.params, padded, noise, 2.0, **options))
     assert latents.shape == noise.shape
     assert rows == [(3, 32), (12, CONFIG.image_tokens)]
 
 
-def test_an_image_depends_on_seed_number_and_prompt_alone(pipeline):
+def test_an_image_depends_on_its_prompt_seed_and_numbers_alone(pipeline):
     many = pipeline.generate_latents([SHORT, LONG], 2, seed=3, **OPTIONS)
-    alone = pipeline.generate_latents([LONG], 2, seed=3, **OPTIONS)
+    alone = pipeline.generate_latents([LONG], 2, seed=3, prompt_numbers=[1], **OPTIONS)
     np.testing.assert_allclose(many[2:], alone, rtol=0, atol=1e-5)
     assert np.abs(alone[0] - alone[1]).max() > 0.1
-    other = pipeline.generate_latents([LONG], 2, seed=4, **OPTIONS)
-    assert np.abs(other - alone).min(axis=0).max() > 0.1
+    for others in (dict(seed=4, prompt_numbers=[1]), dict(seed=3, prompt_numbers=[0])):
+        other = pipeline.generate_latents([LONG], 2, **others, **OPTIONS)
+        assert np.abs(other - alone).min(axis=0).max() > 0.1
+
+
+def test_the_noise_of_30_equal_prompts_is_standard_normal_and_differs():
+    noise = np.asarray(normal_noise(sample_keys([0] * 30, range(30), 2).reshape(-1), (4, 4, 3)))
+    assert noise.shape == (60, 4, 4, 3)
+    assert len({each.tobytes() for each in noise}) == 60
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
 
 
 def test_images_are_the_vae_s_decoding_of_the_latents(pipeline):
     latents = np.random.default_rng(6).standard_normal((VAE_CHUNK + 1, *pipeline.latent_shape)).astype(np.float32)
-    images = pipeline.draw(latents)
+    images = pipeline.decode_latents(latents)
     apply = bind(build(VAE), random_params(VAE))
     pixels = jax.jit(lambda z: apply(z, method="decode"))(latents)
     expected = np.clip((np.asarray(pixels) + 1) / 2 * 255, 0, 255)
@@ -160,15 +169,15 @@ def test_images_are_the_vae_s_decoding_of_the_latents(pipeline):
 
 
 def test_other_prompts_of_a_length_bucket_and_other_weights_compile_no_program(pipeline):
-    def draw(prompt, cfg_weight):  # as many images and steps as in no other test
-        pipeline.draw(pipeline.generate_latents([prompt], 3, cfg_weight=cfg_weight, num_steps=1))
+    def generate(prompt, cfg_weight):  # as many images and steps as in no other test
+        pipeline.decode_latents(pipeline.generate_latents([prompt], 3, cfg_weight=cfg_weight, num_steps=1))
 
-    before = programs.copy()
-    draw(SHORT, 3.0)
-    assert programs - before == {"latents": 1, "latent pixels": 1}
-    before = programs.copy()
-    draw("a handwritten two", 1.5)
-    assert programs == before
+    before = traced.copy()
+    generate(SHORT, 3.0)
+    assert traced - before == {"latents": 1, "latent pixels": 1}
+    before = traced.copy()
+    generate("a handwritten two", 1.5)
+    assert traced == before
 
 
 BAD = {
@@ -203,7 +212,7 @@ def test_a_question_that_would_shift_its_image_is_refused(pipeline):
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 4, 8, 3), (8, 8, 3)])
 def test_latents_of_another_size_are_refused(pipeline, shape):
     with pytest.raises(UserError, match=r"latents of shape .*, expected \[images, 8, 8, 3\]"):
-        pipeline.draw(np.zeros(shape, np.float32))
+        pipeline.decode_latents(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(

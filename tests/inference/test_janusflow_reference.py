@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from janus_jax.batches import Modality
-from janus_jax.inference.flow_sampling import run_prefix, sample_latents, velocities
-from janus_jax.inference.padding import Prompts
+from janus_jax.inference.flow_sampling import read_prompts, sample_latents, velocities
+from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.models.execution import Execution
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.params import bind, build
@@ -64,7 +64,7 @@ def prompts_of(ids, batch):
     segment_ids = (np.arange(len(tokens)) >= padding).astype(np.int32)
     positions = np.maximum(np.cumsum(segment_ids) - 1, 0)
     rows = (tokens.astype(np.int32), (segment_ids * Modality.TEXT).astype(np.int8), segment_ids, positions)
-    return Prompts(*(np.tile(row, (batch, 1)) for row in rows))
+    return PaddedPrompts(*(np.tile(row, (batch, 1)) for row in rows))
 
 
 def nhwc(x):
@@ -87,7 +87,7 @@ def euler(chain, ids, batch, times, step, cfg_weight):
         parts = velocities(chain.model, params, prefix, latents, time)
         return parts, latents + step * guide(*parts, cfg_weight)
 
-    prefix = jax.jit(lambda params: run_prefix(chain.model, params, prompts_of(ids, batch)))(chain.params)
+    prefix = jax.jit(lambda params: read_prompts(chain.model, params, prompts_of(ids, batch)))(chain.params)
     latents = initial_noise(batch)
     for time in times:
         parts, latents = run_step(chain.params, prefix, latents, jnp.float32(time))

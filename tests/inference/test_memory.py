@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from janus_jax.errors import UserError
-from janus_jax.inference.memory import cache_bytes, check_fits, free_bytes, parts, score_bytes
+from janus_jax.inference.memory import cache_bytes, check_fits, free_bytes, score_bytes
 from janus_jax.models.execution import Execution
-from janus_jax.models.llama import init_cache
 from janus_jax.models.presets import JANUS_PRO_7B
-from janus_jax.sharding import MESH_AXES, cache_specs
+from janus_jax.sharding import MESH_AXES
 from tests.helpers.tiny_runs import MICRO_JANUS
 
 CONFIG = dataclasses.replace(MICRO_JANUS.llama, depth=3, num_heads=4, num_kv_heads=4, head_dim=8)
+EXECUTION = Execution(dtype=jnp.bfloat16, scan_layers=False)
 PER_TOKEN = 2 * 3 * 4 * 8 * 2  # keys and values, layers, heads, width, bytes
 
 
@@ -46,13 +46,10 @@ class FakeDevice:
 )
 def test_a_device_holds_its_heads_of_its_rows_or_of_all_where_they_cannot_be_shared(rows, shape, number):
     mesh = AbstractMesh(shape, MESH_AXES)
-    assert parts(rows, mesh) == number
-    held = cache_bytes(CONFIG, jnp.bfloat16, rows, 10) // number
-    assert held == rows * 10 * PER_TOKEN // number
-    cache = jax.eval_shape(lambda: init_cache(CONFIG, Execution(dtype=jnp.bfloat16, scan_layers=False), rows, 10))
-    specs = cache_specs(cache, mesh)
-    leaves = zip((*cache.k, *cache.v), (*specs.k, *specs.v), strict=True)
-    assert held == sum(2 * np.prod(NamedSharding(mesh, spec).shard_shape(leaf.shape)) for leaf, spec in leaves)
+    for scan_layers in (False, True):
+        execution = dataclasses.replace(EXECUTION, scan_layers=scan_layers)
+        assert cache_bytes(CONFIG, execution, rows, 10, mesh) == rows * 10 * PER_TOKEN // number
+    assert score_bytes(CONFIG, rows, 5, 10, mesh) == 4 * rows * 4 * 5 * 10 // number
 
 
 def test_each_device_must_have_room_for_what_it_holds(monkeypatch):
@@ -60,7 +57,7 @@ def test_each_device_must_have_room_for_what_it_holds(monkeypatch):
     mesh = Mesh(np.array(devices).reshape(2, 1, 1), MESH_AXES)
 
     def check(rows, queries=0):
-        check_fits(CONFIG, jnp.bfloat16, {"rows": (rows, 10)}, [(1, 0, 0), (2, queries, 10)], mesh)
+        check_fits(CONFIG, EXECUTION, {"rows": (rows, 10)}, [(1, 0, 0), (2, queries, 10)], mesh)
 
     check(10)
     with pytest.raises(UserError, match=r"needs 0\.00 GiB \(0\.00 GiB for key-value caches of rows \+ 0\.00 GiB for"):
@@ -79,10 +76,10 @@ def test_the_scores_of_a_long_prompt_count(monkeypatch):
     """The 7B: 30 layers and 32 heads of 128 in bfloat16, a prompt of 16320 tokens and 64 more."""
     config = JANUS_PRO_7B.llama
     assert score_bytes(config, 1, 16320, 16384) == 4 * 32 * 16320 * 16384
-    assert cache_bytes(config, jnp.bfloat16, 1, 16384) == 2 * 2 * 30 * 32 * 128 * 16384
+    assert cache_bytes(config, EXECUTION, 1, 16384) == 2 * 2 * 30 * 32 * 128 * 16384
     for gibibytes, fits in ((39, False), (40, True)):
         monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices, size=gibibytes: size * 2**30)
-        request = (config, jnp.bfloat16, {"1 prompts": (1, 16384)}, [(1, 16320, 16384)], None)
+        request = (config, EXECUTION, {"1 prompts": (1, 16384)}, [(1, 16320, 16384)], None)
         if fits:
             check_fits(*request)
             continue
@@ -106,8 +103,8 @@ def test_the_scores_of_a_long_prompt_count(monkeypatch):
 )
 def test_a_cpu_has_what_the_machine_and_the_limits_of_its_groups_leave(groups, files, expected, tmp_path, monkeypatch):
     """Without 700000 bytes of files, which the kernel gives back."""
-    monkeypatch.setattr("janus_jax.inference.memory._PROC", tmp_path / "proc")
-    monkeypatch.setattr("janus_jax.inference.memory._CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr("janus_jax.inference.memory.PROC", tmp_path / "proc")
+    monkeypatch.setattr("janus_jax.inference.memory.CGROUPS", tmp_path / "groups")
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text(groups + "\n")

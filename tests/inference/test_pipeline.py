@@ -1,4 +1,4 @@
-"""The public object: drawing pixels, saving and loading, and what it refuses."""
+"""The public object: images of codes, saving and loading, and what it refuses."""
 
 import gc
 import re
@@ -11,61 +11,65 @@ import PIL.Image
 import pytest
 import tokenizers
 
-from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.loading import from_pretrained, load
-from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.padding import Buckets
-from janus_jax.inference.pipeline import PIXEL_CHUNK, JanusPipeline
+from janus_jax.inference import janus
+from janus_jax.inference.janus import JanusPipeline
+from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.validation import user_message
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, count, flatten
 from janus_jax.sharding import MESH_AXES, make_mesh
 from janus_jax.weights.native import save_params
 from janus_jax.weights.quantization import quantize_params
-from janus_jax.weights.reader import model_in_memory
 from janus_jax.weights.weight_layout import undo_row_major
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_chunk():
+    """Fewer images at a time, so that the programs are smaller."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(janus, "PIXEL_CHUNK", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
-def saved(pipeline, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    pipeline.save_pretrained(folder)
-    return folder
+def loaded(saved, pipeline):
+    """The saved model as a CPU holds it."""
+    return from_pretrained(saved, buckets=pipeline.engine.buckets)
 
 
 @pytest.fixture(scope="module")
 def codes():
-    """More images than the decoder takes at a time."""
-    return np.random.default_rng(3).integers(0, 64, (PIXEL_CHUNK + 2, 16), dtype=np.int32)
+    """More images than are decoded at a time."""
+    return np.random.default_rng(3).integers(0, 64, (6, 16), dtype=np.int32)
 
 
 @pytest.fixture(scope="module")
-def drawn(pipeline, codes):
-    return np.stack([np.asarray(image) for image in pipeline.draw(codes)])
+def decoded(pipeline, codes):
+    return np.stack([np.asarray(image) for image in pipeline.decode_codes(codes)])
 
 
-def test_drawn_pixels_are_the_decoded_codes_truncated_to_bytes(pipeline, codes, drawn):
+def test_pixels_are_the_decoded_codes_truncated_to_bytes(pipeline, codes, decoded):
     model = build(pipeline.config, Execution())
     decode = jax.jit(lambda codes: bind(model, pipeline.params)(codes, method="decode_codes"))
     scaled = (np.asarray(decode(codes), np.float64) + 1) / 2 * 255
     expected = np.clip(scaled, 0, 255).astype(np.uint8)
-    assert drawn.shape == (PIXEL_CHUNK + 2, 16, 16, 3)
+    assert decoded.shape == (6, 16, 16, 3)
     # Both programs round differently in the last bits, which matters only where the cut between two bytes is near.
-    differs = drawn != expected
+    differs = decoded != expected
     assert np.all(np.abs(scaled - np.round(scaled))[differs] < 1e-3)
     assert differs.mean() < 1e-3
     assert 10 < expected.mean() < 245
     assert len(np.unique(expected)) > 100
 
 
-def test_drawing_in_other_portions_gives_the_same_images(pipeline, codes, drawn):
-    portions = [pipeline.draw(codes[:5]), pipeline.draw(codes[5:6]), pipeline.draw(codes[6:])]
+def test_decoding_in_other_portions_gives_the_same_images(pipeline, codes, decoded):
+    portions = [pipeline.decode_codes(codes[:3]), pipeline.decode_codes(codes[3:4]), pipeline.decode_codes(codes[4:])]
     again = np.stack([np.asarray(image) for portion in portions for image in portion])
-    differs = again != drawn  # programs of another size round differently, which may move a value to the next byte
-    assert np.all(np.abs(again.astype(int) - drawn)[differs] == 1)
+    differs = again != decoded  # programs of another size round differently, which may move a value to the next byte
+    assert np.all(np.abs(again.astype(int) - decoded)[differs] == 1)
     assert differs.mean() < 1e-3
 
 
@@ -80,7 +84,7 @@ def test_drawing_in_other_portions_gives_the_same_images(pipeline, codes, drawn)
 )
 def test_what_are_not_codes_is_refused(pipeline, bad, message):
     with pytest.raises(UserError, match=message):
-        pipeline.draw(bad)
+        pipeline.decode_codes(bad)
 
 
 def test_few_images_are_not_decoded_as_many(pipeline, codes, monkeypatch):
@@ -90,37 +94,20 @@ def test_few_images_are_not_decoded_as_many(pipeline, codes, monkeypatch):
         sizes.append(len(padded))
         return np.zeros((len(padded), 16, 16, 3))
 
-    monkeypatch.setattr("janus_jax.inference.pipeline.decode_pixels", decode_pixels)
-    assert [len(pipeline.draw(codes[:number])) for number in (0, 1, 2, 3, 5, 18)] == [0, 1, 2, 3, 5, 18]
-    assert sizes == [1, 2, 4, 8, 16, 2]
+    monkeypatch.setattr("janus_jax.inference.janus.decode_pixels", decode_pixels)
+    assert [len(pipeline.decode_codes(codes[:number])) for number in (0, 1, 2, 3, 6)] == [0, 1, 2, 3, 6]
+    assert sizes == [1, 2, 4, 4, 2]
 
 
-def test_prompts_are_grouped_into_requests_of_whole_shares_of_the_devices(pipeline, monkeypatch):
-    def sizes(num_prompts, num_images, shares):
-        monkeypatch.setattr(JanusPipeline, "_row_shares", shares)
-        groups = [range(num_prompts)[group] for group in pipeline.groups(num_prompts, num_images, at_a_time=16)]
-        assert [i for group in groups for i in group] == list(range(num_prompts))
-        return [len(group) for group in groups]
-
-    assert sizes(37, 1, shares=1) == [16, 16, 5]
-    assert sizes(7, 5, shares=1) == [3, 3, 1]
-    assert sizes(2, 17, shares=1) == [1, 1]
-    assert sizes(37, 1, shares=4) == [16, 16, 5]
-    assert sizes(9, 3, shares=4) == [4, 4, 1]
-    assert sizes(5, 20, shares=4) == [1, 1, 1, 1, 1]
-    assert sizes(40, 1, shares=32) == [32, 8]
-
-
-def test_generated_images_are_the_drawn_codes(pipeline):
+def test_generated_images_are_the_decoded_codes(pipeline):
     images = pipeline.generate_images("the digit one", 1, temperature=0.0)
-    expected = pipeline.draw(pipeline.generate_codes(["the digit one"], 1, temperature=0.0))
+    expected = pipeline.decode_codes(pipeline.generate_codes(["the digit one"], 1, temperature=0.0))
     assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]
     assert [image.size for image in images] == [(16, 16)]
 
 
-def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
-    loaded = from_pretrained(saved, buckets=Buckets(prompt=5))
-    assert loaded._pad([[1, 2, 3]]).tokens.shape == (1, 5)
+def test_saved_and_loaded_model_is_the_same(pipeline, loaded, pictures):
+    assert loaded.engine.pad([[1, 2, 3]]).tokens.shape == (1, pipeline.engine.buckets.prompt)
     assert loaded.config == pipeline.config
     before, after = flatten(pipeline.params), flatten(undo_row_major(loaded.params, jnp.float32))
     assert before.keys() == after.keys()
@@ -134,41 +121,24 @@ def test_saved_and_loaded_model_is_the_same(pipeline, saved, pictures):
     np.testing.assert_array_equal(*codes)
 
 
-@pytest.mark.parametrize(
-    ("buckets", "message"),
-    [
-        (Buckets(prompt=0), "buckets.prompt=0, expected a whole number from 1 to 65536"),
-        (Buckets(answer=2.5), r"buckets.answer=2\.5"),
-        (Buckets(answer=65537), "buckets.answer=65537"),
-        ((32, 64), r"buckets=\(32, 64\), expected inference.prompt.Buckets"),
-    ],
-)
-def test_buckets_that_are_no_lengths_are_refused_before_the_weights(pipeline, buckets, message):
-    with pytest.raises(UserError, match=message):
-        JanusPipeline(pipeline.config, {}, pipeline.tokenizer, buckets=buckets)
-    with pytest.raises(UserError, match=message):
-        load(model_in_memory(pipeline.config, {}, pipeline.tokenizer), buckets=buckets)
-
-
-def test_a_loaded_model_has_its_kernels_transposed_until_it_is_saved(pipeline, saved, tmp_path):
-    loaded = from_pretrained(saved)
-    kernels = {path: leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")}
-    assert len(kernels) == 2 * 7 + 5  # of each layer, the text head, the image head and the aligner of codes
+def test_a_loaded_model_has_its_weight_matrices_transposed_until_it_is_saved(pipeline, loaded, tmp_path):
+    transposed = {path: leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")}
+    assert len(transposed) == 2 * 7 + 5  # of each layer, the text head, the image head and the aligner of codes
     wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
-    np.testing.assert_array_equal(kernels["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
+    np.testing.assert_array_equal(transposed["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
     loaded.save_pretrained(tmp_path / "again")
     again = flatten(undo_row_major(from_pretrained(tmp_path / "again").params, jnp.float32))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
 
-def test_transposed_kernels_are_turned_back_for_a_mesh(pipeline, saved):
-    """Of a model in full precision and in 8 bits."""
+def test_transposed_weight_matrices_are_turned_back_for_a_mesh(pipeline, loaded, saved):
+    """Both those of a model in full precision and those of one in int8."""
     mesh = make_mesh(dict.fromkeys(MESH_AXES, 1))
-    for quantization, params in ((None, pipeline.params), ("int8", quantize_params(pipeline.params))):
-        loaded = from_pretrained(saved, quantization=quantization).params
-        assert "kernel_transposed" in loaded["llm"]["lm_head"]
-        on_mesh = JanusPipeline(pipeline.config, loaded, pipeline.tokenizer, mesh=mesh).params
+    in_int8 = from_pretrained(saved, quantization="int8")
+    for model, params in ((loaded, pipeline.params), (in_int8, quantize_params(pipeline.params))):
+        assert "kernel_transposed" in model.params["llm"]["lm_head"]
+        on_mesh = JanusPipeline(pipeline.config, model.params, pipeline.tokenizer, mesh=mesh).params
         expected, found = flatten(params), flatten(on_mesh)
         assert found.keys() == expected.keys()
         for path, leaf in expected.items():
@@ -176,50 +146,54 @@ def test_transposed_kernels_are_turned_back_for_a_mesh(pipeline, saved):
             assert (found[path].dtype, found[path].sharding.mesh) == (leaf.dtype, mesh)
 
 
-def test_loading_in_bfloat16_rounds_the_parameters(pipeline, saved):
-    loaded = flatten(undo_row_major(from_pretrained(saved, jnp.bfloat16).params, jnp.bfloat16))
-    for path, leaf in flatten(pipeline.params).items():
-        np.testing.assert_array_equal(loaded[path], leaf.astype(jnp.bfloat16), err_msg=path)
-
-
 def kernel_dtypes(pipeline):
     kernels = [leaf for path, leaf in flatten(pipeline.params).items() if path.endswith("kernel_transposed")]
     return {leaf.dtype.name for leaf in kernels}
 
 
-def test_transposed_kernels_of_bfloat16_compute_the_same(pipeline, saved):
+def text_logits(pipeline, params, rows):
+    """Logits of one new token of each row."""
+
+    @jax.jit
+    def run(params):
+        apply, tokens = bind(pipeline.engine.model, params), jnp.arange(rows)[:, None]
+        hidden, _ = apply(apply(tokens, method="embed_text"), jnp.zeros_like(tokens), jnp.ones_like(tokens))
+        return apply(hidden, method="text_logits")
+
+    return run(params)
+
+
+def test_loading_in_bfloat16_rounds_the_parameters_and_transposed_they_compute_the_same(pipeline, saved):
     """A product of bfloat16 values summed in float32 is what a product of bfloat16 means."""
     loaded = from_pretrained(saved, jnp.bfloat16)
     assert kernel_dtypes(loaded) == {"bfloat16"}
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipeline.params)
-    tokens = jnp.arange(12).reshape(1, 12)
-    logits = []
-    for model, params in ((loaded._model, loaded.params), (loaded._model, rounded)):
-        apply = bind(model, params)
-        hidden, _ = apply(apply(tokens, method="embed_text"), tokens, jnp.ones_like(tokens))
-        logits.append(apply(hidden, method="text_logits"))
+    restored = flatten(undo_row_major(loaded.params, jnp.bfloat16))
+    for path, leaf in flatten(rounded).items():
+        np.testing.assert_array_equal(restored[path], leaf, err_msg=path)
+    logits = [text_logits(loaded, params, rows=1) for params in (loaded.params, rounded)]
     assert logits[0].dtype == jnp.bfloat16
     scale = float(np.abs(np.asarray(logits[1], np.float32)).max())
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in logits), rtol=0, atol=scale / 128)
 
 
-def test_kernels_stored_in_bfloat16_stay_so_in_float32_and_change_nothing(pipeline, pictures, tmp_path):
+def test_weights_stored_in_bfloat16_stay_so_in_float32_and_change_nothing(pipeline, pictures, tmp_path):
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipeline.params)
     JanusPipeline(pipeline.config, rounded, pipeline.tokenizer, jnp.bfloat16).save_pretrained(tmp_path / "model")
-    loaded = from_pretrained(tmp_path / "model", jnp.float32)
+    loaded = from_pretrained(tmp_path / "model", jnp.float32, buckets=pipeline.engine.buckets)
     assert kernel_dtypes(loaded) == {"bfloat16"}
     assert loaded.params["gen_embed"].dtype == jnp.float32
     assert kernel_dtypes(from_pretrained(tmp_path / "model", jnp.float16)) == {"float16"}
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
-    wide = JanusPipeline(pipeline.config, widened, pipeline.tokenizer)
+    wide = JanusPipeline(pipeline.config, widened, pipeline.tokenizer, buckets=pipeline.engine.buckets)
     for path, leaf in flatten(undo_row_major(loaded.params, jnp.float32)).items():
         np.testing.assert_array_equal(leaf, flatten(wide.params)[path], err_msg=path)
         assert leaf.dtype == jnp.float32
-    ours, theirs = (model.answer([[user_message("Is one odd?", 1)]], [[pictures[0]]]) for model in (loaded, wide))
+    question = [[user_message("Is one odd?", 1)]], [[pictures[0]]]
+    ours, theirs = (model.answer(*question, max_new_tokens=10) for model in (loaded, wide))  # products of a single row
     assert ours[0].token_ids == theirs[0].token_ids != []
-    for images in (1, 20):  # 2 and 40 rows: both kinds of products
-        codes = [model.generate_codes(["the digit one"], images, seed=1) for model in (loaded, wide)]
-        np.testing.assert_array_equal(*codes)
+    ours, theirs = (text_logits(loaded, params, rows=40) for params in (loaded.params, widened))  # of many rows
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * float(np.abs(theirs).max()))
 
 
 def test_loading_refuses_values_that_the_dtype_cannot_hold(pipeline, tmp_path):
@@ -307,7 +281,7 @@ def test_bad_questions_are_refused(pipeline, tmp_path, options, message):
     [
         ({"prompts": [""]}, r"prompt is empty"),
         ({"prompts": ["one", "  "]}, r"prompt is empty"),
-        ({"prompts": ["one", "a <image_placeholder>"]}, r"drawing contains <image_placeholder>"),
+        ({"prompts": ["one", "a <image_placeholder>"]}, r"contains <image_placeholder>"),
         ({"num_images": 0}, r"num_images=0"),
         ({"temperature": -1.0}, r"temperature=-1\.0"),
         ({"top_p": 0.0}, r"top_p=0\.0"),
@@ -323,7 +297,7 @@ def test_bad_questions_are_refused(pipeline, tmp_path, options, message):
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_bad_drawing_orders_are_refused(pipeline, options, message):
+def test_bad_image_requests_are_refused(pipeline, options, message):
     options = {"prompts": ["one"], "num_images": 1} | options
     with pytest.raises(UserError, match=message):
         pipeline.generate_codes(**options)
@@ -343,50 +317,9 @@ def test_conversations_of_another_form_are_refused(pipeline, conversations, mess
         pipeline.answer(conversations, [[]])
 
 
-def test_16_bit_images_given_from_python_are_rescaled_like_those_of_files(pipeline, tmp_path):
-    values = np.linspace(0, 65535, 24 * 24).astype(np.uint16).reshape(24, 24)
-    image = PIL.Image.fromarray(values)
-    image.save(tmp_path / "grey.png")
-    own, read = (np.asarray(pipeline._pixels([[each]])) for each in (image, tmp_path / "grey.png"))
-    np.testing.assert_array_equal(own, read)
-    expected = understanding_pixels(PIL.Image.fromarray((values // 257).astype(np.uint8)).convert("RGB"), 16)
-    np.testing.assert_allclose(own[0, 0], expected / 127.5 - 1, atol=1e-6)
-
-
 def test_an_empty_list_of_prompts_is_an_empty_result(pipeline):
     assert pipeline.chat([], []) == []
     assert pipeline.generate_images([]) == []
-
-
-def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
-    """Padding to a length bucket does not count against the context."""
-
-    def decode_text(model, params, prompts, pixels, keys, max_new_tokens, *, slots, sampling, eos_id):
-        return np.full((len(prompts.tokens), slots), 7)
-
-    monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", decode_text)
-    question = [[user_message("one " * 30, 0)]]
-    room = 128 - len(pipeline.answer(question, [[]], max_new_tokens=1)[0].prompt_token_ids)
-    assert 0 < room < 96
-    assert pipeline.answer(question, [[]], max_new_tokens=room)[0].token_ids == [7] * room
-    # Without a number each answer of a batch takes what its own prompt leaves.
-    short = pipeline.answer([[user_message("one?", 0)], *question], [[], []])
-    assert [len(answer.token_ids) + len(answer.prompt_token_ids) for answer in short] == [128, 128]
-    assert len(short[1].token_ids) == room
-    with pytest.raises(UserError, match=rf"prompt of {128 - room} tokens and {room + 1} "):
-        pipeline.answer(question, [[]], max_new_tokens=room + 1)
-
-
-def test_a_request_larger_than_the_free_memory_is_refused_with_its_sizes(pipeline, monkeypatch):
-    """2 layers, keys and values of 2 heads of 8, float32: 256 bytes per token and row."""
-    monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices: 20_000)
-    monkeypatch.setattr("janus_jax.inference.pipeline.decode_text", None)
-    monkeypatch.setattr("janus_jax.inference.pipeline.decode_image_codes", None)
-    with pytest.raises(UserError, match=r"GiB for key-value caches of 1 prompts \+ .* attention\), but 0\.00 GiB are"):
-        pipeline.chat([], "one?", max_new_tokens=1)
-    assert cache_bytes(pipeline.config.llama, jnp.float32, 1, 96) == 256 * 96 > 20_000
-    with pytest.raises(UserError, match=r"of 1 prompts \+ 0\.00 GiB for key-value caches of 4 images \+"):
-        pipeline.generate_codes(["one"], 4)
 
 
 def test_what_is_no_model_folder_is_refused(pipeline, tmp_path):

@@ -1,4 +1,4 @@
-"""8-bit kernels: rounding within half a scale, the product with the rounded weights, and the distance of a model."""
+"""Weight matrices in int8: rounding within half a scale, products with the rounded weights, distance of a model."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,17 @@ import pytest
 
 from examples.digits import data as digits
 from examples.digits.benchmark import evaluate_understanding
+from examples.digits.quantization import compare
+from janus_jax.batches import Modality
 from janus_jax.errors import UserError
-from janus_jax.evaluation.quantization import compare, image_agreement, text_agreement, weight_bytes
+from janus_jax.evaluation.quantization import image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.aot import abstract_decoding_params, abstract_image_loop
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.pipeline import JanusPipeline
 from janus_jax.inference.validation import user_message
-from janus_jax.models.params import bind, count, flatten, unflatten
+from janus_jax.models.params import bind, build, count, flatten, unflatten
+from janus_jax.models.scan_layers import stack_layers
 from janus_jax.sharding import MESH_AXES, make_mesh
 from janus_jax.weights.quantization import is_quantized, quantize, quantize_params
 
@@ -68,17 +71,22 @@ def test_it_computes_as_the_model_of_the_rounded_weights(pipeline, quantized, ro
 
 
 def test_divergence_and_agreement_are_those_of_their_definition(pipeline):
-    """Against a text head of zeros: every token as probable as every other, the first one counted as the greedy one."""
+    """Compared with a text head of zeros, for which all tokens are equally probable and the first counts as greedy."""
     llm = pipeline.params["llm"]
     blank = llm | {"lm_head": {"kernel": jnp.zeros_like(llm["lm_head"]["kernel"])}}
     other = JanusPipeline(pipeline.config, pipeline.params | {"llm": blank}, pipeline.tokenizer)
     found = text_agreement(pipeline, other, [[]], ["Is one odd?"], max_new_tokens=1)
     answer = pipeline.answer([[user_message("Is one odd?", 0)]], [[]], max_new_tokens=1)[0]
-    prompts = pipeline._pad([answer.prompt_token_ids])
-    apply = jax.jit(lambda *args: bind(pipeline._model, pipeline.params)(*args))
-    x = bind(pipeline._model, pipeline.params)(prompts.tokens, prompts.modality, None, method="embed")
-    hidden, _ = apply(x, prompts.positions, prompts.segment_ids)
-    logits = np.asarray(hidden[0, -1], np.float64) @ np.asarray(llm["lm_head"]["kernel"], np.float64)
+    ids = np.asarray(answer.prompt_token_ids)[None]
+
+    @jax.jit
+    def last_hidden(params):
+        apply = bind(build(pipeline.config), params)
+        x = apply(ids, np.full_like(ids, Modality.TEXT), None, method="embed")
+        return apply(x, np.arange(ids.size)[None], np.ones_like(ids))[0][0, -1]
+
+    hidden = last_hidden(stack_layers(pipeline.params))
+    logits = np.asarray(hidden, np.float64) @ np.asarray(llm["lm_head"]["kernel"], np.float64)
     p = np.exp(logits - logits.max()) / np.sum(np.exp(logits - logits.max()))
     np.testing.assert_allclose(found.divergence, np.sum(p * np.log(p)) + np.log(len(p)), rtol=1e-4)
     assert found.tokens == 1
@@ -104,7 +112,7 @@ def test_weights_are_counted_as_they_are_held(pipeline, in_bfloat16):
 
 @pytest.mark.slow
 def test_the_comparison_of_a_model_with_its_8_bits(in_bfloat16, monkeypatch):
-    """Of random weights; few digits, and drawings of 2 of each."""
+    """With random weights, few digits, and 2 generated images of each class."""
     training, held_out = digits.load_digits()
     few = digits.Digits(held_out.intensities[:12], held_out.labels[:12])
     monkeypatch.setattr(digits, "load_digits", lambda: (training, few))
@@ -145,4 +153,4 @@ def test_the_abstract_step_is_that_of_the_pipeline_and_copies_no_cache(pipeline,
         }
     loop = abstract_image_loop(pipeline.config, mesh, images=3, prompt_length=32, dtype=jnp.float32)
     memory = loop.lower().compile().memory_analysis()
-    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, jnp.float32, 6, 15)
+    assert memory.alias_size_in_bytes > cache_bytes(pipeline.config.llama, loop.model.execution, 6, 15)

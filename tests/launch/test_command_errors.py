@@ -1,24 +1,23 @@
 """Bad input ends every command with one line on stderr that names the thing, before any long work."""
 
-import json
-import os
-import pathlib
+import re
 import shutil
-import subprocess
-import sys
 
 import pytest
+from absl.testing import flagsaver
 
 from examples.digits import data as digits
 from janus_jax.data.tokenizer import FILE_NAME
+from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.models.presets import JANUS_PRO_TINY, VQ_TINY
 from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
 from janus_jax.weights.reader import model_in_memory
 from janus_jax.weights.write_model import write_model
+from launch.cli import model_flags
+from tests.helpers.forked_commands import run_commands
 
-ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = "--config=configs/quickstart.py:stage1"
 JOIN = (TRAIN, "--workdir={folder}/w", "--num_processes=2", "--process_id=1")
 
@@ -33,7 +32,11 @@ CASES = {
         [TRAIN, "--topology=v5e-4", "--sweep=remat=full,context", "--hlo_output={folder}/step.gz"],
         "--hlo_output={folder}/step.gz is for one program",
     ),
-    "missing config file": ("train", ["--config=configs/nope.py", "--workdir={folder}/w"], "configs/nope.py"),
+    "missing config file": (
+        "train",
+        ["--config=configs/nope.py:stage1", "--workdir={folder}/w"],
+        "--config=configs/nope.py:stage1: there is no file 'configs/nope.py'",
+    ),
     "config file that raises": (
         "train",
         ["--config={folder}/broken.py", "--workdir={folder}/w"],
@@ -89,20 +92,10 @@ CASES = {
         ["--checkpoint={folder}/weightless", "--prompt=hi", "--temperature=nan"],
         "temperature=nan",
     ),
-    "buckets that are no numbers": (
-        "chat",
-        ["--checkpoint={folder}/weightless", "--prompt=hi", "--buckets=32,many"],
-        "--buckets=32,many, expected two whole numbers",
-    ),
     "empty bucket": (
         "generate",
         ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--buckets=0,64"],
         "--buckets=0,64: buckets.prompt=0, expected a whole number from 1",
-    ),
-    "mesh of two sizes": (
-        "generate",
-        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--mesh=1,1"],
-        "--mesh=1,1, expected three whole numbers data,fsdp,tensor",
     ),
     "mesh of two sizes for an answer": (
         "chat",
@@ -122,7 +115,7 @@ CASES = {
     "conversation as JSON": ("chat", ["--checkpoint={folder}/weightless", "--json"], "--json"),
     "tokenizer without a role": ("chat", ["--checkpoint={folder}/roleless", "--prompt=hi"], "<|Assistant|>"),
     "checkpoint of an image tokenizer": ("chat", ["--checkpoint={folder}/vq", "--prompt=hi"], "{folder}/vq"),
-    "drawing with a prompt too long": (
+    "generating with a prompt too long": (
         "generate",
         ["--checkpoint={folder}/weightless", f"--prompt={'one ' * 1200}", "--output={folder}/out"],
         "exceed the context of 1024 tokens",
@@ -132,12 +125,12 @@ CASES = {
         ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/out", "--seed=-1"],
         "seed=-1",
     ),
-    "folder with drawings": (
+    "folder with images": (
         "generate",
-        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/drawings"],
-        "--output={folder}/drawings: holds 00003.png",
+        ["--checkpoint={folder}/weightless", "--prompt=hi", "--output={folder}/images"],
+        "--output={folder}/images: holds 00003.png",
     ),
-    "no prompt to draw": ("generate", ["--checkpoint={folder}/model", "--output={folder}/out"], "--prompt"),
+    "no prompt to generate": ("generate", ["--checkpoint={folder}/model", "--output={folder}/out"], "--prompt"),
     "unwritable output": (
         "generate",
         ["--checkpoint={folder}/model", "--prompt=hi", "--output={folder}/file/out"],
@@ -145,115 +138,98 @@ CASES = {
     ),
 }
 
+# name: (argument of tests.helpers.failing_train, exit code, the whole of standard error).
+OUT_OF_MEMORY = "error: the memory of a device is not enough: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\n"
+FAILURES = {
+    "interrupted while a thread would go on": ("interrupt", 130, "interrupted: no data\n"),
+    "bucket that is gone": ("bucket", RESTART, "error: the bucket is gone\n"),
+    "full device": ("memory", 2, OUT_OF_MEMORY),
+    "full device of several processes": ("memory_of_several", 2, OUT_OF_MEMORY),
+}
+
+
+# Commands whose --help must list these flags, which other files define.
+HELP = {
+    "chat": ["checkpoint", "dtype", "mesh", "quantize", "buckets"],
+    "generate": ["checkpoint", "dtype", "mesh", "quantize", "buckets"],
+    "compile_check": ["topology", "dtype", "mesh", "quantize"],
+    "train": ["config", "workdir", "multihost", "coordinator", "step_timeout"],
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Models, whole and damaged, an image tokenizer, a tokenizer without a special token, a file that is no image.
 
-    An error of a command on "weightless" came before it read the weights.
+    The model "weightless" has no weights, so an error of another kind was found before any weights were read.
     """
     folder = tmp_path_factory.mktemp("errors")
     tokenizer = digits.build_tokenizer(digits.text_records(), JANUS_PRO_TINY.llama.vocab_size, "janus_pro_tiny")
-    save_params(folder / "model", JANUS_PRO_TINY, init_params(JANUS_PRO_TINY, seed=0))
-    tokenizer.save(folder / "model" / FILE_NAME)
-    save_params(folder / "vq", VQ_TINY, init_params(VQ_TINY, seed=0))
-    (folder / "no_special.json").write_text(tokenizer.backend.to_str().replace("<end_of_image>", "<end>"))
-    shutil.copytree(folder / "model", folder / "roleless")
-    (folder / "roleless" / FILE_NAME).write_text(tokenizer.backend.to_str().replace("<|Assistant|>", "<|Assistent|>"))
     params = init_params(JANUS_PRO_TINY, seed=0)
-    write_model(model_in_memory(JANUS_PRO_TINY, params, tokenizer), folder / "weightless", "orbax")
+    write_model(model_in_memory(JANUS_PRO_TINY, params, tokenizer), folder / "model", "orbax")
+    for name in ("roleless", "weightless"):
+        shutil.copytree(folder / "model", folder / name)
+    (folder / "roleless" / FILE_NAME).write_text(tokenizer.backend.to_str().replace("<|Assistant|>", "<|Assistent|>"))
     for chunk in (folder / "weightless" / "params").glob("*/[0-9]*"):
         chunk.unlink()
-    (folder / "drawings").mkdir()
-    (folder / "drawings" / "00003.png").write_text("of another run")
+    save_params(folder / "vq", VQ_TINY, params["vq"])
+    (folder / "no_special.json").write_text(tokenizer.backend.to_str().replace("<end_of_image>", "<end>"))
+    (folder / "images").mkdir()
+    (folder / "images" / "00003.png").write_text("of another run")
     (folder / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     (folder / "file").write_text("neither an image nor a folder")
     return folder
 
 
 @pytest.fixture(scope="module")
-def results(folder, tmp_path_factory):
-    """Exit code and standard error of each case."""
-    said = tmp_path_factory.mktemp("said")
+def outcomes(folder, tmp_path_factory):
+    """Outcome of each case and failure by its name."""
     commands = [
-        [command, *(argument.format(folder=folder) for argument in arguments)]
+        [f"launch.{command}", *(argument.format(folder=folder) for argument in arguments)]
         for command, arguments, _ in CASES.values()
     ]
-    line = [sys.executable, "-m", "tests.helpers.forked_commands", str(said)]
-    run = subprocess.run(
-        line,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    codes = json.loads(run.stdout)
-    return {case: (codes[i], (said / f"{i}.err").read_text()) for i, case in enumerate(CASES)}
+    failing = [
+        ["tests.helpers.failing_train", f"--fail={kind}", TRAIN, f"--workdir={folder}/w"]
+        for kind, _, _ in FAILURES.values()
+    ]
+    asking = [[f"launch.{command}", "--help"] for command in HELP]
+    results = run_commands([*commands, *failing, *asking], tmp_path_factory.mktemp("said"))
+    return dict(zip((*CASES, *FAILURES, *HELP), results, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_names_the_mistake(case, results, folder):
-    code, error = results[case]
-    lines = error.strip().splitlines()
-    assert code == 2, error
-    assert len(lines) == 1, error
+def test_one_line_names_the_mistake(case, outcomes, folder):
+    outcome = outcomes[case]
+    lines = outcome.err.strip().splitlines()
+    assert outcome.code == 2, outcome.err
+    assert len(lines) == 1, outcome.err
     assert lines[0].startswith("error: ")
     assert CASES[case][2].format(folder=folder) in lines[0]
 
 
-def test_an_interrupted_command_can_end_without_waiting_for_its_threads():
-    program = (
-        "import threading, time; from launch import command_line as c; "
-        "threading.Thread(target=time.sleep, args=(60,)).start(); "
-        "c.run(lambda: c.end_at_once(KeyboardInterrupt('no data')))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
-    )
-    assert (result.returncode, result.stderr) == (130, "interrupted: no data\n")
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failure_while_training_is_one_line_and_its_code_says_whether_a_restart_may_help(case, outcomes):
+    _, code, error = FAILURES[case]
+    assert (outcomes[case].code, outcomes[case].err) == (code, error)
 
 
-def failed_training(error, workdir, processes=1):
-    """(exit code, stderr) of launch.train where the training raises this Python expression."""
-    program = (
-        "import jax; from launch import command_line, train\n"
-        f"def fail(*_): raise {error}\n"
-        "train.train = fail\n"
-        f"jax.process_count = lambda: {processes}\n"
-        "command_line.run(train.main)"
-    )
-    command = [sys.executable, "-c", program, TRAIN, f"--workdir={workdir}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
-    return result.returncode, result.stderr
+@pytest.mark.parametrize("command", HELP)
+def test_help_lists_the_flags_that_commands_share(command, outcomes):
+    text = outcomes[command].out
+    assert [name for name in HELP[command] if not re.search(rf"^  --(\[no\])?{name}: ", text, re.MULTILINE)] == []
 
 
-def test_a_bucket_that_fails_while_training_ends_it_with_the_code_of_what_a_restart_may_mend(tmp_path):
-    failed = failed_training("ConnectionError('the bucket is gone')", tmp_path)
-    assert failed == (RESTART, "error: the bucket is gone\n")
-
-
-def test_a_full_device_is_one_line():
-    program = (
-        "import jax; from launch import command_line as c\n"
-        "def main(): raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\\nallocating 7 bytes.')\n"
-        "c.run(main)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
-    )
-    expected = "error: the memory of a device is not enough: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\n"
-    assert (result.returncode, result.stderr) == (2, expected)
-
-
-def test_a_full_device_of_several_processes_is_told_as_that_of_one_and_not_restarted(tmp_path):
-    error = r"jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nallocating 7 bytes.')"
-    expected = "error: the memory of a device is not enough: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\n"
-    assert failed_training(error, tmp_path, processes=2) == (2, expected)
-
-
-def test_nothing_was_trained_before_the_errors(results, folder):
+def test_nothing_was_trained_before_the_errors(outcomes, folder):
     assert not (folder / "w" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("buckets", ["32", "many"], "--buckets=32,many, expected two whole numbers"),
+        ("mesh", ["1", "1"], "--mesh=1,1, expected three whole numbers data,fsdp,tensor"),
+    ],
+)
+def test_flags_of_all_commands_that_load_a_model_name_their_value(flag, value, message):
+    with flagsaver.flagsaver(**{flag: value}), pytest.raises(UserError, match=message):
+        model_flags.load_options()

@@ -1,12 +1,12 @@
-"""The command: progress where no terminal is, and no output under its name that PyTorch contradicts."""
+"""launch.convert prints progress as lines where there is no terminal, and keeps no output that PyTorch contradicts."""
 
 import subprocess
 import sys
-from pathlib import Path
 
+from tests.helpers import REPOSITORY
 from tests.helpers.small_folders import make_small, save_small
 
-# A difference that no weights of these tests have.
+# Reports a difference that the weights of this test do not have.
 CODE = """
 import runpy
 from janus_jax.weights import verify
@@ -20,7 +20,7 @@ def test_an_output_that_pytorch_contradicts_is_not_kept(tmp_path):
     hf = save_small(tmp_path / "hf", model, config, tokenizer)
     flags = [f"--input={hf}", f"--output={tmp_path / 'ours'}", "--to=orbax", "--verify"]
     run = subprocess.run(
-        [sys.executable, "-c", CODE, *flags], cwd=Path(__file__).parents[2], capture_output=True, text=True
+        [sys.executable, "-c", CODE, *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 2
     assert "tensors are equal bit for bit" in run.stdout and "DIFFERS" in run.stdout

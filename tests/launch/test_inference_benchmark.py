@@ -1,7 +1,8 @@
-"""The suite `inference`: both sides decode the same tokens, so that the times compare the same work; and its floor."""
+"""The suite `inference`: both sides decode the same tokens, the floor counts the right bytes, cases have their bars."""
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 
@@ -13,13 +14,14 @@ import torch
 
 from benchmarks import floor, inference, inference_sides
 from janus_jax.errors import UserError
-from janus_jax.inference.decoding import start_images
+from janus_jax.inference.decode_image import GuidedPrompts, start_images
 from janus_jax.inference.padding import pad_prompts
+from janus_jax.inference.sampling import Sampling
 from janus_jax.models.params import flatten
 from janus_jax.models.presets import JANUS_PRO_TINY
 
 LLAMA = JANUS_PRO_TINY.llama
-# Matrices and vectors of the tiny model.
+# Numbers in the weight matrices and vectors of the tiny model.
 LAYERS = LLAMA.depth * (4 * LLAMA.width**2 + 3 * LLAMA.width * LLAMA.mlp_dim)
 NORMS = LLAMA.depth * 2 * LLAMA.width + LLAMA.width
 TEXT_HEAD = LLAMA.width * LLAMA.vocab_size
@@ -29,12 +31,19 @@ TOKEN = 2 * LLAMA.depth * LLAMA.width  # numbers of one token in the cache
 
 
 def tiny_pipeline(dtype, stored=None):
-    return inference_sides.random_pipeline(JANUS_PRO_TINY, dtype, stored or dtype)
+    return pipeline_on(jax.default_backend(), dtype, stored or dtype)
 
 
-# A CPU holds the kernels as they were stored, and the cache in float32.
+@functools.cache
+def pipeline_on(backend, dtype, stored):
+    """The tests pretend another backend, so it is part of the key."""
+    assert backend == jax.default_backend()
+    return inference_sides.random_pipeline(JANUS_PRO_TINY, dtype, stored)
+
+
+# On a CPU the weight matrices keep the dtype that they were stored in, and the cache is float32.
 @pytest.mark.parametrize(
-    ("backend", "dtype", "stored", "kernel", "other", "cached"),
+    ("backend", "dtype", "stored", "matrix", "other", "cached"),
     [
         ("cpu", "float32", "float32", 4, 4, 4),
         ("cpu", "float32", "bfloat16", 2, 4, 4),
@@ -43,12 +52,12 @@ def tiny_pipeline(dtype, stored=None):
         ("gpu", "float32", "bfloat16", 4, 4, 4),
     ],
 )
-def test_floor_reads_what_is_held(monkeypatch, backend, dtype, stored, kernel, other, cached):
+def test_floor_reads_what_is_held(monkeypatch, backend, dtype, stored, matrix, other, cached):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     pipeline = tiny_pipeline(dtype, stored)
-    text = kernel * (LAYERS + TEXT_HEAD) + other * NORMS
+    text = matrix * (LAYERS + TEXT_HEAD) + other * NORMS
     assert floor.text_step_bytes(pipeline, rows=3, slots=7) == text + cached * 3 * 7 * TOKEN
-    image = kernel * (LAYERS + IMAGE_HEAD[0] + ALIGNER[0]) + other * (NORMS + IMAGE_HEAD[1] + ALIGNER[1])
+    image = matrix * (LAYERS + IMAGE_HEAD[0] + ALIGNER[0]) + other * (NORMS + IMAGE_HEAD[1] + ALIGNER[1])
     cache = 2 * 5 * 7 + 2 * 11  # five images in both halves, the prompt once in each
     assert floor.image_step_bytes(pipeline, images=5, prompt=11, slots=7) == image + cached * cache * TOKEN
 
@@ -57,23 +66,24 @@ def test_cache_of_images_is_what_decoding_holds():
     pipeline = tiny_pipeline("float32")
     images, prompt = 16, pad_prompts([[1] * 32], [], 32)
     keys = jax.random.split(jax.random.key(0), images)
-    request = (prompt, prompt, np.zeros(1, np.int32), keys, jnp.float32(5))
-    state = start_images.eval_shape(pipeline._model, pipeline.params, *request, sampling=inference.GREEDY)
+    prompts = GuidedPrompts(prompt, prompt, np.zeros(1, np.int32))
+    model, params = pipeline.engine.model, pipeline.params
+    state = start_images.eval_shape(model, params, prompts, keys, jnp.float32(5), sampling=Sampling())
     held = jax.tree.leaves((state.cache.k, state.cache.v, state.prefix.k, state.prefix.v))
-    result = inference._cache(inference_sides.Sides(pipeline, None, "tiny", True, 1.0), images)
+    result = inference.cache_case(inference_sides.Sides(pipeline, None, "tiny", True, 1.0), images)
     assert result.ours == f"{sum(leaf.size * leaf.dtype.itemsize for leaf in held) / 1e6:.1f} MB"
     assert result.value == pytest.approx(32 * (32 + 16) / (32 * 16 + 2 * 32))  # 16 codes, 32 tokens, 32 rows
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_kernels_are_transposed_for_a_cpu_only(monkeypatch, backend):
+def test_weight_matrices_are_transposed_for_a_cpu_only(monkeypatch, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     leaf = flatten(tiny_pipeline("bfloat16").params["llm"]["lm_head"])
     expected = {
         "cpu": {"kernel_transposed": ((512, 96), "bfloat16")},
         "gpu": {"kernel": ((96, 512), "bfloat16")},
     }
-    assert {path: (kernel.shape, kernel.dtype.name) for path, kernel in leaf.items()} == expected[backend]
+    assert {path: (matrix.shape, matrix.dtype.name) for path, matrix in leaf.items()} == expected[backend]
 
 
 def test_peer_is_on_the_device_of_jax(monkeypatch):
@@ -99,20 +109,20 @@ def test_bandwidth_counts_what_is_read_and_written(monkeypatch, backend, copies)
     assert floor.copy_bandwidth() == copies * 2 * (1 << 12) / 2
 
 
-# Issue 6, numbers: case, images or rows, bars.
+# For each device: model, case, number of images or rows, bars.
 BARS = {
     "cpu": [
-        ("width 512 float32", "_images", 4, {"bar": 4.0}),
-        ("width 512 float32 of bfloat16", "_images", 4, {"bar": 4.0}),
-        ("width 2048 float32", "_text", 1, {"bar": 1.5, "floor_bar": 0.7}),
-        ("width 2048 float32", "_images", 4, {"bar": 1.3}),
-        ("width 2048 float32 of bfloat16", "_text", 1, {"bar": 1.5, "floor_bar": 0.7, "compiled": False}),
-        ("width 2048 float32 of bfloat16", "_images", 4, {"bar": 1.3}),
-        ("width 2048 bfloat16", "_text", 1, {"bar": 0.8}),
+        ("width 512 float32", "images_case", 4, {"bar": 4.0}),
+        ("width 512 float32 of bfloat16", "images_case", 4, {"bar": 4.0}),
+        ("width 2048 float32", "text_case", 1, {"bar": 1.5, "floor_bar": 0.7}),
+        ("width 2048 float32", "images_case", 4, {"bar": 1.3}),
+        ("width 2048 float32 of bfloat16", "text_case", 1, {"bar": 1.5, "floor_bar": 0.7, "compiled": False}),
+        ("width 2048 float32 of bfloat16", "images_case", 4, {"bar": 1.3}),
+        ("width 2048 bfloat16", "text_case", 1, {"bar": 0.8}),
     ],
     "cuda": [
-        ("Janus-Pro-7B bfloat16", "_images", 1, {"bar": 4.0, "floor_bar": 0.7}),
-        ("Janus-Pro-7B bfloat16", "_images", 16, {"bar": 5.0}),
+        ("Janus-Pro-7B bfloat16", "images_case", 1, {"bar": 4.0, "floor_bar": 0.7}),
+        ("Janus-Pro-7B bfloat16", "images_case", 16, {"bar": 5.0}),
     ],
 }
 
@@ -124,7 +134,7 @@ def test_each_device_has_its_cases_and_bars(monkeypatch, device):
     def record(case):
         return lambda sides, *rows, **options: asked.append((sides, case, *rows, options)) or []
 
-    for case in ("_text", "_images", "_cache", "_first_token", "_encoders"):
+    for case in ("text_case", "images_case", "cache_case", "first_token_case", "encoders_case"):
         monkeypatch.setattr(inference, case, record(case))
 
     def sides(name, _, dtype, bandwidth, stored=None):
@@ -140,23 +150,23 @@ def test_each_device_has_its_cases_and_bars(monkeypatch, device):
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert [case for case in asked if any("bar" in name for name in case[-1])] == BARS[device]
     last = [case[1:-1] for case in asked if case[0] == BARS[device][-1][0]]
-    assert {("_text", 1), ("_text", 8), ("_first_token",)} <= set(last)
+    assert {("text_case", 1), ("text_case", 8), ("first_token_case",)} <= set(last)
 
 
 @pytest.mark.parametrize(("long", "rounds"), [(60.0, 3), (0.0, 1)])
 def test_cases_have_three_rounds_unless_one_is_long(monkeypatch, long, rounds):
     monkeypatch.setattr(inference, "LONG", long)
     calls = []
-    timing = inference._compare("case", [lambda: calls.append("a") or np.array([1, 2]), lambda: np.array([1, 3])])
+    timing = inference.time_in_turns("case", [lambda: calls.append("a") or np.array([1, 2]), lambda: np.array([1, 3])])
     assert timing.rounds == rounds and len(calls) == 1 + rounds  # one to compile
     assert timing.same == 0.5
-    assert inference._ratio("case", timing, 1, "codes/s", None).ours.endswith(f"(median of {rounds})")
+    assert inference.speed_ratio("case", timing, 1, "codes/s", None).ours.endswith(f"(median of {rounds})")
 
 
 def test_share_of_the_floor_leaves_the_prompt_out():
     sides = inference_sides.Sides(None, None, "tiny", True, 100.0)
-    timing = inference._Timing([5.0, 9.0, 1.0], 3, 1.0)  # 4 seconds for 8 steps
-    result = inference._share(sides, "case", timing, 8, 30, 0.7)  # 0.3 seconds a step at least
+    timing = inference.Timing([5.0, 9.0, 1.0], 3, 1.0)  # 4 of the 5 seconds are for 8 steps
+    result = inference.floor_share(sides, "case", timing, 8, 30, 0.7)  # a step takes 0.3 seconds at least
     assert result.value == pytest.approx(0.6) and result.passed is False
 
 
@@ -172,11 +182,11 @@ def test_both_sides_give_the_same_tokens_and_every_case_has_its_rows(monkeypatch
     config = dataclasses.replace(config, llama=llama, siglip=siglip, vq=vq)
     with inference_sides.open_sides("width 128", config, "float32", 1e10, stored) as sides:
         results = [
-            *inference._text(sides, 1),
-            *inference._text(sides, 3),
-            *inference._images(sides, 2),
-            *inference._first_token(sides),
-            *inference._encoders(sides, 4),
+            *inference.text_case(sides, 1),
+            *inference.text_case(sides, 3),
+            *inference.images_case(sides, 2),
+            *inference.first_token_case(sides),
+            *inference.encoders_case(sides, 4),
         ]
     compiled = [result for result in results if result.case.endswith("the peer compiled")]
     assert len(compiled) == (2 if shutil.which("g++") else 0)  # of the text, where there is a C++ compiler

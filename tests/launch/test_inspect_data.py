@@ -1,4 +1,4 @@
-"""What `launch.inspect_data` shows and dumps is what training reads."""
+"""`launch.inspect_data` shows and dumps exactly what training reads."""
 
 import dataclasses
 import json
@@ -16,14 +16,8 @@ from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.train_state import create_state
-from tests.helpers.tiny_runs import (
-    MICRO_JANUS,
-    cache_folder,
-    janus_experiment,
-    micro_world,
-    start_command,
-    write_digit_files,
-)
+from tests.helpers.forked_commands import run_commands
+from tests.helpers.tiny_runs import MICRO_JANUS, cache_folder, janus_experiment, micro_world, write_digit_files
 
 NASTY = "<script>alert(1)</script> & <b>bold</b>"
 
@@ -44,17 +38,48 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
-    """`launch.inspect_data`; returns what it prints."""
+def written(tmp_path_factory):
+    """Folder that the commands write to."""
+    return tmp_path_factory.mktemp("written")
 
-    def main(*flags, code=0, model=""):
-        config = f"--config=tests/helpers/micro_experiment.py:{model}{folder}"
-        process = start_command("launch.inspect_data", config, *flags, cache=cache_folder(tmp_path_factory))
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == code, err
-        return out if code == 0 else err
 
-    return main
+@pytest.fixture(scope="module")
+def outcomes(folder, written):
+    """Outcome of each command of this file by its name."""
+    config = janus_experiment(folder)
+    params = init_params(MICRO_JANUS, seed=0)
+    state = create_state(params, trainable_mask(params, config.trainable), make_optimizer(config.train))
+    checkpoints = Checkpoints(written / "workdir", MICRO_JANUS, keep=1)
+    checkpoints.save(state._replace(step=np.int32(3)), read_stream(folder, 3)[1])
+    checkpoints.close()
+    good = digits.generation_records(digits.load_digits()[0])[0]
+    bad = dataclasses.replace(good, images=(b"no image",), key="<b>bad")
+    write_records(written / "mixed.array_record", [good, bad] * 20)
+
+    resumed = [f"--dump={written}/resumed.npz", "--process_index=1", "--process_count=2"]
+    resumed.append(f"--workdir={written}/workdir")
+    mixed = [f"--config.data.sources.generate=('{written}/mixed.array_record',)", "--config.data.max_drop_rate=0.9"]
+    commands = {
+        "dump of 0 of 1": ["", f"--dump={written}/new/0.npz", "--start_step=2", "--steps=3"],
+        "dump of 1 of 2": [
+            "",
+            f"--dump={written}/new/1.npz",
+            "--start_step=2",
+            "--steps=3",
+            "--process_index=1",
+            "--process_count=2",
+        ],
+        "dump from a saved state": ["", *resumed, "--start_step=4", "--steps=2"],
+        "dump before the first saved state": ["", *resumed, "--start_step=2"],
+        "page": ["", f"--output={written}/page", "--rows=6", "--config.data.supervision=answers"],
+        "page of images": ["vq=", f"--output={written}/images", "--rows=6", *mixed],
+        "neither page nor dump": [""],
+    }
+    lines = [
+        ["launch.inspect_data", f"--config=tests/helpers/micro_experiment.py:{model}{folder}", *flags]
+        for model, *flags in commands.values()
+    ]
+    return dict(zip(commands, run_commands(lines, written), strict=True))
 
 
 def read_stream(folder, steps, **options):
@@ -77,32 +102,25 @@ def check_dump(path, expected):
 
 
 @pytest.mark.parametrize(("process_index", "process_count"), [(0, 1), (1, 2)])
-def test_a_dump_is_what_the_process_reads(run, folder, tmp_path, process_index, process_count):
-    path = tmp_path / "dump" / "rows.npz"
-    processes = dict(process_index=process_index, process_count=process_count)
-    flags = [f"--{name}={value}" for name, value in processes.items()]
-    run(f"--dump={path}", "--start_step=2", "--steps=3", *flags)
-    check_dump(path, read_stream(folder, 5, **processes)[0][2:])
+def test_a_dump_is_what_the_process_reads(outcomes, folder, written, process_index, process_count):
+    outcome = outcomes[f"dump of {process_index} of {process_count}"]
+    assert outcome.code == 0, outcome.err
+    expected = read_stream(folder, 5, process_index=process_index, process_count=process_count)[0][2:]
+    check_dump(written / "new" / f"{process_index}.npz", expected)
 
 
-def test_a_dump_goes_on_from_a_saved_state_at_another_number_of_processes(run, folder, tmp_path):
-    config = janus_experiment(folder)
-    params = init_params(MICRO_JANUS, seed=0)
-    state = create_state(params, trainable_mask(params, config.trainable), make_optimizer(config.train))
-    checkpoints = Checkpoints(tmp_path, MICRO_JANUS, keep=1)
-    checkpoints.save(state._replace(step=np.int32(3)), read_stream(folder, 3)[1])
-    checkpoints.close()
-    path = tmp_path / "rows.npz"
-    second_of_two = ("--process_index=1", "--process_count=2", f"--workdir={tmp_path}")
-    run(f"--dump={path}", "--start_step=4", "--steps=2", *second_of_two)
-    check_dump(path, read_stream(folder, 6, process_index=1, process_count=2)[0][4:])
-    message = run(f"--dump={path}", "--start_step=2", f"--workdir={tmp_path}", code=2)
-    assert "no checkpoint at or before --start_step=2" in message
+def test_a_dump_goes_on_from_a_saved_state_at_another_number_of_processes(outcomes, folder, written):
+    outcome = outcomes["dump from a saved state"]
+    assert outcome.code == 0, outcome.err
+    check_dump(written / "resumed.npz", read_stream(folder, 6, process_index=1, process_count=2)[0][4:])
+    outcome = outcomes["dump before the first saved state"]
+    assert outcome.code == 2 and "--start_step=2" in outcome.err
 
 
-def test_the_page_shows_rows_with_their_loss_and_escapes_their_text(run, folder, tmp_path):
-    said = run(f"--output={tmp_path}", "--rows=6", "--config.data.supervision=answers")
-    page = (tmp_path / "inspect.html").read_text()
+def test_the_page_shows_rows_with_their_loss_and_escapes_their_text(outcomes, folder, written):
+    outcome = outcomes["page"]
+    assert outcome.code == 0, outcome.err
+    page = (written / "page" / "inspect.html").read_text()
     assert "<script" not in page and "<b>bold" not in page and "<i>key" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;bold&lt;/b&gt;" in page
     batches = [batch for batch, _ in read_stream(folder, 2)[0]]
@@ -114,21 +132,19 @@ def test_the_page_shows_rows_with_their_loss_and_escapes_their_text(run, folder,
         re.findall(r'<span class="answer">([^<]*)</span>', page)
     )
     assert f">{(modality > 0).mean():.1%}<" in page
-    assert "understand  33.3%" in said and re.search(r"data text/0 \(.*text.*\.array_record\): ", said)
-    assert re.search(r"^row 5: .*(understand|text|generate) \S+ \(\d+\)$", said, re.MULTILINE)
+    assert "understand  33.3%" in outcome.out and re.search(r"data text/0 \(.*text.*\.array_record\): ", outcome.out)
+    assert re.search(r"^row 5: .*(understand|text|generate) \S+ \(\d+\)$", outcome.out, re.MULTILINE)
 
 
-def test_the_page_of_an_image_tokenizer_shows_its_images_and_what_was_dropped(run, tmp_path):
-    good = digits.generation_records(digits.load_digits()[0])[0]
-    bad = dataclasses.replace(good, images=(b"no image",), key="<b>bad")
-    write_records(tmp_path / "mixed.array_record", [good, bad] * 20)
-    flags = [f"--config.data.sources.generate=('{tmp_path}/mixed.array_record',)", "--config.data.max_drop_rate=0.9"]
-    run(f"--output={tmp_path}", "--rows=6", *flags, model="vq=")
-    page = (tmp_path / "inspect.html").read_text()
+def test_the_page_of_an_image_tokenizer_shows_its_images_and_what_was_dropped(outcomes, written):
+    outcome = outcomes["page of images"]
+    assert outcome.code == 0, outcome.err
+    page = (written / "images" / "inspect.html").read_text()
     assert page.count("<img") == 6
     assert "<h3>Row" not in page
     assert "<dt>generate/0: &lt;b&gt;bad</dt><dd>bad_image: image: not a readable image" in page
 
 
-def test_flags_that_do_not_go_together(run):
-    assert "expected either --output or --dump" in run(code=2)
+def test_a_page_or_a_dump_must_be_asked_for(outcomes):
+    outcome = outcomes["neither page nor dump"]
+    assert outcome.code == 2 and "expected either --output or --dump" in outcome.err

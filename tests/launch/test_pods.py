@@ -1,4 +1,4 @@
-"""The pod scripts, with a `gcloud` that only notes its arguments; the JobSet is what launch.train understands."""
+"""The pod script, run with a `gcloud` that only notes its arguments, and the JobSet, which launch.train understands."""
 
 import contextlib
 import itertools
@@ -36,7 +36,7 @@ fi
 
 @pytest.fixture
 def pod(tmp_path):
-    """Runs the script; returns (exit code, what it told, gcloud's calls)."""
+    """Runs the script; returns (exit code, its output, the calls of gcloud)."""
     for name, script in (("gcloud", FAKE), ("hostname", '#!/bin/bash\ncd ..; basename "$PWD"\n')):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
@@ -54,6 +54,7 @@ def pod(tmp_path):
             capture_output=True,
             text=True,
             cwd=LAUNCH.parent,
+            timeout=60,
         )
         return done.returncode, done.stdout + done.stderr, log.read_text().splitlines() if log.exists() else []
 
@@ -79,7 +80,7 @@ def test_a_request_that_failed_is_told(pod):
 
 @pytest.fixture
 def hosts(tmp_path):
-    """Two hosts of the slice: what they are told over SSH runs in these folders; their Python notes its arguments."""
+    """Folders of two hosts of the slice, in which commands over SSH run; their Python only notes its arguments."""
     folders = [tmp_path / name / "janus_jax" for name in ("host", "other")]
     for folder in folders:
         (folder / ".venv" / "bin").mkdir(parents=True)
@@ -89,15 +90,15 @@ def hosts(tmp_path):
         os.kill(process, signal.SIGKILL)
 
 
-def train(folder, what):
-    """What the Python of a host does after it has noted its arguments."""
+def train(folder, commands):
+    """Lets the Python of a host run these shell commands after it has noted its arguments."""
     python = folder / ".venv" / "bin" / "python"
-    python.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" >> started; {what}\n")
+    python.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" >> started; {commands}\n")
     python.chmod(0o755)
 
 
 def running(folder):
-    """The processes that work in a folder."""
+    """Ids of the processes whose working directory is this folder."""
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if process.name.isdigit() and (process / "cwd").readlink() == folder:
@@ -121,12 +122,12 @@ def test_run_starts_on_all_hosts_once_until_it_ends_and_keeps_its_quoted_flags(p
     code, told, _ = pod("run", *arguments)
     assert code == 0 and told.count("already running") == 1  # on the other host
     assert (host / "started").read_text().splitlines() == command * 2
-    assert (host / "train.log").read_text() == "trains\n" * 2  # why the first one ended stays readable
+    assert (host / "train.log").read_text() == "trains\n" * 2  # the log of the first one stays readable
 
 
 def test_a_host_that_cannot_start_is_told_by_run_and_by_watch_when_the_first_one_has_ended(pod, hosts):
     host, other = hosts
-    train(host, "sleep 4; echo a host is gone; exit 75")
+    train(host, "sleep 3; echo a host is gone; exit 75")
     train(other, "echo error: b.array_record cannot be read; exit 2")
     reason = ["other: error: b.array_record cannot be read"]
     code, told, _ = pod("run", "--config=c.py")
@@ -156,6 +157,7 @@ def test_the_script_is_clean_for_shellcheck():
         [Path(sys.executable).with_name("shellcheck"), LAUNCH / "tpu" / "pod.sh"],
         capture_output=True,
         text=True,
+        timeout=60,
         check=False,
     )
     assert (checked.returncode, checked.stdout) == (0, "")
@@ -164,12 +166,13 @@ def test_the_script_is_clean_for_shellcheck():
 def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     (document,) = yaml.safe_load_all((LAUNCH / "tpu" / "jobset.yaml").read_text())
     assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    # The published schema has a place, of the same type, for everything that the file says.
+    # The published schema has a field of the same type for everything in the file.
     assert JobsetV1alpha2JobSet.from_dict(document).to_dict() == document
     (job,) = document["spec"]["replicatedJobs"]
     hosts, pods = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
     (rule,) = hosts["podFailurePolicy"]["rules"]
-    ending = rule["onExitCodes"]["values"]  # for good: of mistakes, but not of a lost host, a hang or an abort by JAX
+    # Mistakes end the job for good; a lost host, a hang or an abort by JAX does not.
+    ending = rule["onExitCodes"]["values"]
     assert rule["action"] == "FailJob" and 2 in ending and not {RESTART, 130, 128 + signal.SIGABRT} & set(ending)
     x, y, z = map(int, pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     (container,) = pods["containers"]

@@ -88,7 +88,7 @@ def run(folder, environment):
 
 @pytest.fixture(scope="module")
 def whole(folder, run):
-    result = run(folder / "whole")
+    result = run(folder / "whole", "--num_workers=1")  # The completed run below has two workers.
     assert result.returncode == 0, result.stderr
     return result
 

@@ -163,7 +163,7 @@ def test_generate_writes_the_images_of_its_seed(folder, trained, model):
     assert (codes.shape, codes.dtype) == ((6, MICRO_JANUS.image_tokens), np.int32)
     np.testing.assert_array_equal(codes, np.concatenate(expected))  # though the command draws both together
     assert len({tuple(row) for row in codes.tolist()}) > 1
-    assert [image.tobytes() for image in images] == [image.tobytes() for image in model.draw(codes)]
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in model.decode_codes(codes)]
 
 
 def test_temperature_0_draws_the_most_probable_codes(folder, trained, model):

@@ -75,7 +75,7 @@ def test_understanding_images_start_with_the_learned_vector():
         np.testing.assert_array_equal(x[row, first], params["begin_of_understanding"][0])
 
 
-def test_gradient_reaches_the_learned_vector_and_all_that_draws():
+def test_gradient_reaches_the_learned_vector_and_all_modules_of_generation():
     """The original detaches the vector, which leaves it untrained."""
     params = random_params(SMALL_FLOW)
     model = build(SMALL_FLOW)

@@ -63,12 +63,12 @@ def test_encoder_equals_diffusers(pair):
         encoded = ours(pixels, method="encode"), ours(pixels, noise, method="encode")
         return *ours(pixels, method="moments"), *encoded
 
-    mean, log_variance, latents, drawn = run(pixels, noise)
+    mean, log_variance, latents, sampled = run(pixels, noise)
     np.testing.assert_allclose(mean, nhwc(posterior.mean), rtol=0, atol=1e-5)
     np.testing.assert_allclose(log_variance, nhwc(posterior.logvar), rtol=0, atol=1e-5)
     np.testing.assert_allclose(latents, nhwc(posterior.mean) * 0.13025, rtol=0, atol=1e-5)
     expected = nhwc(posterior.mean + posterior.std * nchw(noise)) * 0.13025
-    np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(sampled, expected, rtol=0, atol=1e-5)
     assert latents.shape == (2, 16 // config.downsampling, 24 // config.downsampling, config.latent_channels)
 
 

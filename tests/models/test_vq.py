@@ -21,31 +21,36 @@ def vq(config=SMALL_VQ, params=PARAMS):
 
 @pytest.fixture(scope="module")
 def original():
-    """Outputs of the original full-size VQ-16, and our model with its weights."""
+    """Outputs of the original full-size VQ-16, and its weights as our parameters."""
     reference = dict(np.load(REFERENCE))
     shapes = [tuple(map(int, str(shape).split("x"))) for shape in reference["weights/shape"]]
     state = {}
     for i, (key, value) in enumerate(rule_weights(map(str, reference["weights/key"]), shapes)):
         np.testing.assert_array_equal(np.resize(value.reshape(-1)[:4], 4), reference["weights/first4"][i])
         state[key] = value
-    return reference, vq(VQ_16, from_original_vq(state, VQ_16))
+    return reference, from_original_vq(state, VQ_16)
 
 
 def test_ids_with_a_nonunit_codebook_equal_the_original(original):
-    reference, model = original
+    reference, params = original
     pixels = np.clip(0.5 * np.float32(noise("vq.square", (2, 3, 64, 64))), -1, 1)
     np.testing.assert_array_equal(pixels.reshape(-1)[:4], reference["square/pixels_first4"])
-    run = jax.jit(lambda x: (model(x, method="latents"), model(x, method="encode")))
-    latents, ids = run(jnp.asarray(pixels.transpose(0, 2, 3, 1)))
+
+    @jax.jit
+    def run(params, x):  # with parameters as arguments, since 290 MB of constants would take long to compile
+        model = vq(VQ_16, params)
+        return model(x, method="latents"), model(x, method="encode")
+
+    latents, ids = run(params, jnp.asarray(pixels.transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(latents, reference["square/latent"].transpose(0, 2, 3, 1), rtol=0, atol=2e-5)
     np.testing.assert_array_equal(ids, reference["square/ids"])
     assert (np.asarray(ids) == reference["square/ids_wrong_unnormalised"]).mean() < 0.5
 
 
 def test_pixels_of_a_grid_that_is_not_square_equal_the_original(original):
-    reference, model = original
+    reference, params = original
     ids = jnp.asarray(reference["wide/ids"])
-    pixels = jax.jit(lambda ids: model(ids, (3, 6), method="decode"))(ids)
+    pixels = jax.jit(lambda params, ids: vq(VQ_16, params)(ids, (3, 6), method="decode"))(params, ids)
     np.testing.assert_allclose(pixels, reference["wide/decoded"].transpose(0, 2, 3, 1), rtol=0, atol=1e-4)
 
 

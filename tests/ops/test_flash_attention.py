@@ -1,5 +1,6 @@
-"""The kernels of attention and RoPE, interpreted on a CPU, against NumPy in float64 and the plain XLA backend."""
+"""The Pallas kernels of attention and RoPE, interpreted on a CPU, against NumPy in float64 and XLA's attention."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.ops import attention
 from janus_jax.ops.attention import BACKENDS, attend_packed
 from janus_jax.ops.rope import rope_angles
 from janus_jax.ops.tpu import flash_attention
@@ -95,22 +97,27 @@ def test_rotation_and_its_gradient_equal_float64():
         turned = np.concatenate([-x[..., half:], x[..., :half]], -1)
         return 0.3 * (x * np.cos(wide) + sign * turned * np.sin(wide))
 
-    out, pull_back = jax.vjp(lambda x: rotate(x, angles, 0.3, interpret=True), jnp.asarray(x))
+    @jax.jit
+    def run(x, slope):
+        out, pull_back = jax.vjp(lambda x: rotate(x, angles, 0.3, interpret=True), x)
+        return out, pull_back(slope)[0]
+
+    out, gradient = run(x, slope)
     np.testing.assert_allclose(out, turn(x.astype(np.float64), 1), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(pull_back(jnp.asarray(slope))[0], turn(slope.astype(np.float64), -1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(gradient, turn(slope.astype(np.float64), -1), rtol=0, atol=1e-5)
 
 
 def test_the_backends_agree(monkeypatch):
     """RoPE, scale and masks of the whole backend, at positions that are no padding; some leave a gap."""
     for name in ("rotate", "flash_attend"):
-        kernel = getattr(__import__("janus_jax.ops.attention", fromlist=[name]), name)
-        monkeypatch.setattr(f"janus_jax.ops.attention.{name}", lambda *a, kernel=kernel: kernel(*a, interpret=True))
+        monkeypatch.setattr(attention, name, functools.partial(getattr(attention, name), interpret=True))
     q, k, v = map(jnp.asarray, inputs(2, 1))
     segments = jnp.asarray(SEGMENTS)
     positions = jnp.arange(LENGTH) - segment_starts(segments)
     positions = jnp.where(positions > 0, positions + 9, 0)
     angles = rope_angles(positions, HEAD_DIM, 1e4)
-    contexts = [attend_packed(q, k, v, angles, positions, segments, backend) for backend in BACKENDS]
+    run = jax.jit(attend_packed, static_argnums=6)
+    contexts = [run(q, k, v, angles, positions, segments, backend) for backend in BACKENDS]
     assert len(contexts) == 2
     filled = SEGMENTS > 0
     np.testing.assert_allclose(np.asarray(contexts[0])[filled], np.asarray(contexts[1])[filled], rtol=0, atol=1e-5)

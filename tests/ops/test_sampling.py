@@ -7,7 +7,11 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from janus_jax.ops.sampling import guide, keep_top_k, keep_top_p, sample_tokens
+from janus_jax.ops import sampling
+from janus_jax.ops.sampling import guide, sample_tokens
+
+keep_top_k = jax.jit(sampling.keep_top_k, static_argnums=1)
+keep_top_p = jax.jit(sampling.keep_top_p)  # one program for all probabilities
 
 
 def random_logits(rows=6, classes=40, scale=3.0, seed=0):
@@ -70,14 +74,14 @@ def test_no_temperature_is_argmax():
     np.testing.assert_array_equal(out, logits.argmax(1))
 
 
-def test_the_draw_of_a_row_is_independent_of_its_batch():
+def test_the_token_of_a_row_is_independent_of_its_batch():
     logits, row_keys = jnp.asarray(random_logits(rows=16, scale=0.5)), keys(16)
     sample = jax.jit(functools.partial(sample_tokens, temperature=1.0, top_k=30, top_p=0.9))
     together = sample(row_keys, logits)
     assert together.tolist() == [int(sample(row_keys[i : i + 1], logits[i : i + 1])[0]) for i in range(16)]
     order = np.random.default_rng(0).permutation(16)
     np.testing.assert_array_equal(sample(row_keys[order], logits[order]), np.asarray(together)[order])
-    assert len(set(together.tolist())) > 5  # rows do not share one draw
+    assert len(set(together.tolist())) > 5  # rows do not share one random number
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, Modality, PackedBatch
 from janus_jax.data.packing import IMAGE_FEATURES, PackedSample, assemble, join_blocks
-from janus_jax.inference.flow_sampling import run_prefix, velocities
+from janus_jax.inference.flow_sampling import read_prompts, velocities
 from janus_jax.inference.padding import pad_prompts
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
@@ -212,7 +212,7 @@ def test_a_dropped_caption_is_trained_as_the_sampler_generates_without_one(run, 
 
     @jax.jit
     def both_velocities(params):
-        prefix = run_prefix(model, params, pad_prompts([prompt], (), 32))
+        prefix = read_prompts(model, params, pad_prompts([prompt], (), 32))
         return velocities(model, params, prefix, t * data + (1 - t) * noise, 1000 * t)
 
     _, unconditional = both_velocities(params)

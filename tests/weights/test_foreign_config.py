@@ -50,7 +50,7 @@ VQ = {
     "image_token_embed_dim": 64,
     "num_hidden_layers": 3,
 }
-# As the released files of the original code are, the partial language_config included (spec 2.4).
+# Like the released files of the original code, the partial language_config included.
 ORIGINAL_7B = {
     "model_type": "multi_modality",
     "architectures": ["MultiModalityCausalLM"],
@@ -97,7 +97,7 @@ ORIGINAL_7B = {
 
 @pytest.fixture(scope="module")
 def pair():
-    """transformers' model and our architecture; it draws 3 x 3 tokens, which its VQ makes 12 x 12 pixels."""
+    """transformers' model and our architecture; it generates 3 x 3 tokens, which its VQ decodes to 12 x 12 pixels."""
     model, config, _ = make_pair(TEXT, VISION, VQ, seed=0)
     return model, dataclasses.replace(config, vq=dataclasses.replace(config.vq, image_size=12))
 

@@ -14,7 +14,7 @@ from janus_jax.weights.name_map import their_shapes
 from janus_jax.weights.vae import read_vae_config
 from tests.helpers.small_models import SMALL_FLOW
 
-# As far as known of the released file (models.md 1.5, 2.4): partial, and with defaults of the code overridden.
+# What is known of the released file: partial, and with other values than the defaults of the code.
 RELEASED = {
     "model_type": "multi_modality",
     "vision_und_enc_config": {

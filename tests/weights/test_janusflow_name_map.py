@@ -24,7 +24,7 @@ def test_values_come_back(config, layout):
 
 @pytest.mark.parametrize(
     ("config", "layout", "tensors", "scalars"),
-    [  # spec 1.7; the original has 13 tensors of the attention pool besides
+    [  # the original also has 13 tensors of the attention pool
         (JANUSFLOW_1P3B, "janusflow", 587 - 13, 2_046_367_504 - 12_595_200),
         (SDXL_VAE, "vae", 248, 83_653_863),
     ],
@@ -36,7 +36,7 @@ def test_full_size_has_the_known_number_of_tensors_and_scalars(config, layout, t
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [  # spec 2.2
+    [
         ("beg_of_und_embed", (1, 2048)),
         ("vision_und_enc_model.vision_tower.blocks.23.attn.qkv.weight", (3072, 1024)),
         ("vision_und_enc_aligner.weight", (2048, 1024)),

@@ -59,7 +59,7 @@ CASES = {
         {**VQ, "num_hidden_layers": 1, "channel_multiplier": [1], "latent_channels": 16},
     ),
 }
-# The table of spec 2.1, from transformers' names to the original ones.
+# From transformers' names to the original ones, written independently of `weights.name_map`.
 TO_ORIGINAL = [
     (r"model\.vision_model\.embeddings\.position_embedding\.weight", "vision_model.vision_tower.pos_embed"),
     (r"model\.vision_model\.embeddings\.patch_embedding", "vision_model.vision_tower.patch_embed.proj"),
@@ -133,13 +133,13 @@ def test_every_parameter_is_linked_once_per_layer(pair, layout):
         for layer in (range(leaf.shape[0]) if is_stacked(path) else [None])
     ]
     assert [(link.path, link.layer) for link in links(config, layout)] == expected
-    pieces = [(link.name, link.part) for link in links(config, layout)]
-    assert len(set(pieces)) == len(pieces)
+    places = [(link.name, link.part) for link in links(config, layout)]
+    assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize(
     ("config", "layout", "tensors", "scalars"),
-    [  # spec 1.7; the original has 13 tensors of the attention pool and a buffer besides
+    [  # the original also has 13 tensors of the attention pool and a buffer
         (JANUS_PRO_1B, "hf", 964, 2_076_636_811),
         (JANUS_PRO_7B, "hf", 1018, 7_407_773_323),
         (JANUS_PRO_1B, "deepseek", 882 - 14, 2_076_636_811),
@@ -156,7 +156,7 @@ def test_full_size_has_the_known_number_of_tensors_and_scalars(config, layout, t
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [  # spec 2.1
+    [
         ("vision_model.vision_tower.pos_embed", (1, 576, 1024)),
         ("vision_model.vision_tower.patch_embed.proj.weight", (1024, 3, 16, 16)),
         ("vision_model.vision_tower.blocks.23.attn.qkv.weight", (3072, 1024)),

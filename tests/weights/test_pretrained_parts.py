@@ -1,4 +1,4 @@
-"""Training starts from what transformers and LlamaGen saved: all arrives, the rest is fresh, a table says so."""
+"""Training starts from parts saved by transformers and LlamaGen: all of a part arrives; a table says what is fresh."""
 
 import dataclasses
 import json
@@ -34,13 +34,12 @@ VISION = {
     "intermediate_size": 96,
 }
 
+TEXT_TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50000}
+
 
 def load_part(part, location, config):
     """Path -> values of everything in a part."""
     return flatten(load_params(open_part(part, location, config)))
-
-
-TEXT_TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50000}
 
 
 @pytest.fixture(scope="module")

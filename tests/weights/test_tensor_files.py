@@ -105,7 +105,7 @@ def test_writes_the_bytes_that_safetensors_writes(tmp_path):
 
 
 def test_views_are_written_block_by_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_io, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(safetensors_io, "BLOCK_BYTES", 100)
     values = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
     arrays = {
         "transposed": values.transpose(3, 2, 0, 1),

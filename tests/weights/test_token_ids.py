@@ -1,4 +1,4 @@
-"""What the files of a folder say about special tokens: errors where it would change answers or drawings."""
+"""Special tokens in the files of a folder: other ones are errors where they would change answers or images."""
 
 import json
 import logging

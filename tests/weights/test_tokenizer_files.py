@@ -111,7 +111,7 @@ def test_stock_processor_tokenizes_conversations_with_our_ids(written, tokenizer
 
 
 @pytest.mark.parametrize("style", STYLE_NAMES)
-def test_stock_processor_draws_with_our_ids(written, tokenizer, style):
+def test_stock_processor_asks_for_images_with_our_ids(written, tokenizer, style):
     processor = written[style][1]
     message = {"role": "user", "content": "a handwritten seven"}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
@@ -210,10 +210,10 @@ def test_role_tokens_tell_the_prompt_style(tmp_path, roles, style):
 def test_prompt_style_survives_a_hugging_face_folder(tmp_path, tokenizer, style):
     """Its roles by the tokenizer, its system prompt by the processor's field."""
     is_pro = STYLES[style].user == STYLES["janus_pro"].user
-    own = tokenizer if is_pro else train_tokenizer(["User: hello"], 300)
-    write_hf_files(tmp_path, config_of(style), own)
+    fitting = tokenizer if is_pro else train_tokenizer(["User: hello"], 300)
+    write_hf_files(tmp_path, config_of(style), fitting)
     assert read_tokenizer(tmp_path)[1] == style
-    check_style("hf", config_of(style), own)
+    check_style("hf", config_of(style), fitting)
 
 
 def test_a_system_prompt_field_that_is_no_boolean_is_an_error(tmp_path, tokenizer):

@@ -1,6 +1,6 @@
 import pytest
 
-from janus_jax.data.formats.registry import open_dataset
+from janus_jax.data.formats.registry import FORMATS, LIST_OPTIONS, TEXT_OPTIONS, open_dataset, option_names
 from janus_jax.errors import UserError
 
 
@@ -11,3 +11,8 @@ def test_unknown_format_and_foreign_option_are_errors():
         open_dataset("text", "x", {"question": "Why?", "text_field": None})
     with pytest.raises(UserError, match=r"^--input is empty"):
         open_dataset("text", (), {})
+
+
+def test_every_option_has_help_and_is_taken_by_a_format():
+    taken = set().union(*(option_names(name) for name in FORMATS)) - {"tasks"}  # --task is not a format's own option
+    assert taken == LIST_OPTIONS.keys() | TEXT_OPTIONS.keys()

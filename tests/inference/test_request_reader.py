@@ -9,6 +9,7 @@ import pytest
 from janus_jax.data.prompts import STYLES, Message
 from janus_jax.data.tokenizer import train_tokenizer
 from janus_jax.errors import UserError
+from janus_jax.inference.sampling import Sampling
 from janus_jax.inference.validation import DEFAULT_NEW_TOKENS, RequestReader, user_message
 from tests.helpers.tiny_runs import MICRO_JANUS
 
@@ -26,17 +27,18 @@ def reader():
 
 
 def ask(reader, text, images=(), **changes):
-    return reader.text([[user_message(text, len(images))]], [images], **TEXT | changes)
+    (request,), _ = reader.text([[user_message(text, len(images))]], [images], **TEXT | changes)
+    return request
 
 
 def test_an_answer_has_the_default_or_what_the_context_leaves(reader):
     request = ask(reader, "x" * 20)
-    assert request.max_new_tokens == [64 - len(request.prompts[0])]
+    assert request.max_new_tokens == 64 - len(request.prompt)
     roomy = RequestReader(dataclasses.replace(CONFIG, llama=MICRO_JANUS.llama), TOKENIZER)
-    assert ask(roomy, "x").max_new_tokens == [MICRO_JANUS.llama.max_length - len(ask(roomy, "x").prompts[0])]
+    assert ask(roomy, "x").max_new_tokens == MICRO_JANUS.llama.max_length - len(ask(roomy, "x").prompt)
     large = dataclasses.replace(CONFIG, llama=dataclasses.replace(CONFIG.llama, max_length=4096))
-    assert ask(RequestReader(large, TOKENIZER), "x").max_new_tokens == [DEFAULT_NEW_TOKENS]
-    assert ask(reader, "x", max_new_tokens=7).max_new_tokens == [7]
+    assert ask(RequestReader(large, TOKENIZER), "x").max_new_tokens == DEFAULT_NEW_TOKENS
+    assert ask(reader, "x", max_new_tokens=7).max_new_tokens == 7
 
 
 @pytest.mark.parametrize(
@@ -60,9 +62,9 @@ def test_a_question_that_cannot_be_answered_is_refused(reader, text, changes, me
         ("a cat", {}, r"prompts='a cat', expected a list"),
     ],
 )
-def test_a_drawing_that_cannot_be_made_is_refused(reader, prompts, changes, message):
+def test_an_image_that_cannot_be_generated_is_refused(reader, prompts, changes, message):
     with pytest.raises(UserError, match=message):
-        reader.images(prompts, **IMAGE | changes)
+        reader.codes(prompts, **IMAGE | changes)
 
 
 # What internals would round, or say something else about.
@@ -83,7 +85,7 @@ BAD_OPTIONS = {
 def test_options_of_another_type_or_out_of_range_are_refused_by_name(reader, name):
     calls = [
         (TEXT, lambda options: reader.text([[user_message("x", 0)]], [[]], **options)),
-        (IMAGE, lambda options: reader.images(["x"], **options)),
+        (IMAGE, lambda options: reader.codes(["x"], **options)),
         (FLOW, lambda options: reader.latents(["x"], **options)),
     ]
     having = [(options, call) for options, call in calls if name in options]
@@ -96,12 +98,31 @@ def test_options_of_another_type_or_out_of_range_are_refused_by_name(reader, nam
 
 def test_numbers_of_numpy_are_taken_as_they_are(reader):
     options = dict(max_new_tokens=np.int32(3), temperature=np.float32(0.5), top_k=np.int64(2), seed=np.uint32(1))
-    assert ask(reader, "x", **options) == ask(reader, "x", max_new_tokens=3, temperature=0.5, top_k=2, seed=1)
+    requests, sampling = reader.text([[user_message("x", 0)]], [[]], **TEXT | options)
+    assert requests == [ask(reader, "x", images=[], max_new_tokens=3, seed=1)]
+    assert sampling == Sampling.of(0.5, 0.95, 2)
+
+
+def test_each_prompt_has_its_seed_and_number(reader):
+    def identities(**changes):
+        requests, _ = reader.codes(["x"] * 3, **IMAGE | changes)
+        return [(request.seed, request.prompt_number) for request in requests]
+
+    assert identities(seed=5) == [(5, 0), (5, 1), (5, 2)]
+    assert identities(seed=[5, 6, 5], prompt_numbers=(9, 9, 0)) == [(5, 9), (6, 9), (5, 0)]
+    for changes, message in (
+        ({"seed": [1, 2]}, "seed has 2 numbers.* 3 prompts"),
+        ({"prompt_numbers": [0]}, "prompt_numbers has 1 numbers"),
+        ({"prompt_numbers": [0, -1, 2]}, "prompt_numbers=-1"),
+        ({"seed": [1, 2, 2**32]}, "seed=4294967296"),
+    ):
+        with pytest.raises(UserError, match=message):
+            identities(**changes)
 
 
 def test_what_is_no_text_is_refused(reader):
     with pytest.raises(UserError, match="a prompt of type int, expected a description of the image"):
-        reader.images([3], **IMAGE)
+        reader.codes([3], **IMAGE)
     with pytest.raises(UserError, match="a prompt of type NoneType, expected a question"):
         user_message(None, 0)
 
@@ -117,6 +138,6 @@ def test_images_and_placeholders_are_counted_and_the_user_has_the_last_word(read
 
 def test_a_tokenizer_without_the_role_tokens_is_refused():
     plain = train_tokenizer(["no roles"], 300)
-    with pytest.raises(UserError, match=r"role token\(s\) of the prompts missing: <\|User\|>, <\|Assistant\|>"):
+    with pytest.raises(UserError, match=r"<\|User\|>, <\|Assistant\|>"):
         RequestReader(CONFIG, plain)
     RequestReader(dataclasses.replace(CONFIG, prompt_style="janus"), plain)  # its roles are plain words

@@ -1,5 +1,7 @@
 """Image codes equal the guided loop of the specification and transformers, alone or in a batch, for any seed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +9,65 @@ import pytest
 import torch
 
 from janus_jax.data.prompts import STYLES, generation_prompt
-from janus_jax.inference.decoding import decode_pixels, image_program, programs, start_images
+from janus_jax.inference.compiled_programs import traced
+from janus_jax.inference.decode_image import GuidedPrompts, decode_pixels, image_program, start_images
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.padding import Prompts
+from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
 from tests.helpers.reference_decoding import Reference
+from tests.helpers.small_models import DECODED
+from tests.helpers.torch_weights import make_pair
 
 # Different lengths; the last is in another length bucket than the others.
 PROMPTS = ["seven", "the digit one", "the larger of the digits two and nine, drawn in chalk above a smaller one"]
 PREFIX = 2048  # tokens, many more than an image has
+# The sizes of `DECODED` for transformers.
+TEXT = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "mlp_ratio": 2.0,
+    "projection_dim": 32,
+    "depth": 2,
+    "num_image_tokens": 16,
+}
+VQ = {
+    "embed_dim": 4,
+    "num_embeddings": 64,
+    "latent_channels": 8,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 1],
+    "num_res_blocks": 1,
+    "projection_dim": 32,
+    "num_hidden_layers": 2,
+    "image_token_embed_dim": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """transformers' model and our parameters, with the same random weights."""
+    torch_model, config, params = make_pair(TEXT, VISION, VQ, seed=5)
+    assert dataclasses.replace(config, prompt_style=DECODED.prompt_style) == DECODED
+    return torch_model, params
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline, pair):
+    """The session's pipeline with these weights: its traced, since only values differ."""
+    return JanusPipeline(DECODED, pair[1], pipeline.tokenizer, buckets=pipeline.engine.buckets)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +99,9 @@ def test_greedy_codes_equal_the_loop_of_the_specification(pipeline, reference, p
     assert min(len(set(row)) for row in expected) > 4  # codes that only repeat themselves would prove little
 
 
-def test_greedy_codes_equal_transformers(small, prompt_ids, greedy):
+def test_greedy_codes_equal_transformers(pipeline, pair, prompt_ids, greedy):
     """There left-padded too, and in block order: all conditional rows, then all unconditional ones."""
-    tokenizer, model = small.pipeline.tokenizer, small.torch_model
+    tokenizer, model = pipeline.tokenizer, pair[0]
     longest = max(len(ids) for ids in prompt_ids)
     padding = [longest - len(ids) for ids in prompt_ids]
     tokens = [[tokenizer.pad_id] * pads + ids for pads, ids in zip(padding, prompt_ids, strict=True)]
@@ -99,22 +151,22 @@ def test_each_prompt_alone_has_the_greedy_codes_it_has_in_the_batch(pipeline, gr
 
 
 def test_other_lengths_within_a_bucket_compile_no_program(pipeline, greedy):
-    before = programs.copy()
+    before = traced.copy()
     longer = [prompt + " one" for prompt in PROMPTS]
     codes = pipeline.generate_codes(longer, 1, cfg_weight=3.0, temperature=0.0)
-    assert programs == before
+    assert traced == before
     assert np.any(codes != greedy)
     pipeline.generate_codes(longer, 1, cfg_weight=3.0, temperature=0.0, top_k=2)  # means nothing for argmax
-    assert programs == before
+    assert traced == before
 
 
 def test_progress_is_told_in_portions_that_change_nothing(pipeline, greedy, monkeypatch):
-    monkeypatch.setattr("janus_jax.inference.decoding.PORTION", 6)
-    before, told = programs["image"], []
+    monkeypatch.setattr("janus_jax.inference.janus.PORTION", 6)
+    before, told = traced["image"], []
     codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=0.0, on_codes=told.append)
     np.testing.assert_array_equal(codes, greedy)
     assert told == [6, 12, 16]
-    assert programs["image"] == before
+    assert traced["image"] == before
 
 
 def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
@@ -122,17 +174,17 @@ def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
 
     def state_and_temporary_bytes(images):
         row = np.zeros((1, PREFIX), np.int32)
-        prompt = Prompts(row, row.astype(np.int8), row + 1, row)
+        prompt = PaddedPrompts(row, row.astype(np.int8), row + 1, row)
         keys = jax.random.split(jax.random.key(0), images)
-        model, params, sampling = pipeline._model, pipeline.params, Sampling.of(1.0)
-        arguments = (model, params, prompt, prompt, np.zeros(1, np.int32), keys, 5.0)
-        state = start_images.eval_shape(*arguments, sampling=sampling)
+        model, params, sampling = pipeline.engine.model, pipeline.params, Sampling.of(1.0)
+        prompts = GuidedPrompts(prompt, prompt, np.zeros(1, np.int32))
+        state = start_images.eval_shape(model, params, prompts, keys, 5.0, sampling=sampling)
         lowered = image_program("cpu").lower(model, params, state, keys, 5.0, 16, sampling=sampling)
         memory = lowered.compile().memory_analysis()
         assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes  # no second cache
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + memory.temp_size_in_bytes
 
-    prefix = cache_bytes(pipeline.config.llama, np.float32, rows=2, slots=PREFIX)
+    prefix = cache_bytes(DECODED.llama, pipeline.engine.model.execution, rows=2, slots=PREFIX)
     one, sixteen = state_and_temporary_bytes(1), state_and_temporary_bytes(16)
     assert one > prefix
     assert sixteen - one < 4 * prefix  # 15 more would be the prefix of each image
@@ -141,59 +193,61 @@ def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
 def test_more_images_take_no_more_memory_to_decode_but_for_their_pixels(pipeline):
     def temporary(images):
         codes = jnp.zeros((images, pipeline.config.image_tokens), jnp.int32)
-        compiled = decode_pixels.lower(pipeline._model, pipeline.params, codes).compile()
+        compiled = decode_pixels.lower(pipeline.engine.model, pipeline.params, codes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     size = pipeline.config.siglip.image_size
     assert temporary(8) - temporary(1) <= 2 * 7 * 4 * 3 * size**2
 
 
-def test_the_unconditional_prefix_is_computed_once_per_length(pipeline, monkeypatch):
+def test_the_unconditional_prefix_is_computed_once_per_length(pipeline, prompt_ids):
     rows = []
-
-    def decode(model, params, prompts, unconditional, unconditional_of, keys, cfg_weight, *, sampling, on_codes):
-        lengths = unconditional.segment_ids.sum(axis=1)
-        np.testing.assert_array_equal(lengths[unconditional_of], prompts.segment_ids.sum(axis=1))
+    for prompts in ([0], [0, 0, 0], [0, 1], [0, 1, 2], [0, 1, 2, 0]):
+        guided = pipeline.engine.guided([prompt_ids[i] for i in prompts])
+        lengths = guided.unconditional.segment_ids.sum(axis=1)
+        conditional = guided.conditional.segment_ids.sum(axis=1)
+        np.testing.assert_array_equal(lengths[guided.unconditional_of], conditional)
         rows.append(len(lengths))
-        return np.zeros((*keys.shape, 16), np.int32)
-
-    monkeypatch.setattr("janus_jax.inference.pipeline.decode_image_codes", decode)
-    for prompts in (["one"], ["one", "two", "six"], ["one", "the digit two"], PROMPTS, [*PROMPTS, PROMPTS[0]]):
-        assert len(pipeline.generate_codes(prompts, 5)) == 5 * len(prompts)
     assert rows == [1, 1, 2, 4, 4]  # powers of two
 
 
 def test_one_candidate_is_greedy_and_another_temperature_compiles_no_program(pipeline, greedy):
     codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=1.0, top_k=1, seed=4)
     np.testing.assert_array_equal(codes, greedy)
-    before = dict(programs)
+    before = dict(traced)
     pipeline.generate_codes(PROMPTS, 1, cfg_weight=4.0, temperature=0.7, top_k=1, seed=4)
-    assert dict(programs) == before
+    assert dict(traced) == before
 
 
 @pytest.fixture(scope="module")
-def drawn(pipeline):
+def sampled(pipeline):
     """[prompt, image, code], two images of each prompt."""
     codes = pipeline.generate_codes(PROMPTS, 2, cfg_weight=2.0, temperature=1.0, seed=11)
     return codes.reshape(3, 2, -1)
 
 
-def test_an_image_depends_on_seed_prompt_and_number_only(pipeline, drawn):
-    first_prompt = pipeline.generate_codes(PROMPTS[:1], 3, cfg_weight=2.0, temperature=1.0, seed=11)
-    np.testing.assert_array_equal(first_prompt[:2], drawn[0])  # neither on the other prompts nor on `num_images`
-    others = pipeline.generate_codes(PROMPTS[1:2], 3, cfg_weight=2.0, temperature=1.0, seed=11)
-    np.testing.assert_array_equal(others[:2], drawn[1])
-    other_seed = pipeline.generate_codes(PROMPTS[:1], 3, cfg_weight=2.0, temperature=1.0, seed=12)
-    images = [first_prompt[0], first_prompt[1], first_prompt[2], other_seed[0], other_seed[1]]
-    assert len({tuple(image) for image in images}) == 5
+def test_an_image_depends_on_its_prompt_seed_and_numbers_alone(pipeline, sampled):
+    def alone(prompt, number, seed=11):
+        options = dict(cfg_weight=2.0, temperature=1.0, seed=seed, prompt_numbers=[number])
+        return pipeline.generate_codes([prompt], 3, **options)
+
+    for number in (0, 1):  # neither on the other prompts nor on the number of images
+        np.testing.assert_array_equal(alone(PROMPTS[number], number)[:2], sampled[number])
+    images = [*alone(PROMPTS[0], 0), *alone(PROMPTS[0], 1), *alone(PROMPTS[0], 0, seed=12)]
+    assert len({tuple(image) for image in images}) == 9
 
 
-def test_sampled_codes_have_the_probability_that_guidance_gives_them(pipeline, reference, prompt_ids, drawn):
-    """Mean surprise of the 96 draws against its expectation under softmax(guided logits), in standard deviations."""
+def test_equal_prompts_of_a_batch_have_different_images(pipeline):
+    codes = pipeline.generate_codes(["seven"] * 30, 1, cfg_weight=2.0, temperature=1.0)
+    assert len({tuple(image) for image in codes.tolist()}) == 30
+
+
+def test_sampled_codes_have_the_probability_that_guidance_gives_them(pipeline, reference, prompt_ids, sampled):
+    """Mean surprise of the 96 samples against its expectation under softmax(guided logits), in standard deviations."""
 
     def deviation(weight, temperature):
         surprise, variance = 0.0, 0.0
-        for logits, code in zip(pairs, drawn.ravel(), strict=True):
+        for logits, code in zip(pairs, sampled.ravel(), strict=True):
             scores = guided(weight)(*logits) / temperature
             logp = scores - scores.max() - np.log(np.sum(np.exp(scores - scores.max())))
             p = np.exp(logp)
@@ -204,11 +258,11 @@ def test_sampled_codes_have_the_probability_that_guidance_gives_them(pipeline, r
 
     pairs = [
         reference.image_logits(pipeline.params, ids, image[:step])
-        for ids, images in zip(prompt_ids, drawn.tolist(), strict=True)
+        for ids, images in zip(prompt_ids, sampled.tolist(), strict=True)
         for image in images
         for step in range(len(image))
     ]
     assert abs(deviation(weight=2.0, temperature=1.0)) < 3
-    # The same draws are not those of other settings.
+    # The same samples are not those of other settings.
     assert abs(deviation(weight=5.0, temperature=1.0)) > 5
     assert abs(deviation(weight=2.0, temperature=0.5)) > 5

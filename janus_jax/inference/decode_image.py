@@ -1,0 +1,187 @@
+"""The decoding loop of image codes with classifier-free guidance, and the decoding of codes to pixels (Janus, 3.4).
+
+Both halves of the guidance run as one batch of 2 B G rows, first the conditional rows, then the unconditional ones.
+The prompt before the codes is computed once and held once for its G images. The loop consists of two compiled
+programs: one reads the prompts, the other takes steps up to a number that is an argument, so that the host can report
+progress between two portions of steps. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its
+devices.
+
+Letters: B prompts, P prompt length, G images per prompt, U unconditional prompts, N codes per image, C number of
+codes, D width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from janus_jax.inference.compiled_programs import image_loop_program, program, traced
+from janus_jax.inference.padding import PaddedPrompts
+from janus_jax.inference.sampling import Sampling
+from janus_jax.models.execution import ROWS_FIRST, Execution
+from janus_jax.models.janus import Janus
+from janus_jax.models.llama import KVCache, init_cache
+from janus_jax.models.params import Params, bind
+from janus_jax.ops.sampling import guide
+from janus_jax.sharding import row_shares, spread_cache, spread_rows
+
+
+class GuidedPrompts(NamedTuple):
+    """Prompts of images with their unconditional counterparts.
+
+    An unconditional prompt keeps BOS and `<begin_of_image>`; its condition is replaced by pad tokens, which *are*
+    attended to, as in the original. It therefore depends on the length of the prompt alone, and prompts of equal
+    length share one.
+    """
+
+    conditional: PaddedPrompts  # B prompts, each ending with `<begin_of_image>`
+    unconditional: PaddedPrompts  # U prompts of the same padded length
+    unconditional_of: np.ndarray  # [B] index of each prompt's unconditional prompt
+
+
+class ImageState(NamedTuple):
+    """Images that are being generated."""
+
+    step: jax.Array  # number of codes of each image so far, at least 1
+    codes: jax.Array  # [B G, N]
+    cache: KVCache  # 2 B G rows of codes; its keys and values as `slots_first` orders them
+    prefix: KVCache  # 2 B rows: the prompts
+
+
+@program(static_argnames="model")
+def start_images(
+    model: Janus,
+    params: Params,
+    prompts: GuidedPrompts,
+    keys: jax.Array,
+    cfg_weight: jax.Array,
+    *,
+    sampling: Sampling,
+) -> ImageState:
+    """Reads the prompts and samples the first code of each image.
+
+    Args:
+        keys: [B G] random keys, one per image, those of a prompt together.
+        cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
+    """
+    traced["image prompt"] += 1
+    apply = bind(model, params)
+    batch = prompts.conditional.tokens.shape[0]
+    images = keys.shape[0] // batch
+    num_codes = model.config.image_tokens
+    tokens, modality, segment_ids, positions = (
+        jnp.concatenate(pair) for pair in zip(prompts.conditional, prompts.unconditional, strict=True)
+    )
+    prefix = spread_cache(init_cache(model.config.llama, model.execution, *tokens.shape))
+    hidden, prefix = apply(apply(tokens, modality, method="embed"), positions, segment_ids, prefix)
+    # From one row per distinct prompt to one row per prompt and half of the guidance.
+    halves = jnp.concatenate([jnp.arange(batch), batch + prompts.unconditional_of])
+    axis = 1 if model.execution.scan_layers else 0
+    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (prefix.k, prefix.v))
+    prefix = prefix._replace(k=k, v=v, positions=positions[halves], segment_ids=segment_ids[halves])
+    logits = _guided_logits(apply, jnp.repeat(hidden[halves, -1], images, axis=0), cfg_weight)
+    first = sampling(keys, jnp.zeros((), jnp.int32), logits)
+    empty = init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes)
+    return ImageState(
+        step=jnp.ones((), jnp.int32),
+        codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
+        cache=slots_first(spread_cache(empty), model.execution),
+        prefix=spread_cache(prefix),
+    )
+
+
+@functools.cache
+def image_program(platform: str) -> Any:
+    """`continue_images` compiled for the devices of a platform: "cpu", "gpu" or "tpu"."""
+    return image_loop_program(continue_images, platform, static_argnames="model", donate_argnames="state")
+
+
+def continue_images(
+    model: Janus,
+    params: Params,
+    state: ImageState,
+    keys: jax.Array,
+    cfg_weight: jax.Array,
+    until: jax.Array | int,
+    *,
+    sampling: Sampling,
+) -> ImageState:
+    """Takes steps until each image has `until` codes, at most N; uses up the state. Run it as `image_program`."""
+    traced["image"] += 1
+    apply = bind(model, params)
+    prefix = state.prefix
+    images = 2 * keys.shape[0] // prefix.segment_ids.shape[0]
+    prompt_lengths = jnp.repeat(prefix.segment_ids.sum(axis=1), images)
+
+    def body(step: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
+        codes, cache = carry
+        code = jax.lax.dynamic_slice_in_dim(codes, step - 1, 1, axis=1)
+        x = apply(jnp.concatenate([code, code]), method="embed_codes")
+        positions = (prompt_lengths + step - 1)[:, None]
+        hidden, cache = apply(x, positions, jnp.ones_like(positions), cache, prefix)
+        new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1)
+        return codes, _stored_slots_first(spread_cache(cache), model.execution)
+
+    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, slots_first(state.cache, model.execution)))
+    return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix)
+
+
+def slots_first(cache: KVCache, execution: Execution) -> KVCache:
+    """Reorders keys and values of each layer, [B, K, S, H] -> [S, K, B, H]; a second call restores the order.
+
+    XLA:TPU holds them in this order inside the loop, where a step writes one block for all rows. If the arguments of
+    the loop had rows first, each call would copy the whole cache before its first step and after its last (compiler
+    estimate; tests/compile_check/test_compiled_decode.py). A CPU would have to copy for slots first, so its cache
+    stays as it is.
+    """
+    if execution.cache_layout == ROWS_FIRST:
+        return cache
+    k, v = jax.tree.map(lambda leaf: leaf.swapaxes(-4, -2), (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
+
+
+def _stored_slots_first(cache: KVCache, execution: Execution) -> KVCache:
+    """The same cache, with rows first, whose memory is laid out as `slots_first` orders it.
+
+    With weights of bfloat16 XLA:TPU chooses this layout by itself. With int8 weights it would choose slots, rows,
+    heads, and each call would copy the whole cache twice (compiler estimate; tests/compile_check).
+    """
+    if execution.cache_layout == ROWS_FIRST:
+        return cache
+
+    def store(leaf: jax.Array) -> jax.Array:
+        *layers, rows, heads, slots, head = range(leaf.ndim)
+        return with_layout_constraint(leaf, Layout((*layers, slots, heads, rows, head)))
+
+    k, v = jax.tree.map(store, (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
+
+
+def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax.Array) -> jax.Array:
+    """Hidden states [2 B G, D], conditional then unconditional -> logits [B G, C]."""
+    conditional, unconditional = jnp.split(apply(hidden, method="image_logits"), 2)
+    return guide(conditional, unconditional, cfg_weight)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def decode_pixels(model: Janus, params: Params, codes: jax.Array) -> jax.Array:
+    """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1].
+
+    Each device of a mesh decodes its images one after the other; B must be a multiple of `row_shares`. This bounds
+    the memory and gives an image the same bits in any batch.
+    """
+    traced["pixels"] += 1
+    apply = bind(model, params)
+    mesh = jax.sharding.get_abstract_mesh()
+    shares = 1 if mesh.empty else row_shares(mesh)
+
+    def decode(images: jax.Array) -> jax.Array:
+        return spread_rows(apply(spread_rows(images), method="decode_codes").astype(jnp.float32))
+
+    pixels = jax.lax.map(decode, codes.reshape(shares, -1, codes.shape[1]).swapaxes(0, 1)).swapaxes(0, 1)
+    return spread_rows(pixels.reshape(-1, *pixels.shape[2:]))

@@ -1,0 +1,259 @@
+"""The engine: one model that is ready to decode, with everything that decoding needs around the compiled programs.
+
+It owns the model, its parameters and their mesh, the tokenizer, the padding of batches, the memory check and the
+compiled programs. Pipelines, chat sessions, evaluation, benchmarks and the training loop use its public methods.
+
+Letters: B prompts, P prompt length, I image slots, G images per prompt.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, load_image, to_rgb, understanding_pixels
+from janus_jax.data.tokenizer import Tokenizer
+from janus_jax.errors import UserError
+from janus_jax.inference.decode_text import TextState, continue_text, start_text
+from janus_jax.inference.memory import check_fits
+from janus_jax.inference.padding import BUCKETS, Buckets, PaddedPrompts, check_buckets, pad_prompts, round_up
+from janus_jax.inference.requests import Answer, Image, ImageRequest, TextRequest, is_image
+from janus_jax.inference.sampling import Sampling, sample_keys
+from janus_jax.inference.validation import RequestReader
+from janus_jax.models.config import FamilyConfig
+from janus_jax.models.execution import decoding_execution
+from janus_jax.models.llama import KVCache
+from janus_jax.models.params import Params, build, flatten, unflatten
+from janus_jax.models.scan_layers import unstack_layers
+from janus_jax.sharding import decoding_shardings, row_shares
+from janus_jax.weights.weight_layout import undo_row_major
+
+GREEDY = Sampling()
+
+
+class Engine(ABC):
+    """What the models of the family have in common: they answer. Subclasses generate images.
+
+    Attributes:
+        params: parameters, with one subtree per layer (`layers_0`, ...), which decoding reads fastest, or with layers
+            stacked if the engine was made so.
+        reader: turns a user's prompts and options into requests for this engine.
+    """
+
+    def __init__(
+        self,
+        config: FamilyConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        dtype: DTypeLike = jnp.float32,
+        normalization: Normalization = JANUS_NORMALIZATION,
+        buckets: Buckets = BUCKETS,
+        mesh: Mesh | None = None,
+        scan_layers: bool = False,
+    ):
+        """Makes an engine of parameters in any layout.
+
+        Args:
+            params: with layers stacked, as checkpoints hold them, or with one subtree per layer; also quantised, or
+                with the transposed weight matrices of `weight_layout`. On a mesh the latter are transposed back, since
+                shardings are those of [in, out].
+            dtype: compute dtype.
+            mesh: devices of this process (`sharding.make_mesh`), over which parameters, caches and the rows of a
+                request are divided; None uses the default device.
+            scan_layers: take parameters with layers stacked as they are, with the shardings that they have and without
+                a copy. A training loop samples in this way with its own parameters. Steps are slower than with one
+                subtree per layer, because a scan copies the weights that it slices.
+
+        Raises:
+            UserError: the mesh does not divide a parameter, or buckets are not whole numbers from 1.
+        """
+        check_buckets(buckets)
+        self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
+        self.normalization, self.buckets = normalization, buckets
+        self.reader = RequestReader(config, tokenizer)
+        self.params = params if scan_layers else _unrolled(config, params, dtype, mesh)
+        execution = decoding_execution(dtype, jax.default_backend(), on_mesh=mesh is not None)
+        self.model: Any = build(config, dataclasses.replace(execution, scan_layers=scan_layers))
+
+    def with_params(self, params: Params) -> Self:
+        """The same engine, with the same compiled programs, for other values of the parameters.
+
+        Raises ValueError when their paths, shapes or dtypes are not those of the present parameters.
+        """
+
+        def kinds(tree: Params) -> dict[str, tuple]:
+            return {path: (leaf.shape, leaf.dtype) for path, leaf in flatten(tree).items()}
+
+        expected, found = kinds(self.params), kinds(params)
+        differing = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        if differing:
+            raise ValueError(f"parameters that are not of the engine's paths, shapes and dtypes: {differing[:5]}")
+        engine = copy.copy(self)
+        engine.params = params
+        return engine
+
+    def answer(self, requests: Sequence[TextRequest], sampling: Sampling = GREEDY) -> list[Answer]:
+        """Answers requests in one batch.
+
+        Raises UserError for an unreadable image, or a batch that does not fit the memory.
+        """
+        if not requests:
+            return []
+        spare = -len(requests) % self.row_shares  # padding rows, so that every device gets the same number
+        rows = [*requests, *[requests[-1]._replace(images=(), max_new_tokens=1)] * spare]
+        prompts = self.pad([row.prompt for row in rows])
+        slots = round_up(max(row.max_new_tokens for row in rows), self.buckets.answer)
+        length = prompts.tokens.shape[1]
+        self.check_memory({f"{len(rows)} prompts": (len(rows), length + slots)}, (len(rows), length, length + slots))
+        pixels = self.pixels([row.images for row in rows])
+        keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], 1)[:, 0]
+        limits = [row.max_new_tokens for row in rows]
+        state = self.prefill(prompts, pixels, keys, slots=slots, sampling=sampling)
+        state = self.continue_(state, keys, limits, slots, sampling=sampling)
+        tokens = np.asarray(state.tokens)[: len(requests)].tolist()
+        return [
+            self.to_answer(request.prompt, row[: request.max_new_tokens])
+            for request, row in zip(requests, tokens, strict=True)
+        ]
+
+    @abstractmethod
+    def generate(self, requests: Sequence[ImageRequest], num_images: int, **options: Any) -> np.ndarray:
+        """Generates `num_images` samples of each request in one batch: codes, or latents of JanusFlow.
+
+        Returns:
+            [B, G, ...]; the options are those of the subclass.
+        """
+
+    @abstractmethod
+    def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
+        """Decodes samples of `generate`, [images, ...], to images."""
+
+    def prefill(
+        self,
+        prompts: PaddedPrompts,
+        pixels: jax.Array | None,
+        keys: jax.Array,
+        *,
+        slots: int,
+        sampling: Sampling = GREEDY,
+        cache: KVCache | None = None,
+        eos_id: int | None = None,
+    ) -> TextState:
+        """Reads prompts up to the first token of each answer; for the arguments see `decode_text.start_text`.
+
+        Args:
+            eos_id: the token that ends an answer; None is the tokenizer's, and -1 lets no token end it.
+        """
+        eos_id = self.tokenizer.eos_id if eos_id is None else eos_id
+        with self.on_mesh():
+            return start_text(
+                self.model, self.params, prompts, pixels, cache, keys, slots=slots, sampling=sampling, eos_id=eos_id
+            )
+
+    def continue_(
+        self,
+        state: TextState,
+        keys: jax.Array,
+        max_new_tokens: Sequence[int],
+        until: int,
+        *,
+        sampling: Sampling = GREEDY,
+        eos_id: int | None = None,
+    ) -> TextState:
+        """Continues answers up to `until` tokens; uses up the state. Other arguments are those of `prefill`."""
+        eos_id = self.tokenizer.eos_id if eos_id is None else eos_id
+        limits = jnp.asarray(max_new_tokens, jnp.int32)
+        with self.on_mesh():
+            return continue_text(self.model, self.params, state, keys, limits, until, sampling=sampling, eos_id=eos_id)
+
+    def to_answer(self, prompt: list[int], tokens: Sequence[int]) -> Answer:
+        """The answer that decoded tokens stand for, up to end-of-sentence."""
+        ids = self.until_end(tokens)
+        return Answer(self.tokenizer.decode(ids).strip(), ids, prompt)
+
+    def until_end(self, tokens: Sequence[int]) -> list[int]:
+        """Removes end-of-sentence and the tokens after it."""
+        ids = list(tokens)
+        return ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
+
+    def pad(self, prompts: Sequence[Sequence[int]]) -> PaddedPrompts:
+        """One batch of prompts, whose length is a multiple of the prompt bucket."""
+        return pad_prompts(prompts, self.image_ids, self.buckets.prompt)
+
+    def pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
+        """Normalised images [B, I, image, image, 3] of each row; None if there are no images.
+
+        Rows with fewer images than others are filled up with zeros, which nothing reads.
+
+        Raises UserError for an unreadable image.
+        """
+        slots = max(len(attached) for attached in images)
+        if slots == 0:
+            return None
+        size = self.config.siglip.image_size
+        pixels = np.zeros((len(images), slots, size, size, 3), np.uint8)
+        for row, attached in enumerate(images):
+            for slot, image in enumerate(attached):
+                if not is_image(image):
+                    raise UserError(f"image of type {type(image).__name__}, expected a PIL image or the path of a file")
+                rgb = to_rgb(image, "image") if isinstance(image, PIL.Image.Image) else load_image(image)
+                pixels[row, slot] = understanding_pixels(rgb, size, self.normalization.pad_colour)
+        return jnp.asarray(self.normalization(pixels))
+
+    def check_memory(self, caches: Mapping[str, tuple[int, int]], *scores: tuple[int, int, int]) -> None:
+        """Raises UserError if a request does not fit the free memory; for the arguments see `memory.check_fits`."""
+        check_fits(self.config.llama, self.model.execution, caches, scores, self.mesh)
+
+    def batches(self, num_prompts: int, num_images: int, at_a_time: int) -> Iterator[slice]:
+        """Divides prompts into batches of up to `at_a_time` images, `num_images` of each prompt; at least one prompt.
+
+        On a mesh every batch except the last has a number of prompts that needs as few padding images as possible.
+        """
+        multiple = self.row_shares // math.gcd(self.row_shares, num_images)
+        size = multiple * max(1, at_a_time // (multiple * num_images))
+        return (slice(start, start + size) for start in range(0, num_prompts, size))
+
+    def padded_counts(self, num_prompts: int, num_images: int) -> tuple[int, int]:
+        """(prompts, images of each) with padding, so that every device gets the same number of images.
+
+        Whichever of the two needs fewer padding images is padded. On a tie it is the number of images, because images
+        of one prompt share the cache of the prompt.
+        """
+        shares = self.row_shares
+        more_images = num_prompts, round_up(num_images, shares // math.gcd(shares, num_prompts))
+        more_prompts = round_up(num_prompts, shares // math.gcd(shares, num_images)), num_images
+        return min(more_images, more_prompts, key=math.prod)
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Token ids whose positions are filled with the features of an understanding image."""
+        return (self.tokenizer.image_id,)
+
+    @property
+    def row_shares(self) -> int:
+        """Number of equal parts into which the devices divide the rows of a batch."""
+        return 1 if self.mesh is None else row_shares(self.mesh)
+
+    def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        """Context in which the compiled programs run."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+def _unrolled(config: FamilyConfig, params: Params, dtype: DTypeLike, mesh: Mesh | None) -> Params:
+    """Parameters with one subtree per layer, placed on the mesh."""
+    params = unstack_layers(params)
+    if mesh is None:
+        return params
+    shardings = decoding_shardings(config, mesh)
+    placed = undo_row_major(params, dtype)
+    return unflatten({path: jax.device_put(leaf, shardings[path]) for path, leaf in flatten(placed).items()})

@@ -1,0 +1,189 @@
+"""Janus and Janus-Pro: engine and public API of models that generate images as codes.
+
+Letters: B prompts, G images per prompt, N codes per image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+
+from janus_jax.data.images import to_images
+from janus_jax.errors import UserError
+from janus_jax.inference.decode_image import GuidedPrompts, ImageState, decode_pixels, image_program, start_images
+from janus_jax.inference.engine import GREEDY, Engine
+from janus_jax.inference.pipeline import Pipeline
+from janus_jax.inference.requests import ImageRequest
+from janus_jax.inference.sampling import Sampling, sample_keys
+from janus_jax.models.config import JanusConfig
+
+PIXEL_CHUNK = 16  # most images per device and VQ decoding call, a power of two: bounds the memory of a call
+PORTION = 64  # number of codes between two reports of progress
+
+
+class JanusEngine(Engine):
+    """Answers, and generates image codes by guided next-token prediction."""
+
+    config: JanusConfig
+
+    def generate(  # type: ignore[override]  # the options of codes
+        self,
+        requests: Sequence[ImageRequest],
+        num_images: int,
+        *,
+        cfg_weight: float = 5.0,
+        sampling: Sampling = GREEDY,
+        on_codes: Callable[[int], Any] | None = None,
+    ) -> np.ndarray:
+        """Image codes [B, G, N] int32.
+
+        Args:
+            on_codes: called after each `PORTION` of codes with the number of codes that each image has.
+
+        Raises UserError for images that do not fit the memory.
+        """
+        num_codes = self.config.image_tokens
+        if not requests:
+            return np.zeros((0, num_images, num_codes), np.int32)
+        num_prompts, images = self.padded_counts(len(requests), num_images)
+        rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
+        prompts = self.guided([row.prompt for row in rows])
+        length, distinct = prompts.conditional.tokens.shape[1], num_prompts + len(prompts.unconditional.tokens)
+        self.check_memory(
+            {
+                # The distinct prompts as they are read, then one row per prompt and half of the guidance.
+                f"{num_prompts} prompts": (distinct + 2 * num_prompts, length),
+                f"{num_prompts * images} images": (2 * num_prompts * images, num_codes),
+            },
+            (distinct, length, length),
+        )
+        keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], images).reshape(-1)
+        state = self.prefill_images(prompts, keys, cfg_weight, sampling=sampling)
+        portion = num_codes if on_codes is None else PORTION
+        for until in range(portion, num_codes + portion, portion):
+            state = self.continue_images(state, keys, cfg_weight, min(until, num_codes), sampling=sampling)
+            if on_codes is not None:
+                on_codes(int(state.step))
+        return np.asarray(state.codes).reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
+
+    def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
+        """Decodes codes [images, N] to images, 1, 2, 4, 8 or 16 per device at a time, each number a compiled program.
+
+        Raises UserError for another shape, or numbers that are not codes.
+        """
+        codes = np.asarray(samples)
+        if codes.dtype.kind not in "iu":
+            raise UserError(f"codes of type {codes.dtype}, expected whole numbers")
+        if codes.ndim != 2 or codes.shape[1] != self.config.image_tokens:
+            raise UserError(f"codes of shape {codes.shape}, expected [images, {self.config.image_tokens}]")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.config.vq.num_codes:
+            raise UserError(f"codes from {codes.min()} to {codes.max()}, expected 0 to {self.config.vq.num_codes - 1}")
+        images, shares = [], self.row_shares
+        for start in range(0, len(codes), shares * PIXEL_CHUNK):
+            chunk = codes[start : start + shares * PIXEL_CHUNK]
+            size = shares << ((len(chunk) - 1) // shares).bit_length()  # a power of two for each device
+            with self.on_mesh():
+                pixels = decode_pixels(self.model, self.params, np.pad(chunk, ((0, size - len(chunk)), (0, 0))))
+            images += to_images(pixels)[: len(chunk)]
+        return images
+
+    def prefill_images(
+        self, prompts: GuidedPrompts, keys: jax.Array, cfg_weight: float, *, sampling: Sampling = GREEDY
+    ) -> ImageState:
+        """Reads prompts up to the first code of each image; for the arguments see `decode_image.start_images`."""
+        with self.on_mesh():
+            return start_images(self.model, self.params, prompts, keys, jnp.float32(cfg_weight), sampling=sampling)
+
+    def continue_images(
+        self, state: ImageState, keys: jax.Array, cfg_weight: float, until: int, *, sampling: Sampling = GREEDY
+    ) -> ImageState:
+        """Continues images up to `until` codes, at most N; uses up the state. See `prefill_images`."""
+        take_steps = image_program(jax.default_backend())
+        with self.on_mesh():
+            return take_steps(self.model, self.params, state, keys, jnp.float32(cfg_weight), until, sampling=sampling)
+
+    def guided(self, prompts: Sequence[Sequence[int]]) -> GuidedPrompts:
+        """Pads prompts and their unconditional counterparts.
+
+        There is one unconditional prompt per distinct length. The last one is repeated up to a power of two, so that
+        other lengths rarely compile another program.
+        """
+        conditional = self.pad(prompts)
+        lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
+        by_length = {len(prompt): self.tokenizer.unconditional(prompt) for prompt in prompts}
+        repeated = lengths + lengths[-1:] * ((1 << (len(lengths) - 1).bit_length()) - len(lengths))
+        unconditional = self.pad([by_length[length] for length in repeated])
+        unconditional_of = np.array([lengths.index(len(prompt)) for prompt in prompts], np.int32)
+        return GuidedPrompts(conditional, unconditional, unconditional_of)
+
+
+class JanusPipeline(Pipeline):
+    """A Janus model that answers questions and generates images. Make one with `janus_jax.from_pretrained`."""
+
+    engine: JanusEngine
+    config: JanusConfig
+
+    def __init__(self, *args: Any, **options: Any):
+        """Takes the arguments of `JanusEngine`, and makes one."""
+        super().__init__(JanusEngine(*args, **options))
+
+    def generate_images(
+        self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
+    ) -> list[PIL.Image.Image]:
+        """Generates `num_images` images of a prompt, or of each prompt of a list in order.
+
+        Args:
+            options: those of `generate_codes`.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return self.decode_codes(self.generate_codes(prompts, num_images, **options))
+
+    def generate_codes(
+        self,
+        prompts: Sequence[str],
+        num_images: int,
+        *,
+        cfg_weight: float = 5.0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | Sequence[int] = 0,
+        prompt_numbers: Sequence[int] | None = None,
+        on_codes: Callable[[int], Any] | None = None,
+    ) -> np.ndarray:
+        """Image codes [len(prompts) * num_images, N] int32, the images of a prompt together.
+
+        Image i of a prompt depends on the prompt, its seed and number, and i alone, not on the batch; rounding aside,
+        which may differ between batches of other shapes.
+
+        Args:
+            cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
+            temperature: 0 is greedy.
+            top_p, top_k: sample only among the most probable codes; 1.0 and 0 keep all codes.
+            seed: one number, or one for each prompt.
+            prompt_numbers: one for each prompt; None numbers them 0, 1, 2, ...
+            on_codes: called now and then with the number of codes that each image has.
+
+        Raises:
+            UserError: empty prompt, bad option, a prompt that does not fit the context, or images that do not fit the
+                memory.
+        """
+        requests, sampling = self.engine.reader.codes(
+            prompts,
+            num_images,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            prompt_numbers=prompt_numbers,
+        )
+        codes = self.engine.generate(requests, num_images, cfg_weight=cfg_weight, sampling=sampling, on_codes=on_codes)
+        return codes.reshape(-1, self.config.image_tokens)
+
+    def decode_codes(self, codes: np.ndarray) -> list[PIL.Image.Image]:
+        """Decodes codes [images, N] to images. Raises UserError for another shape, or numbers that are not codes."""
+        return self.engine.decode(codes)
