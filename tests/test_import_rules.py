@@ -22,8 +22,6 @@ PRIVATE_NAMES_ALLOWED = {  # "file: name"
     "tests/ops/test_depthwise.py: _grouped_gradients",
     "tests/ops/test_depthwise.py: _shifted_gradients",
     "tests/ops/test_depthwise.py: _shifted_products",
-    "tests/training/test_loop.py: _end",
-    "tests/training/test_watchdog.py: _end",
     "tests/weights/test_convert_folders.py: _write_orbax",
     "tests/weights/test_orbax_files.py: _CHUNK_BYTES",
     "tests/weights/test_orbax_files.py: _arrays",
