@@ -71,7 +71,7 @@ def main() -> None:
     reader = open_model(CHECKPOINT.value, EMA.value)
     options, vae, noise = _options(reader, prompts)
     load_options = model_flags.load_options()
-    folder = ImageFolder(OUTPUT.value)
+    folder = ImageFolder(OUTPUT.value or "")
     model = load(reader, vae=vae, **load_options)
     samples = np.concatenate(list(_generate(model, prompts, options, noise, folder)))
     folder.add_grid(NUM_IMAGES.value)
@@ -92,7 +92,7 @@ def _prompts() -> dict[int, str]:
         return {PROMPT_NUMBER.value: PROMPT.value}
     if flags.FLAGS["prompt_number"].present:
         raise UserError(f"--prompt_number={PROMPT_NUMBER.value}: means nothing with --prompts_file, whose lines count")
-    return read_prompts(PROMPTS_FILE.value)
+    return read_prompts(PROMPTS_FILE.value or "")
 
 
 def _options(model: ModelReader, prompts: Mapping[int, str]) -> tuple[dict[str, Any], Any, np.ndarray | None]:
@@ -101,7 +101,8 @@ def _options(model: ModelReader, prompts: Mapping[int, str]) -> tuple[dict[str, 
     Raises UserError for options that are wrong, or that mean nothing for this kind of model.
     """
     reader = RequestReader(model.config, model.tokenizer)
-    request = {"prompts": list(prompts.values()), "num_images": NUM_IMAGES.value, "prompt_numbers": list(prompts)}
+    texts, numbers = list(prompts.values()), list(prompts)
+    request: dict[str, Any] = {"prompts": texts, "num_images": NUM_IMAGES.value, "prompt_numbers": numbers}
     options: dict[str, Any] = {"seed": SEED.value}
     if not isinstance(model.config, JanusFlowConfig):
         model_flags.refuse(FLOW_FLAGS, "a model that generates codes")

@@ -1,4 +1,3 @@
-import functools
 import json
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import pytest
 
 from janus_jax import sharding
 from janus_jax.errors import UserError
-from janus_jax.models.params import abstract_params, flatten, logical_axes
+from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
 from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
 from tests.helpers import REPOSITORY
@@ -17,7 +16,7 @@ from tests.helpers.tiny_runs import MICRO_JANUS
 
 
 class FakeDevice:
-    """Enough of a device for a mesh whose arrays are never made."""
+    """A device of which a mesh can be made, but no arrays."""
 
     process_index = 0
     platform = device_kind = "fake"
@@ -40,16 +39,6 @@ def devices(monkeypatch):
     return pretend
 
 
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-    """Tracing the 7B model takes seconds; its declarations do not change between tests."""
-    monkeypatch.setattr(sharding, "abstract_params", cached_abstract_params)
-    monkeypatch.setattr(sharding, "logical_axes", cached_logical_axes)
-
-
-cached_abstract_params, cached_logical_axes = functools.cache(abstract_params), functools.cache(logical_axes)
-
-
 def sizes(data, fsdp, tensor):
     return dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
 
@@ -58,7 +47,7 @@ def sizes(data, fsdp, tensor):
 def test_every_large_parameter_of_the_7b_model_is_sharded(devices, mesh_sizes):
     devices(int(np.prod(mesh_sizes)))
     mesh = make_mesh(sizes(*mesh_sizes))
-    shapes = flatten(cached_abstract_params(JANUS_PRO_7B))
+    shapes = flatten(abstract_params(JANUS_PRO_7B))
     shardings = flatten(param_shardings(JANUS_PRO_7B, mesh))
     assert shardings.keys() == shapes.keys()
     whole = [
@@ -74,7 +63,7 @@ def test_every_large_parameter_of_the_7b_model_is_sharded(devices, mesh_sizes):
 
 
 def test_matrices_are_cut_along_heads_mlp_and_vocabulary(devices):
-    """Column-parallel into a block and row-parallel out of it, so that one reduction per block is enough."""
+    """Matrices into a block are cut by columns and those out of it by rows, so that a block needs one reduction."""
     devices(4)
     shardings = flatten(param_shardings(JANUS_PRO_7B, make_mesh(sizes(1, 2, 2))))
     expected = {
@@ -104,7 +93,7 @@ def test_indivisible_dimension_is_an_error_that_names_the_parameter(devices, mes
     with pytest.raises(UserError, match=message) as error:
         param_shardings(JANUS_PRO_TINY, make_mesh(sizes(*mesh_sizes)))
     path = str(error.value).split(":")[0]
-    assert str(flatten(cached_abstract_params(JANUS_PRO_TINY))[path].shape) in str(error.value)
+    assert str(flatten(abstract_params(JANUS_PRO_TINY))[path].shape) in str(error.value)
 
 
 def test_two_dimensions_on_one_mesh_axis_are_an_error_that_names_the_parameter(devices, monkeypatch):
@@ -135,7 +124,7 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error_with_all_sizes(devices, 
 
 
 def test_data_goes_over_slices_and_the_other_axes_stay_inside():
-    """Also when devices of the slices alternate."""
+    """The devices of the slices may alternate."""
     fake = [FakeDevice(i, slice_index=i % 2) for i in range(16)]
     mesh = make_mesh(sizes(4, 2, -1), fake)
     places = np.vectorize(lambda device: device.slice_index)(mesh.devices)
@@ -155,7 +144,7 @@ def test_data_that_slices_cannot_share_is_refused(data):
 
 
 def test_sharded_training_losses_metrics_and_gradients_equal_those_of_one_device():
-    """Eight CPU devices as data=2, fsdp=2, tensor=2 with two micro-batches, in a process of its own."""
+    """Two micro-batches on eight CPU devices with data=2, fsdp=2 and tensor=2, in a separate process."""
     command = [sys.executable, "-m", "tests.helpers.sharded_training"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -183,7 +183,7 @@ def _identities(
     )
 
 
-def _whole_numbers(name: str, values: Sequence[int], count: int) -> list[int]:
+def _whole_numbers(name: str, values: Sequence[Any], count: int) -> list[int]:
     if len(values) != count:
         raise UserError(f"{name} has {len(values)} numbers, expected one for each of {count} prompts")
     for value in values:

@@ -29,15 +29,13 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         default = TorchDefault(fan_in)
-        row_major = self.has_variable("params", TRANSPOSED)
-        matrix: jax.Array
-        if row_major:
-            matrix = self.get_variable("params", TRANSPOSED)
+        scale = self.get_variable("params", SCALE) if self.has_variable("params", SCALE) else None
+        if self.has_variable("params", TRANSPOSED):
+            weight = Weight(self.get_variable("params", TRANSPOSED), scale, row_major=True)
         else:
             init = declare(self.distribution or default, self.axes)
-            matrix = self.param("kernel", init, (fan_in, self.features))
-        scale = self.get_variable("params", SCALE) if self.has_variable("params", SCALE) else None
-        y = project(x.astype(self.dtype), Weight(matrix, scale, row_major))
+            weight = Weight(self.param("kernel", init, (fan_in, self.features)), scale)
+        y = project(x.astype(self.dtype), weight)
         if not self.use_bias:
             return y
         return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)

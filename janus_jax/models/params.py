@@ -109,12 +109,9 @@ def count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@functools.cache
-def _declared(config: ModelConfig) -> dict[str, Declared]:
-    """Path -> declaration of every parameter, with abstract values. Must not be changed by the caller.
-
-    Cached, since tracing the initialisation takes seconds and the start of a training run needs the result seven times.
-    """
+@functools.cache  # tracing a model of 7B takes seconds
+def _declared(config: ModelConfig) -> Mapping[str, Declared]:
+    """Path -> declaration of each parameter, with abstract values."""
     model = build(config)
     declared = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])
     return flatten(declared)

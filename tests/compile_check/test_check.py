@@ -1,4 +1,4 @@
-"""What surrounds the compiler: flops of a step, sweeps, reports, files. The compiler itself is in the `tpu` extra."""
+"""Operations of a step, sweeps, reports and files, without compiling anything."""
 
 import dataclasses
 import gzip
@@ -74,7 +74,7 @@ def test_a_frozen_llm_has_no_gradient_of_weights_and_an_encoder_runs_for_every_s
 
 
 def test_janusflow_also_counts_the_convolutions_and_the_alignment_of_every_slot():
-    """All trained but SigLIP; blocks of C channels have 7 x 7 kernels, C x 4C both ways, and 2048 x 2C per image."""
+    """All but SigLIP is trained. A block of C channels has a 7 x 7 filter, C x 4C twice, and 2048 x 2C per image."""
     config = janusflow_1p3b.get_config("stage2")
     rows, length, width = 512, 4096, 2048
     layers, head = 24 * (4 * width**2 + 3 * width * 5632), width * 102400
@@ -99,7 +99,7 @@ def test_janusflow_also_counts_the_convolutions_and_the_alignment_of_every_slot(
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Checks for one device, in which nothing is compiled."""
+    """Makes checks for one device that compile nothing."""
     monkeypatch.setattr(Plan, "make_step", lambda plan: SimpleNamespace(lower=lambda state, batch: None))
     for module in (check_module, sweep):
         monkeypatch.setattr(module, "topology_devices", lambda *_: jax.devices()[:1])
@@ -108,7 +108,7 @@ def uncompiled(monkeypatch):
 
 
 def test_a_check_of_janusflow_counts_its_tokens_and_slots(uncompiled):
-    """And not those of the latents."""
+    """It does not count those of the latents."""
     result = check_module.check(quickstart_flow.get_config("stage2"), "v5p-8", 1, {})
     assert (result.tokens, result.images_at_most) == (10 * 96, 10 * (2 + 3))
     assert result.model_flops > 0
@@ -148,7 +148,7 @@ def test_rates_and_utilisation_follow_from_the_predicted_time():
 
 
 def test_collectives_are_reported_with_bytes_seconds_and_what_is_waited_for():
-    """Eight gathers of 7/8 of 8 MiB behind products: what the timeline's tests count."""
+    """The program has eight gathers of 7/8 of 8 MiB beside products; the tests of the timeline count the same."""
     check = make_check()
     result = as_dict(check)["estimate"]
     assert result["wire_bytes"] == {"all-gather": 8 * 7 / 8 * 2 * 2048**2}
@@ -211,7 +211,7 @@ def test_an_unknown_topology_is_refused_with_the_known_ones(name, told):
 
 
 def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch):
-    """What fits: `context` at 256 rows, `projections` at 64."""
+    """Here `context` fits with 256 rows, and `projections` with 64."""
     tried = []
 
     def pretend(config, topology, slices, options):
@@ -231,7 +231,7 @@ def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch)
     ("rows", "room", "largest"), [(24, 16, 16), (56, 40, 40), (24, 23, 16), (16, 7, None), (8, 0, None)]
 )
 def test_the_largest_batch_that_fits_is_found_also_where_halves_are_none(monkeypatch, rows, room, largest):
-    """On eight chips, whose batches are multiples of eight."""
+    """With eight chips, batches are multiples of eight."""
     tried = []
 
     def pretend(config, topology, slices, options):
@@ -250,7 +250,7 @@ def small_sweep(text):
 
 
 def test_what_is_impossible_is_told_first_and_costs_a_sweep_nothing_else(uncompiled, monkeypatch, capsys):
-    """Two rows for three micro-batches, after a batch that can be divided."""
+    """The second batch of two rows cannot be divided into three micro-batches; the first can."""
     monkeypatch.setattr(sweep, "with_variant", in_three_parts)
     checks, impossible = small_sweep("batch=3,2")
     assert [check.rows for check in checks] == [3]
@@ -291,7 +291,7 @@ runpy.run_module("launch.compile_check", run_name="__main__")
 
 
 def test_a_sweep_as_json_prints_nothing_else_and_its_progress_on_stderr():
-    """Nothing is compiled, and every variant takes equally long: more rows are better. There is one device."""
+    """Nothing is compiled. All variants take the same time on one device, so that more rows are better."""
     flags = ["--config=configs/janus_pro_7b.py:text_only:debug", "--topology=v5p-16", "--json"]
     flags.append("--sweep=batch=8,16;mesh=1x1x1,2x1x1")
     command = [sys.executable, "-c", SWEEP, *flags]

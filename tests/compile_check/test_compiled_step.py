@@ -1,4 +1,4 @@
-"""What the TPU compiler made of the training step of a small model on four chips: traffic, buffers, sharding.
+"""What the TPU compiler makes of the training step of a small model on four chips: traffic, buffers, sharding.
 
 Text alone takes half a minute to compile, images and VQ codes too 90 seconds. No TPU is needed.
 """
@@ -67,7 +67,7 @@ def traffic(program):
 
 @pytest.fixture(scope="module")
 def cut(plan):
-    """(trained, path) -> bytes of the whole in bfloat16, of matrices in use that are divided over the chips."""
+    """(trained, path) -> bytes in bfloat16 of each whole matrix that is used and divided over the chips."""
     state = plan[0].state
     trees = [(True, state.trainable), (False, state.frozen)]
     if not plan[1].und_pixels.size:  # text alone: nothing frozen is in use
@@ -81,21 +81,21 @@ def cut(plan):
 
 
 def test_a_weight_is_gathered_once_per_layer_and_pass(traffic, cut):
-    """The backward pass gathers the layers of the LLM again; those of the frozen encoder have no backward pass."""
+    """The backward pass gathers the layers of the LLM again. The frozen encoder has no backward pass."""
     once = sum(cut.values())
     again = sum(size for (trained, path), size in cut.items() if trained and "/layers/" in path)
     assert traffic["all-gather"] == pytest.approx(SENT * (once + again), rel=1e-3)
 
 
 def test_gradients_leave_as_reduce_scatter(traffic, cut):
-    """All of them; what is left to all-reduce are norms, biases and scalars."""
+    """Only norms, biases and scalars are left for all-reduces."""
     trained = sum(size for (is_trained, _), size in cut.items() if is_trained)
     assert traffic["reduce-scatter"] == pytest.approx(SENT * trained, rel=1e-3)
     assert traffic["all-reduce"] < 0.01 * trained
 
 
 def test_logits_never_exist_for_all_tokens(program):
-    """Of a chunk they do, and in no order of axes or rows together of all."""
+    """Logits of a chunk do exist; those of all tokens do not, in any order of axes."""
     module = parse(program.hlo)
     shapes = {shape for part in module.computations.values() for inst in part.values() for shape in inst.shapes}
     with_vocabulary = [shape for shape in shapes if VOCAB in shape.dims]
@@ -104,7 +104,7 @@ def test_logits_never_exist_for_all_tokens(program):
 
 
 def test_no_large_parameter_or_moment_is_whole_on_a_chip(plan, program):
-    """By the inputs of the compiled program, not by what was asked for."""
+    """The inputs of the compiled program show it, not the shardings that were asked for."""
     state, batch = plan[0].state, plan[1]
     module = parse(program.hlo)
     inputs = [i.shapes[0].dims for i in module.computations[module.entry].values() if i.op == "parameter"]
@@ -117,7 +117,7 @@ def test_no_large_parameter_or_moment_is_whole_on_a_chip(plan, program):
 
 
 def test_the_new_state_takes_the_place_of_the_old_one(plan, program):
-    """Every array of it, or a run would hold it twice."""
+    """Every array of the state is donated; otherwise a run would need memory for two states."""
     state = plan[0].state
     assert program.hlo.splitlines()[0].count("may-alias") == len(jax.tree.leaves(state))
     assert program.memory.aliased >= local_bytes(state)

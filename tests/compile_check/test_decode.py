@@ -1,4 +1,4 @@
-"""What is read from a compiled loop of image codes: time, traffic, collectives with weights, copies of a cache."""
+"""What the check reads from a compiled loop over image codes: time, traffic, moved weights, copied caches."""
 
 import types
 

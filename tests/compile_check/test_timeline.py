@@ -1,4 +1,4 @@
-"""The replay of a small program against sums done by hand."""
+"""The replay of a small program, compared with sums that were computed by hand."""
 
 import dataclasses
 
@@ -80,7 +80,7 @@ def test_a_loop_of_unknown_length_is_named_and_counted_once():
 
 
 def collective(op, groups, machine, result="bf16[2048,2048]"):
-    """Seconds and bytes of a collective of one matrix."""
+    """Seconds and bytes of a collective that moves one matrix."""
     text = (
         "ENTRY %e (a: bf16[2048,2048]) -> " + result + " {\n  %a = bf16[2048,2048]{1,0} parameter(0)\n"
         "  ROOT %c = " + result + "{1,0} " + op + "(%a), " + groups + "\n}\n"
@@ -167,7 +167,7 @@ ENTRY %e (a: bf16[2048,2048]) -> bf16[2048,2048] {
 
 @pytest.mark.parametrize(("slices", "shares"), [(2, 1.0), (4, 1.5)])
 def test_a_sum_over_slices_takes_the_assumed_network_beside_the_work(slices, shares):
-    """Of the chip's array, 2 (n - 1) / n shares travel."""
+    """A sum over n slices sends 2 (n - 1) / n times the array of a chip."""
     seconds, sums = run(OVER_SLICES, machine=dataclasses.replace(MACHINE, slices=slices))
     network = shares * MATRIX / SLICE_BANDWIDTH
     assert SLICE_BANDWIDTH == 200e9 / 8 / 4

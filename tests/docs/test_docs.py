@@ -18,14 +18,12 @@ SNIPPETS = [
     for number, block in enumerate(blocks(path.read_text()))
     if block.language == "python"
 ]
-# What documents name and other branches bring. Empty after their merge; an entry that exists fails the last test.
-COMING: set[str] = set()
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_commands_flags_fields_files_and_links_exist(name):
     path = DOCUMENTS[name]
-    assert [problem for problem in problems(path.read_text(), path.parent) if problem not in COMING] == []
+    assert problems(path.read_text(), path.parent) == []
 
 
 @pytest.mark.parametrize(
@@ -135,8 +133,3 @@ def test_a_wrong_call_is_found(call):
 def test_json_blocks_are_json():
     found = [block for path in DOCUMENTS.values() for block in blocks(path.read_text()) if block.language == "json"]
     assert [json.loads(block.text) for block in found]
-
-
-def test_nothing_is_listed_as_coming_that_is_there():
-    missing = {problem for path in DOCUMENTS.values() for problem in problems(path.read_text(), path.parent)}
-    assert missing >= COMING, f"remove from COMING: {sorted(COMING - missing)}"

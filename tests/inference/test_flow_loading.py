@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from test_flow_sampling import CONFIG, VAE
 
 import janus_jax
 from examples.digits import data as digits
@@ -14,6 +13,7 @@ from janus_jax.data.images import understanding_pixels
 from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message, format_conversation
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.models.params import bind, build
+from tests.helpers.small_flow import CONFIG, VAE
 from tests.helpers.small_models import random_params
 from tests.helpers.tiny_runs import cache_folder, start_command
 

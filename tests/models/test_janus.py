@@ -11,7 +11,7 @@ from janus_jax.models.params import build, count
 from tests.helpers import torch_weights
 
 IMAGE_TOKEN, PAD = 5, 3
-SPEC = {  # models.md, 8.2
+SPEC = {  # a small model in the shape of the released ones
     "text": dict(
         vocab_size=128,
         hidden_size=64,
@@ -47,7 +47,7 @@ SPEC = {  # models.md, 8.2
         image_token_embed_dim=64,
     ),
 }
-ODD = {  # nothing equal by chance: grouped queries, own head size, depths, eps and theta
+ODD = {  # sizes that are all different, so that nothing agrees by chance, and grouped queries
     "text": dict(
         vocab_size=96,
         hidden_size=48,
@@ -99,7 +99,7 @@ TOLERANCES = {  # of the largest value of the reference
 
 
 def make_inputs(config, images_per_row):
-    """Rows with text and images; the second is three tokens shorter and left-padded."""
+    """Two rows with text and images. The second is three tokens shorter and padded on the left."""
     rng = np.random.default_rng(0)
     size, tokens = config.siglip.image_size, config.siglip.num_tokens
     images = [7, *[IMAGE_TOKEN] * tokens, 8] * images_per_row
@@ -114,7 +114,7 @@ def make_inputs(config, images_per_row):
 
 
 def torch_outputs(model, inputs):
-    """Everything compared, in our NHWC layout."""
+    """The outputs of transformers that are compared, in our NHWC layout."""
     ids, codes = torch.tensor(inputs["ids"]), torch.tensor(inputs["codes"])
     pixels = torch.tensor(inputs["pixels"]).flatten(0, 1).permute(0, 3, 1, 2)  # [images, 3, H, W]
     janus = model.model
@@ -175,7 +175,7 @@ def our_outputs(config, params, inputs):
 
 
 def drop_pads(outputs, ids):
-    """What a reference says at padding is meaningless."""
+    """Removes the logits at padding, which have no meaning."""
     return outputs | {"text_logits": outputs["text_logits"][ids != PAD]}
 
 

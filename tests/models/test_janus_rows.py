@@ -1,4 +1,4 @@
-"""Rows of mixed modalities: what `Janus.embed` puts where, and that packing changes nothing."""
+"""Rows of mixed modalities: `Janus.embed` fills each position from the right input, and packing changes nothing."""
 
 import functools
 
@@ -28,7 +28,7 @@ def hidden_states(tokens, modality, segment_ids, positions, pixels):
 
 
 def sample(kind, seed):
-    """(tokens, modality, image): some text, then four positions of an image, then text."""
+    """(tokens, modality, image) of some text, then four positions of an image, then text."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 32, 4 + TOKENS)
     modality = np.full(4 + TOKENS, TEXT)
@@ -37,7 +37,7 @@ def sample(kind, seed):
 
 
 def run(samples, slots):
-    """Hidden states of samples packed into one row, split again."""
+    """Hidden states of each sample, computed with all samples packed into one row."""
     tokens, modality = (np.concatenate([sample[i] for sample in samples])[None] for i in (0, 1))
     lengths = [len(sample[0]) for sample in samples]
     segment_ids = np.repeat(np.arange(1, len(samples) + 1), lengths)[None]

@@ -1,4 +1,4 @@
-"""Sizes and wiring of JanusFlow; `tests/inference/test_janusflow_reference.py` compares its numbers."""
+"""Sizes and wiring of JanusFlow. Its outputs are compared in tests/inference/test_janusflow_reference.py."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from janus_jax.models.presets import JANUSFLOW_1P3B, SDXL_VAE
 from tests.helpers.small_models import SMALL_FLOW, random_array, random_params
 
 TEXT, IMAGE = Modality.TEXT, Modality.UNDERSTANDING_IMAGE
-# models.md 1.7; the total is without SigLIP's unused attention pool of 12,595,200.
+# Counts of the released checkpoints, without the 12,595,200 parameters of SigLIP's unused attention pool.
 SIZES = {
     "siglip": 303_688_704,
     "aligner": 2_099_200,
@@ -55,7 +55,7 @@ def test_full_size_counts_equal_the_reference(config, expected):
 
 
 def test_understanding_images_start_with_the_learned_vector():
-    """It takes the place of <begin_of_image>, then N features follow."""
+    """The vector takes the place of <begin_of_image>, and N features follow."""
     params = random_params(SMALL_FLOW)
     apply = bind(build(SMALL_FLOW), params)
     tokens = jnp.array([[1, 7, 5, 5, 5, 5, 8, 9], [1, 9, 7, 5, 5, 5, 5, 8]])
@@ -76,7 +76,7 @@ def test_understanding_images_start_with_the_learned_vector():
 
 
 def test_gradient_reaches_the_learned_vector_and_all_modules_of_generation():
-    """The original detaches the vector, which leaves it untrained."""
+    """The code of the original detaches the vector, so that it is never trained. Ours trains it."""
     params = random_params(SMALL_FLOW)
     model = build(SMALL_FLOW)
     modality = jnp.array([[TEXT, *[IMAGE] * 5, TEXT]])
@@ -112,4 +112,4 @@ def test_what_starts_at_zero():
     responses = (
         f"{side}/block_0/response_norm/{leaf}" for side in ("gen_encoder", "gen_decoder") for leaf in ("scale", "bias")
     )
-    assert zero == {"begin_of_understanding", *norms, *responses}  # models.md 7.1
+    assert zero == {"begin_of_understanding", *norms, *responses}

@@ -30,7 +30,7 @@ def places(length):
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_cached_decoding_of_left_padded_rows_equals_the_full_forward(scan_layers):
-    """Prefill, then single steps, in a cache with free slots; rows of 9 and 6 tokens."""
+    """Rows of 9 and 6 tokens, read in one part of six tokens and then step by step, in a cache with free slots."""
     execution = Execution(scan_layers=scan_layers)
     params = PARAMS if scan_layers else unstack_layers(PARAMS)
     step = jax.jit(lambda *args: Llama(CONFIG, execution).apply({"params": params}, *args))
@@ -72,7 +72,7 @@ def test_two_samples_packed_in_a_row_equal_the_samples_apart():
 
 
 def test_order_of_tokens_matters_only_through_positions():
-    """Permuting tokens together with their positions permutes the output: nothing else tells tokens apart."""
+    """Tokens are distinguished by their positions only: permuting both permutes the output."""
     x = random_array(1, 6, WIDTH)
     positions, segment_ids = places(6)
     order = np.array([3, 0, 5, 1, 4, 2])

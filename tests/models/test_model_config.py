@@ -37,7 +37,7 @@ def test_architectures_cannot_be_changed_in_place():
 
 
 def test_released_presets_hold_the_published_hyper_parameters():
-    """models.md 1.1, 1.2 and 1.4: what a parameter count does not show."""
+    """Constants that a parameter count does not show."""
     for config, heads in ((JANUS_1P3B, 16), (JANUS_PRO_1B, 16), (JANUS_PRO_7B, 32)):
         llama, siglip, vq = config.llama, config.siglip, config.vq
         assert (llama.num_heads, llama.num_kv_heads, llama.head_dim) == (heads, heads, 128)

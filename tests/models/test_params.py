@@ -50,7 +50,7 @@ SIZE_7B = COMMON | {
     ids=["janus_pro_1b", "janus_pro_7b"],
 )
 def test_full_size_counts_equal_the_reference(config, expected):
-    """models.md 1.7; the total is without SigLIP's unused attention pool."""
+    """The reference is the released checkpoint without SigLIP's unused attention pool."""
     sizes = {path: leaf.size for path, leaf in flatten(abstract_params(config)).items()}
     counts = {
         part: sum(size for path, size in sizes.items() if not part or path == part or path.startswith(f"{part}/"))
@@ -64,7 +64,7 @@ def test_janus_1p3b_has_the_parameters_of_janus_pro_1b():
 
 
 def table(config):
-    """One line per parameter: path, shape, logical axes."""
+    """Lines with path, shape and logical axes of each parameter."""
     axes = logical_axes(config)
     shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
     return [f"{path} {list(shape)} {[axis or '-' for axis in axes[path]]}" for path, shape in sorted(shapes.items())]
@@ -82,7 +82,7 @@ def fresh():
 
 
 def is_constant(path, values):
-    """Norms start at one and zero; every other bias belongs to a kernel and is random."""
+    """Whether values are constant: those of norms are, while each other bias belongs to a weight and is random."""
     return path.endswith("/scale") or (path.endswith("/bias") and f"{path[:-4]}kernel" not in values)
 
 
@@ -111,7 +111,7 @@ def test_values_with_shardings_are_the_same_bits(fresh):
 
 
 def test_fresh_values_follow_the_declared_distributions():
-    """models.md 7.1, original column; position embeddings as in SigLIP's own code, the LLM as the preset says."""
+    """They are those of the original code, for position embeddings of SigLIP's, for the LLM the preset's."""
     fresh = {path: np.asarray(value) for path, value in flatten(init_params(JANUS_PRO_TINY, seed=0)).items()}
     assert {value.dtype for value in fresh.values()} == {np.dtype(np.float32)}
     for path, value in fresh.items():

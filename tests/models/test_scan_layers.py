@@ -26,7 +26,7 @@ def llama_loss(execution):
 
 @functools.cache
 def value_and_gradients(scan_layers, remat):
-    """Gradients flat and in the unrolled layout."""
+    """The loss, and its gradients as a flat dict in the unrolled layout."""
     loss = llama_loss(Execution(scan_layers=scan_layers, remat=remat))
     params = PARAMS["llm"] if scan_layers else unstack_layers(PARAMS["llm"])
     value, gradients = jax.jit(jax.value_and_grad(loss))(params)

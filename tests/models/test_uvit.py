@@ -1,4 +1,4 @@
-"""Generation encoder and decoder against outputs of the original (reference/README.md), weights by its rule."""
+"""Generation encoder and decoder against outputs of the original, with weights by `rule_weights`."""
 
 import dataclasses
 from pathlib import Path
@@ -31,7 +31,7 @@ def nhwc(x):
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(request):
-    """The reference's arrays, our encoder and decoder with its weights."""
+    """Arrays of the original, and our encoder and decoder with its weights."""
     name = request.param
     uvit = UViTConfig(latent_channels=4, patch_size=2, norm_eps=1e-6, **CONFIGS[name])
     llama = dataclasses.replace(SMALL.llama, width=uvit.time_width)

@@ -55,7 +55,7 @@ def test_pixels_of_a_grid_that_is_not_square_equal_the_original(original):
 
 
 def test_codes_are_chosen_with_all_bits_of_float32_on_accelerators_too():
-    """There a product without a precision loses bits, which on a CPU only the program can show."""
+    """An accelerator computes products in fewer bits unless the program asks for more. A CPU shows only the program."""
     pixels = random_array(1, 8, 8, 3)
     products = [
         equation

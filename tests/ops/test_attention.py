@@ -10,7 +10,7 @@ attend = jax.jit(attention.attend)
 
 
 def reference(q, k, v, mask):
-    """The definition, one query at a time in float64; zero where nothing is visible."""
+    """Attention by its definition, one query at a time in float64; zero where nothing is visible."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     batch, length, num_heads, head_dim = q.shape
     group = num_heads // k.shape[2]
@@ -117,7 +117,7 @@ def test_huge_scores_do_not_overflow():
 
 
 def test_bfloat16_inputs_keep_float32_scores():
-    """Only the weights and the result are rounded: one part in 2^8 each, on values of size at most max |v|."""
+    """Only weights and result are rounded, by one part in 2^8 each, and the values are at most max |v|."""
     q, k, v = (x.astype(jnp.bfloat16) for x in random_qkv(4, 2, keys=64, head_dim=64))
     q = q * 4
     out = attend(q, k, v)

@@ -12,7 +12,7 @@ l2_normalize, lookup_codes, nearest_codes = (
 
 
 def random_codebook(rows=64, width=8):
-    """Rows of very different lengths."""
+    """A codebook whose rows have very different lengths."""
     rng = np.random.default_rng(0)
     lengths = np.exp(rng.uniform(-1, 2, (rows, 1)))
     return (rng.standard_normal((rows, width)) * lengths).astype(np.float32)
@@ -24,7 +24,7 @@ def unit(x):
 
 
 def nearest_rows(latents, codebook):
-    """Brute force; also how much nearer the best row is than the second."""
+    """Nearest rows by brute force, and the smallest distance between a best and a second-best row."""
     distances = np.square(latents[:, None] - codebook[None]).sum(-1)
     ordered = np.sort(distances, axis=1)
     return distances.argmin(1), (ordered[:, 1] - ordered[:, 0]).min()

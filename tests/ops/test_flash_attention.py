@@ -31,7 +31,7 @@ SEGMENTS = np.array(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Three blocks per row, as a row of 1536 tokens has."""
+    """Makes blocks of 128 tokens, so that a row has three blocks, as one of 1536 tokens has with blocks of 512."""
     monkeypatch.setattr(flash_attention, "BLOCK", 128)
 
 
@@ -41,7 +41,7 @@ def inputs(heads, kv_heads):
 
 
 def reference(q, k, v, d_context):
-    """Context and gradients of sum(context * d_context) in float64, by the definition."""
+    """Context, and gradients of sum(context * d_context), by the definition in float64."""
     q, k, v, d_context = (x.astype(np.float64) for x in (q, k, v, d_context))
     group = q.shape[2] // k.shape[2]
     k_wide, v_wide = (np.repeat(x, group, axis=2) for x in (k, v))
@@ -108,7 +108,7 @@ def test_rotation_and_its_gradient_equal_float64():
 
 
 def test_the_backends_agree(monkeypatch):
-    """RoPE, scale and masks of the whole backend, at positions that are no padding; some leave a gap."""
+    """Compares RoPE, scale and masks of the backends at all positions but padding. Positions have a gap."""
     for name in ("rotate", "flash_attend"):
         monkeypatch.setattr(attention, name, functools.partial(getattr(attention, name), interpret=True))
     q, k, v = map(jnp.asarray, inputs(2, 1))
@@ -124,7 +124,7 @@ def test_the_backends_agree(monkeypatch):
 
 
 def test_heads_divided_over_tensor_give_what_one_device_gives():
-    """Four CPU devices as fsdp=2, tensor=2, in a process of its own; context and gradients, under remat."""
+    """Context and gradients under remat, on four CPU devices with fsdp=2 and tensor=2, in a separate process."""
     command = [sys.executable, "-m", "tests.helpers.divided_attention"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

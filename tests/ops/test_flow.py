@@ -28,7 +28,7 @@ def gaussian_velocity(z, time):
 
 
 def exact_flow(noise):
-    """Where the flow takes noise: m + S^(1/2) z_0, because S commutes with I."""
+    """The point to which the flow moves noise: m + S^(1/2) z_0, because S commutes with I."""
     values, vectors = np.linalg.eigh(COVARIANCE)
     return MEAN + noise @ (vectors * np.sqrt(values)) @ vectors.T
 
@@ -62,7 +62,7 @@ def test_loss_and_gradient_equal_pytorch():
 
 @pytest.mark.parametrize(("location", "scale"), [(0.0, 1.0), (-0.5, 0.7)])
 def test_times_are_logit_normal(location, scale):
-    """Within five standard errors."""
+    """Mean, spread and skewness of the logits are right within five standard errors."""
     time = np.asarray(logit_normal_time(jax.random.key(0), (100, 200), location, scale), np.float64)
     assert time.shape == (100, 200) and 0 < time.min() < time.max() < 1
     logits = np.log(time / (1 - time))

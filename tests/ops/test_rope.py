@@ -13,7 +13,7 @@ rope_angles = jax.jit(rope.rope_angles, static_argnums=(1, 2))
 
 
 def torch_rope(x, positions, theta):
-    """transformers' rotation of x [B, T, N, H]."""
+    """x [B, T, N, H] rotated by transformers."""
     head_dim = x.shape[-1]
     config = LlamaConfig(
         hidden_size=2 * head_dim,
@@ -72,7 +72,7 @@ def test_bfloat16_rotation_is_the_rounded_float32_rotation():
 
 
 def test_cosines_are_computed_once_for_all_layers():
-    """And not again in the loops over each layer's heads."""
+    """The loops over the heads of each layer do not compute them again."""
 
     def layers(x, angles):
         rotation = rope.rotation_once(angles)
