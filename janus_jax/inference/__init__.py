@@ -1,1 +1,1 @@
-"""Decoding of text and images on device, and the pipeline object behind the public API."""
+"""Decoding of text and images: the engine, and the objects that `janus_jax.from_pretrained` returns."""

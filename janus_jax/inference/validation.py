@@ -174,10 +174,11 @@ def _identities(
     count: int, seed: int | Sequence[int], prompt_numbers: Sequence[int] | None
 ) -> tuple[list[int], list[int]]:
     """The seed and the prompt number of each of `count` prompts."""
-    if isinstance(seed, list | tuple):
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         seeds = _whole_numbers("seed", seed, count)
     else:
-        seeds = _whole_numbers("seed", [seed], 1) * count
+        _check_whole("seed", seed, 0, MAX_SEED)
+        seeds = [int(seed)] * count
     return seeds, list(range(count)) if prompt_numbers is None else _whole_numbers(
         "prompt_numbers", prompt_numbers, count
     )
@@ -203,7 +204,7 @@ def _check_number(name: str, value: float) -> None:
         raise UserError(f"{name}={value!r}, expected a number")
 
 
-def _check_whole(name: str, value: int, low: int, high: float = math.inf) -> None:
+def _check_whole(name: str, value: Any, low: int, high: float = math.inf) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise UserError(f"{name}={value!r}, expected a whole number")
     _check_range(name, value, low, high)

@@ -207,14 +207,18 @@ def _bits(leaf):
     return array.dtype, array.shape, array.tobytes()
 
 
+def cache_variables(cache):
+    """Environment of a command that keeps its compiled programs in a folder, and compiles as the tests do."""
+    settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": cache, "jax_disable_most_optimizations": 1}
+    return {name.upper(): str(value) for name, value in settings.items()}
+
+
 def start_command(*arguments, cache, **environment):
     """Starts `python -m ARGUMENTS` in the repository. The caller must read its output with a time limit."""
-    settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": cache, "jax_disable_most_optimizations": 1}
-    variables = {name.upper(): str(value) for name, value in settings.items()}
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=REPOSITORY,
-        env=os.environ | variables | {"PYTHONPATH": str(REPOSITORY)} | environment,
+        env=os.environ | cache_variables(cache) | {"PYTHONPATH": str(REPOSITORY)} | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

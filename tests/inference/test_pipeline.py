@@ -219,12 +219,12 @@ def roleless(pipeline):
 
 
 def test_a_tokenizer_without_the_roles_of_the_prompts_is_refused(pipeline, roleless, saved, tmp_path):
-    with pytest.raises(UserError, match=r"role token\(s\) of the prompts missing: <\|User\|>"):
+    with pytest.raises(UserError, match=r"<\|User\|>"):
         JanusPipeline(pipeline.config, pipeline.params, roleless)
     shutil.copytree(saved, tmp_path / "model")
     next((tmp_path / "model" / "params" / "gen_embed").glob("[0-9]*")).unlink()  # the weights cannot be read
     roleless.save(tmp_path / "model" / FILE_NAME)
-    with pytest.raises(UserError, match=rf"{tmp_path}/model/{FILE_NAME}: role token"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/model/{FILE_NAME}: .*role token"):
         from_pretrained(tmp_path / "model")
 
 

@@ -1,4 +1,4 @@
-"""One user's way through the commands: train, stop with Ctrl-C, go on, ask, draw."""
+"""One user's way through the commands: train, stop with Ctrl-C, go on, ask, generate."""
 
 import json
 import signal
@@ -9,9 +9,18 @@ import pytest
 
 from examples.digits import data as digits
 from janus_jax.inference.loading import from_pretrained
+from janus_jax.inference.padding import Buckets
 from janus_jax.inference.validation import user_message
 from janus_jax.training.metrics_log import read_metrics
-from tests.helpers.tiny_runs import MICRO_JANUS, cache_folder, micro_world, start_command, write_digit_files
+from tests.helpers.forked_commands import run_commands
+from tests.helpers.tiny_runs import (
+    MICRO_JANUS,
+    cache_folder,
+    cache_variables,
+    micro_world,
+    start_command,
+    write_digit_files,
+)
 
 ENOUGH = 1_000_000  # steps: the run is still going when the signal arrives
 
@@ -99,21 +108,53 @@ def test_the_next_run_goes_on_from_that_checkpoint(folder, stopped, trained):
     assert losses[-1] < losses[0]
 
 
+QUESTION = "Which digit is this?"
+SAMPLING = {"cfg_weight": 2.5, "seed": 3, "top_p": 0.9}
+
+
 @pytest.fixture(scope="module")
 def model(trained):
-    return from_pretrained(trained[0])
+    return from_pretrained(trained[0], buckets=Buckets(32, 16))
 
 
-def test_chat_prints_the_pipelines_answer_as_json_or_while_it_is_written(folder, trained, model):
-    images, question = [folder / "a.png", folder / "b.png"], "Which digit is this?"
-    flags = (
-        f"--checkpoint={trained[0]}",
-        f"--image={images[0]},{images[1]}",
-        f"--prompt={question}",
-        "--max_new_tokens=20",  # more than are streamed at a time
-    )
-    code, stdout, stderr = finish(start_command("launch.chat", *flags, "--json", cache=folder.parent / "compiled"))
-    answer = model.answer([[user_message(question, 2)]], [images], max_new_tokens=20)[0]
+@pytest.fixture(scope="module")
+def outcomes(folder, trained, tmp_path_factory):
+    """What each command that uses the workdir did; all run in forks of one process."""
+    common = (f"--checkpoint={trained[0]}", "--buckets=32,16")
+    asked = (f"--image={folder / 'a.png'},{folder / 'b.png'}", f"--prompt={QUESTION}")
+    chat = ("launch.chat", *common, *asked, "--max_new_tokens=20")  # more tokens than are streamed at a time
+    sampling = [f"--{name}={value}" for name, value in SAMPLING.items()]
+
+    def generate(output, *options):
+        return (
+            "launch.generate",
+            *common,
+            f"--output={folder / output}",
+            "--save_token_ids",
+            "--num_images=3",
+            *options,
+        )
+
+    commands = {
+        "json": (*chat, "--json"),
+        "alone": generate("alone", "--prompt=the digit one", "--prompt_number=2", *sampling),
+        "streamed": chat,
+        "lines": generate("lines", f"--prompts_file={folder / 'prompts.txt'}", *sampling),
+        "argmax": generate("argmax", "--prompt=the digit one", "--temperature=0", "--seed=9"),
+        "both": generate("both", f"--prompts_file={folder / 'prompts.txt'}", "--prompt_number=2"),
+    }
+    written = tmp_path_factory.mktemp("written")
+    return dict(zip(commands, run_commands(commands.values(), written, **cache_variables(cache(folder))), strict=True))
+
+
+def cache(folder):
+    return folder.parent / "compiled"
+
+
+def test_chat_prints_the_pipelines_answer_as_json_or_while_it_is_written(folder, model, outcomes):
+    images = [folder / "a.png", folder / "b.png"]
+    answer = model.answer([[user_message(QUESTION, 2)]], [images], max_new_tokens=20)[0]
+    code, stdout, stderr = outcomes["json"]
     assert (code, len(stdout.splitlines())) == (0, 1), stderr
     assert json.loads(stdout) == {
         "text": answer.text,
@@ -121,22 +162,11 @@ def test_chat_prints_the_pipelines_answer_as_json_or_while_it_is_written(folder,
         "prompt_token_ids": answer.prompt_token_ids,
     }
     assert answer.prompt_token_ids.count(model.tokenizer.image_id) == 2 * MICRO_JANUS.siglip.num_tokens
-    code, streamed, stderr = finish(start_command("launch.chat", *flags, cache=folder.parent / "compiled"))
+    code, streamed, stderr = outcomes["streamed"]
     assert (code, streamed.splitlines()) == (0, f"{answer.text}\n".splitlines()), stderr
 
 
-def generate(folder, output, *options):
-    return start_command(
-        "launch.generate",
-        f"--checkpoint={folder / 'run'}",
-        f"--output={folder / output}",
-        "--save_token_ids",
-        *options,
-        cache=folder.parent / "compiled",
-    )
-
-
-def read_drawings(output, columns, rows):
+def read_images(output, columns, rows):
     """(codes, images), after a look at the files' names and the grid."""
     files = sorted(path.name for path in output.iterdir())
     codes = np.load(output / "codes.npy")
@@ -151,27 +181,32 @@ def read_drawings(output, columns, rows):
     return codes, images
 
 
-def test_generate_writes_the_images_of_its_seed(folder, trained, model):
-    options = {"cfg_weight": 2.5, "seed": 3, "top_p": 0.9}
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    process = generate(folder, "drawn", f"--prompts_file={folder / 'prompts.txt'}", "--num_images=3", *flags)
-    code, stdout, stderr = finish(process)
+def test_generate_writes_the_images_of_its_seed_and_line_numbers(folder, model, outcomes):
+    """A line's images are the same when its prompt is given alone, with the number of the line."""
+    code, stdout, stderr = outcomes["lines"]
     assert code == 0, stderr
-    expected = [model.generate_codes([prompt], 3, **options) for prompt in ("a handwritten seven", "the digit one")]
-    assert stdout.splitlines()[-1] == f"6 images in {folder / 'drawn'}"
-    codes, images = read_drawings(folder / "drawn", columns=2, rows=3)
+    assert stdout.splitlines()[-1] == f"6 images in {folder / 'lines'}"
+    codes, images = read_images(folder / "lines", columns=2, rows=3)
     assert (codes.shape, codes.dtype) == ((6, MICRO_JANUS.image_tokens), np.int32)
-    np.testing.assert_array_equal(codes, np.concatenate(expected))  # though the command draws both together
-    assert len({tuple(row) for row in codes.tolist()}) > 1
+    lines = {0: "a handwritten seven", 2: "the digit one"}  # an empty line is between them
+    expected = [model.generate_codes([text], 3, prompt_numbers=[line], **SAMPLING) for line, text in lines.items()]
+    np.testing.assert_array_equal(codes, np.concatenate(expected))  # though the command batches both
+    assert len({tuple(row) for row in codes.tolist()}) == 6
     assert [image.tobytes() for image in images] == [image.tobytes() for image in model.decode_codes(codes)]
+    assert outcomes["alone"].code == 0, outcomes["alone"].err
+    np.testing.assert_array_equal(read_images(folder / "alone", columns=2, rows=2)[0], codes[3:])
 
 
-def test_temperature_0_draws_the_most_probable_codes(folder, trained, model):
-    process = generate(folder, "argmax", "--prompt=the digit one", "--num_images=3", "--temperature=0", "--seed=9")
-    code, _, stderr = finish(process)
-    assert code == 0, stderr
+def test_a_prompt_number_beside_a_file_of_prompts_is_one_line(folder, outcomes):
+    assert outcomes["both"].code == 2
+    assert outcomes["both"].err.startswith("error: --prompt_number=2") and outcomes["both"].err.count("\n") == 1
+    assert not (folder / "both").exists()
+
+
+def test_temperature_0_generates_the_most_probable_codes(folder, model, outcomes):
+    assert outcomes["argmax"].code == 0, outcomes["argmax"].err
     expected = model.generate_codes(["the digit one"], 3, temperature=0.0)
-    codes, _ = read_drawings(folder / "argmax", columns=2, rows=2)
+    codes, _ = read_images(folder / "argmax", columns=2, rows=2)
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_array_equal(codes, codes[[0, 0, 0]])
 
