@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -118,6 +119,13 @@ def spread_cache(cache: KVCache) -> KVCache:
     if mesh.empty:
         return cache
     return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh))
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole value of an array, in each of the processes that hold parts of it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def spread_rows(x: jax.Array) -> jax.Array:

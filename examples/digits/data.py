@@ -109,6 +109,15 @@ def all_records(digits: Digits) -> list[Record]:
     return [*understanding_records(digits), *text_records(), *generation_records(digits)]
 
 
+def held_out_records(digits: Digits, per_task: int) -> list[Record]:
+    """Equally many records of each task, spread over the digits. The texts are among those of training."""
+    records = []
+    for task in TASKS:
+        of_task = [record for record in all_records(digits) if record.task == task]
+        records += of_task[:: len(of_task) // per_task][:per_task]
+    return records
+
+
 def build_tokenizer(records: Sequence[Record], vocab_size: int, prompt_style: str) -> Tokenizer:
     """A byte-level BPE trained on the formatted records. It is so specialised that whole words are single tokens."""
     style = STYLES[prompt_style]

@@ -34,7 +34,9 @@ from janus_jax.data.images import grid
 from janus_jax.data.preparation.job import make_job
 from janus_jax.data.preparation.record import RecordSettings
 from janus_jax.data.preparation.writer import prepare
+from janus_jax.data.records import TASKS, write_records
 from janus_jax.errors import UserError
+from janus_jax.evaluation.training_samples import sample_actions
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.models.presets import JANUS_PRO_TINY
@@ -58,6 +60,7 @@ ABLATION = flags.DEFINE_bool(
 )
 
 ABLATION_POINTS = 3  # Number of points in training at which both arms of the ablation are compared.
+VALIDATION_RECORDS = 60  # Number of held-out records of each task that validation reads.
 NOT_COUNTED = ("ablation",)  # Parts of the run that total_seconds leaves out.
 
 
@@ -71,11 +74,12 @@ def main() -> None:
     phases = recipe.experiment.PHASES
     training, held_out = digits.load_digits()
     with run.timed("data"):
-        _write_data(output / "data", training)
+        _write_data(output / "data", training, held_out)
         _write_examples(output / "examples", held_out)
     for phase in phases:
         with run.timed(phase):
-            train(_phase_config(recipe, phase, output), output / "runs" / phase)
+            config = _phase_config(recipe, phase, output)
+            train(config, output / "runs" / phase, actions=sample_actions(config))
     arms: dict[str, Any] = {}
     if ABLATION.value:
         with run.timed("ablation"):
@@ -113,13 +117,20 @@ def main() -> None:
     print(f"page: {output / 'report.html'}")
 
 
-def _write_data(folder: epath.Path, training: digits.Digits) -> None:
-    """Writes records of the training images, as `launch.prepare_data` does, and a tokenizer trained on their texts."""
+def _write_data(folder: epath.Path, training: digits.Digits, held_out: digits.Digits) -> None:
+    """Writes records of the training images, as `launch.prepare_data` does, and a tokenizer trained on their texts.
+
+    Records of held-out images follow in files whose names come last: `data.held_out` keeps the end of each source.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records = tuple(digits.all_records(training))
     tokenizer = digits.build_tokenizer(records, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
     tokenizer.save(folder / "tokenizer.json")
     prepare(make_job(Memory(name="digits", records=records), folder / "records", RecordSettings(), num_output_files=4))
+    validation = digits.held_out_records(held_out, VALIDATION_RECORDS)
+    for task in TASKS:
+        of_task = [record for record in validation if record.task == task]
+        write_records(folder / "records" / f"{task}-held-out.array_record", of_task)
 
 
 def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:
@@ -146,6 +157,7 @@ def _with_data(config: Any, output: epath.Path) -> Any:
     config.data.tokenizer = str(output / "data" / "tokenizer.json")
     records = output / "data" / "records"
     config.data.sources = {task: (str(records / f"{task}-*.array_record"),) for task in config.data.sources}
+    config.data.held_out = VALIDATION_RECORDS
     return config
 
 

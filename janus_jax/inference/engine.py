@@ -35,7 +35,7 @@ from janus_jax.models.execution import decoding_execution
 from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import unstack_layers
-from janus_jax.sharding import decoding_shardings, row_shares
+from janus_jax.sharding import decoding_shardings, row_shares, to_host
 from janus_jax.weights.weight_layout import undo_row_major
 
 GREEDY = Sampling()
@@ -120,7 +120,7 @@ class Engine(ABC):
         limits = [row.max_new_tokens for row in rows]
         state = self.prefill(prompts, pixels, keys, slots=slots, sampling=sampling)
         state = self.continue_(state, keys, limits, slots, sampling=sampling)
-        tokens = np.asarray(state.tokens)[: len(requests)].tolist()
+        tokens = to_host(state.tokens)[: len(requests)].tolist()
         return [
             self.to_answer(request.prompt, row[: request.max_new_tokens])
             for request, row in zip(requests, tokens, strict=True)

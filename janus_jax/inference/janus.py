@@ -19,6 +19,7 @@ from janus_jax.inference.pipeline import Pipeline
 from janus_jax.inference.requests import ImageRequest
 from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.models.config import JanusConfig
+from janus_jax.sharding import to_host
 
 PIXEL_CHUNK = 16  # most images per device and VQ decoding call, a power of two: bounds the memory of a call
 PORTION = 64  # number of codes between two reports of progress
@@ -67,7 +68,7 @@ class JanusEngine(Engine):
             state = self.continue_images(state, keys, cfg_weight, min(until, num_codes), sampling=sampling)
             if on_codes is not None:
                 on_codes(int(state.step))
-        return np.asarray(state.codes).reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
+        return to_host(state.codes).reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
 
     def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
         """Decodes codes [images, N] to images, 1, 2, 4, 8 or 16 per device at a time, each number a compiled program.
@@ -87,7 +88,7 @@ class JanusEngine(Engine):
             size = shares << ((len(chunk) - 1) // shares).bit_length()  # a power of two for each device
             with self.on_mesh():
                 pixels = decode_pixels(self.model, self.params, np.pad(chunk, ((0, size - len(chunk)), (0, 0))))
-            images += to_images(pixels)[: len(chunk)]
+            images += to_images(to_host(pixels))[: len(chunk)]
         return images
 
     def prefill_images(

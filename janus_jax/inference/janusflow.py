@@ -23,6 +23,7 @@ from janus_jax.inference.sampling import sample_keys
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
+from janus_jax.sharding import to_host
 from janus_jax.weights.vae import require_vae
 
 VAE_CHUNK = 4  # most images per VAE decoding call: bounds the memory of a call
@@ -108,7 +109,7 @@ class JanusFlowEngine(Engine):
                 num_steps=num_steps,
                 solver=solver,
             )
-        return np.asarray(latents).reshape(num_prompts, images, *shape)[: len(requests), :num_images]
+        return to_host(latents).reshape(num_prompts, images, *shape)[: len(requests), :num_images]
 
     def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
         """Decodes latents [images, H, W, Z] to images.

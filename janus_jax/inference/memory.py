@@ -78,7 +78,7 @@ def check_fits(
         caches: (rows, slots) of each cache by what it is for; all caches are held at the same time.
         scores: (rows, queries, keys) of attention scores, of which one is held at a time.
     """
-    devices = jax.local_devices()[:1] if mesh is None else list(mesh.devices.flat)
+    devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
     copies = len(devices) if devices[0].platform == "cpu" else 1
     sizes = {
         f"key-value caches of {what}": copies * cache_bytes(config, execution, rows, slots, mesh)

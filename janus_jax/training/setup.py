@@ -196,7 +196,7 @@ def open_stream(
     elif not any(ever_positive(share) for share in ratio.values()):
         raise UserError(f"data.ratio={data.ratio.to_dict()}: expected a share above 0")
     entries = {
-        task: _entries(data.sources[task], f"data.sources.{task}", data.held_out, validation)
+        task: open_sources(data.sources[task], f"data.sources.{task}", data.held_out, validation)
         for task in ratio
         if ever_positive(ratio[task])
     }
@@ -257,10 +257,16 @@ def generation_size(architecture: FamilyConfig) -> int:
     return architecture.vq.image_size if isinstance(architecture, JanusConfig) else architecture.siglip.image_size
 
 
-def _entries(
+def open_sources(
     entries: Sequence[Any], field: str, held_out: int, validation: bool
 ) -> list[tuple[RecordSource, Schedule]]:
-    """Sources and weights of one task. An entry is (glob, weight), or a glob, whose weight is its number of records."""
+    """Sources and weights of one task. An entry is (glob, weight), or a glob, whose weight is its number of records.
+
+    Args:
+        field: Config field of the entries, for messages.
+        held_out: Number of records at the end of each source that are never trained on.
+        validation: Whether to open the held-out records instead of the others.
+    """
     patterns = [_entry(field, entry) for entry in entries]
     if not patterns:
         raise UserError(f"{field} is empty, expected globs of ArrayRecord shards, since data.ratio has its task")

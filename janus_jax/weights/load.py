@@ -1,6 +1,6 @@
 """The one loop that loads parameters: it reads slice by slice, casts, stacks, transposes, quantises and places them.
 
-Besides the result, a slice is in memory once; of stacked parameters, one parameter.
+Besides the result, at most one slice is in memory, or one parameter where layers are stacked.
 """
 
 import functools

@@ -11,7 +11,7 @@ from janus_jax.models.params import build, count
 from tests.helpers import torch_weights
 
 IMAGE_TOKEN, PAD = 5, 3
-SPEC = {  # a small model in the shape of the released ones
+PLAIN = {  # a small model in the shape of the released ones
     "text": dict(
         vocab_size=128,
         hidden_size=64,
@@ -179,7 +179,11 @@ def drop_pads(outputs, ids):
     return outputs | {"text_logits": outputs["text_logits"][ids != PAD]}
 
 
-@pytest.fixture(scope="module", params=[(SPEC, 1), (ODD, 2)], ids=["spec", "odd"])
+# The odd model contains all that the plain one has, but for several residual blocks and one query per key-value head.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((PLAIN, 1), id="plain", marks=pytest.mark.slow), pytest.param((ODD, 2), id="odd")],
+)
 def outputs(request):
     sections, images_per_row = request.param
     model, config, params = torch_weights.make_pair(**sections, seed=0)

@@ -316,8 +316,18 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_spares_the_earlie
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved_steps(tmp_path) == [2, 4]
+    wait_until_unchanged(tmp_path / "checkpoints")  # a real next run is another process, without these threads
     run([1.0] * 6)
     assert saved_steps(tmp_path) == [2, 4, 6]
+
+
+def wait_until_unchanged(folder, seconds=1.0):
+    """Waits for threads of a failed save that still write into a folder."""
+    before, now, end = None, sorted(folder.rglob("*")), time.monotonic() + 60
+    while before != now:
+        assert time.monotonic() < end
+        time.sleep(seconds)
+        before, now = now, sorted(folder.rglob("*"))
 
 
 @contextlib.contextmanager

@@ -98,13 +98,15 @@ def test_a_process_that_the_others_need_ends_later(monkeypatch):
         (1800, 1800, True, "a stop"),
         (0.2, 1800, False, "a last save"),
     ):
-        watchdog = Watchdog(start, step, lambda stopping=stopping: stopping, 0.2, patience=0.4)
         begin = time.monotonic()
-        if message != "a start":
-            watchdog.step_ended(6)
-        if message == "a last save":
-            watchdog.run_ends()
-        assert ends.get(timeout=30) - begin > 0.6, message
-        watchdog.close()
+        watchdog = Watchdog(start, step, lambda stopping=stopping: stopping, 0.2, patience=0.4)
+        try:
+            if message != "a start":
+                watchdog.step_ended(6)
+            if message == "a last save":
+                watchdog.run_ends()
+            assert ends.get(timeout=30) - begin > 0.6, message
+        finally:
+            watchdog.close()
         while not ends.empty():
             ends.get()

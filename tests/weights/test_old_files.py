@@ -9,7 +9,8 @@ import pytest
 
 from janus_jax.models.params import flatten
 from janus_jax.models.presets import PRESETS
-from janus_jax.training import loop
+from janus_jax.training.loop import train
+from janus_jax.training.metrics_log import read_metrics
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params, read_architecture
 from janus_jax.weights.open_model import open_model
@@ -54,8 +55,8 @@ def test_the_run_continues_with_the_metrics_of_the_code_that_began_it(old, tmp_p
         config = janus_experiment(write_digit_files(tmp_path), num_steps=4)
         config.unlock()
         config.train.ema = 0.9
-        loop.train(config.lock(), workdir)
-    lines = loop.read_metrics(workdir)
+        train(config.lock(), workdir)
+    lines = read_metrics(workdir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line, expected in zip(lines[2:], EXPECTED["metrics"], strict=True):
         found = {name: line[name] for name in expected}

@@ -1,0 +1,45 @@
+"""The questions and images that a run is shown while it trains: the same ones at every step and in every process."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from janus_jax.data.dropped_samples import DroppedSample, SampleError
+from janus_jax.data.images import CENTRE
+from janus_jax.data.record_reader import StoredRecord
+from janus_jax.data.records import Record
+from janus_jax.data.sample_builder import open_record, square_image
+from janus_jax.training.setup import open_sources
+
+MAX_BAD_RECORDS = 100  # records that are tried in vain before fewer inputs are used
+
+
+def first_questions(config: ConfigDict, count: int) -> list[Record]:
+    """The first understanding records; fewer, or none, if the run has no more of them."""
+    records = []
+    for stored in _stored_records(config, "understand", count):
+        try:
+            records.append(open_record(stored))
+        except SampleError:  # the stream counts and reports it
+            continue
+    return records[:count]
+
+
+def first_square_images(config: ConfigDict, size: int, count: int) -> np.ndarray:
+    """The centres of the first images of an image tokenizer's run, [count, size, size, 3] uint8."""
+    rng = np.random.default_rng(0)  # not used by central crops
+    samples = (square_image(stored, rng, size, CENTRE) for stored in _stored_records(config, "generate", count))
+    pixels = [sample.sample["pixels"] for sample in samples if not isinstance(sample, DroppedSample)]
+    return np.stack(pixels[:count])
+
+
+def _stored_records(config: ConfigDict, task: str, count: int) -> Iterator[StoredRecord]:
+    """The first `count` records of a task, and some to replace bad ones; held-out records if the run keeps any."""
+    data = config.data
+    if not data.sources[task]:
+        return iter(())
+    sources = open_sources(data.sources[task], f"data.sources.{task}", data.held_out, data.held_out > 0)
+    records = (source[i] for source, _ in sources for i in range(len(source)))
+    return itertools.islice(records, count + MAX_BAD_RECORDS)
