@@ -179,9 +179,9 @@ def _identities(
     else:
         _check_whole("seed", seed, 0, MAX_SEED)
         seeds = [int(seed)] * count
-    return seeds, list(range(count)) if prompt_numbers is None else _whole_numbers(
-        "prompt_numbers", prompt_numbers, count
-    )
+    if prompt_numbers is None:
+        return seeds, list(range(count))
+    return seeds, _whole_numbers("prompt_numbers", prompt_numbers, count)
 
 
 def _whole_numbers(name: str, values: Sequence[Any], count: int) -> list[int]:
@@ -210,7 +210,7 @@ def _check_whole(name: str, value: Any, low: int, high: float = math.inf) -> Non
     _check_range(name, value, low, high)
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
     if not low <= value <= high:
         expected = f"at least {low}" if high == math.inf else f"{low:.10g} to {high:.10g}"
         raise UserError(f"{name}={value}, expected {expected}")
