@@ -1,6 +1,7 @@
 """What a request holds on a device, in numbers and as the caches are really divided, and what is free."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ PER_TOKEN = 2 * 3 * 4 * 8 * 2  # keys and values, layers, heads, width, bytes
 
 
 class FakeDevice:
-    """Has a memory."""
+    """A device of this process that has a memory."""
 
     process_index = 0
+    client = SimpleNamespace(process_index=lambda: 0)
     platform = device_kind = "fake"
 
     def __init__(self, id, used):
