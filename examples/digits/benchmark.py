@@ -80,9 +80,9 @@ def evaluate_generation(
     """
     images: list[PIL.Image.Image] = []
     size = to_image(digits.intensities[0]).size  # the size of the images that the judge was fitted to
-    for name in NAMES:
-        caption = CAPTIONS[0].format(name)
-        generated = model.generate_images(caption, images_per_class, seed=seed, **sampling)
+    for label, name in enumerate(NAMES):
+        prompts, numbers = [CAPTIONS[0].format(name)], [label]
+        generated = model.generate_images(prompts, images_per_class, seed=seed, prompt_numbers=numbers, **sampling)
         images += [image.resize(size, PIL.Image.Resampling.BICUBIC) for image in generated]
     labels = np.repeat(np.arange(len(NAMES)), images_per_class)
     read = judge(images)

@@ -56,9 +56,10 @@ class Painter:
         self._held_out, self._choose, self._same = held_out, choose, same
         self.orders = []
 
-    def generate_images(self, prompt, num_images, *, cfg_weight, seed):
+    def generate_images(self, prompts, num_images, *, cfg_weight, seed, prompt_numbers):
+        (prompt,), (asked,) = prompts, prompt_numbers
+        assert digits.NAMES[asked] in prompt
         self.orders.append((prompt, num_images, cfg_weight, seed))
-        asked = next(i for i, name in enumerate(digits.NAMES) if name in prompt)
         images = []
         for i in range(num_images):
             places = np.flatnonzero(self._held_out.labels == self._choose(asked, i))
