@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import tensorstore as ts
 
@@ -304,3 +305,20 @@ def test_a_loss_that_is_not_finite_ends_all_processes_with_their_rows(start, dat
         assert process.returncode == 2 and "error: step 1: " in errors and "loss/generate is nan" in errors, errors
         with np.load(tmp_path / "run" / "not_finite" / f"step-000001-process-{i}.npz", allow_pickle=False) as kept:
             assert kept["tokens"].shape == (2, 96)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["", "vq="])
+def test_two_processes_show_the_samples_of_one(train, tmp_path, model):
+    """Answers and codes exactly; pixels but for rounding."""
+    flags = ["--config.sample.every_steps=2", "--config.sample.prompts=('the digit nine',)"]
+    for count in (1, 2):
+        train(tmp_path / str(count), count, 2, *flags, model=model)
+    one, two = ({path.name: path for path in (tmp_path / n / "samples" / "step-000002").iterdir()} for n in "12")
+    assert one.keys() == two.keys() and len(one) >= 1
+    for name, path in one.items():
+        if name.endswith(".txt"):
+            assert two[name].read_text() == path.read_text()
+        else:
+            pixels = [np.asarray(PIL.Image.open(file)).astype(int) for file in (path, two[name])]
+            np.testing.assert_allclose(pixels[1], pixels[0], rtol=0, atol=1)
