@@ -47,12 +47,12 @@ def text_agreement(
     Args:
         images: the images of each question, as for `chat`.
     """
-    conversations = [[user_message(text, len(own))] for text, own in zip(questions, images, strict=True)]
+    conversations = [[user_message(text, len(attached))] for text, attached in zip(questions, images, strict=True)]
     answers = full.answer(conversations, images, max_new_tokens=max_new_tokens)
     ended = [[*answer.token_ids, full.tokenizer.eos_id][:max_new_tokens] for answer in answers]
-    rows = [[*answer.prompt_token_ids, *own] for answer, own in zip(answers, ended, strict=True)]
+    rows = [[*answer.prompt_token_ids, *tokens] for answer, tokens in zip(answers, ended, strict=True)]
     count = max(map(len, ended))
-    counted = np.array([[False] * (count - len(own)) + [True] * len(own) for own in ended])
+    counted = np.array([[False] * (count - len(tokens)) + [True] * len(tokens) for tokens in ended])
     return _compare(full, quantized, full.engine.pad(rows), full.engine.pixels(images), "text_logits", counted)
 
 
@@ -67,7 +67,7 @@ def image_agreement(full: JanusPipeline, quantized: JanusPipeline, prompts: Sequ
     codes = full.generate_codes(prompts, 1, **options)
     style, count = STYLES[full.config.prompt_style], codes.shape[1]
     ids = [full.tokenizer.encode(generation_prompt(prompt, style)) for prompt in prompts]
-    padded = full.engine.pad([[*own, *drawn] for own, drawn in zip(ids, codes.tolist(), strict=True)])
+    padded = full.engine.pad([[*prompt, *image] for prompt, image in zip(ids, codes.tolist(), strict=True)])
     padded.modality[:, -count:] = Modality.GENERATION_IMAGE
     return _compare(full, quantized, padded, None, "image_logits", np.ones(codes.shape, bool))
 
