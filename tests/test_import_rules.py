@@ -217,6 +217,12 @@ def test_files_are_short(folder):
     assert long == []
 
 
+def test_test_files_have_names_of_their_own():
+    """pytest imports test files by their base name, because their folders are no packages."""
+    names = [path.name for path in python_files("tests") if path.name.startswith("test_")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_only_janus_jax_is_installed():
     setup = (REPOSITORY / "setup.py").read_text()
     assert 'packages=find_packages(include=["janus_jax", "janus_jax.*"])' in setup

@@ -92,7 +92,7 @@ def test_few_images_are_not_decoded_as_many(pipeline, codes, monkeypatch):
 
     def decode_pixels(model, params, padded):
         sizes.append(len(padded))
-        return np.zeros((len(padded), 16, 16, 3))
+        return jnp.zeros((len(padded), 16, 16, 3))
 
     monkeypatch.setattr("janus_jax.inference.janus.decode_pixels", decode_pixels)
     assert [len(pipeline.decode_codes(codes[:number])) for number in (0, 1, 2, 3, 6)] == [0, 1, 2, 3, 6]

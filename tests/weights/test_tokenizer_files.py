@@ -240,5 +240,5 @@ def test_unfit_tokenizer_is_an_error(tmp_path, tokenizer):
     with pytest.raises(UserError, match=r"tokenizer\.json.*No such file"):
         read_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text(tokenizer.backend.to_str().replace(SPECIAL_TOKENS[-1], "<other>"))
-    with pytest.raises(UserError, match=f"tokenizer.json: .*missing.*{SPECIAL_TOKENS[-1]}"):
+    with pytest.raises(UserError, match=f"tokenizer.json: .*{SPECIAL_TOKENS[-1]}"):
         read_tokenizer(tmp_path)
