@@ -25,9 +25,8 @@ class Execution:
     # Whether layers are scanned over stacked parameters. False: a loop in Python over the parameters of
     # `models.scan_layers.unstack_layers`.
     scan_layers: bool = True
-    unroll_scan: bool = (
-        False  # whether the scan is unrolled; faster on a CPU, where a scan copies the weights it slices
-    )
+    # Whether the scan is unrolled. On a CPU a scan would copy the weights that it slices.
+    unroll_scan: bool = False
     remat: str = "none"  # what the backward pass recomputes: a key of `models.scan_layers.REMAT_POLICIES`
     attention: str = "xla"  # backend for packed rows: a key of `ops.attention.BACKENDS`
     fusion_barriers: bool = False  # whether to keep XLA:TPU from slowing products down (`ops.fusion_barrier`)
