@@ -36,7 +36,8 @@ class Execution:
     # Order of the axes of the KV cache in the loop over image codes: ROWS_FIRST is [B, K, S, H], as the model takes it;
     # SLOTS_FIRST is [S, K, B, H], in which one step writes one block for all rows.
     cache_layout: str = SLOTS_FIRST
-    matmul_backend: str = "xla"  # of the products with the KV cache: one of `ops.decode_attention.MATMUL_BACKENDS`
+    # How products with the KV cache are computed: one of `ops.decode_attention.MATMUL_BACKENDS`.
+    matmul_backend: str = "xla"
 
 
 def decoding_execution(dtype: DTypeLike, platform: str, on_mesh: bool) -> Execution:
