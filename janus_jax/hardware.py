@@ -123,7 +123,7 @@ class Machine:
 
     kind: str  # a key of `CHIPS`
     cores: int
-    coordinates: tuple[tuple[int, int, int], ...]  # of each device of a slice, in the order of partitions
+    coordinates: tuple[tuple[int, int, int], ...]  # place of each device of a slice, in the order of partitions
     slices: int = 1  # number of equal slices; the compiled program is that of one of them
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Converts a model folder from DeepSeek's, Hugging Face's or our layout, which its files tell, to any of the three.
 
-    python -m launch.convert --input=deepseek-ai/Janus-Pro-1B --output=models/janus-pro-1b --to=orbax --verify
+    python -m launch.convert --input=Janus-Pro-1B --output=models/janus-pro-1b --to=orbax --verify
     python -m launch.convert --input=JanusFlow-1.3B --vae=sdxl-vae --output=models/janusflow --to=orbax --verify
     python -m launch.convert --input=runs/stage3 --output=export --to=hf --dtype=bfloat16
 

@@ -11,28 +11,33 @@ from janus_jax.data.images import CENTRE
 from janus_jax.data.record_reader import StoredRecord
 from janus_jax.data.records import Record
 from janus_jax.data.sample_builder import open_record, square_image
+from janus_jax.errors import UserError
 from janus_jax.training.setup import open_sources
 
 MAX_BAD_RECORDS = 100  # records that are tried in vain before fewer inputs are used
 
 
-def first_questions(config: ConfigDict, count: int) -> list[Record]:
-    """The first understanding records; fewer, or none, if the run has no more of them."""
-    records = []
+def understanding_records(config: ConfigDict, count: int) -> Iterator[Record]:
+    """The first understanding records: `count` of them and some to replace those that cannot be used; perhaps none."""
     for stored in _stored_records(config, "understand", count):
         try:
-            records.append(open_record(stored))
+            yield open_record(stored)
         except SampleError:  # the stream counts and reports it
             continue
-    return records[:count]
 
 
 def first_square_images(config: ConfigDict, size: int, count: int) -> np.ndarray:
-    """The centres of the first images of an image tokenizer's run, [count, size, size, 3] uint8."""
+    """The centres of the first images of an image tokenizer's run, [count, size, size, 3] uint8.
+
+    Raises UserError when none of the first records has an image that can be read.
+    """
     rng = np.random.default_rng(0)  # not used by central crops
     samples = (square_image(stored, rng, size, CENTRE) for stored in _stored_records(config, "generate", count))
-    pixels = [sample.sample["pixels"] for sample in samples if not isinstance(sample, DroppedSample)]
-    return np.stack(pixels[:count])
+    readable = (sample.sample["pixels"] for sample in samples if not isinstance(sample, DroppedSample))
+    pixels = list(itertools.islice(readable, count))
+    if not pixels:
+        raise UserError("config.sample: none of the first images of data.sources.generate can be read")
+    return np.stack(pixels)
 
 
 def _stored_records(config: ConfigDict, task: str, count: int) -> Iterator[StoredRecord]:

@@ -19,10 +19,11 @@ from janus_jax.data.images import decode_image, grid, to_images
 from janus_jax.data.prompts import IMAGE_MARKER, IMAGE_PLACEHOLDER, Message
 from janus_jax.data.records import Record
 from janus_jax.errors import UserError
-from janus_jax.evaluation.fixed_inputs import first_questions, first_square_images
+from janus_jax.evaluation.fixed_inputs import first_square_images, understanding_records
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.janus import JanusEngine
 from janus_jax.inference.janusflow import JanusFlowEngine
+from janus_jax.inference.requests import TextRequest
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus_jax.models.execution import Execution
@@ -45,7 +46,7 @@ def make_sample_action(run: Run, log: SampleLog) -> Action:
     """The action that fits the model of the run.
 
     Raises:
-        UserError: A prompt is empty or too long, there is no question to ask, or no VAE to decode with.
+        UserError: A caption of `sample.prompts` is empty or too long, or an image tokenizer has no image to show.
     """
     if isinstance(run.plan.architecture, VQConfig):
         return ReconstructImages(run, log)
@@ -62,17 +63,9 @@ class AnswerAndGenerate:
     def __init__(self, run: Run, log: SampleLog):
         self._config, self._log = run.config, log
         self._engine = _make_engine(run)
-        self._records = first_questions(run.config, NUM_QUESTIONS)
-        messages = [_question(record) for record in self._records]
-        images = [_images(record, question) for record, question in zip(self._records, messages, strict=True)]
-        options: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": run.config.seed}
-        reader = self._engine.reader
-        self._questions, _ = reader.text(messages, images, max_new_tokens=None, **options)
-        self._questions = [
-            question._replace(max_new_tokens=min(MAX_NEW_TOKENS, question.max_new_tokens))
-            for question in self._questions
-        ]
+        self._records, self._questions = self._first_questions()
         self._captions = list(run.config.sample.prompts)
+        reader = self._engine.reader
         number, seed = run.config.sample.num_images, run.config.seed
         if isinstance(self._engine, JanusFlowEngine):
             flow: dict[str, Any] = {"cfg_weight": 2.0, "num_steps": 30, "solver": "euler"}
@@ -98,6 +91,24 @@ class AnswerAndGenerate:
 
     def close(self) -> None:
         pass
+
+    def _first_questions(self) -> tuple[list[Record], list[TextRequest]]:
+        """The first records with a question that can be asked. One that cannot be asked ends no run, as in training."""
+        records: list[Record] = []
+        requests: list[TextRequest] = []
+        options: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": self._config.seed}
+        for record in understanding_records(self._config, NUM_QUESTIONS):
+            question = _question(record)
+            try:
+                images = [_images(record, question)]
+                (request,), _ = self._engine.reader.text([question], images, max_new_tokens=None, **options)
+            except UserError:  # a damaged image, a control token in the text, or a question longer than the context
+                continue
+            records.append(record)
+            requests.append(request._replace(max_new_tokens=min(MAX_NEW_TOKENS, request.max_new_tokens)))
+            if len(records) == NUM_QUESTIONS:
+                break
+        return records, requests
 
     def _answer(self, engine: Engine, moment: Moment) -> None:
         answers = engine.answer(self._questions, Sampling())

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from janus_jax.errors import UserError
@@ -72,7 +74,8 @@ def check_fits(
 ) -> None:
     """Raises UserError if a request needs more memory than is free.
 
-    All devices of a CPU share one memory; every other device has its own.
+    All devices of a CPU share one memory; every other device has its own. Processes that share a mesh decide alike, by
+    the one with the least memory: otherwise some of them would start a program and wait for the others for ever.
 
     Args:
         caches: (rows, slots) of each cache by what it is for; all caches are held at the same time.
@@ -86,8 +89,12 @@ def check_fits(
         if rows * slots
     }
     sizes["scores of attention"] = max(copies * score_bytes(config, *shape, mesh) for shape in scores)
-    free, needed = free_bytes(devices), sum(sizes.values())
-    if free is not None and needed > free:
+    free: float | None = free_bytes(devices)
+    free, needed = math.inf if free is None else free, sum(sizes.values())
+    if mesh is not None and mesh.is_multi_process:
+        free_and_needed = multihost_utils.process_allgather(np.array([free, needed], np.float32))  # [processes, 2]
+        free, needed = free_and_needed[:, 0].min(), free_and_needed[:, 1].max()
+    if needed > free:
         listed = " + ".join(f"{size / 2**30:.2f} GiB for {what}" for what, size in sizes.items())
         raise UserError(
             f"the request needs {needed / 2**30:.2f} GiB ({listed}), but {free / 2**30:.2f} GiB are free: "

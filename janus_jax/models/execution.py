@@ -25,9 +25,8 @@ class Execution:
     # Whether layers are scanned over stacked parameters. False: a loop in Python over the parameters of
     # `models.scan_layers.unstack_layers`.
     scan_layers: bool = True
-    unroll_scan: bool = (
-        False  # whether the scan is unrolled; faster on a CPU, where a scan copies the weights it slices
-    )
+    # Whether the scan is unrolled. On a CPU a scan would copy the weights that it slices.
+    unroll_scan: bool = False
     remat: str = "none"  # what the backward pass recomputes: a key of `models.scan_layers.REMAT_POLICIES`
     attention: str = "xla"  # backend for packed rows: a key of `ops.attention.BACKENDS`
     fusion_barriers: bool = False  # whether to keep XLA:TPU from slowing products down (`ops.fusion_barrier`)
@@ -37,7 +36,8 @@ class Execution:
     # Order of the axes of the KV cache in the loop over image codes: ROWS_FIRST is [B, K, S, H], as the model takes it;
     # SLOTS_FIRST is [S, K, B, H], in which one step writes one block for all rows.
     cache_layout: str = SLOTS_FIRST
-    matmul_backend: str = "xla"  # of the products with the KV cache: one of `ops.decode_attention.MATMUL_BACKENDS`
+    # How products with the KV cache are computed: one of `ops.decode_attention.MATMUL_BACKENDS`.
+    matmul_backend: str = "xla"
 
 
 def decoding_execution(dtype: DTypeLike, platform: str, on_mesh: bool) -> Execution:

@@ -23,7 +23,7 @@ class Linear(nn.Module):
     axes: Axes
     dtype: DTypeLike
     use_bias: bool = True
-    distribution: Distribution | None = None  # of the fresh weight matrix; None is torch's default
+    distribution: Distribution | None = None  # values of a fresh weight matrix; None is torch's default
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 
 
 class _Source(NamedTuple):
-    field: str  # of `config.init`
+    field: str  # name of the field of `config.init`
     location: str
     reader: TensorReader
 

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     architecture: ModelConfig
     execution: Execution
     mesh: Mesh
-    rows: NamedSharding  # of every field of a batch
+    rows: NamedSharding  # sharding of every field of a batch
     mask: dict[str, bool]  # path of a parameter -> whether it is trained
     optimizer: optax.GradientTransformation
     objective: Objective

@@ -33,7 +33,7 @@ class Run(NamedTuple):
     config: ConfigDict
     plan: Plan
     tokenizer: Tokenizer | None  # None: the run trains an image tokenizer
-    vae: tuple[VAEConfig, Params] | None  # of a JanusFlow run that learns the latents of a VAE
+    vae: tuple[VAEConfig, Params] | None  # None: the run learns no latents of a VAE
     workdir: epath.Path
     checkpoints: Checkpoints
     stream: Stream  # rows of this process

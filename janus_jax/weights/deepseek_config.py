@@ -15,7 +15,7 @@ from janus_jax.weights.layout_limits import check_expressible, vq_config
 from janus_jax.weights.llama_config import LLAMA_DEFAULTS, llama_fields, read_llama
 from janus_jax.weights.name_map import Shape
 
-_PROJECTOR_DEFAULTS = {"depth": 1}  # of the original MlpProjector
+_PROJECTOR_DEFAULTS = {"depth": 1}  # default of the original MlpProjector
 
 
 def read_deepseek_config(top: Fields, shapes: Mapping[str, Shape], prompt_style: str) -> JanusConfig:

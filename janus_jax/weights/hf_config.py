@@ -43,7 +43,7 @@ _HF_VQ_FIXED = {
     "double_latent": False,
     "hidden_act": "gelu",
 }
-# Of transformers' JanusVisionConfig and JanusVQVAEConfig.
+# Defaults of transformers' JanusVisionConfig and JanusVQVAEConfig.
 _VISION_DEFAULTS = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,

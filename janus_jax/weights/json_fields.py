@@ -14,9 +14,9 @@ from etils import epath
 from janus_jax.errors import UserError
 from janus_jax.storage import read_json
 
-CONFIG_FILE = "config.json"  # of Hugging Face, DeepSeek and diffusers folders
-_MAX_SIZE = 1 << 24  # of any dimension
-_MAX_COUNT = 1024  # of anything that is repeated
+CONFIG_FILE = "config.json"  # in the folders of Hugging Face, DeepSeek and diffusers
+_MAX_SIZE = 1 << 24  # largest size of a dimension
+_MAX_COUNT = 1024  # largest number of layers, or of anything else that is repeated
 _MAX_NUMBER = 1e18
 _MAX_LIST = 16
 _COUNTS = frozenset(

@@ -19,7 +19,7 @@ _SIZES = {
 _NUMBERS = {"norm_eps": "rms_norm_eps", "init_std": "initializer_range"}
 # The only values that our code computes.
 _FIXED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-# Of transformers' LlamaConfig. The original file of Janus-Pro-7B leaves most fields out and relies on them.
+# Defaults of transformers' LlamaConfig. The original file of Janus-Pro-7B leaves most fields out and relies on them.
 LLAMA_DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,

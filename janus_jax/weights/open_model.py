@@ -27,4 +27,9 @@ def open_model(folder: epath.PathLike, ema: bool = False) -> ModelReader:
         raise UserError(f"{folder}: not a training workdir, so it keeps no average of its parameters")
     if (folder / CONFIG_FILE).exists():
         return open_foreign_model(folder)
+    if not folder.exists():
+        raise UserError(
+            f"{folder}: not a model folder, since it does not exist; for a model on the Hugging Face Hub, run "
+            "`hf download NAME --local-dir=FOLDER` first and give FOLDER"
+        )
     raise UserError(f"{folder}: not a model folder (neither {ARCHITECTURE_FILE} nor {CONFIG_FILE} is there)")

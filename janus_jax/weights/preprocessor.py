@@ -18,7 +18,7 @@ from janus_jax.storage import write_json
 from janus_jax.weights.json_fields import Fields, read_fields, read_optional_fields
 
 FILE_NAME = "preprocessor_config.json"
-_BICUBIC = 3  # of Pillow
+_BICUBIC = 3  # Pillow's number of this filter
 _RESCALE = 1 / 255
 _RESCALE_TOLERANCE = 1e-6  # relative; accepts a factor that was written with fewer digits
 

@@ -21,7 +21,7 @@ from janus_jax.weights.tensor_files import open_tensors
 
 PARTS = ("siglip", "llm", "vq")
 _TANH_GELU = "gelu_pytorch_tanh"
-# Of transformers' SiglipVisionConfig.
+# Defaults of transformers' SiglipVisionConfig.
 _SIGLIP_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": _TANH_GELU}
 _LLAMA_MATHS = ("num_heads", "num_kv_heads", "head_dim", "rope_theta", "norm_eps")  # which no shape of a tensor tells
 

@@ -118,10 +118,10 @@ class PrefixedTensors:
 class ModelReader:
     """An opened model of the Janus family: a reader of its parameters, and what else belongs to it."""
 
-    layout: str  # of its files: "orbax", "hf" or "deepseek"
+    layout: str  # layout of its files: "orbax", "hf" or "deepseek"
     config: FamilyConfig
     tokenizer: Tokenizer
-    normalization: Normalization  # of the pixels of images to understand
+    normalization: Normalization  # how pixels of understanding images are normalised
     tensors: TensorReader
 
     @property

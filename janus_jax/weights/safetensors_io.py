@@ -20,7 +20,7 @@ from janus_jax.errors import UserError
 from janus_jax.storage import disk_errors
 from janus_jax.weights.reader import TensorInfo
 
-MAX_FILE_BYTES = 5 * 10**9  # of values; the limit at which transformers used to begin another file
+MAX_FILE_BYTES = 5 * 10**9  # bytes of values in a file; transformers 4 began another file at this limit too
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # By their names in the format. The order is that of the library in a file, the widest first, so that all are aligned.
@@ -38,7 +38,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _HEADER_ALIGNMENT = 8
-BLOCK_BYTES = 64 * 2**20  # of a tensor, made contiguous and written at once
+BLOCK_BYTES = 64 * 2**20  # bytes of a tensor that are made contiguous and written at once
 
 
 class SafetensorsWriter:

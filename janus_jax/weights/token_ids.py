@@ -17,7 +17,7 @@ from janus_jax.models.config import FamilyConfig
 from janus_jax.weights.json_fields import CONFIG_FILE, Fields, read_fields, read_optional_fields
 from janus_jax.weights.tokenizer_files import IMAGE_TOKENS, PROCESSOR_FILE, SPECIAL_TOKENS, tokenizer_ids
 
-_CLASS_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2}  # of LlamaConfig; files repeat them
+_CLASS_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2}  # defaults of LlamaConfig; files repeat them
 # The arguments of DeepSeek's VLChatProcessor that are tokens.
 _PROCESSOR_TOKENS = {
     "image_tag": IMAGE_TOKENS["image_token"],

@@ -23,7 +23,7 @@ from janus_jax.weights.tensor_files import open_tensors
 
 VAE_FOLDER = "vae"
 _TENSOR_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_DEFAULTS = {  # of diffusers' AutoencoderKL
+_DEFAULTS = {  # defaults of diffusers' AutoencoderKL
     "block_out_channels": [64],
     "layers_per_block": 1,
     "latent_channels": 4,

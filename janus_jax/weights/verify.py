@@ -101,9 +101,7 @@ def _make_inputs(config: JanusConfig, tokenizer: Tokenizer) -> _Inputs:
     ids = tokenizer.encode(format_conversation(messages, STYLES[config.prompt_style]))
     prompt = tokenizer.expand_images(ids, config.siglip.num_tokens)[None]
     is_image = prompt == tokenizer.image_id
-    codes = (
-        np.arange(config.image_tokens) * 7919 % config.vq.num_codes
-    )  # multiples of a prime, so codes from all over the table
+    codes = np.arange(config.image_tokens) * 7919 % config.vq.num_codes  # multiples of a prime: from the whole table
     return _Inputs(
         image=_test_image(config.siglip.image_size),
         vq_image=_test_image(config.vq.image_size),

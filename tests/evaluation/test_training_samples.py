@@ -1,10 +1,14 @@
 """Samples while training: what a run shows is what its saved checkpoint answers and generates, and training goes on."""
 
+import dataclasses
+
 import numpy as np
 import PIL.Image
 import pytest
 
 from examples.digits import data as digits
+from janus_jax.data.prompts import Message
+from janus_jax.data.records import write_records
 from janus_jax.errors import UserError
 from janus_jax.evaluation.training_samples import sample_actions
 from janus_jax.inference.loading import from_pretrained
@@ -99,6 +103,35 @@ def test_a_prompt_that_does_not_fit_is_refused_before_the_first_step(data_folder
     with pytest.raises(UserError, match="exceed the context of 128"):
         train(config, tmp_path, actions=sample_actions(config))
     assert not (tmp_path / "samples").exists()
+
+
+def test_records_that_cannot_be_asked_are_passed_over(data_folder, tmp_path):
+    """A damaged image, a control token and a question longer than the context end no run that trains."""
+    records = digits.understanding_records(digits.load_digits()[0])[:20]
+    answer = records[0].messages[1]
+    bad = [
+        dataclasses.replace(records[0], images=(b"no image",)),
+        dataclasses.replace(records[1], messages=(Message("user", "<image>\n<image_placeholder> what?"), answer)),
+        dataclasses.replace(records[2], messages=(Message("user", "<image>\n" + "nine " * 200), answer)),
+    ]
+    write_records(tmp_path / "records.array_record", [*bad, *records[3:]])
+    config = sampled(janus_experiment(data_folder))
+    config.train.num_steps, config.sample.prompts = 1, ()
+    config.data.sources.understand = (str(tmp_path / "records.array_record"),)
+    train(config, tmp_path / "run", actions=sample_actions(config))
+    shown = sorted((tmp_path / "run" / "samples" / "step-000001").iterdir())
+    questions = [path.read_text().split("\n\nanswer:")[0] for path in shown]
+    assert questions == [f"question: {record.messages[0].text}" for record in records[3:7]]
+
+
+def test_an_image_tokenizer_without_a_readable_image_is_refused(data_folder, tmp_path):
+    records = digits.generation_records(digits.load_digits()[0])[:20]
+    bad = [dataclasses.replace(record, images=(b"no image",)) for record in records]
+    write_records(tmp_path / "records.array_record", bad)
+    config = sampled(vq_experiment(data_folder))
+    config.data.sources.generate = (str(tmp_path / "records.array_record"),)
+    with pytest.raises(UserError, match="data.sources.generate"):
+        train(config, tmp_path / "run", actions=sample_actions(config))
 
 
 def test_too_little_memory_for_samples_ends_no_run(data_folder, tmp_path, monkeypatch, caplog):

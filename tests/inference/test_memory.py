@@ -22,14 +22,13 @@ PER_TOKEN = 2 * 3 * 4 * 8 * 2  # keys and values, layers, heads, width, bytes
 
 
 class FakeDevice:
-    """A device of this process that has a memory."""
+    """A device, of this process unless another one is named, that has a memory."""
 
-    process_index = 0
     client = SimpleNamespace(process_index=lambda: 0)
     platform = device_kind = "fake"
 
-    def __init__(self, id, used):
-        self.id, self.used = id, used
+    def __init__(self, id, used, process_index=0):
+        self.id, self.used, self.process_index = id, used, process_index
 
     def memory_stats(self):
         return {"bytes_limit": 100_000, "bytes_in_use": self.used}
@@ -52,6 +51,22 @@ def test_a_device_holds_its_heads_of_its_rows_or_of_all_where_they_cannot_be_sha
         execution = dataclasses.replace(EXECUTION, scan_layers=scan_layers)
         assert cache_bytes(CONFIG, execution, rows, 10, mesh) == rows * 10 * PER_TOKEN // number
     assert score_bytes(CONFIG, rows, 5, 10, mesh) == 4 * rows * 4 * 5 * 10 // number
+
+
+def test_processes_that_share_a_mesh_refuse_a_request_together(monkeypatch):
+    """This process has room for 10 rows; if it ran them alone, it would wait for the other one for ever."""
+    devices = [FakeDevice(0, used=0), FakeDevice(1, used=0, process_index=1)]
+    mesh = Mesh(np.array(devices).reshape(2, 1, 1), MESH_AXES)
+    free_elsewhere = 100_000
+
+    def gather(numbers):
+        return np.stack([numbers, [free_elsewhere, numbers[1]]])
+
+    monkeypatch.setattr("janus_jax.inference.memory.multihost_utils.process_allgather", gather)
+    check_fits(CONFIG, EXECUTION, {"rows": (10, 10)}, [(1, 0, 0)], mesh)
+    free_elsewhere = 10
+    with pytest.raises(UserError, match="of rows"):
+        check_fits(CONFIG, EXECUTION, {"rows": (10, 10)}, [(1, 0, 0)], mesh)
 
 
 def test_each_device_must_have_room_for_what_it_holds(monkeypatch):

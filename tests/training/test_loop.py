@@ -1,6 +1,6 @@
 """When the loop writes, saves, stops and fails. The training step is replaced by one that only counts.
 
-Over 400 lines, since all ways in which a run may end share one fixture.
+This file is long because all ways in which a run may end share one fixture.
 """
 
 import contextlib

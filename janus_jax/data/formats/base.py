@@ -12,9 +12,9 @@ from janus_jax.errors import UserError
 
 RecordOrDrop = Record | DroppedSample  # What a format gives for each sample.
 
-MAX_TEXT_BYTES = 4 << 20  # For a line, a JSON element or a text in an archive; a longer one is taken for damage.
-MAX_IMAGE_BYTES = 64 << 20  # For an encoded image.
-MAX_IMAGES = 64  # For a sample.
+MAX_TEXT_BYTES = 4 << 20  # Limit for a line, a JSON element or a text in an archive; a longer one is taken for damage.
+MAX_IMAGE_BYTES = 64 << 20  # Limit for an encoded image.
+MAX_IMAGES = 64  # Limit for a sample.
 
 
 class Unit(NamedTuple):

@@ -13,7 +13,7 @@ from janus_jax.data.formats.base import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from janus_jax.data.formats.safe_paths import check_relative
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_HEADER_BYTES = 64 << 10  # For a long name or an extended header.
+MAX_HEADER_BYTES = 64 << 10  # Limit for a long name or an extended header.
 _SKIP = 1 << 20
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)

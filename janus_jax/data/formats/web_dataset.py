@@ -17,7 +17,7 @@ from janus_jax.data.formats.tar_members import members
 from janus_jax.data.images import decode_image
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-MAX_FIELDS = 64  # Of a sample.
+MAX_FIELDS = 64  # Largest number of fields of a sample.
 # WebDataset's rule: the key ends at the first dot of the file name, and the field is the rest in lower case.
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _ORIENTATION = 0x0112
@@ -53,7 +53,7 @@ class WebDataset(FileFormat):
 
     def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
         for key, group, bad in _groups(unit.path):
-            key = f"{name(unit.path)}/{key}"  # Without a sample key if the archive itself is damaged.
+            key = f"{name(unit.path)}/{key}"  # It has no sample key if the archive itself is damaged.
             if bad:
                 yield DroppedSample(key, bad.reason, bad.detail)
             else:

@@ -108,7 +108,7 @@ def prepare_record(
             Reason.NO_IMAGE,
             "it has codes of another tokenizer or size, but no image",
         )
-    resized = bool(images) and settings.image_size > 0  # Then codes of an earlier preparation are no longer right.
+    resized = bool(images) and settings.image_size > 0  # Codes of an earlier preparation would not fit.
     codes = b"" if resized else record.codes
     return PreparedRecord(
         dataclasses.replace(record, images=tuple(images), tokens=tokens, codes=codes), pixels, animated
