@@ -12,13 +12,19 @@ from janus_jax.data.record_reader import StoredRecord
 from janus_jax.data.records import Record
 from janus_jax.data.sample_builder import open_record, square_image
 from janus_jax.errors import UserError
+from janus_jax.training.plan import tasks
 from janus_jax.training.setup import open_sources
 
 MAX_BAD_RECORDS = 100  # records that are tried in vain before fewer inputs are used
 
 
 def understanding_records(config: ConfigDict, count: int) -> Iterator[Record]:
-    """The first understanding records: `count` of them and some to replace those that cannot be used; perhaps none."""
+    """The first understanding records: `count` of them and some to replace those that cannot be used.
+
+    There are none in a run without this task, whose sources nobody opens.
+    """
+    if "understand" not in tasks(config):
+        return
     for stored in _stored_records(config, "understand", count):
         try:
             yield open_record(stored)

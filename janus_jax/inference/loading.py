@@ -46,8 +46,8 @@ def from_pretrained(
         buckets: the lengths of prompts and answers that get a compiled program are multiples of these.
 
     Raises:
-        UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, an
-            unknown quantization, or buckets that are not whole numbers from 1.
+        UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, a dtype
+            that is not floating-point, an unknown quantization, or buckets that are not whole numbers from 1.
     """
     reader = open_model(path, ema)
     return load(reader, dtype, find_vae(reader, path, vae), mesh=mesh, quantization=quantization, buckets=buckets)
@@ -72,7 +72,7 @@ def load(
     on_cpu = jax.default_backend() == "cpu"
     if dtype is None:
         dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    dtype = _floating(dtype)
     loaded_vae = None
     if isinstance(config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
@@ -89,3 +89,14 @@ def load(
     if isinstance(config, JanusFlowConfig):
         return JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
     return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+
+
+def _floating(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype that JAX has for a user's. Raises UserError for anything but floating point."""
+    try:
+        known = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError as error:
+        raise UserError(f"dtype={dtype!r} is not known, expected a floating-point one such as bfloat16") from error
+    if not jnp.issubdtype(known, jnp.floating):
+        raise UserError(f"dtype={known.name}, expected a floating-point one such as bfloat16")
+    return known

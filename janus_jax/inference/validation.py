@@ -8,6 +8,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from janus_jax.data.prompts import (
     BEGIN_OF_IMAGE,
     IMAGE_PLACEHOLDER,
@@ -174,7 +176,7 @@ def _identities(
     count: int, seed: int | Sequence[int], prompt_numbers: Sequence[int] | None
 ) -> tuple[list[int], list[int]]:
     """The seed and the prompt number of each of `count` prompts."""
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
+    if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
         seeds = _whole_numbers("seed", seed, count)
     else:
         _check_whole("seed", seed, 0, MAX_SEED)
@@ -184,7 +186,10 @@ def _identities(
     return seeds, _whole_numbers("prompt_numbers", prompt_numbers, count)
 
 
-def _whole_numbers(name: str, values: Sequence[Any], count: int) -> list[int]:
+def _whole_numbers(name: str, values: Sequence[Any] | np.ndarray, count: int) -> list[int]:
+    is_list = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+    if not is_list or getattr(values, "ndim", 1) != 1:
+        raise UserError(f"{name}={values!r}, expected a list with a whole number for each of {count} prompts")
     if len(values) != count:
         raise UserError(f"{name} has {len(values)} numbers, expected one for each of {count} prompts")
     for value in values:

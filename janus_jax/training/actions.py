@@ -61,7 +61,8 @@ ActionFactory = Callable[[Run, SampleLog], Action]
 def every(steps: int, moment: Moment) -> bool:
     """Whether an action is due that runs every so many steps (0: never) and after the last step of the whole run.
 
-    It is not due in a run that stops because of a signal. After a restart its next interval comes as usual.
+    It is not due in a run that stops because of a signal. After a restart its next interval comes as usual. A signal
+    that comes while an action works stops the run after the next step.
     """
     return bool(steps) and not moment.is_stopping and (moment.is_last or moment.step % steps == 0)
 

@@ -12,6 +12,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from janus_jax.errors import UserError
 from janus_jax.storage import write_whole
 from janus_jax.training.objectives.base import Metrics
 from janus_jax.training.tensorboard import TensorBoard
@@ -199,7 +200,10 @@ class MetricsLog:
         if not (self._file and self._file.exists()):
             return {}
         text = self._file.read_text()
-        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        try:
+            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        except ValueError as error:
+            raise UserError(f"{self._file}: damaged ({error}), expected JSON in each line; move it away") from error
         kept = [line for line in lines if line["step"] <= step]
         self._lines = "".join(json.dumps(line) + "\n" for line in kept)
         write_whole(self._file, self._lines)

@@ -116,7 +116,7 @@ def _changed_settings(file: epath.Path, config: ConfigDict) -> list[str]:
     """
     try:
         before = _flatten(json.loads(file.read_text()))
-    except (OSError, ValueError):  # no run has been started completely
+    except (OSError, ValueError, AttributeError):  # no run has been started completely, or it is no file of ours
         return []
     now = _flatten(json.loads(_config_text(config)))
     return [f"{name} {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]]

@@ -15,11 +15,8 @@ from janus_jax.weights.json_fields import Fields
 from janus_jax.weights.name_map import Shape
 
 SIGLIP_LARGE = "siglip_large_patch16_384"
-TOWER_DEFAULTS = {
-    "model_name": SIGLIP_LARGE,
-    "image_size": 336,
-    "select_layer": -2,
-}  # those of the original CLIPVisionTower
+# Defaults of the original CLIPVisionTower.
+TOWER_DEFAULTS = {"model_name": SIGLIP_LARGE, "image_size": 336, "select_layer": -2}
 SIGLIP_NORM_EPS = 1e-6  # built into the original code
 # Name of a tower that the original code knows -> (width, heads).
 _TOWERS = {SIGLIP_LARGE: (1024, 16), "siglip_so400m_patch14_384": (1152, 16), "siglip_so400m_patch14_224": (1152, 16)}

@@ -127,6 +127,8 @@ def params_path(folder: epath.PathLike, ema: bool = False, step: int | None = No
     if not ema and step is None and (folder / "params").exists():
         return folder / "params"
     steps = saved_steps(folder)
+    if ema and not steps:
+        raise UserError(f"{folder}: holds no checkpoint under checkpoints/, so no average of its parameters")
     if not steps:
         raise UserError(f"{folder}: holds neither params/ nor a checkpoint under checkpoints/")
     if step is not None and step not in steps:

@@ -124,6 +124,15 @@ def test_records_that_cannot_be_asked_are_passed_over(data_folder, tmp_path):
     assert questions == [f"question: {record.messages[0].text}" for record in records[3:7]]
 
 
+def test_a_task_without_a_share_is_not_asked_about(data_folder, tmp_path):
+    """Its sources need not exist, as in training."""
+    config = sampled(janus_experiment(data_folder))
+    config.train.num_steps, config.sample.prompts = 1, ()
+    config.data.sources.understand, config.data.ratio.understand = ("nothing-*.array_record",), 0.0
+    train(config, tmp_path, actions=sample_actions(config))
+    assert not (tmp_path / "samples").exists()
+
+
 def test_an_image_tokenizer_without_a_readable_image_is_refused(data_folder, tmp_path):
     records = digits.generation_records(digits.load_digits()[0])[:20]
     bad = [dataclasses.replace(record, images=(b"no image",)) for record in records]

@@ -1,6 +1,6 @@
 """The whole JanusFlow at the original's widths (2 LLM layers, 1 of SigLIP) against its outputs, float32.
 
-Weights follow from their names (reference/README.md). Tolerances are 1e-4 of the largest value.
+Weights follow from their names (tests/helpers/flow_weights.py). Tolerances are 1e-4 of the largest value.
 """
 
 import dataclasses

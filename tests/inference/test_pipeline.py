@@ -331,3 +331,11 @@ def test_what_is_no_model_folder_is_refused(pipeline, tmp_path):
     save_params(tmp_path / "vq", pipeline.config.vq, pipeline.params["vq"])
     with pytest.raises(UserError, match=rf"{tmp_path}/vq: holds a VQConfig, expected a Janus model"):
         from_pretrained(tmp_path / "vq")
+
+
+def test_what_a_folder_cannot_be_loaded_as_is_refused(saved):
+    for dtype in ("int8", "float99"):
+        with pytest.raises(UserError, match=f"dtype='?{dtype}.* floating-point"):
+            from_pretrained(saved, dtype)
+    with pytest.raises(UserError, match=f"{saved}: .* no average of its parameters"):
+        from_pretrained(saved, ema=True)

@@ -110,9 +110,13 @@ def test_each_prompt_has_its_seed_and_number(reader):
 
     assert identities(seed=5) == [(5, 0), (5, 1), (5, 2)]
     assert identities(seed=[5, 6, 5], prompt_numbers=(9, 9, 0)) == [(5, 9), (6, 9), (5, 0)]
+    assert identities(seed=np.arange(3), prompt_numbers=range(3)) == [(0, 0), (1, 1), (2, 2)]
     for changes, message in (
         ({"seed": [1, 2]}, "seed has 2 numbers.* 3 prompts"),
+        ({"seed": np.array(1)}, r"seed=array\(1\)"),
         ({"prompt_numbers": [0]}, "prompt_numbers has 1 numbers"),
+        ({"prompt_numbers": 4}, "prompt_numbers=4, .*3 prompts"),
+        ({"prompt_numbers": "123"}, "prompt_numbers='123'"),
         ({"prompt_numbers": [0, -1, 2]}, "prompt_numbers=-1"),
         ({"seed": [1, 2, 2**32]}, "seed=4294967296"),
     ):

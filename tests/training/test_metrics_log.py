@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from janus_jax.errors import UserError
 from janus_jax.training import metrics_log
 from janus_jax.training.metrics_log import MetricsLog
 
@@ -192,3 +193,9 @@ def test_a_last_line_that_a_crash_cut_short_does_not_block_the_next_run(tmp_path
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     log_in(tmp_path, first_step=2).close()
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("no JSON\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: damaged"):
+        MetricsLog(tmp_path, "run", num_steps=2, first_step=1)
