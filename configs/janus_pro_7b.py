@@ -5,7 +5,8 @@ from ml_collections import ConfigDict
 from configs.janus import stage_config
 from configs.janus_pro_1b import NUMBERS as NUMBERS_1B
 
-NUMBERS = NUMBERS_1B | {"stage3": NUMBERS_1B["stage3"] | {"num_steps": 40_000}}  # Table 2; all else is the 1B's
+# Janus-Pro, Table 2; all other values are those of the 1B.
+NUMBERS = NUMBERS_1B | {"stage3": NUMBERS_1B["stage3"] | {"num_steps": 40_000}}
 
 
 def get_config(stage: str = "stage1") -> ConfigDict:

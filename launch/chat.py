@@ -17,7 +17,7 @@ from launch.cli import errors, model_flags
 from launch.cli.terminal_chat import converse, print_answer
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
-EMA = flags.DEFINE_bool("ema", False, "Of a workdir, take the average of the parameters over its steps.")
+EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameters over its steps.")
 IMAGE = flags.DEFINE_list("image", [], "Image files, separated by commas.")
 PROMPT = flags.DEFINE_string("prompt", None, "Question. Without it a conversation starts on the terminal.")
 MAX_NEW_TOKENS = flags.DEFINE_integer(

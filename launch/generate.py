@@ -26,7 +26,7 @@ from launch.cli import errors, model_flags
 from launch.cli.image_files import ImageFolder, read_noise, read_prompts
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
-EMA = flags.DEFINE_bool("ema", False, "Of a workdir, take the average of the parameters over its steps.")
+EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameters over its steps.")
 PROMPT = flags.DEFINE_string("prompt", None, "Description of the images.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line, instead of --prompt.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 16, "Number of images per prompt.", lower_bound=1)

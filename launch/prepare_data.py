@@ -35,8 +35,8 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder to write: a new one, or tha
 TASK = flags.DEFINE_list(
     "task",
     [],
-    f"Tasks to write, of {', '.join(TASKS)}. An image with a caption becomes one record for each of them (default: "
-    "generate). Any other sample belongs to one task, and is left out if that task is not named (default: none is).",
+    f"Tasks to write, of {', '.join(TASKS)}. An image with a caption becomes one record for each of them, by "
+    "default one to generate. Any other sample belongs to one task: it is left out if only others are named.",
 )
 NUM_OUTPUT_FILES = flags.DEFINE_integer("num_output_files", 64, "Largest number of files to write for each task.")
 MAX_DROP_RATE = flags.DEFINE_float("max_drop_rate", 0.1, "Stop if a larger fraction of the samples is unusable.")

@@ -13,7 +13,7 @@ class TextRequest(NamedTuple):
     """One prompt to be continued."""
 
     prompt: list[int]  # token ids, with the placeholder of an image once for each token of the image
-    images: Sequence[Image]  # in the order of their placeholders
+    images: Sequence[Image]  # images in the order of their placeholders
     max_new_tokens: int
     seed: int = 0  # with the prompt number it determines the random key of the answer (`sampling.sample_keys`)
     prompt_number: int = 0

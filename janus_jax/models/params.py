@@ -47,17 +47,17 @@ def bind(model: nn.Module, params: Params) -> Callable[..., Any]:
 
 
 def init_params(
-    config: ModelConfig, seed: int, shardings: Params | None = None, given: Mapping[str, Any] | None = None
+    config: ModelConfig, seed: int, shardings: Params | None = None, known: Mapping[str, Any] | None = None
 ) -> Params:
     """Fresh float32 parameters with stacked layers; a seed gives the same bits on every mesh.
 
     Args:
         shardings: sharding of each parameter, in the tree of `abstract_params`; None puts all on the default device.
             Each process samples all parameters on the host, one at a time.
-        given: values that are known already, by path. Arrays smaller than declared, such as the embeddings of a smaller
+        known: values that are known already, by path. Arrays smaller than declared, such as the embeddings of a smaller
             vocabulary, replace the first rows and columns and leave the others fresh.
     """
-    known = given or {}
+    known = known or {}
 
     def fresh(path: str, declared: Declared) -> jax.Array:
         if path in known and known[path].shape == declared.value.shape:

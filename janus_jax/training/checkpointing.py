@@ -100,7 +100,7 @@ class Checkpoints:
             OSError, MemoryError, JaxRuntimeError: The reason is not in the files but in the connection, the
                 permissions or the memory.
         """
-        damaged: dict[int, str] = {}  # by step; texts, since the frames of the errors would keep arrays in memory
+        damaged: dict[int, str] = {}  # reasons by step; not the errors, whose frames would keep arrays
         steps = sorted(self._manager.all_steps(), reverse=True)
         self._require_average(steps, abstract_state.ema is not None)
         for step in steps:

@@ -75,7 +75,7 @@ def test_a_llama_with_fewer_tokens_fills_the_first_rows(small, llm):
     layer = model.model.layers[2]
     down = layer.mlp.down_proj.weight.detach().numpy()
     np.testing.assert_array_equal(values["llm/decoder/layers/mlp/down_proj/kernel"][2], down.T)
-    params, fresh = init_params(config, 7, given=values)["llm"], init_params(config, 7)["llm"]
+    params, fresh = init_params(config, 7, known=values)["llm"], init_params(config, 7)["llm"]
     np.testing.assert_array_equal(params["embed_tokens"][:300], model.model.embed_tokens.weight.detach().numpy())
     np.testing.assert_array_equal(params["lm_head"]["kernel"][:, :300], model.lm_head.weight.detach().numpy().T)
     np.testing.assert_array_equal(params["embed_tokens"][300:], fresh["embed_tokens"][300:])

@@ -1,0 +1,1 @@
+"""What is minimised: one file per kind of model, with a pure function of parameters and batch."""
