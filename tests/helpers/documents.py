@@ -162,13 +162,13 @@ def _config_problems(path: str, overrides: list[str]) -> Iterator[str]:
     """Problems of a config file with each of its overrides, also where a value has another type than the field."""
     try:
         _load(path)
-    except Exception:
+    except Exception:  # a config file is a program, which may raise anything
         yield f"--config={path}"
         return
     for override in overrides:
         try:
             _load(path, override)
-        except Exception:
+        except Exception:  # absl and ml_collections raise many types
             yield f"{override} of {path}"
 
 
