@@ -154,4 +154,4 @@ class SaveCheckpoint:
         self._checkpoints.save(moment.state, self._batches.state)
 
     def close(self) -> None:
-        self._checkpoints.close()
+        pass  # the loop closes the checkpoints, after everything that works with them

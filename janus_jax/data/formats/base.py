@@ -10,6 +10,7 @@ from janus_jax.data.dropped_samples import DroppedSample, Note, Reason, SampleEr
 from janus_jax.data.formats.safe_paths import is_hidden
 from janus_jax.data.records import TASKS, Record
 from janus_jax.errors import UserError
+from janus_jax.storage import LiteralPath, matching, why_none
 
 RecordOrDrop = Record | DroppedSample  # What a format gives for each sample.
 ReadItem = RecordOrDrop | Note  # What it gives for a file: samples, with notes between them.
@@ -81,14 +82,13 @@ def files(patterns: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     """
     found: set[str] = set()
     for pattern in patterns:
-        path = epath.Path(pattern)
-        folder, name = (path, "*") if path.is_dir() else (path.parent, path.name)
-        matches = [str(match) for match in folder.glob(name)] if folder.exists() else []
-        matches = [match for match in matches if match.endswith(tuple(suffixes)) and not epath.Path(match).is_dir()]
-        if not name.startswith("."):
-            matches = [match for match in matches if not is_hidden(epath.Path(match).name)]
+        path = LiteralPath(pattern)
+        candidates = path.glob("*") if path.is_dir() else matching(pattern)
+        matches = [str(match) for match in candidates if match.name.endswith(tuple(suffixes)) and not match.is_dir()]
+        if path.is_dir() or not path.name.startswith("."):
+            matches = [match for match in matches if not is_hidden(name(match))]
         if not matches:
-            raise UserError(f"--input: {pattern!r} matches no file named *{', *'.join(suffixes)}")
+            raise UserError(f"--input: {pattern!r} matches no file named *{', *'.join(suffixes)}{why_none(pattern)}")
         found.update(matches)
     return sorted(found)
 
