@@ -196,6 +196,18 @@ def drop_reports(state: Mapping[str, Any]) -> dict[str, DropReport]:
     return merged
 
 
+def drop_metrics(state: Mapping[str, Any]) -> dict[str, float]:
+    """Shares of the samples of each source that were dropped, `dropped/SOURCE`, and by reason, `dropped/SOURCE/REASON`.
+
+    A reason for which nothing was dropped has no entry.
+    """
+    metrics = {}
+    for name, report in drop_reports(state).items():
+        metrics[f"dropped/{name}"] = report.rate
+        metrics |= {f"dropped/{name}/{reason}": count / report.seen for reason, count in report.reasons.items()}
+    return metrics
+
+
 def format_reports(state: Mapping[str, Any], patterns: Mapping[str, str]) -> str:
     """One line per source: samples, drops by reason, samples that were cut to fit into a row, the first drops.
 
