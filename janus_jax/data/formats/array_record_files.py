@@ -30,7 +30,8 @@ class ArrayRecordFiles(FileFormat):
             except (RuntimeError, ValueError):
                 units.append(Unit(path, UNREADABLE))
                 continue
-            units += [Unit(path, i, min(i + UNIT_RECORDS, count)) for i in range(0, count, UNIT_RECORDS)]
+            ranges = [Unit(path, i, min(i + UNIT_RECORDS, count)) for i in range(0, count, UNIT_RECORDS)]
+            units += ranges or [Unit(path)]  # So that a file without records is noted.
         return units
 
     def read(self, unit: Unit) -> Iterator[ReadItem]:

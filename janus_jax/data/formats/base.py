@@ -53,6 +53,12 @@ class FileFormat:
     def identity(self) -> dict[str, Any]:
         return {"format": type(self).__name__} | dataclasses.asdict(self)
 
+    def units(self) -> list[Unit]:
+        raise NotImplementedError
+
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
+        raise NotImplementedError
+
 
 def guarded(key: str, build: Callable[[], Record]) -> RecordOrDrop:
     """The record that `build` returns, or the reason why there is none."""

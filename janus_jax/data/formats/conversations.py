@@ -17,7 +17,9 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _PART_SOURCES = ("image", "image_url", "source", "path", "url", "bytes")  # Fields of a part that hold its image.
 # Markers of other models, such as <image_1> and <|image|>. They would be learnt as words.
-_FOREIGN_MARKER = re.compile(r"<\|?(image|img)[ _-]?\d+\|?>|<\|(image|video|audio)(_pad)?\|>")
+_FOREIGN_MARKER = re.compile(
+    r"<\|?(image|img)[ _-]?\d+\|?>|<\|(image|video|audio)(_pad)?\|>|<img>[^<]+</img>|<image_placeholder>"
+)
 
 
 class _Turn(NamedTuple):

@@ -39,7 +39,8 @@ class Parquet(FileFormat):
                 continue
             with file:
                 self._columns(file, path).captions(self.tasks, self.question)
-                units += [Unit(path, group, group + 1) for group in range(file.num_row_groups)]
+                groups = [Unit(path, group, group + 1) for group in range(file.num_row_groups)]
+                units += groups or [Unit(path)]  # So that a file without rows is noted.
         return units
 
     def read(self, unit: Unit) -> Iterator[ReadItem]:
@@ -49,7 +50,8 @@ class Parquet(FileFormat):
                 columns = self._columns(file, unit.path)
                 names = class_names(file.schema_arrow).get(columns.caption, ())
                 captions = columns.captions(self.tasks, self.question)
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[unit.start], columns=columns.used):
+                groups = list(range(unit.start, unit.stop))
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns.used):
                     values = {column: batch.column(column) for column in columns.used}
                     for i in range(batch.num_rows):
                         # Rows are converted one by one; `to_pylist` would hold a second copy of every image.

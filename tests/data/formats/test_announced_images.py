@@ -103,6 +103,8 @@ DROPPED = {
         {"image": "red.png", "conversations": turns("<image> <image_1>", "a")},
         Reason.MISSING_IMAGE,
     ),  # fmt: skip
+    "marker of Qwen": ({"conversations": turns("Picture 1: <img>red.png</img> What?", "a")}, Reason.MISSING_IMAGE),
+    "marker of Janus": ({"conversations": turns("<image_placeholder> What?", "a")}, Reason.MISSING_IMAGE),
     "video": ({"video": "0.mp4", "conversations": QUESTION}, Reason.UNREAD_MEDIA),
     "videos beside an image": (
         {"image": "red.png", "videos": ["0.mp4"], "conversations": QUESTION},

@@ -12,7 +12,7 @@ from janus_jax.data.formats import streams, tar_members
 from janus_jax.data.formats.registry import open_dataset
 from janus_jax.data.images import decode_image
 from janus_jax.errors import UserError
-from tests.helpers.source_files import image, link, read_all, read_notes, tar
+from tests.helpers.source_files import image, link, read_all, tar
 
 PNG = image()
 PAIR = (("0.png", PNG), ("0.txt", b"a square"))
@@ -339,21 +339,6 @@ def test_no_file_and_wrong_tasks_are_errors(tmp_path):
         open_dataset("webdataset", str(tmp_path), {"tasks": ("text",)})
 
 
-@pytest.mark.parametrize("raw", [b"caf\xe9 au lait", b"it\x92s", "a fox".encode("utf-16-le"), "狐狸".encode("gb18030")])
-def test_captions_in_other_encodings_are_dropped(tmp_path, raw):
-    records, bad = read(tmp_path, tar([("0.png", PNG), ("0.txt", raw)]))
-    assert records == [] and reasons(bad) == [Reason.BAD_TEXT]
-    records, bad = read(tmp_path, tar([("0.png", PNG), ("0.json", raw)]))
-    assert records == [] and reasons(bad) == [Reason.BAD_TEXT]
-
-
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("value", ['"first"', '["first", "second"]', '[null, "first"]'])
-def test_metadata_may_have_a_mark_and_several_captions(tmp_path, mark, value):
-    metadata = mark + b'{"caption": %s}' % value.encode()
-    assert captions(read(tmp_path, tar([("0.png", PNG), ("0.json", metadata)]))[0]) == {"0": "first"}
-
-
 @pytest.mark.parametrize("hidden", ["._0.png", "a/._0.png", "__MACOSX/a/._0.png", "__MACOSX/a/0.png", "a/.DS_Store"])
 @pytest.mark.parametrize("more", ["a/.git/0.png", "a/@eaDir/0.png", "a/Thumbs.db", "./a/.ipynb_checkpoints/0.png"])
 @pytest.mark.parametrize("folder", ["a/", "./a/", ""])
@@ -366,42 +351,6 @@ def test_hidden_members_at_any_depth_belong_to_no_sample(tmp_path, hidden, more,
 def test_hidden_archives_in_a_folder_are_left_out(tmp_path):
     (tmp_path / "._00000.tar").write_bytes(b"AppleDouble")
     assert captions(read(tmp_path, tar(PAIR))[0]) == {"0": "a square"}
-
-
-# Members of a sample, its caption (None: it is dropped), and the notes on it.
-GOOD_AND_BAD = {
-    "damaged metadata": ([("0.txt", b"c"), ("0.json", b"{")], "c", {"bad_json in .json, caption taken from .txt": 1}),
-    "metadata is a list": (
-        [("0.txt", b"c"), ("0.json", b"[]")],
-        "c",
-        {"bad_field in .json, caption taken from .txt": 1},
-    ),
-    "metadata in Latin-1": (
-        [("0.txt", b"c"), ("0.json", b'{"a": "\xe9"}')],
-        "c",
-        {"bad_text in .json, caption taken from .txt": 1},
-    ),
-    "caption in Latin-1": (
-        [("0.txt", b"\xe9"), ("0.json", b'{"caption": "d"}')],
-        "d",
-        {"bad_text in .txt, caption taken from .json": 1},
-    ),
-    "empty caption": (
-        [("0.txt", b""), ("0.json", b'{"caption": "d"}')],
-        "d",
-        {"no_text in .txt, caption taken from .json": 1},
-    ),
-    "both damaged": ([("0.txt", b"\xe9"), ("0.json", b"{")], None, {}),
-    "NaN": ([("0.txt", b"c"), ("0.json", b'{"similarity": NaN}')], "c", {}),
-}
-
-
-@pytest.mark.parametrize(("members", "caption", "notes"), GOOD_AND_BAD.values(), ids=GOOD_AND_BAD.keys())
-def test_a_good_caption_is_not_lost_for_a_damaged_one(tmp_path, members, caption, notes):
-    data = tar([("0.png", PNG), *members])
-    records, bad = read(tmp_path, data)
-    assert captions(records) == ({"0": caption} if caption else {}) and len(bad) == (caption is None)
-    assert read_notes(open_dataset("webdataset", str(tmp_path), {})) == notes
 
 
 def test_an_archive_of_no_bytes_is_damage_and_one_without_members_is_not(tmp_path):
