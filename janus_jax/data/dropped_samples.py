@@ -152,12 +152,12 @@ class DropReport:
 class NoteCounts:
     """Counts notes by their text. It holds a bounded number of texts, since these may come from untrusted files."""
 
-    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
-        self.counts: collections.Counter[str] = collections.Counter(counts or {})
+    def __init__(self) -> None:
+        self._counts: collections.Counter[str] = collections.Counter()
 
     def add(self, note: Note, count: int = 1) -> None:
         text = one_line(note.text)
-        self.counts[text if text in self.counts or len(self.counts) < MAX_NOTES else OTHER_NOTES] += count
+        self._counts[text if text in self._counts or len(self._counts) < MAX_NOTES else OTHER_NOTES] += count
 
     def merge(self, counts: Mapping[str, int]) -> None:
         """Adds what `to_json` of another one gave."""
@@ -165,7 +165,7 @@ class NoteCounts:
             self.add(Note(text), count)
 
     def to_json(self) -> dict[str, int]:
-        return dict(sorted(self.counts.items()))
+        return dict(sorted(self._counts.items()))
 
 
 def one_line(text: str) -> str:

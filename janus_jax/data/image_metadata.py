@@ -35,11 +35,10 @@ def _png_pixels(data: bytes) -> bytes | None:
     while position + 8 <= len(data):
         size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         stop = min(position + 12 + size, len(data))
-        body, checksum = data[position + 4 : stop - 4], data[stop - 4 : stop]
-        is_whole = zlib.crc32(body).to_bytes(4, "big") == checksum
-        if kind in _PNG_PIXELS or (kind == b"eXIf" and is_whole):
+        body, checksum = data[position + 8 : stop - 4], data[stop - 4 : stop]
+        if kind in _PNG_PIXELS or (kind == b"eXIf" and zlib.crc32(kind + body).to_bytes(4, "big") == checksum):
             kept.append(data[position:stop])
-        elif _is_bomb(kind, body[4:]):
+        elif _is_bomb(kind, body):
             return None
         position = stop
     return b"".join(kept)

@@ -13,7 +13,7 @@ UNIT_BYTES = 64 << 20
 
 
 class Line(NamedTuple):
-    """A line, and its offset in the text as UTF-8. The line is None if it is too long."""
+    """A line, and its offset in the text as UTF-8. `data` is None for a line that is too long."""
 
     offset: int
     data: bytes | None

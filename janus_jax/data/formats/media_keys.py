@@ -25,7 +25,7 @@ def unread_keys(sample: Mapping[str, Any], read: Collection[str]) -> list[str]:
     return sorted(
         key
         for key, value in sample.items()
-        if key not in read and looks_like_media(key) and value not in (None, "", [], {}, b"")
+        if key not in read and looks_like_media(key) and value is not False and value not in (None, "", [], {}, b"")
     )
 
 

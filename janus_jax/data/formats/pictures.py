@@ -36,21 +36,24 @@ class Pictures(NamedTuple):
         """Parses roots of the form `DIR` or `PREFIX=DIR`.
 
         Raises:
-            UserError: A folder does not exist, or `follow_links` is none of FOLLOW_LINKS.
+            UserError: A folder does not exist, two have no prefix or the same one, or `follow_links` is none of
+                FOLLOW_LINKS.
         """
-        default, by_prefix = "", {}
+        by_prefix: dict[str, str] = {}
         for root in roots:
             prefix, separator, folder = root.rpartition("=")
             if not separator or epath.Path(root).is_dir():
                 prefix, separator, folder = "", "", root
             if not epath.Path(folder).is_dir():
                 raise UserError(f"--image_root={root}: {folder!r} is not a folder")
-            if separator:
-                by_prefix[prefix.rstrip("/") + "/"] = folder
-            else:
-                default = folder
-        folders = (*([default] if default else []), *by_prefix.values())
-        return cls(default, by_prefix, link_targets(follow_links, folders))
+            prefix = prefix.rstrip("/") + "/" if separator else ""
+            if prefix in by_prefix:
+                raise UserError(
+                    f"--image_root={root}: {by_prefix[prefix]} is there already; give it a PREFIX= of its own"
+                )
+            by_prefix[prefix] = folder
+        targets = link_targets(follow_links, tuple(by_prefix.values()))
+        return cls(by_prefix.pop("", ""), by_prefix, targets)
 
     def read(self, value: Any, field: str) -> bytes:
         """The encoded bytes of an image.

@@ -217,3 +217,14 @@ def test_missing_file_and_root_are_errors(folder):
         open_dataset("llava", str(folder / "nope.json"), {}).units()
     with pytest.raises(UserError, match=r"^--image_root=coco=/nope: '/nope' is not a folder"):
         open_dataset("llava", str(folder / "data.json"), {"image_root": ("coco=/nope",)})
+    for prefix in ("", "coco="):
+        roots = tuple(f"{prefix}{folder / name}" for name in ("images", "images/coco"))
+        with pytest.raises(UserError, match=rf"^--image_root={roots[1]}: {folder}/images is there already"):
+            open_dataset("llava", str(folder / "data.json"), {"image_root": roots})
+
+
+def test_an_equals_sign_in_the_name_of_a_root_is_no_prefix(folder):
+    (folder / "split=train").mkdir()
+    (folder / "split=train" / "2.png").write_bytes(PNG)
+    records, bad = read(folder, [sample("<image>", "a", image="2.png")], roots=(str(folder / "split=train"),))
+    assert len(records) == 1 and bad == []
