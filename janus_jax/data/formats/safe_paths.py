@@ -60,8 +60,9 @@ def read_below(root: str, path: str, limit: int, targets: Sequence[str] | None =
             if targets is not None and not any(_is_below(folder, resolved) for folder in (root, *targets)):
                 raise SampleError(
                     Reason.PATH_ESCAPE,
-                    f"path {path!r} leaves {root} by a link to {resolved}; --follow_links=roots reads it if a root "
-                    "holds that file, --follow_links=anywhere in any case",
+                    # The flags come first, since reports cut long texts.
+                    "a link leaves its root; --follow_links=anywhere reads it, or =roots if a root holds its target: "
+                    f"{path!r} leads from {root} to {resolved}",
                 )
             if not stat.S_ISREG(os.stat(resolved).st_mode):  # Reading a pipe would block for ever.
                 raise SampleError(Reason.MISSING_FILE, f"{path!r} is not a regular file")
