@@ -109,8 +109,10 @@ def listed(value: Any, field: str) -> list[Any]:
 
     Raises SampleError for an empty text or empty bytes: they announce an image that is not there.
     """
-    if isinstance(value, dict) and any(isinstance(column, list) for column in value.values()):
-        value = fields.as_list(value, field)
+    if isinstance(value, dict):
+        columns = {name: column for name, column in value.items() if column is not None}
+        if columns and all(isinstance(column, list) for column in columns.values()):
+            value = fields.as_list(columns, field)
     images = [image for image in (value if isinstance(value, list) else [value]) if not _is_null(image)]
     if any(image in ("", b"") for image in images):
         raise SampleError(Reason.MISSING_IMAGE, f"{field} is empty, expected an image")

@@ -49,6 +49,7 @@ READ = {
     "image is null": ({"image": None, "images": ["red.png"], "messages": messages("<image>\nWhat?")}, RED),
     "data URL": ({"image": DATA_URL, "messages": messages("<image>\nWhat?")}, BLUE),
     "objects with paths": ({"images": [{"path": "blue.png"}], "messages": messages("<image>\nWhat?")}, BLUE),
+    "an object with more": ({"image": {"path": "red.png", "box": [1, 2]}, "messages": messages("<image>What?")}, RED),
     "part with a path": ({"messages": messages(part("image", image="red.png"))}, RED),
     "part of an image beside": ({"images": ["blue.png"], "messages": messages(part("image"))}, BLUE),
     "OpenAI": ({"messages": messages(part("image_url", image_url={"url": DATA_URL, "detail": "low"}))}, BLUE),

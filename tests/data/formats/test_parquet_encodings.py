@@ -49,6 +49,10 @@ IMAGE_COLUMNS = {
     "list of structs": (pa.list_(IMAGE), [of_red()]),
     "large list": (pa.large_list(IMAGE), [of_red()]),
     "struct of lists": (pa.struct([("bytes", pa.list_(pa.binary()))]), {"bytes": [RED]}),
+    "struct of lists and a null": (
+        pa.struct([("bytes", pa.list_(pa.binary())), ("path", pa.list_(pa.string()))]),
+        {"bytes": [RED], "path": None},
+    ),
     "bytes": (pa.binary(), RED),
     "large bytes": (pa.large_binary(), RED),
     "bytes of one size": (pa.binary(len(RED)), RED),
