@@ -84,9 +84,10 @@ class Columns:
         unread = tuple(column for column in others if kinds[column] is Kind.MEDIA or looks_like_media(column))
         media = [column for column in unread if _is_media(column, kinds[column])]
         if media and not image:
+            known = f"--image_column={chosen} to read that one alone, " if chosen else ""
             raise UserError(
-                f"{origin}: nobody reads the column {media[0]!r} of images, video or sound; name the column of images, "
-                f"such as --image_column={media[0]}, or give --image_column={NO_COLUMN} to read none"
+                f"{origin}: nobody reads the column {media[0]!r} of images, video or sound; give {known}"
+                f"--image_column={media[0]} to read it, or --image_column={NO_COLUMN} to read no images"
             )
         paths = tuple(column for column in unread if messages and not image and kinds[column] is Kind.TEXT)
         return cls(image=chosen, messages=messages, caption=caption, text=text, paths=paths, unread=unread)

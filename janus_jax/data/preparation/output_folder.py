@@ -72,8 +72,8 @@ def finish(job: Job) -> dict[str, Any]:
             raise UserError(f"--output={output}: part {part} was not written; run the command again")
         result = _read_json(_result_file(job, part))
         drops.merge(DropReport.from_json(result["drops"]))
-        counts = {name: counts[name] + result[name] for name in counts}
-        notes.merge(result.get("notes", {}))  # Older versions wrote none.
+        counts = {name: counts[name] + result.get(name, 0) for name in counts}  # Older versions knew fewer.
+        notes.merge(result.get("notes", {}))
         files += result["files"]
     drops.check(job.max_drop_rate, "--max_drop_rate")
     manifest = {
