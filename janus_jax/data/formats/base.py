@@ -15,8 +15,10 @@ from janus_jax.storage import LiteralPath, matching, why_none
 RecordOrDrop = Record | DroppedSample  # What a format gives for each sample.
 ReadItem = RecordOrDrop | Note  # What it gives for a file: samples, with notes between them.
 
-MAX_TEXT_BYTES = 4 << 20  # Limit for a line, a JSON element or a text in an archive; a longer one is taken for damage.
+# Limit for a JSON element, a text in an archive, or a line without images; a longer one is taken for damage.
+MAX_TEXT_BYTES = 4 << 20
 MAX_IMAGE_BYTES = 64 << 20  # Limit for an encoded image.
+MAX_LINE_BYTES = MAX_TEXT_BYTES + MAX_IMAGE_BYTES  # Limit for a line of JSON with its images.
 MAX_IMAGES = 64  # Limit for a sample.
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from janus_jax.data.dropped_samples import Reason, SampleError
 from janus_jax.data.formats import fields, media_keys
-from janus_jax.data.formats.base import MAX_TEXT_BYTES, ReadItem, guarded
+from janus_jax.data.formats.base import MAX_LINE_BYTES, MAX_TEXT_BYTES, ReadItem, guarded
 from janus_jax.data.records import Record
 
 
@@ -23,9 +23,17 @@ def object_items(
 
     def parse_and_build() -> Record:
         if data is None:
-            raise SampleError(Reason.TOO_LARGE, f"a line of more than {MAX_TEXT_BYTES} bytes")
+            raise SampleError(Reason.TOO_LARGE, f"a line of more than {MAX_LINE_BYTES} bytes")
+        # Text of images is one value. A line as long with many values would take many times its memory.
+        if len(data) > MAX_TEXT_BYTES and sum(map(data.count, (b",", b"[", b"{"))) > MAX_TEXT_BYTES // 2:
+            raise SampleError(
+                Reason.TOO_LARGE, f"{len(data)} bytes that are no images, at most {MAX_TEXT_BYTES} allowed"
+            )
         values.update(fields.as_object(fields.parse_json(data)))
-        return build(key, values)
+        record = build(key, values)
+        if len(data) > MAX_TEXT_BYTES and not record.images:
+            raise SampleError(Reason.TOO_LARGE, f"{len(data)} bytes of text, at most {MAX_TEXT_BYTES} allowed")
+        return record
 
     item = guarded(key, parse_and_build)
     yield from media_keys.notes(values, read)

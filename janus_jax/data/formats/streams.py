@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from janus_jax.data.formats.base import MAX_TEXT_BYTES
+from janus_jax.data.formats.base import MAX_LINE_BYTES
 from janus_jax.errors import UserError
 from janus_jax.text import text_encoding
 
@@ -119,14 +119,14 @@ class _ZstdReader(io.RawIOBase):
 
 
 def lines(stream: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(offset, line) of every line that is not blank; the line is None if it is longer than MAX_TEXT_BYTES.
+    """(offset, line) of every line that is not blank; the line is None if it is longer than MAX_LINE_BYTES.
 
     Only a line feed ends a line; U+2028 and U+0085, which JSON strings may hold, do not. Raises one of `damage()`.
     """
-    while line := stream.readline(MAX_TEXT_BYTES + 1):
+    while line := stream.readline(MAX_LINE_BYTES + 1):
         start = offset
         offset += len(line)
-        if len(line) > MAX_TEXT_BYTES:
+        if len(line) > MAX_LINE_BYTES:
             while not line.endswith(b"\n") and (line := stream.readline(CHUNK)):
                 offset += len(line)
             yield start, None

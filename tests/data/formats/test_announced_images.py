@@ -3,6 +3,7 @@
 import base64
 import json
 
+import numpy as np
 import pytest
 
 from janus_jax.data.dropped_samples import Reason
@@ -81,6 +82,16 @@ def test_base64_without_a_header_is_an_image(folder, file_format):
     text = base64.encodebytes(RAW_BASE64[file_format]).decode()  # in lines
     records, _ = read_all(data_set(folder, [{"image": text, "conversations": QUESTION}]))
     assert records[0].images == (RAW_BASE64[file_format],)
+
+
+def test_a_line_may_hold_images_larger_than_any_text(folder):
+    large = np.random.default_rng(0).bytes(4 << 20)
+    url = "data:image/png;base64," + base64.b64encode(large).decode()
+    sample = {"messages": messages(part("image_url", image_url={"url": url}))}
+    records, bad = read_all(data_set(folder, [sample, sample], "lines"))
+    assert bad == [] and [record.images for record in records] == [(large,)] * 2
+    text = {"messages": messages("x" * (4 << 20))}
+    assert [item.reason for item in read_all(data_set(folder, [text], "lines"))[1]] == [Reason.TOO_LARGE]
 
 
 def test_images_of_parts_and_beside_them_keep_their_order(folder):

@@ -67,6 +67,7 @@ LINES = {
     "deep": (b"[" * 100_000, Reason.BAD_JSON),
     "huge number": (b'{"text": ' + b"9" * 5000 + b"}", Reason.BAD_JSON),
     "huge": (b'{"text": "' + b"x" * (5 << 20) + b'"}', Reason.TOO_LARGE),
+    "many values": (b'{"text": "a", "images": [' + b"[]," * (2 << 20) + b"[]]}", Reason.TOO_LARGE),
     "byte order mark inside": (b'\xef\xbb\xbf{"text": "a"}', None),
     "Windows line": (b'{"text": "a"}\r', None),
     "two objects": (b'{"text": "a"} {"text": "b"}', Reason.BAD_JSON),
@@ -127,7 +128,7 @@ def test_zstd_with_a_window_beyond_the_default_limit(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
 def test_bomb_is_one_line_over_the_limit(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(streams, "MAX_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 1 << 20)
     data = SUFFIXES[suffix](LINE + bytes(100 << 20) + b"\n" + LINE)
     assert len(data) < 200_000
     records, bad = read(tmp_path, data, suffix)
