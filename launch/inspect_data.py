@@ -58,12 +58,12 @@ def main() -> None:
         raise UserError(f"--process_index={PROCESS_INDEX.value}, expected less than {PROCESS_COUNT.value}")
     config = CONFIG.value
     check_config(config)
+    architecture = model_config(config)
+    tokenizer = open_tokenizer(config, architecture)
     if SPLIT.value == "validation" and not config.data.held_out:
         raise UserError(
             "--split=validation: data.held_out=0 keeps no record apart; give the --config.data.held_out of the run"
         )
-    architecture = model_config(config)
-    tokenizer = open_tokenizer(config, architecture)
     stream = open_stream(
         config,
         architecture,
