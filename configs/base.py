@@ -63,8 +63,9 @@ def base_config(name: str, model: str) -> ConfigDict:
             },
             "data": {
                 "tokenizer": "",  # path of a tokenizer.json
-                # Globs of ArrayRecord files, or (glob, weight). Without a weight, a source weighs as much as it has
-                # records.
+                # Paths of ArrayRecord files, or (path, weight). Without a weight, a source weighs as much as it has
+                # records. The last part of a path may be a pattern such as text-*; an existing file of that very name
+                # comes first, and the folders before it are taken literally.
                 "sources": {"understand": (), "text": (), "generate": ()},
                 # Shares of the tasks. A share, like a weight above, may be ((first step, share), ...) to change during
                 # the run.

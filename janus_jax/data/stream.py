@@ -196,24 +196,39 @@ def drop_reports(state: Mapping[str, Any]) -> dict[str, DropReport]:
     return merged
 
 
+def drop_metrics(state: Mapping[str, Any]) -> dict[str, float]:
+    """Shares of the samples of each source that were dropped, `dropped/SOURCE`, and by reason, `dropped/SOURCE/REASON`.
+
+    A reason for which nothing was dropped has no entry.
+    """
+    metrics = {}
+    for name, report in drop_reports(state).items():
+        metrics[f"dropped/{name}"] = report.rate
+        metrics |= {f"dropped/{name}/{reason}": count / report.seen for reason, count in report.reasons.items()}
+    return metrics
+
+
 def format_reports(state: Mapping[str, Any], patterns: Mapping[str, str]) -> str:
     """One line per source: samples, drops by reason, samples that were cut to fit into a row, the first drops.
 
-    A source of which no sample is in a delivered batch yet has no counts, and no line.
+    If the source that gave most samples has a notable loss, the last line says so. A source of which no sample is in a
+    delivered batch yet has no counts, and no line.
 
     Args:
         patterns: `Stream.patterns`.
     """
     lines = []
-    for name, report in drop_reports(state).items():
+    reports = drop_reports(state)
+    for name, report in reports.items():
         if not report.seen:
             continue
         cut = sum(shard["truncated"][name] for shard in state["shards"].values())
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.reasons.items()))
-        dropped = f"{report.dropped:,} dropped ({reasons})" if reasons else "none dropped"
+        dropped = f"{report.dropped:,} dropped ({report.describe_reasons()})" if report.dropped else "none dropped"
         examples = f"; first: {report.describe_examples()}" if report.examples else ""
         counts = f"{report.seen:,} samples, {dropped}, {cut:,} cut to fit into a row"
         lines.append(f"data {name} ({patterns[name]}): {counts}{examples}")
+    largest = max(reports, key=lambda name: reports[name].seen)
+    lines += filter(None, [reports[largest].notable_loss(f"data {largest} ({patterns[largest]})")])
     return "\n".join(lines)
 
 
