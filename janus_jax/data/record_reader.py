@@ -47,6 +47,11 @@ class RecordSource(Sequence):
         self._first = first
         self._count = int(self._ends[-1]) - first if count is None else count
 
+    @property
+    def num_files(self) -> int:
+        """Number of files that stay open once records of all of them have been read."""
+        return len(self._files)
+
     def __len__(self) -> int:
         return self._count
 

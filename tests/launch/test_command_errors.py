@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import socket
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from examples.digits import data as digits
@@ -15,7 +17,7 @@ from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
 from janus_jax.weights.reader import model_in_memory
 from janus_jax.weights.write_model import write_model
-from launch.cli import model_flags
+from launch.cli import distributed, model_flags
 from tests.helpers.forked_commands import run_commands
 
 TRAIN = "--config=configs/quickstart.py:stage1"
@@ -233,3 +235,19 @@ def test_nothing_was_trained_before_the_errors(outcomes, folder):
 def test_flags_of_all_commands_that_load_a_model_name_their_value(flag, value, message):
     with flagsaver.flagsaver(**{flag: value}), pytest.raises(UserError, match=message):
         model_flags.load_options()
+
+
+def test_a_port_in_use_is_a_mistake_of_process_0(monkeypatch):
+    """Of the flag, or of what describes the hosts; here Slurm, whose port depends on the job's number."""
+    flags.FLAGS.mark_as_parsed()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        given = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2, "process_id": 0}
+        with flagsaver.flagsaver(**given), pytest.raises(UserError, match=rf"^--coordinator=.* port {port} .*in use"):
+            distributed.join()
+        variables = {"JOB_ID": port, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": 0, "LOCALID": 0}
+        for name, value in variables.items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
+        with flagsaver.flagsaver(multihost=True), pytest.raises(UserError, match=rf"^--multihost: .* port {port} .*in"):
+            distributed.join()
