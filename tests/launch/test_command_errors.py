@@ -17,7 +17,7 @@ from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
 from janus_jax.weights.reader import model_in_memory
 from janus_jax.weights.write_model import write_model
-from launch.cli import distributed, model_flags
+from launch.cli import distributed, errors, model_flags
 from tests.helpers.forked_commands import run_commands
 
 TRAIN = "--config=configs/quickstart.py:stage1"
@@ -216,8 +216,9 @@ def test_a_failure_while_training_is_one_line_and_its_code_says_whether_a_restar
 
 
 @pytest.mark.parametrize("command", HELP)
-def test_help_lists_the_flags_that_commands_share(command, outcomes):
+def test_help_lists_the_flags_that_commands_share_and_is_no_error(command, outcomes):
     text = outcomes[command].out
+    assert outcomes[command].code == 0
     assert [name for name in HELP[command] if not re.search(rf"^  --(\[no\])?{name}: ", text, re.MULTILINE)] == []
 
 
@@ -235,6 +236,19 @@ def test_nothing_was_trained_before_the_errors(outcomes, folder):
 def test_flags_of_all_commands_that_load_a_model_name_their_value(flag, value, message):
     with flagsaver.flagsaver(**{flag: value}), pytest.raises(UserError, match=message):
         model_flags.load_options()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("--config.a=1 --config.b=2 --config.a=3", "--config.b=2 --config.a=3"),
+        ("--config.a 1 -config.a=2 --x=3 --x=4", "-config.a=2 --x=3 --x=4"),
+        ("--config.on --config.a=1 --config.on=False --config.a.b=2", "--config.a=1 --config.on=False --config.a.b=2"),
+        ("--config.a=1 -- --config.a=2", "--config.a=1 -- --config.a=2"),
+    ],
+)
+def test_of_a_field_that_is_given_twice_the_last_value_counts(given, kept):
+    assert errors.without_repeats(["train.py", *given.split()]) == ["train.py", *kept.split()]
 
 
 def test_a_port_in_use_is_a_mistake_of_process_0(monkeypatch):
