@@ -1,5 +1,6 @@
 import resource
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from janus_jax.errors import UserError
 
 def test_too_little_shared_memory_is_refused_with_both_sizes_and_what_helps(monkeypatch, tmp_path):
     monkeypatch.setattr(system_limits, "SHARED_MEMORY", str(tmp_path))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(64 << 20, 1 << 20, 63 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=63 << 20))
     require_shared_memory(63 << 20, workers=2)
     with pytest.raises(UserError, match=r"data\.workers=2 .* 65\.0 MiB .* 63\.0 MiB .*--shm-size=128m"):
         require_shared_memory(65 << 20, workers=2)

@@ -9,6 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from examples.digits import data as digits
+from janus_jax.data.records import write_records
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
@@ -21,6 +22,14 @@ from launch.cli import distributed, errors, model_flags
 from tests.helpers.forked_commands import run_commands
 
 TRAIN = "--config=configs/quickstart.py:stage1"
+TEXT = (
+    TRAIN,
+    "--config.data.tokenizer={folder}/model/tokenizer.json",
+    "--config.data.ratio.understand=0.0",
+    "--config.data.ratio.text=1.0",
+    "--config.data.ratio.generate=0.0",
+    "--config.data.sources.text={folder}/text.array_record",
+)
 JOIN = (TRAIN, "--workdir={folder}/w", "--num_processes=2", "--process_id=1")
 
 # name: (command, its arguments, what the line must name). {folder} is the fixture's.
@@ -70,10 +79,20 @@ CASES = {
         [TRAIN, "--workdir={folder}/file/w", "--config.data.tokenizer={folder}/model/tokenizer.json"],
         "--workdir={folder}/file/w",
     ),
-    "workdir of another architecture": (
+    "workdir that is a model": (
         "train",
         [TRAIN, "--workdir={folder}/vq", "--config.data.tokenizer={folder}/model/tokenizer.json"],
-        "another architecture",
+        "--workdir={folder}/vq: holds params of a model",
+    ),
+    "missing data": (
+        "train",
+        [*TEXT, "--workdir={folder}/w", "--config.data.sources.text={folder}/nowhere/text-*"],
+        "data.sources.text: '{folder}/nowhere/text-*' matches no file: there is no folder '{folder}/nowhere'",
+    ),
+    "missing starting point": (  # found when all but the parameters is there
+        "train",
+        [*TEXT, "--workdir={folder}/w", "--config.init.checkpoint={folder}/nowhere"],
+        "init.checkpoint='{folder}/nowhere'",
     ),
     "missing special token": (
         "train",
@@ -176,6 +195,7 @@ def folder(tmp_path_factory):
         chunk.unlink()
     save_params(folder / "vq", VQ_TINY, params["vq"])
     (folder / "no_special.json").write_text(tokenizer.backend.to_str().replace("<end_of_image>", "<end>"))
+    write_records(folder / "text.array_record", digits.text_records())
     (folder / "images").mkdir()
     (folder / "images" / "00003.png").write_text("of another run")
     (folder / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
