@@ -92,6 +92,8 @@ def base_config(name: str, model: str) -> ConfigDict:
                 # Number of logical shards of the stream: a multiple of the number of hosts times `workers`.
                 "num_shards": 8,
                 "workers": 4,  # number of processes per host that decode and pack; 0: a thread does it
+                # Whether workers hand over rows in shared memory (/dev/shm). Otherwise they do in pipes, more slowly.
+                "shared_memory": True,
             },
             # Sizes of the device mesh; -1: all devices that the other axes leave.
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},

@@ -47,6 +47,11 @@ class RecordSource(Sequence):
         self._first = first
         self._count = int(self._ends[-1]) - first if count is None else count
 
+    @property
+    def num_files(self) -> int:
+        """Number of files that stay open once records of all of them have been read."""
+        return len(self._files)
+
     def __len__(self) -> int:
         return self._count
 
@@ -80,7 +85,7 @@ def open_records(pattern: str, field: str, held_out: int = 0, validation: bool =
     Raises:
         UserError: The pattern matches nothing, a file is not in ArrayRecord format, or no record is left.
     """
-    paths = [str(path) for path in matching(pattern)]
+    paths = [str(path) for path in matching(pattern)] if pattern else []
     if not paths:
         raise UserError(f"{field}: {pattern!r} matches no file{why_none(pattern)}")
     if epath.Path(paths[0]).is_dir():

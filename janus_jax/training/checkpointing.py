@@ -38,12 +38,14 @@ def has_checkpoint(workdir: epath.Path, config: ModelConfig) -> bool:
         UserError: The checkpoints belong to another architecture, or the folder belongs to no run.
     """
     steps = saved_steps(workdir)
-    of_a_model = [name for name in ("params", CONFIG_FILE, TOKENIZER_FILE) if (workdir / name).exists()]
+    foreign = [name for name in ("params", CONFIG_FILE, TOKENIZER_FILE) if (workdir / name).exists()]
     # Asked last, since the first process may be writing its files: model.json is the first of them.
     begun = (workdir / ARCHITECTURE_FILE).exists()
     if not steps:
-        if of_a_model and not (begun and of_a_model[0] != "params"):
-            raise UserError(f"{workdir}: holds {of_a_model[0]} of a model, expected a new folder or that of a run")
+        if begun:  # by a run, so that only an exported model has more
+            foreign = [name for name in foreign if name == "params"]
+        if foreign:
+            raise UserError(f"--workdir={workdir}: holds {foreign[0]} of a model, expected a new folder or a run's")
         return False
     if begun and (saved := read_architecture(workdir)) != config:
         raise UserError(f"{workdir}: holds another architecture than the config's: {differences(saved, config)}")

@@ -18,6 +18,7 @@ from janus_jax.data.record_reader import RecordSource, open_records
 from janus_jax.data.sample_builder import SampleBuilder, check_supervision
 from janus_jax.data.square_images import square_images
 from janus_jax.data.stream import Stream, StreamOptions
+from janus_jax.data.system_limits import require_open_files
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
@@ -197,6 +198,8 @@ def open_stream(
         for task in ratio
         if ever_positive(ratio[task])
     }
+    files = sum(source.num_files for pairs in entries.values() for source, _ in pairs)
+    require_open_files(2 * files if data.held_out else files)
     crop = Crop(**data.crop)
     options = StreamOptions(
         batch_size=config.train.batch_size,
@@ -205,6 +208,7 @@ def open_stream(
         max_drop_rate=data.max_drop_rate,
         settings=_settings(config, tokenizer, entries),
         workers=data.workers,
+        shared_memory=data.shared_memory,
         process_index=process_index,
         process_count=process_count,
     )
@@ -295,7 +299,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that the rows of the stream depend on, by the name of its field."""
     data = config.data.to_dict()
-    for field in ("workers", "max_drop_rate", "sources", "tokenizer"):
+    for field in ("workers", "shared_memory", "max_drop_rate", "sources", "tokenizer"):
         del data[field]
     settings = {f"data.{name}": value for name, value in data.items()}
     settings |= {"model": config.model, "seed": config.seed, "train.batch_size": config.train.batch_size}

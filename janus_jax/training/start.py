@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from janus_jax.data.stream import Stream
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params
 from janus_jax.sharding import own_rows
 from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.checkpointing import CONFIG_FILE, Checkpoints, has_checkpoint
 from janus_jax.training.freezing import format_table, merge, module_table
-from janus_jax.training.initialization import format_origins, initial_params
+from janus_jax.training.initialization import FRESH, format_origins, initial_params
 from janus_jax.training.latents import open_vae
 from janus_jax.training.plan import Plan, make_plan, tasks
 from janus_jax.training.setup import open_stream, open_tokenizer
@@ -80,8 +80,8 @@ def is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints in the first process only."""
-    if is_first_process():
+    """Prints in the first process only, and no empty line."""
+    if text and is_first_process():
         print(text, flush=True)
 
 
@@ -103,6 +103,8 @@ def _restore(run: Run) -> TrainState | None:
 def _new_state(run: Run) -> TrainState:
     params, origins = initial_params(run.config, run.plan.architecture, run.plan.mesh, run.tokenizer)
     say(format_origins(origins))
+    if isinstance(run.plan.architecture, FamilyConfig) and all(origin.source == FRESH for origin in origins):
+        say("WARNING: all parameters are random, since init.checkpoint and the parts in config.init are empty")
     return run.plan.new_state(params)
 
 

@@ -202,13 +202,12 @@ def test_random_choices_differ_between_shards(open_stream):
     assert 0.2 < (dropped[:, 0] == dropped[:, 1]).mean() < 0.8
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (4, 0), (2, 1)])
-def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes, workers):
-    expected = take(open_stream(num_shards=4, batch_size=8), 4)
-    shares = [
-        take(open_stream(num_shards=4, batch_size=8, process_index=i, process_count=processes, workers=workers), 4)
-        for i in range(processes)
-    ]
+@pytest.mark.parametrize(("processes", "workers", "shared"), [(2, 0, True), (4, 0, True), (2, 1, True), (1, 2, False)])
+def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes, workers, shared):
+    settings = {"num_shards": 4, "batch_size": 8}
+    expected = take(open_stream(**settings), 4)
+    settings |= {"process_count": processes, "workers": workers, "shared_memory": shared}
+    shares = [take(open_stream(process_index=i, **settings), 4) for i in range(processes)]
     assert same(joined(shares), expected)
 
 

@@ -132,7 +132,7 @@ def test_a_workdir_with_another_tokenizer_is_refused_and_keeps_its_own(data_fold
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "params"])
 def test_a_workdir_that_is_a_model_is_refused_and_keeps_its_files(data_folder, tmp_path, name):
     (tmp_path / name).write_text("of a model")
-    with pytest.raises(UserError, match=rf"{tmp_path}: holds {name} of a model"):
+    with pytest.raises(UserError, match=rf"--workdir={tmp_path}: holds {name} of a model"):
         loop.train(janus_experiment(data_folder), tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "of a model"}
 
