@@ -1,9 +1,9 @@
 """Writes handwritten digits as the files that you would have of your own: images, questions about them, captions.
 
-    python -m examples.digits.example_data --output=example
+python -m examples.digits.example_data --output=example
 
-    example/mine.json, example/images/    conversations about images, the JSON list of LLaVA
-    example/captions/                     each image with its caption beside it, 0000.png and 0000.txt
+example/mine.json, example/images/    conversations about images, the JSON list of LLaVA
+example/captions/                     each image with its caption beside it, 0000.png and 0000.txt
 """
 
 import json

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
-from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
+from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
 from janus_jax.compile_check.progress import compiling
 from janus_jax.models.config import FamilyConfig, ModelConfig
+from janus_jax.sharding import local_bytes
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
 
 

@@ -61,9 +61,9 @@ class Plan(NamedTuple):
         )
 
     def new_state(self, params: Params) -> TrainState:
-        """The state before the first step, on the devices."""
+        """The state before the first step, on the devices. It takes over the arrays of `params`, which are donated."""
         create = functools.partial(create_state, mask=self.mask, optimizer=self.optimizer, ema=self.ema > 0)
-        return jax.jit(create, out_shardings=self.shardings)(params)
+        return jax.jit(create, out_shardings=self.shardings, donate_argnums=0)(params)
 
 
 def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
