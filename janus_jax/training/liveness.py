@@ -35,21 +35,31 @@ def peak_bytes(jaxpr: Any) -> int:
     """
     uses = Counter(variable for eqn in jaxpr.eqns for variable in _variables(eqn.invars))
     results = set(_variables(jaxpr.outvars))
-    last_use = {variable: place for place, eqn in enumerate(jaxpr.eqns) for variable in _variables(eqn.invars)}
+
+    def is_fused(eqn: Any) -> bool:
+        return eqn.primitive.name in _FUSED and all(uses[out] == 1 and out not in results for out in eqn.outvars)
+
+    last_use: dict[Any, int] = {}
+    for place, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        # What a fused operation reads is read again by the operation that it is fused into.
+        end = last_use[eqn.outvars[0]] if is_fused(eqn) else place
+        for variable in _variables(eqn.invars):
+            last_use[variable] = max(last_use.get(variable, end), end)
+    ending: dict[int, list[Any]] = {}
+    for variable, place in last_use.items():
+        ending.setdefault(place, []).append(variable)
     stored: dict[Any, int] = {}
     live = peak = 0
     for place, eqn in enumerate(jaxpr.eqns):
-        name = eqn.primitive.name
-        for variable in eqn.outvars:
-            is_fused = name in _FUSED and uses[variable] == 1 and variable not in results
-            stored[variable] = 0 if is_fused else _bytes(variable)
-        made = sum(stored[variable] for variable in eqn.outvars)
+        made = 0 if is_fused(eqn) else sum(_bytes(variable) for variable in eqn.outvars)
         inside = max((peak_bytes(inner) for inner in _inner_programs(eqn)), default=0)
-        peak = max(peak, live + (made + inside if name in _LOOPS else max(made, inside)))
+        peak = max(peak, live + (made + inside if eqn.primitive.name in _LOOPS else max(made, inside)))
         live += made
-        for variable in {*_variables(eqn.invars), *eqn.outvars} - results:
-            if variable in stored and last_use.get(variable, place) <= place:
-                live -= stored.pop(variable)
+        if not is_fused(eqn):
+            stored |= {variable: _bytes(variable) for variable in eqn.outvars}
+        unread = [variable for variable in eqn.outvars if variable not in last_use]
+        for variable in {*ending.get(place, ()), *unread} - results:
+            live -= stored.pop(variable, 0)
     return peak
 
 
