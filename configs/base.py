@@ -14,7 +14,8 @@ def base_config(name: str, model: str) -> ConfigDict:
     return ConfigDict(
         {
             "name": name,  # name of the run in logs
-            "model": model,  # a key of janus_jax.models.presets.PRESETS
+            # A key of janus_jax.models.presets.PRESETS, or "checkpoint" for the architecture of init.checkpoint.
+            "model": model,
             "seed": 0,
             # Dtype of computation. Parameters, norms, softmax and losses stay float32 (papers: not stated).
             "dtype": "bfloat16",
@@ -62,7 +63,7 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "z_loss": 0.0,  # weight of log_partition^2 of both heads (papers: not stated)
             },
             "data": {
-                "tokenizer": "",  # path of a tokenizer.json
+                "tokenizer": "",  # path of a tokenizer.json; empty: that of init.checkpoint
                 # Paths of ArrayRecord files, or (path, weight). Without a weight, a source weighs as much as it has
                 # records. The last part of a path may be a pattern such as text-*; an existing file of that very name
                 # comes first, and the folders before it are taken literally.
@@ -97,6 +98,7 @@ def base_config(name: str, model: str) -> ConfigDict:
             },
             # Sizes of the device mesh; -1: all devices that the other axes leave.
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "check_memory": True,  # whether to refuse a run that needs more memory than is free
             "checkpoint": {
                 "every_steps": 1000,  # steps between two checkpoints
                 "keep": 2,  # number of newest checkpoints that are kept

@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import importlib.metadata
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -140,11 +139,6 @@ def needed_bytes(reason: str) -> int:
     """Bytes per device of a program that does not fit, from "Used 101.31G of 95.74G hbm"; 0 for other messages."""
     found = re.search(r"Used ([\d.]+)([KMGT]) of", reason)
     return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0
-
-
-def local_bytes(tree: Any) -> int:
-    """Bytes of the shards that one device has of a tree of arrays."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def write_program(program: Program, path: str) -> None:

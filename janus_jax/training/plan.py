@@ -61,9 +61,9 @@ class Plan(NamedTuple):
         )
 
     def new_state(self, params: Params) -> TrainState:
-        """The state before the first step, on the devices."""
+        """The state before the first step, on the devices. It takes over the arrays of `params`, which are donated."""
         create = functools.partial(create_state, mask=self.mask, optimizer=self.optimizer, ema=self.ema > 0)
-        return jax.jit(create, out_shardings=self.shardings)(params)
+        return jax.jit(create, out_shardings=self.shardings, donate_argnums=0)(params)
 
 
 def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
@@ -71,8 +71,8 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
 
     Raises UserError for a config that cannot work on this many devices.
     """
-    check_config(config)
     architecture = model_config(config)
+    check_config(config, architecture)
     mesh = make_mesh(config.mesh, devices)
     rows = batch_sharding(mesh, config.train.batch_size)
     micro_batches, device_rows = config.train.micro_batches, config.train.batch_size // row_shares(mesh)
@@ -81,7 +81,7 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     optimizer = make_optimizer(config.train)
     params = abstract_params(architecture)
     mask = trainable_mask(params, config.trainable)
-    run = execution(config, mesh.devices.flat[0].platform)
+    run = execution(config, architecture, mesh.devices.flat[0].platform)
     if run.attention == "flash" and isinstance(architecture, FamilyConfig):
         check_heads(architecture, mesh)
     if mesh.shape["fsdp"] > 1:

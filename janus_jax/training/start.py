@@ -18,6 +18,7 @@ from janus_jax.training.checkpointing import CONFIG_FILE, Checkpoints, has_check
 from janus_jax.training.freezing import format_table, merge, module_table
 from janus_jax.training.initialization import FRESH, format_origins, initial_params
 from janus_jax.training.latents import open_vae
+from janus_jax.training.memory import check_memory
 from janus_jax.training.plan import Plan, make_plan, tasks
 from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
@@ -52,6 +53,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     plan = make_plan(config)
     architecture = plan.architecture
     tokenizer = open_tokenizer(config, architecture)
+    say(check_memory(config, plan))
     workdir = prepare_folder("workdir", workdir)
     continues = has_checkpoint(workdir, architecture)
     if tokenizer is not None and continues:

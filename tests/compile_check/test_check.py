@@ -127,7 +127,7 @@ def test_a_check_of_janusflow_counts_its_tokens_and_slots(uncompiled):
 def test_a_row_has_no_more_images_than_its_tokens_can_hold(stage, length, und_slots, gen_slots, images):
     config = janus_pro_7b.get_config(stage)
     config.data.update(row_length=length, und_slots=und_slots, gen_slots=gen_slots)
-    assert check_module.images_of_a_row(config) == images
+    assert check_module.images_of_a_row(config, model_config(config)) == images
 
 
 def test_rates_and_utilisation_follow_from_the_predicted_time():
