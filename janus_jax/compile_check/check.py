@@ -58,7 +58,7 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[s
     batch = abstract_batch(config, plan)
     mesh = "x".join(str(size) for size in plan.mesh.shape.values())
     what = f"the training step of {config.name}, {config.train.batch_size} rows, remat {config.remat}, mesh {mesh}"
-    with compiling(f"{what}, for {topology}"):
+    with compiling(f"{what}, for {topology}", "; with more config.train.micro_batches there is less to compile"):
         lowered = plan.make_step().lower(plan.state, batch)
         program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
     result = estimate(program) if program is not None else None

@@ -92,9 +92,9 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
 
 def _libtpu_name(name: str) -> str:
     """The name that libtpu has for a topology. Raises UserError for a slice that is not in the table."""
-    generation, separator, size = re.match(r"([^:-]*)([:-]?)(.*)", name.lower()).groups()
-    ours = f"{_CLOUD_NAMES.get(generation, generation)}{separator}{size}"
-    if separator == ":":  # chips per axis, which libtpu checks
+    generation = re.split("[-:]", name.lower())[0]
+    ours = _CLOUD_NAMES.get(generation, generation) + name.lower().removeprefix(generation)
+    if ":" in ours:  # chips per axis, which libtpu checks
         return ours
     if ours not in TOPOLOGIES:
         raise UserError(f"--topology={name}: unknown; {_known(ours)}")

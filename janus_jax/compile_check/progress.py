@@ -10,14 +10,15 @@ EVERY_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def compiling(what: str) -> Iterator[None]:
-    """Says what is compiled, and then every minute how long it has taken so far."""
+def compiling(what: str, advice: str = "") -> Iterator[None]:
+    """Says what is compiled, and then every minute how long it has taken so far, after five minutes with advice."""
     tell(f"compiling {what}: 1 to 5 minutes for most programs; messages of libtpu meanwhile are harmless")
     done, start = threading.Event(), time.monotonic()
 
     def remind() -> None:
         while not done.wait(EVERY_SECONDS):
-            tell(f"still compiling after {(time.monotonic() - start) / 60:.0f} min")
+            minutes = (time.monotonic() - start) / 60
+            tell(f"still compiling after {minutes:.0f} min{advice if minutes > 5 else ''}")
 
     reminder = threading.Thread(target=remind, daemon=True)
     reminder.start()

@@ -1,6 +1,7 @@
 """Random access to the records of ArrayRecord files, which count as one sequence in the sorted order of the files."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -105,6 +106,8 @@ def open_records(pattern: str, field: str, held_out: int = 0, validation: bool =
 
 
 def _open(path: str, field: str) -> ArrayRecordDataSource:
+    if re.search(r"\[\d+:\d+\]$", path):  # array_record (0.8) would read this range of a file without the brackets
+        raise UserError(f"{field}: {path} ends like a range of records, expected another name")
     try:
         file = ArrayRecordDataSource([path])
         len(file)  # Reads the footer.

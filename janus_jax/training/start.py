@@ -62,7 +62,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     process_index, process_count = own_rows(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
-    _say_what_is_left_out(config, held_out)
+    _say_what_is_odd(config, architecture, tokenizer, held_out)
     say(format_table(module_table(abstract_params(architecture), plan.mask)))
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
@@ -134,11 +134,17 @@ def _flatten(fields: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _say_what_is_left_out(config: ConfigDict, held_out: Stream | None) -> None:
-    """Names the periodic actions that the config asks for, but that have nothing to work with."""
+def _say_what_is_odd(
+    config: ConfigDict, architecture: ModelConfig, tokenizer: Tokenizer | None, held_out: Stream | None
+) -> None:
+    """Names what works, but hardly as it was meant: another model's tokenizer, and actions with nothing to do."""
+    if isinstance(architecture, FamilyConfig) and tokenizer is not None:
+        known, rows = tokenizer.vocab_size, architecture.llama.vocab_size
+        if 2 * known < rows:
+            say(f"data.tokenizer has {known:,} tokens, but the model embeds {rows:,}: is it the model's own?")
     if config.validate.every_steps and held_out is None:
         say(f"validate.every_steps={config.validate.every_steps}, but data.held_out=0: nothing is validated")
-    generates = "generate" in tasks(config)
+    generates = isinstance(architecture, FamilyConfig) and "generate" in tasks(config)
     if config.sample.every_steps and generates and not config.sample.prompts:
         say(f"sample.every_steps={config.sample.every_steps}, but sample.prompts is empty: no images are generated")
 

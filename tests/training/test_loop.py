@@ -380,6 +380,18 @@ def test_a_signal_ends_the_run_after_its_step_is_saved(run, tmp_path, number):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
+def test_a_signal_whose_checkpoint_fails_does_not_call_the_step_saved(run, monkeypatch):
+    close = Checkpoints.close
+
+    def fail(checkpoints):
+        close(checkpoints)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Checkpoints, "close", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run([1.0] * 4, before_step={3: lambda: signal.raise_signal(signal.SIGTERM)})
+
+
 @pytest.fixture
 def stall(monkeypatch):
     """Makes the data stall before a batch, and sends SIGTERM while the loop waits for that batch."""
