@@ -34,7 +34,7 @@ GB = 1e9
 # Measured on a CPU with jax 0.10.2 and orbax-checkpoint 0.12.8; docs/training.md has the runs.
 COMPILATION_BYTES = 500_000_000  # what compiling the step takes and XLA keeps
 WORKER_BYTES = 200_000_000  # a process that decodes and packs, without its blocks
-SAVING_FACTOR = 1.5  # memory of a save by the size of what is saved: a copy of it, and chunks that are compressed
+SAVING_FACTOR = 1.75  # memory of a save by the size of what is saved: a copy of it, and chunks that are compressed
 ACTIVATIONS = "activations"  # the part of `Memory.device` that is not certain
 
 

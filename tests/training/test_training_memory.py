@@ -36,7 +36,8 @@ def test_the_state_is_that_of_the_parameters(config):
     assert need.device["parameters"] == 4 * count(params)
     assert need.device["gradients"] == 4 * trained
     assert need.device["optimizer"] == pytest.approx(2 * 4 * trained, abs=64)  # two moments and counters
-    assert need.host["saving"] == int(SAVING_FACTOR * (4 * count(params) + need.device["optimizer"] + 4))  # and the number of the step
+    step_number = 4
+    assert need.host["saving"] == int(SAVING_FACTOR * (4 * count(params) + need.device["optimizer"] + step_number))
     assert need.devices_in_host == 1
     assert need.host_total == sum(need.device.values()) + sum(need.host.values())
 
