@@ -86,7 +86,7 @@ def check_memory(config: ConfigDict, plan: Plan) -> str:
         A line that says what is needed and free.
 
     Raises:
-        UserError: It is not enough, and `config.check_memory` is True.
+        UserError: It is not enough.
     """
     need = estimate_memory(config, plan)
     shortages, line = [], []
@@ -96,7 +96,7 @@ def check_memory(config: ConfigDict, plan: Plan) -> str:
         line.append(text)
         if needed > free:
             shortages.append(text)
-    if shortages and config.check_memory:
+    if shortages:
         raise UserError(
             f"the run needs an estimated {'; '.join(shortages)}. {_advice(config, plan, need)} "
             "config.check_memory=False starts the run anyway"

@@ -53,7 +53,6 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     plan = make_plan(config)
     architecture = plan.architecture
     tokenizer = open_tokenizer(config, architecture)
-    say(check_memory(config, plan))
     workdir = prepare_folder("workdir", workdir)
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     if tokenizer is not None:
@@ -62,6 +61,8 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     process_index, process_count = own_rows(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
+    if config.check_memory:
+        say(check_memory(config, plan))
     run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
     say(format_table(module_table(abstract_params(architecture), plan.mask)))
     if config.validate.every_steps and held_out is None:
