@@ -64,8 +64,9 @@ def base_config(name: str, model: str) -> ConfigDict:
             },
             "data": {
                 "tokenizer": "",  # path of a tokenizer.json; empty: that of init.checkpoint
-                # Globs of ArrayRecord files, or (glob, weight). Without a weight, a source weighs as much as it has
-                # records.
+                # Paths of ArrayRecord files, or (path, weight). Without a weight, a source weighs as much as it has
+                # records. The last part of a path may be a pattern such as text-*; an existing file of that very name
+                # comes first, and the folders before it are taken literally.
                 "sources": {"understand": (), "text": (), "generate": ()},
                 # Shares of the tasks. A share, like a weight above, may be ((first step, share), ...) to change during
                 # the run.
@@ -92,6 +93,8 @@ def base_config(name: str, model: str) -> ConfigDict:
                 # Number of logical shards of the stream: a multiple of the number of hosts times `workers`.
                 "num_shards": 8,
                 "workers": 4,  # number of processes per host that decode and pack; 0: a thread does it
+                # Whether workers hand over rows in shared memory (/dev/shm). Otherwise they do in pipes, more slowly.
+                "shared_memory": True,
             },
             # Sizes of the device mesh; -1: all devices that the other axes leave.
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},

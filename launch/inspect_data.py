@@ -60,6 +60,10 @@ def main() -> None:
     architecture = model_config(config)
     check_config(config, architecture)
     tokenizer = open_tokenizer(config, architecture)
+    if SPLIT.value == "validation" and not config.data.held_out:
+        raise UserError(
+            "--split=validation: data.held_out=0 keeps no record apart; give the --config.data.held_out of the run"
+        )
     stream = open_stream(
         config,
         architecture,

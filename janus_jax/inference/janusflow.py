@@ -4,7 +4,7 @@ Letters: B prompts, G images per prompt, H W height and width of the latents, Z 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from janus_jax.errors import UserError
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.flow_sampling import decode_latents, sample_latents
 from janus_jax.inference.pipeline import Pipeline
-from janus_jax.inference.requests import ImageRequest
-from janus_jax.inference.sampling import sample_keys
+from janus_jax.inference.requests import FlowOptions, ImageRequest
+from janus_jax.inference.sampling import image_keys
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
@@ -80,22 +80,12 @@ class JanusFlowEngine(Engine):
         shape = latent_shape(self.config)
         if not requests:
             return np.zeros((0, num_images, *shape), np.float32)
+        self.check_images(requests, num_images)
         num_prompts, images = self.padded_counts(len(requests), num_images)
         rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
-        prompts = self.pad([row.prompt[:-1] for row in rows])  # the time token takes the place of `<begin_of_image>`
-        length, tokens = prompts.tokens.shape[1], self.config.image_tokens
-        self.check_memory(
-            {
-                # The prompts and BOS as they are read, then one row per prompt and half of the guidance.
-                f"{num_prompts} prompts": (3 * num_prompts + 1, length),
-                f"{num_prompts * images} images": (2 * num_prompts * images, tokens),
-            },
-            (num_prompts + 1, length, length),
-            (2 * num_prompts * images, tokens, length + tokens),
-        )
+        prompts = self.pad([_without_last(row) for row in rows])
         if initial_noise is None:
-            keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], images)
-            noise = normal_noise(keys.reshape(-1), shape)
+            noise = normal_noise(image_keys(rows, images), shape)
         else:
             padding = ((0, num_prompts - len(requests)), (0, images - num_images), (0, 0), (0, 0), (0, 0))
             noise = jnp.asarray(np.pad(initial_noise, padding).reshape(-1, *shape))
@@ -110,6 +100,20 @@ class JanusFlowEngine(Engine):
                 solver=solver,
             )
         return to_host(latents).reshape(num_prompts, images, *shape)[: len(requests), :num_images]
+
+    def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
+        num_prompts, images = self.padded_counts(len(requests), num_images)
+        length = self.padded_length(max(len(_without_last(request)) for request in requests))
+        tokens = self.config.image_tokens
+        self.check_memory(
+            {
+                # The prompts and BOS as they are read, then one row per prompt and half of the guidance.
+                f"{num_prompts} prompts": (3 * num_prompts + 1, length),
+                f"{num_prompts * images} images": (2 * num_prompts * images, tokens),
+            },
+            (num_prompts + 1, length, length),
+            (2 * num_prompts * images, tokens, length + tokens),
+        )
 
     def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
         """Decodes latents [images, H, W, Z] to images.
@@ -149,28 +153,30 @@ class JanusFlowPipeline(Pipeline):
         return latent_shape(self.config)
 
     def generate_images(
-        self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
+        self,
+        prompt: str | Sequence[str],
+        num_images: int = 1,
+        *,
+        initial_noise: np.ndarray | None = None,
+        **options: Unpack[FlowOptions],
     ) -> list[PIL.Image.Image]:
         """Generates `num_images` images of a prompt, or of each prompt of a list in order.
 
         Args:
-            options: those of `generate_latents`.
+            initial_noise: floats in the shape of the latents, instead of noise from the seed.
+            options: cfg_weight, num_steps, solver, seed and prompt_numbers; see `FlowOptions`.
         """
         check_can_decode(self.config, self.engine.vae is not None)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return self.decode_latents(self.generate_latents(prompts, num_images, **options))
+        return self.decode_latents(self.generate_latents(prompts, num_images, initial_noise=initial_noise, **options))
 
     def generate_latents(
         self,
         prompts: Sequence[str],
         num_images: int,
         *,
-        cfg_weight: float = 2.0,
-        num_steps: int = 30,
-        solver: str = "euler",
-        seed: int | Sequence[int] = 0,
-        prompt_numbers: Sequence[int] | None = None,
         initial_noise: np.ndarray | None = None,
+        **options: Unpack[FlowOptions],
     ) -> np.ndarray:
         """Latents [len(prompts) * num_images, H, W, Z] float32, which a VAE decodes; the images of a prompt together.
 
@@ -178,38 +184,18 @@ class JanusFlowPipeline(Pipeline):
         which may differ between batches of other shapes.
 
         Args:
-            cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
-            num_steps: number of steps of the solver; the paper's figures are for 30.
-            solver: "euler" (the paper's) or "heun", which takes two passes through the model per step.
-            seed: one number, or one for each prompt.
-            prompt_numbers: one for each prompt; None numbers them 0, 1, 2, ...
-            initial_noise: floats in the shape of the result, instead of noise from the seed.
+            initial_noise, options: those of `generate_images`.
 
         Raises:
             UserError: empty prompt, bad option, noise of another shape, a prompt that does not fit the context, or
                 images that do not fit the memory.
         """
-        requests = self.engine.reader.latents(
-            prompts,
-            num_images,
-            cfg_weight=cfg_weight,
-            num_steps=num_steps,
-            solver=solver,
-            seed=seed,
-            prompt_numbers=prompt_numbers,
-        )
+        requests, decoding = self.engine.reader.latents(prompts, num_images, **options)
         shape = self.latent_shape
         if initial_noise is not None:
             noise = check_noise(initial_noise, (len(prompts) * num_images, *shape))
             initial_noise = noise.reshape(len(prompts), num_images, *shape)
-        latents = self.engine.generate(
-            requests,
-            num_images,
-            cfg_weight=cfg_weight,
-            num_steps=num_steps,
-            solver=solver,
-            initial_noise=initial_noise,
-        )
+        latents = self.engine.generate(requests, num_images, initial_noise=initial_noise, **decoding)
         return latents.reshape(-1, *shape)
 
     def decode_latents(self, latents: np.ndarray) -> list[PIL.Image.Image]:
@@ -222,6 +208,11 @@ class JanusFlowPipeline(Pipeline):
     def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
         """As `Pipeline.save_pretrained`; a folder of our own format also holds the VAE."""
         self._write(folder, format, dtype, self.engine.vae if format == "orbax" else None)
+
+
+def _without_last(request: ImageRequest) -> list[int]:
+    """The prompt without `<begin_of_image>`, whose place the time token takes."""
+    return request.prompt[:-1]
 
 
 def latent_shape(config: JanusFlowConfig) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from janus_jax.data.record_reader import RecordSource, open_records
 from janus_jax.data.sample_builder import SampleBuilder, check_supervision
 from janus_jax.data.square_images import square_images
 from janus_jax.data.stream import Stream, StreamOptions
+from janus_jax.data.system_limits import require_open_files
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
@@ -36,6 +37,7 @@ from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits
 from janus_jax.weights.open_model import open_model
+from janus_jax.weights.tokenizer_files import check_vocabulary
 
 CHECKPOINT = "checkpoint"  # value of `config.model` that stands for the architecture of `config.init.checkpoint`
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -214,11 +216,7 @@ def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer |
             "config.init.checkpoint, whose tokenizer is then taken"
         )
     tokenizer = Tokenizer.from_file(path)
-    if tokenizer.vocab_size > architecture.llama.vocab_size:
-        raise UserError(
-            f"config.data.tokenizer={path!r}: {tokenizer.vocab_size} tokens, "
-            f"but the model embeds only {architecture.llama.vocab_size}"
-        )
+    check_vocabulary(f"config.data.tokenizer={path!r}", tokenizer, architecture)
     tokenizer.check_roles(STYLES[architecture.prompt_style])
     return tokenizer
 
@@ -244,6 +242,8 @@ def open_stream(
         for task in ratio
         if ever_positive(ratio[task])
     }
+    files = sum(source.num_files for pairs in entries.values() for source, _ in pairs)
+    require_open_files(2 * files if data.held_out else files)
     crop = Crop(**data.crop)
     options = StreamOptions(
         batch_size=config.train.batch_size,
@@ -252,6 +252,7 @@ def open_stream(
         max_drop_rate=data.max_drop_rate,
         settings=_settings(config, tokenizer, entries),
         workers=data.workers,
+        shared_memory=data.shared_memory,
         process_index=process_index,
         process_count=process_count,
     )
@@ -342,7 +343,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that the rows of the stream depend on, by the name of its field."""
     data = config.data.to_dict()
-    for field in ("workers", "max_drop_rate", "sources", "tokenizer"):
+    for field in ("workers", "shared_memory", "max_drop_rate", "sources", "tokenizer"):
         del data[field]
     settings = {f"data.{name}": value for name, value in data.items()}
     settings |= {"model": config.model, "seed": config.seed, "train.batch_size": config.train.batch_size}

@@ -3,7 +3,6 @@ import errno
 import io
 import json
 import os
-import pickle
 import resource
 import subprocess
 import sys
@@ -188,68 +187,6 @@ def test_reads_torch_shards(tmp_path):
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with open_tensors(tmp_path) as files:
         assert_same_bits(files, tensors)
-
-
-@pytest.mark.parametrize("key", ["model", "state_dict"])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_reads_torch_training_files(key, zipped, tmp_path):
-    tensors = {"model": torch.ones(2, 3), "b": torch.arange(4, dtype=torch.bfloat16)}
-    torch.save({key: tensors, "steps": 3}, tmp_path / "vq.pt", _use_new_zipfile_serialization=zipped)
-    with open_tensors(tmp_path / "vq.pt") as files:
-        assert_same_bits(files, tensors)
-
-
-class RunsCode:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_torch_file_that_would_run_code_is_refused(zipped, tmp_path):
-    content = {"a": torch.ones(2), "b": RunsCode(tmp_path / "created")}
-    torch.save(content, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"pytorch_model.bin: refused, .* calls _?io.open"):
-        open_tensors(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(content["b"], protocol=2))
-    with pytest.raises(UserError, match="pytorch_model.bin: refused"):
-        open_tensors(tmp_path)
-    assert not (tmp_path / "created").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"a": torch.ones(2), "steps": 3}, "'steps' is a int"),
-        ({"model": {"a": [torch.ones(2)]}}, "'a' is a list"),
-        ({3: torch.ones(2)}, "3 is a Tensor"),
-        ({"a": torch.eye(2).to_sparse()}, "'a' is a Tensor, expected dense"),
-        ({"a": torch.ones(2, dtype=torch.complex64)}, "a has dtype torch.complex64"),
-        ([torch.ones(2)], "holds a list"),
-    ],
-)
-def test_torch_files_of_something_else(content, message, tmp_path):
-    torch.save(content, tmp_path / "a.bin")
-    with pytest.raises(UserError, match=f"a.bin: {message}"):
-        open_tensors(tmp_path / "a.bin")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("keep", [0, 3, -100, -3])
-def test_cut_torch_file(zipped, keep, tmp_path):
-    torch.save({"a": torch.ones(300)}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
-    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:keep])
-    with pytest.raises(UserError, match="a.pt: "):
-        open_tensors(tmp_path / "a.pt")
-
-
-def test_torch_file_without_pytorch(tmp_path, monkeypatch):
-    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"a.pt: reading it needs PyTorch"):
-        open_tensors(tmp_path / "a.pt")
 
 
 def test_folder_without_weights(tmp_path):
