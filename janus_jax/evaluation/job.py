@@ -1,0 +1,173 @@
+"""Evaluates benchmarks one after the other: lets a model do what is not done, then scores it.
+
+Each of several processes runs the same job. Nothing here waits for another process.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from janus_jax.data.preparation.hashes import hash_file
+from janus_jax.errors import UserError
+from janus_jax.evaluation import results
+from janus_jax.evaluation.benchmark import Answer, Benchmark, ImageBenchmark, Question
+from janus_jax.evaluation.identity import check_identity, hold_identity, identify_requests
+from janus_jax.evaluation.plan import Plan, make_plan
+from janus_jax.evaluation.records import BatchFolder, ImagesRecord
+from janus_jax.evaluation.runner import ALONE, Model, Progress, Worker, run
+from janus_jax.evaluation.selection import requests_at
+
+PLAN_FILE = "plan.json"
+ROWS = 16  # Number of answers or images of a batch, unless the user says another one.
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A benchmark, or a part of one, and where its results go.
+
+    Attributes:
+        folder: OUTPUT/<benchmark>.
+        settings: how it was opened, such as the protocol; part of the identity of the results.
+        notes: sentences that go with the figures, such as "first 100 questions, not comparable".
+    """
+
+    benchmark: Benchmark | ImageBenchmark
+    folder: epath.Path
+    rows: int = ROWS
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def is_questions(self) -> bool:
+        return isinstance(self.benchmark.requests[0], Question)
+
+    def plan(self) -> Plan:
+        return make_plan(self.benchmark.requests, self.rows)
+
+    def identity(self, plan: Plan) -> dict[str, Any]:
+        """What the stored results depend on, besides the model."""
+        requests = identify_requests(self.benchmark.requests, self.benchmark.files, plan)
+        return {"benchmark": self.benchmark.name, **self.settings, "rows": self.rows, **requests}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How an evaluation ended.
+
+    Attributes:
+        stopped: it was asked to stop before everything was done.
+        problems: one sentence for each benchmark that was not scored, or of which many requests have no result.
+    """
+
+    stopped: bool = False
+    problems: Sequence[str] = ()
+
+
+def evaluate(
+    tasks: Sequence[Task],
+    model: Model,
+    worker: Worker = ALONE,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_scored: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Does the batches that are not done, and scores each benchmark as soon as all its batches are.
+
+    Args:
+        on_scored: called whenever a benchmark is complete, by this worker or another one.
+
+    Raises:
+        UserError: the results in the output are of another plan, damaged, or incomplete.
+    """
+    problems: list[str] = []
+    for task in tasks:
+        plan = task.plan()
+        progress = Progress(task.benchmark.name, plan, "questions" if task.is_questions else "prompts")
+        report = progress if worker.number == 0 else lambda done: None
+        if not run(task.benchmark, plan, task.folder, model, worker, stop=stop, on_batch=report):
+            return Outcome(True, problems)
+        problems += score_stored(task, plan, again=False)
+        on_scored()
+    return Outcome(False, problems)
+
+
+def hold_task(task: Task, information: Mapping[str, Any]) -> None:
+    """Stores what the results of a task depend on, or compares it; see `identity.hold_identity`."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    hold_identity(task.folder / PLAN_FILE, task.identity(task.plan()), information)
+
+
+def check_task(task: Task) -> None:
+    """Raises UserError when the stored results of a task are of other data, prompts or batches."""
+    if not (task.folder / PLAN_FILE).exists():
+        raise UserError(f"{task.folder}: holds no answers; give --checkpoint, --predictions or another --output")
+    check_identity(task.folder / PLAN_FILE, task.identity(task.plan()))
+
+
+def score_stored(task: Task, plan: Plan, *, partial: bool = False, again: bool = True) -> list[str]:
+    """Scores the results in the output, without a model.
+
+    Args:
+        partial: score the finished batches where others are missing.
+        again: score also what is scored already.
+
+    Returns:
+        Problems, as in `Outcome`.
+
+    Raises:
+        UserError: results are damaged, or missing without `partial`.
+    """
+    if not again and results.is_scored(task.folder, plan.sha256):
+        return []
+    batches = BatchFolder(task.folder, task.benchmark.requests, plan)
+    records, benchmark, notes = batches.read(partial), task.benchmark, list(task.notes)
+    complete = len(records) == len(benchmark.requests)
+    if not records:
+        raise UserError(f"{batches.batches}: no batch is finished, so there is nothing to score")
+    if not complete:
+        notes.append(f"{len(records)} of {len(benchmark.requests)} requests, since the run is not finished")
+        benchmark = requests_at(benchmark, records)
+    batches.check_images(record for record in records.values() if isinstance(record, ImagesRecord))
+    return _score(benchmark, records, task.folder, notes=notes, plan_sha256=plan.sha256 if complete else None)
+
+
+def score_predictions(task: Task, answers: Sequence[Answer], path: epath.Path) -> list[str]:
+    """Scores answers that another program wrote to a file. Returns problems, as in `Outcome`.
+
+    Raises UserError when the output holds answers of a model.
+    """
+    _refuse_batches(task.folder)
+    records = results.records_of_answers(answers)
+    notes = [*task.notes, f"answers of {path.name}, SHA-256 {hash_file(path)}"]
+    return _score(task.benchmark, records, task.folder, notes=notes)
+
+
+def score_images(task: Task, images: epath.Path) -> list[str]:
+    """Scores a folder of images that another program made. Returns problems, as in `Outcome`."""
+    _refuse_batches(task.folder)
+    records = {}
+    for request in task.benchmark.requests:
+        files = sorted((images / f"{request.index:05d}").glob("*.png"))
+        records[request.index] = ImagesRecord(request.index, tuple(map(hash_file, files)))
+    return _score(task.benchmark, records, task.folder, images=images, notes=[*task.notes, f"images of {images}"])
+
+
+def _score(benchmark: Benchmark | ImageBenchmark, records: Any, folder: epath.Path, **options: Any) -> list[str]:
+    """Scores, and returns what the user has to know."""
+    try:
+        results.score(benchmark, records, folder, **options)
+    except UserError as error:
+        return [f"{benchmark.name} is not scored: {error}"]
+    share = results.error_share(records)
+    if share <= results.MAX_ERROR_SHARE:
+        return []
+    first = next(record for record in records.values() if record.error)
+    return [f"{benchmark.name}: {share:.1%} of the requests have no result; index {first.index}: {first.error}"]
+
+
+def _refuse_batches(folder: epath.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "batches").exists():
+        raise UserError(f"{folder}: holds the answers of a model; give another --output for --predictions")

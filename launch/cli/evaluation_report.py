@@ -1,0 +1,126 @@
+"""Fills the page of an evaluation with what the files of its output hold."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import PIL.Image
+from etils import epath
+
+from janus_jax.data.images import decode_image
+from janus_jax.errors import UserError
+from janus_jax.evaluation import results
+from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
+from janus_jax.reports.evaluation_page import Section, Shown, render
+from janus_jax.storage import read_json, write_whole
+
+MAX_SHOWN = 50  # Number of requests that a section shows; fewer where there are more than five benchmarks.
+MAX_ON_PAGE = 250  # Number of requests that a page shows, for a size below 10 MB.
+
+
+def write_page(
+    output: epath.Path, benchmarks: Sequence[Benchmark | ImageBenchmark], images: epath.Path | None = None
+) -> epath.Path:
+    """Writes OUTPUT/report.html about the benchmarks that were scored; returns its path.
+
+    Args:
+        benchmarks: those whose images are shown.
+        images: folder of generated images that another program made; None is that of the run.
+    """
+    content = read_json(output / results.RESULTS_FILE, results.MAX_SCORES_BYTES)
+    opened = {benchmark.name: benchmark for benchmark in benchmarks}
+    number = min(MAX_SHOWN, MAX_ON_PAGE // max(len(content["benchmarks"]), 1))
+    sections = [
+        _section(
+            name,
+            scores,
+            results.read_samples(output / name),
+            opened.get(name),
+            images or output / name / "images",
+            number,
+        )
+        for name, scores in content["benchmarks"].items()
+    ]
+    head, rows = results.table_of(content)
+    path = output / "report.html"
+    title = f"Evaluation of {content['model'] or 'a model'}"
+    write_whole(path, render(title, head, rows, sections), shared=True)
+    return path
+
+
+def _section(
+    name: str,
+    scores: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    benchmark: Benchmark | ImageBenchmark | None,
+    folder: epath.Path,
+    number: int,
+) -> Section:
+    metric = scores["metrics"][scores["headline"]]
+    worst = sorted(samples, key=lambda sample: (not sample["error"], sample["parsed"] is not None, sample["score"]))
+    wrong = [sample for sample in worst if sample["score"] < 1]
+    chosen = (wrong or worst)[:number]
+    images = _references(benchmark, folder, chosen)
+    figures = [(key, results.format_metric(value), value["count"]) for key, value in scores["metrics"].items()]
+    return Section(
+        name,
+        f"{scores['headline']}: {results.format_metric(metric)}. Samples: {metric['count']}.",
+        [
+            ("All figures", [("figure", "value", "number"), *figures]),
+            ("Counts", [("answers", "number"), *scores["counts"].items()]),
+            *scores["tables"].items(),
+        ],
+        f"{len(chosen)} of {len(wrong)} that are not right" if wrong else f"{len(chosen)} of {len(samples)}, all right",
+        [_shown(sample, images[sample["index"]]) for sample in chosen],
+        scores["notes"],
+    )
+
+
+def _references(
+    benchmark: Benchmark | ImageBenchmark | None, folder: epath.Path, samples: Iterable[Mapping[str, Any]]
+) -> dict[int, Sequence[PIL.Image.Image]]:
+    """The images of samples by index: those of the questions, or those that were generated."""
+    requests = {} if benchmark is None else {request.index: request for request in benchmark.requests}
+    found = {}
+    for sample in samples:
+        request = requests.get(sample["index"])
+        if isinstance(request, Question):
+            read = [reference.read for reference in request.images]
+        else:
+            read = [(folder / name.removeprefix("images/")).read_bytes for name in sample["images"]]
+        found[sample["index"]] = [image for image in map(_decode, read) if image is not None]
+    return found
+
+
+def _decode(read: Callable[[], bytes]) -> PIL.Image.Image | None:
+    """An image; None if it cannot be read, which the sample itself says."""
+    try:
+        return decode_image(read(), "image")
+    except (UserError, OSError):
+        return None
+
+
+def _shown(sample: Mapping[str, Any], images: Sequence[PIL.Image.Image]) -> Shown:
+    facts = [("reason", sample["error"])] if sample["error"] else []
+    if "text" in sample:
+        facts += [("answer", sample["text"]), ("right answer", _as_text(sample["gold"]))]
+        if sample["finish"] == "length":
+            facts.append(("end", "cut off at the limit of new tokens"))
+    facts.append(("read as", _as_text(sample["parsed"])))
+    facts += [(name.replace("_", " "), _as_text(value)) for name, value in sample["fields"].items()]
+    return Shown(f"{sample['id']} (index {sample['index']})", sample["prompt"], images, facts, _verdict(sample))
+
+
+def _verdict(sample: Mapping[str, Any]) -> str:
+    if sample["error"]:
+        return "no answer"
+    if sample["parsed"] is None:
+        return "undecided"
+    return "right" if sample["score"] >= 1 else "partly right" if sample["score"] > 0 else "wrong"
+
+
+def _as_text(value: Any) -> str:
+    """A JSON value for readers."""
+    if isinstance(value, list):
+        return ", ".join(map(_as_text, value))
+    return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
