@@ -141,19 +141,14 @@ def table_of(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     head = ["benchmark", "figure", "ours", "paper", "difference", "number", "undecided", "truncated", "no answer"]
     rows = []
     for name, scores in content["benchmarks"].items():
-        metric, counts = scores["metrics"][scores["headline"]], scores["counts"]
+        counts = [str(scores["counts"].get(count, "")) for count in ("undecided", "truncated", "unreadable")]
+        metric = scores["metrics"].get(scores["headline"])
+        if metric is None:
+            rows.append([name, "none: scored elsewhere", "", "", "", "", *counts])
+            continue
         paper = next((figure for figure in scores["published"] if figure["model"] == content["model"]), None)
-        rows.append(
-            [
-                name,
-                scores["headline"],
-                format_metric(metric),
-                f"{paper['value']:g}" if paper else "",
-                describe_difference(paper) if paper else "",
-                str(metric["count"]),
-                *(str(counts.get(count, "")) for count in ("undecided", "truncated", "unreadable")),
-            ]
-        )
+        compared = [f"{paper['value']:g}", describe_difference(paper)] if paper else ["", ""]
+        rows.append([name, scores["headline"], format_metric(metric), *compared, str(metric["count"]), *counts])
     return head, rows
 
 
@@ -177,7 +172,9 @@ def describe_difference(figure: Mapping[str, Any]) -> str:
 
 
 def _compare(scores: Mapping[str, Any], figure: Published) -> dict[str, Any]:
-    metric = scores["metrics"][scores["headline"]]
+    metric = scores["metrics"].get(scores["headline"])
+    if metric is None:
+        return {**figure._asdict(), "difference": None, "standard_errors": None}
     difference = metric["value"] - figure.value
     errors = difference / metric["stderr"] if metric["stderr"] else None
     return {**figure._asdict(), "difference": difference, "standard_errors": errors}

@@ -56,21 +56,26 @@ def _section(
     folder: epath.Path,
     number: int,
 ) -> Section:
-    metric = scores["metrics"][scores["headline"]]
-    worst = sorted(samples, key=lambda sample: (not sample["error"], sample["parsed"] is not None, sample["score"]))
-    wrong = [sample for sample in worst if sample["score"] < 1]
+    metric = scores["metrics"].get(scores["headline"])
+    summary = "These answers are scored elsewhere."
+    if metric is not None:
+        summary = f"{scores['headline']}: {results.format_metric(metric)}. Samples: {metric['count']}."
+    worst = sorted(
+        samples, key=lambda sample: (not sample["error"], sample["parsed"] is not None, sample["score"] or 0)
+    )
+    wrong = [sample for sample in worst if sample["score"] is not None and sample["score"] < 1]
     chosen = (wrong or worst)[:number]
     images = _references(benchmark, folder, chosen)
     figures = [(key, results.format_metric(value), value["count"]) for key, value in scores["metrics"].items()]
     return Section(
         name,
-        f"{scores['headline']}: {results.format_metric(metric)}. Samples: {metric['count']}.",
+        summary,
         [
             ("All figures", [("figure", "value", "number"), *figures]),
             ("Counts", [("answers", "number"), *scores["counts"].items()]),
             *scores["tables"].items(),
         ],
-        f"{len(chosen)} of {len(wrong)} that are not right" if wrong else f"{len(chosen)} of {len(samples)}, all right",
+        f"{len(chosen)} of {len(wrong)} that are not right" if wrong else f"{len(chosen)} of {len(samples)}",
         [_shown(sample, images[sample["index"]]) for sample in chosen],
         scores["notes"],
     )
@@ -116,6 +121,8 @@ def _verdict(sample: Mapping[str, Any]) -> str:
         return "no answer"
     if sample["parsed"] is None:
         return "undecided"
+    if sample["score"] is None:
+        return "not scored"
     return "right" if sample["score"] >= 1 else "partly right" if sample["score"] > 0 else "wrong"
 
 
