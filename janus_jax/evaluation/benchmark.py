@@ -60,7 +60,7 @@ class SampleScore(NamedTuple):
 
     index: int
     parsed: str | None  # what was read out of the answer; None: undecided, which counts as wrong
-    score: float  # its share in the headline figure, mostly 0 or 1
+    score: float | None  # its share in the headline figure, mostly 0 or 1; None: nothing here can score it
     fields: Mapping[str, Any] = {}  # further readings, such as {"lenient": 1.0}
 
 
@@ -77,7 +77,7 @@ class Metric(NamedTuple):
 class Scores:
     """What a benchmark says about a list of answers."""
 
-    headline: str  # the name in `metrics` that is compared with the paper
+    headline: str  # the name in `metrics` that is compared with the paper; "" if nothing here can score the answers
     metrics: Mapping[str, Metric]
     samples: Sequence[SampleScore]  # in the order of the requests
     counts: Mapping[str, int]  # such as {"undecided": 3, "truncated": 0, "unreadable": 0}
