@@ -15,8 +15,18 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.clip import Clip
+from janus_jax.models.config import (
+    ClipConfig,
+    InceptionConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    ModelConfig,
+    VAEConfig,
+    VQConfig,
+)
 from janus_jax.models.execution import Execution
+from janus_jax.models.inception import Inception
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
@@ -29,6 +39,8 @@ MODULES: dict[type, type[nn.Module]] = {
     JanusFlowConfig: JanusFlow,
     VQConfig: VQModel,
     VAEConfig: VAE,
+    ClipConfig: Clip,
+    InceptionConfig: Inception,
 }
 
 

@@ -9,7 +9,8 @@ are fused along the first axis, `[0]` is the only entry of a leading axis, `[cha
 entry, and `[linear]` is a matrix where ours is a 1x1 convolution.
 
 A *layout* is a whole checkpoint ("hf", "deepseek", "janusflow" and its "vae"), or a pretrained part to start training
-from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's vq_ds16).
+from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's vq_ds16), or
+a network that only measures images: "inception" (pytorch-fid's file), "clip" (transformers' CLIPModel).
 """
 
 import functools
@@ -24,6 +25,7 @@ from janus_jax.models.config import JanusFlowConfig, ModelConfig
 from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.scan_layers import is_stacked
 from janus_jax.weights.janusflow_name_map import FLOW_TABLES
+from janus_jax.weights.metric_name_map import METRIC_TABLES
 from janus_jax.weights.reader import TensorSlice
 
 Shape = tuple[int, ...]
@@ -137,9 +139,10 @@ _LLM = _Table(
     ),
 )
 _LLM_HEAD = _Table("llm/", "", "language_model.", (("lm_head", "lm_head", "lm_head"),))
+_OTHER_TABLES = (*METRIC_TABLES, *FLOW_TABLES)  # with one column of foreign names
 _TABLES = (
     *(_SIGLIP, _ALIGNER, _GEN_ALIGNER, _GEN_EMBED, _GEN_HEAD, _VQ_DOWN, _VQ_UP, _VQ, _LLM, _LLM_HEAD),
-    *(_Table(ours, "", theirs, tuple((a, "", b) for a, b in rows)) for ours, theirs, rows in FLOW_TABLES),
+    *(_Table(ours, "", theirs, tuple((a, "", b) for a, b in rows)) for ours, theirs, rows in _OTHER_TABLES),
 )
 
 
@@ -159,6 +162,8 @@ LAYOUTS = {
     "vq": _Layout("deepseek", "vq/", "gen_vision_model."),
     "janusflow": _Layout("deepseek", renamed=("vision_model.vision_tower.", "vision_und_enc_model.vision_tower.")),
     "vae": _Layout("deepseek"),
+    "inception": _Layout("deepseek"),
+    "clip": _Layout("deepseek"),
 }
 
 # Patterns of the names of tensors that our models do not have: buffers, pooling heads, SigLIP's text tower.
@@ -171,6 +176,8 @@ DROPPED = {
     "vq": _BUFFERS,
     "janusflow": rf"{_BUFFERS}|vision_und_enc_model\.vision_tower\.attn_pool\..+",
     "vae": _BUFFERS,
+    "inception": r".+\.num_batches_tracked|fc\.bias",  # the Inception score uses logits without their bias
+    "clip": _BUFFERS,
 }
 TRAINING_ONLY = "alignment_head/"  # prefix of our parameters that no foreign layout has
 
@@ -194,8 +201,8 @@ def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:
     for link in links(config, layout):
         ours = _our_shapes(config)[link.path]
         values = np.broadcast_to(np.float32(0), ours if link.layer is None else ours[1:])
-        first, *rest = link.transform.to_theirs(values).shape
-        shapes[link.name] = (first * (link.part[1] if link.part else 1), *rest)
+        shape = link.transform.to_theirs(values).shape
+        shapes[link.name] = (shape[0] * link.part[1], *shape[1:]) if link.part else shape
     return shapes
 
 
