@@ -67,7 +67,7 @@ class Outcome:
 
 def evaluate(
     tasks: Sequence[Task],
-    model: Model,
+    model_for: Callable[[Task], Model],
     worker: Worker = ALONE,
     *,
     stop: Callable[[], bool] = lambda: False,
@@ -76,6 +76,7 @@ def evaluate(
     """Does the batches that are not done, and scores each benchmark as soon as all its batches are.
 
     Args:
+        model_for: the model that does the work of a task, since benchmarks ask with different options.
         on_scored: called whenever a benchmark is complete, by this worker or another one.
 
     Raises:
@@ -86,7 +87,7 @@ def evaluate(
         plan = task.plan()
         progress = Progress(task.benchmark.name, plan, "questions" if task.is_questions else "prompts")
         report = progress if worker.number == 0 else lambda done: None
-        if not run(task.benchmark, plan, task.folder, model, worker, stop=stop, on_batch=report):
+        if not run(task.benchmark, plan, task.folder, model_for(task), worker, stop=stop, on_batch=report):
             return Outcome(True, problems)
         problems += score_stored(task, plan, again=False)
         on_scored()

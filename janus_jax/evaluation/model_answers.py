@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from janus_jax.data.images import decode_image
+from janus_jax.data.prompts import STYLES, Message, format_conversation
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageReference, ImageRequest, Question
@@ -36,16 +37,18 @@ class ReadImage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How a model is asked, the same for all requests of a run.
+    """How a model is asked, the same for all requests of a benchmark.
 
     Attributes:
         generation: options of `generate_codes` or `generate_latents` as it is for the model, without the seed.
         max_new_tokens: length of the longest answer.
+        system_prompt: of questions; "" is none, and None is that of the checkpoint's prompt style.
         role_strings: one of `ROLE_STRINGS`; the strings for user and assistant in questions.
     """
 
     generation: Mapping[str, Any]
     max_new_tokens: int = 128
+    system_prompt: str | None = None
     role_strings: str = "checkpoint"
     seed: int = 0
 
@@ -113,11 +116,22 @@ class RequestMaker:
     def __init__(self, config: FamilyConfig, tokenizer: Tokenizer, decoding: Decoding):
         """Raises UserError for decoding options that no request could have."""
         self._decoding = decoding
-        self._questions = RequestReader(with_role_strings(config, decoding.role_strings), tokenizer)
+        asking = with_role_strings(config, decoding.role_strings)
+        self._questions, self._style = RequestReader(asking, tokenizer), STYLES[asking.prompt_style]
         self._images = RequestReader(config, tokenizer)
         self._is_flow = isinstance(config, JanusFlowConfig)
         self.text(Question(0, "", "?", (), None, ""), ())
         self.check_images(ImageRequest(0, "", "a", 1))
+
+    def conversation(self, question: Question) -> list[Message]:
+        """What the model is told."""
+        prompt = self._decoding.system_prompt
+        system = [] if prompt is None else [Message("system", prompt)]
+        return [*system, user_message(question.prompt, len(question.images))]
+
+    def rendered(self, question: Question) -> str:
+        """The whole prompt as text, with the placeholders of images."""
+        return format_conversation([*self.conversation(question), Message("assistant", "")], self._style)
 
     def text(self, question: Question, images: Sequence[ReadImage]) -> TextRequest:
         """Raises UserError for an unreadable image, or a prompt that the model does not take."""
@@ -125,7 +139,7 @@ class RequestMaker:
             if image.error:
                 raise UserError(image.error)
         (request,), _ = self._questions.text(
-            [[user_message(question.prompt, len(images))]],
+            [self.conversation(question)],
             [[image.image for image in images]],
             max_new_tokens=self._decoding.max_new_tokens,
             temperature=0.0,

@@ -16,6 +16,10 @@ from janus_jax.evaluation.selection import first_requests, requests_with_ids
 from tests.helpers.yes_no_benchmark import Pictures, StubModel, open_yes_no
 
 
+def stub(task):
+    return StubModel()
+
+
 @pytest.fixture
 def benchmark(tmp_path):
     return open_yes_no(tmp_path / "questions.txt", count=60)
@@ -29,7 +33,7 @@ def task(benchmark, tmp_path):
 @pytest.fixture
 def finished(task):
     job.hold_task(task, {})
-    outcome = job.evaluate([task], StubModel())
+    outcome = job.evaluate([task], stub)
     assert outcome == job.Outcome(False, [])
     return task
 
@@ -65,19 +69,19 @@ def test_scoring_again_gives_the_same_bytes_and_needs_no_model(finished):
 
 def test_only_the_first_worker_that_finds_everything_finished_scores(finished, monkeypatch):
     monkeypatch.setattr(results, "score", lambda *_, **__: pytest.fail("scored twice"))
-    assert job.evaluate([finished], StubModel(), Worker(1, 2)) == job.Outcome(False, [])
+    assert job.evaluate([finished], stub, Worker(1, 2)) == job.Outcome(False, [])
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(task):
     job.hold_task(task, {})
     checks = iter([False, False, False, True])
-    assert job.evaluate([task], StubModel(), stop=lambda: next(checks)).stopped
+    assert job.evaluate([task], stub, stop=lambda: next(checks)).stopped
     assert len(list((task.folder / "batches").iterdir())) == 3
     assert not (task.folder / "scores.json").exists()
     assert job.score_stored(task, task.plan(), partial=True) == []
     partial = scores_of(task)
     assert partial["metrics"]["accuracy"]["count"] < 60 and "of 60 requests" in partial["notes"][0]
-    assert not job.evaluate([task], StubModel()).stopped
+    assert not job.evaluate([task], stub).stopped
     assert scores_of(task)["metrics"]["accuracy"]["count"] == 60
 
 
@@ -106,7 +110,7 @@ def test_more_than_one_in_a_hundred_without_an_answer_is_a_problem(tmp_path):
     path.write_text("\n".join(["red yes"] * 60 + ["damaged no"]))
     task = job.Task(open_yes_no(path), epath.Path(tmp_path / "out" / "yes_no"))
     job.hold_task(task, {})
-    (problem,) = job.evaluate([task], StubModel()).problems
+    (problem,) = job.evaluate([task], stub).problems
     assert "1.6%" in problem and "damaged.png" in problem
     sample = results.read_samples(task.folder)[60]
     assert (sample["score"], sample["parsed"]) == (0.0, None)
@@ -122,7 +126,7 @@ def test_a_benchmark_that_cannot_be_scored_does_not_stop_the_others(task, tmp_pa
     pictures = job.Task(Unscorable((), [ImageRequest(0, "a", "a cat", 2)]), epath.Path(tmp_path / "out" / "pictures"))
     for each in (pictures, task):
         job.hold_task(each, {})
-    (problem,) = job.evaluate([pictures, task], StubModel()).problems
+    (problem,) = job.evaluate([pictures, task], stub).problems
     assert "pictures" in problem and "--detections" in problem
     assert len(list((pictures.folder / "images" / "00000").iterdir())) == 2
     assert scores_of(task)["metrics"]["accuracy"]["count"] == 60

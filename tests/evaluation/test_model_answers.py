@@ -89,6 +89,19 @@ def test_options_that_no_request_could_have_are_refused_before_the_weights_are_n
             RequestMaker(DECODED, pipeline.tokenizer, decoding)
 
 
+@pytest.mark.parametrize(
+    ("system_prompt", "roles", "expected"),
+    [
+        (None, "checkpoint", "<|User|>: <image_placeholder>\nIs it red?\n\n<|Assistant|>:"),
+        ("", "vlmevalkit", "User: <image_placeholder>\nIs it red?\n\nAssistant:"),
+        ("Be brief.", "checkpoint", "Be brief.\n\n<|User|>: <image_placeholder>\nIs it red?\n\n<|Assistant|>:"),
+    ],
+)
+def test_the_rendered_prompt_has_the_roles_and_the_system_prompt(pipeline, system_prompt, roles, expected):
+    requests = RequestMaker(DECODED, pipeline.tokenizer, Decoding(GENERATION, NEW_TOKENS, system_prompt, roles))
+    assert requests.rendered(question(0, "Is it red?", "red")) == expected
+
+
 def test_role_strings_of_vlmevalkit_are_plain_words():
     assert with_role_strings(SMALL, "vlmevalkit").prompt_style == "janus"
     assert with_role_strings(DECODED, "vlmevalkit").prompt_style == "janus_plain"
