@@ -9,6 +9,7 @@ Each process is started with the same command and works alone; a run that was in
 on any number of processes. Without --checkpoint the answers in --output are scored again, without any device.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,47 +19,38 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation import job
-from janus_jax.evaluation.model_answers import ROLE_STRINGS
 from janus_jax.evaluation.prompts import PROTOCOLS
+from janus_jax.evaluation.question_benchmark import QuestionBenchmark
 from janus_jax.evaluation.selection import first_requests
 from janus_jax.storage import prepare_folder
 from janus_jax.training.resilience.exit_codes import RESTART
-from launch.cli import benchmark_listing, comparison, contamination, errors, evaluation_model, evaluation_report
+from launch.cli import (
+    benchmark_listing,
+    comparison,
+    contamination,
+    errors,
+    evaluation_model,
+    evaluation_report,
+    evaluation_samples,
+)
 from launch.cli.open_benchmarks import open_benchmarks
 
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Model folder or training workdir. The default is to score the answers in --output."
-)
-EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameters over its steps.")
 BENCHMARKS = flags.DEFINE_list("benchmarks", ["all"], "Names of benchmarks; all takes those that --data holds.")
 DATA = flags.DEFINE_string("data", None, "Folder in which the files of the benchmarks are looked for, or one file.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the run, which is continued if it exists. Required.")
 LIST = flags.DEFINE_bool("list", False, "Print what --data holds, and stop.")
 PROTOCOL = flags.DEFINE_enum("protocol", "janus", PROTOCOLS, "Wording of the questions: that of Janus or of LLaVA.")
-ROLE_STRINGS_FLAG = flags.DEFINE_enum(
-    "role_strings",
-    "checkpoint",
-    ROLE_STRINGS,
-    "Strings for user and assistant: those of the checkpoint's prompt style, or the words of VLMEvalKit's adaptor.",
-)
 LIMIT = flags.DEFINE_integer(
-    "limit", None, "Number of requests of each benchmark, the first ones. The figures are then not comparable.",
+    "limit",
+    None,
+    "Number of requests of each benchmark, the first ones. The figures are then not comparable.",
     lower_bound=1,
 )
 SAMPLES = flags.DEFINE_list("samples", [], "Ids or indices of questions: print question, answer and reading, and stop.")
 ROWS = flags.DEFINE_integer("rows", job.ROWS, "Number of answers or images of a batch.", lower_bound=1)
-MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", None, "Length of the longest answer in tokens. The default is that of the benchmark.",
-    lower_bound=1,
-)
 NUM_IMAGES = flags.DEFINE_integer(
     "num_images", None, "Number of images per prompt. The default is that of the benchmark.", lower_bound=1
 )
-CFG_WEIGHT = flags.DEFINE_float(
-    "cfg_weight", None, "Weight of the guidance of images. The default is 5 for codes and 2 for JanusFlow."
-)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of images, 0 to 2**32 - 1. Answers are greedy.")
-VAE = flags.DEFINE_string("vae", None, "JanusFlow: folder of its VAE. The default is CHECKPOINT/vae.")
 PREDICTIONS = flags.DEFINE_string(
     "predictions",
     None,
@@ -75,16 +67,16 @@ CONTAMINATION = flags.DEFINE_list(
 def main() -> None:
     if COMPARE.value:
         errors.require("output")
-        comparison.compare(COMPARE.value, prepare_folder("output", OUTPUT.value or ""), DATA.value, BENCHMARKS.value)
+        output = prepare_folder("output", OUTPUT.value or "")
+        print(comparison.compare(COMPARE.value, output, _open_benchmarks() if DATA.value else []))
         return
     errors.require("data")
-    benchmarks = open_benchmarks(DATA.value or "", BENCHMARKS.value, PROTOCOL.value, NUM_IMAGES.value)
-    benchmarks = [first_requests(benchmark, LIMIT.value) for benchmark in benchmarks]
+    benchmarks = _open_benchmarks()
     if LIST.value:
         print(benchmark_listing.format_listing(benchmarks, ROWS.value))
         return
     if SAMPLES.value:
-        _show_samples(benchmarks)
+        print(evaluation_samples.answered(benchmarks, SAMPLES.value))
         return
     errors.require("output")
     output = prepare_folder("output", OUTPUT.value or "")
@@ -92,17 +84,50 @@ def main() -> None:
     if CONTAMINATION.value:
         print(contamination.report(benchmarks, CONTAMINATION.value, output))
         return
-    if CHECKPOINT.value:
+    if evaluation_model.CHECKPOINT.value:
         if PREDICTIONS.value or PARTIAL.value:
             raise UserError("--checkpoint goes together with neither --predictions nor --partial")
-        outcome = evaluation_model.evaluate(_model_options(), tasks, output)
+        on_scored = functools.partial(evaluation_report.write_results, output)
+        outcome = evaluation_model.evaluate(tasks, output, on_scored)
     else:
         outcome = _score(tasks)
     if outcome.stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         sys.exit(RESTART)
-    print(evaluation_report.write(output, benchmarks, PREDICTIONS.value))
+    images = epath.Path(PREDICTIONS.value) if PREDICTIONS.value else None
+    print(evaluation_report.write(output, benchmarks, images))
     for problem in outcome.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if outcome.problems:
         sys.exit(1)
+
+
+def _open_benchmarks() -> list[Any]:
+    benchmarks = open_benchmarks(DATA.value or "", BENCHMARKS.value, PROTOCOL.value, NUM_IMAGES.value)
+    return [first_requests(benchmark, LIMIT.value) for benchmark in benchmarks]
+
+
+def _task(benchmark: Any, output: epath.Path) -> job.Task:
+    settings = {"protocol": PROTOCOL.value, "split": getattr(benchmark, "split", "")}
+    says_so = isinstance(benchmark, QuestionBenchmark) or LIMIT.value is None
+    notes = [] if says_so else [f"First {LIMIT.value} prompts: not comparable with other figures."]
+    return job.Task(benchmark, output / benchmark.name, ROWS.value, settings, notes)
+
+
+def _score(tasks: Sequence[job.Task]) -> job.Outcome:
+    """Scores answers of another program, or those in the output, without a model."""
+    if PREDICTIONS.value:
+        if len(tasks) != 1:
+            names = ",".join(task.benchmark.name for task in tasks)
+            raise UserError(f"--predictions are those of one benchmark, but --benchmarks={names}")
+        return job.Outcome(problems=job.score_predictions(tasks[0], epath.Path(PREDICTIONS.value)))
+    if BENCHMARKS.value == ["all"]:
+        tasks = [task for task in tasks if (task.folder / job.PLAN_FILE).exists()] or tasks
+    problems: list[str] = []
+    for task in map(job.stored_task, tasks):
+        problems += job.score_stored(task, task.plan(), partial=PARTIAL.value)
+    return job.Outcome(problems=problems)
+
+
+if __name__ == "__main__":
+    errors.run(main)

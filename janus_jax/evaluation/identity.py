@@ -7,8 +7,9 @@ The number of processes is in neither, since results do not depend on it.
 """
 
 import importlib.metadata
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,18 @@ def hold_identity(path: epath.Path, identity: Mapping[str, Any], information: Ma
     check_identity(path, identity)
 
 
-def check_identity(path: epath.Path, identity: Mapping[str, Any]) -> None:
+def check_identity(path: epath.Path, identity: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
     """Compares an identity with the stored one; see `hold_identity`.
+
+    Args:
+        ignored: fields at the top that are not compared.
 
     Raises UserError when nothing is stored, or a field differs.
     """
-    stored = _flat({name: value for name, value in read_json(path).items() if name != INFORMATION})
-    current = _flat(identity)
+    stored, current = (
+        _flat({name: value for name, value in values.items() if name not in (INFORMATION, *ignored)})
+        for values in (read_json(path), identity)
+    )
     for field in dict.fromkeys([*current, *stored]):  # in the order of the identity, where causes stand first
         if stored.get(field) != current.get(field):
             raise UserError(
@@ -80,8 +86,9 @@ def identify_requests(
     requests: Sequence[Question] | Sequence[ImageRequest], files: Sequence[epath.Path], plan: Plan
 ) -> dict[str, Any]:
     """The identity of what is asked: the files of a benchmark, its requests, and their order."""
+    root = os.path.commonpath([os.fspath(path.parent) for path in files]) if files else ""
     return {
-        "data": {path.name: hash_file(path) for path in files},
+        "data": {os.path.relpath(path, root): hash_file(path) for path in files if path.is_file()},
         "requests": {"count": len(requests), "distinct": plan.num_distinct, "sha256": hash_json(_described(requests))},
         "plan_sha256": plan.sha256,
     }

@@ -12,14 +12,17 @@ from etils import epath
 from janus_jax.data.preparation.hashes import hash_file
 from janus_jax.errors import UserError
 from janus_jax.evaluation import results
-from janus_jax.evaluation.benchmark import Answer, Benchmark, ImageBenchmark, Question
+from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.evaluation.identity import check_identity, hold_identity, identify_requests
 from janus_jax.evaluation.plan import Plan, make_plan
+from janus_jax.evaluation.predictions import read_predictions
 from janus_jax.evaluation.records import BatchFolder, ImagesRecord
 from janus_jax.evaluation.runner import ALONE, Model, Progress, Worker, run
 from janus_jax.evaluation.selection import requests_at
+from janus_jax.storage import read_json
 
-PLAN_FILE = "plan.json"
+RUN_FILE, PLAN_FILE = "run.json", "plan.json"
+ASKED = "asked"  # key of how the model was asked, which scoring does not need
 ROWS = 16  # Number of answers or images of a batch, unless the user says another one.
 
 
@@ -94,17 +97,31 @@ def evaluate(
     return Outcome(False, problems)
 
 
-def hold_task(task: Task, information: Mapping[str, Any]) -> None:
-    """Stores what the results of a task depend on, or compares it; see `identity.hold_identity`."""
+def hold_task(task: Task, asked: Mapping[str, Any], information: Mapping[str, Any]) -> None:
+    """Stores what the results of a task depend on, or compares it; see `identity.hold_identity`.
+
+    Args:
+        asked: how the model is asked, such as the length of answers.
+        information: stored for readers.
+    """
     task.folder.mkdir(parents=True, exist_ok=True)
-    hold_identity(task.folder / PLAN_FILE, task.identity(task.plan()), information)
+    hold_identity(task.folder / PLAN_FILE, {**task.identity(task.plan()), ASKED: asked}, information)
 
 
-def check_task(task: Task) -> None:
-    """Raises UserError when the stored results of a task are of other data, prompts or batches."""
-    if not (task.folder / PLAN_FILE).exists():
+def stored_task(task: Task) -> Task:
+    """The task with the size of batches with which its results were stored.
+
+    Raises UserError when nothing is stored, or the results are of other data, prompts or batches.
+    """
+    path = task.folder / PLAN_FILE
+    if not path.exists():
         raise UserError(f"{task.folder}: holds no answers; give --checkpoint, --predictions or another --output")
-    check_identity(task.folder / PLAN_FILE, task.identity(task.plan()))
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, int) or rows < 1:
+        raise UserError(f"{path}: rows={rows!r}, expected a whole number from 1")
+    task = dataclasses.replace(task, rows=rows)
+    check_identity(path, task.identity(task.plan()), ignored=[ASKED])
+    return task
 
 
 def score_stored(task: Task, plan: Plan, *, partial: bool = False, again: bool = True) -> list[str]:
@@ -134,25 +151,29 @@ def score_stored(task: Task, plan: Plan, *, partial: bool = False, again: bool =
     return _score(benchmark, records, task.folder, notes=notes, plan_sha256=plan.sha256 if complete else None)
 
 
-def score_predictions(task: Task, answers: Sequence[Answer], path: epath.Path) -> list[str]:
-    """Scores answers that another program wrote to a file. Returns problems, as in `Outcome`.
+def score_predictions(task: Task, path: epath.Path) -> list[str]:
+    """Scores what another program made: a file of answers, or a folder of images. Returns problems, as in `Outcome`.
 
-    Raises UserError when the output holds answers of a model.
+    Raises UserError when the file is damaged or incomplete, or the output holds answers of a model.
     """
-    _refuse_batches(task.folder)
-    records = results.records_of_answers(answers)
-    notes = [*task.notes, f"answers of {path.name}, SHA-256 {hash_file(path)}"]
-    return _score(task.benchmark, records, task.folder, notes=notes)
+    if (task.folder / "batches").exists():
+        raise UserError(f"{task.folder}: holds the answers of a model; give another --output for --predictions")
+    if task.is_questions:
+        answers = read_predictions(task.benchmark, path)
+        records: Any = results.records_of_answers(answers)
+        notes = [*task.notes, f"answers of {path.name}" + (f", SHA-256 {hash_file(path)}" if path.is_file() else "")]
+    else:
+        records = {request.index: _images_of(request, path) for request in task.benchmark.requests}
+        notes = [*task.notes, f"images of {path.name}"]
+    task.folder.mkdir(parents=True, exist_ok=True)
+    return _score(task.benchmark, records, task.folder, images=path, notes=notes)
 
 
-def score_images(task: Task, images: epath.Path) -> list[str]:
-    """Scores a folder of images that another program made. Returns problems, as in `Outcome`."""
-    _refuse_batches(task.folder)
-    records = {}
-    for request in task.benchmark.requests:
-        files = sorted((images / f"{request.index:05d}").glob("*.png"))
-        records[request.index] = ImagesRecord(request.index, tuple(map(hash_file, files)))
-    return _score(task.benchmark, records, task.folder, images=images, notes=[*task.notes, f"images of {images}"])
+def _images_of(request: Any, folder: epath.Path) -> ImagesRecord:
+    """The record of the images of a request that lie in FOLDER/<index>; the benchmark itself says what is missing."""
+    place = folder / f"{request.index:05d}"
+    files = sorted(place.glob("*.png")) if place.exists() else []
+    return ImagesRecord(request.index, tuple(map(hash_file, files)))
 
 
 def _score(benchmark: Benchmark | ImageBenchmark, records: Any, folder: epath.Path, **options: Any) -> list[str]:
@@ -166,9 +187,3 @@ def _score(benchmark: Benchmark | ImageBenchmark, records: Any, folder: epath.Pa
         return []
     first = next(record for record in records.values() if record.error)
     return [f"{benchmark.name}: {share:.1%} of the requests have no result; index {first.index}: {first.error}"]
-
-
-def _refuse_batches(folder: epath.Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "batches").exists():
-        raise UserError(f"{folder}: holds the answers of a model; give another --output for --predictions")

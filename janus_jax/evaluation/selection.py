@@ -2,19 +2,20 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import Any
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark
+from janus_jax.evaluation.question_benchmark import QuestionBenchmark
 
-AnyBenchmark = TypeVar("AnyBenchmark", bound=Benchmark | ImageBenchmark)
+AnyBenchmark = Benchmark | ImageBenchmark
 
 
 def first_requests(benchmark: AnyBenchmark, limit: int | None) -> AnyBenchmark:
     """The benchmark of the first `limit` requests; None keeps all."""
     if limit is None or limit >= len(benchmark.requests):
         return benchmark
-    return _with_requests(benchmark, benchmark.requests[:limit])
+    return requests_at(benchmark, [request.index for request in benchmark.requests[:limit]])
 
 
 def requests_with_ids(benchmark: AnyBenchmark, ids: Collection[str]) -> AnyBenchmark:
@@ -22,21 +23,23 @@ def requests_with_ids(benchmark: AnyBenchmark, ids: Collection[str]) -> AnyBench
 
     Raises UserError for an id that is neither.
     """
-    by_id = {request.id for request in benchmark.requests}
-    indices = {str(request.index) for request in benchmark.requests}
-    for wanted in ids:
-        if wanted not in by_id and wanted not in indices:
-            raise UserError(f"--samples={wanted}: {benchmark.name} has no request with this id or index")
-    as_index = {wanted for wanted in ids if wanted not in by_id}
-    found = [request for request in benchmark.requests if request.id in ids or str(request.index) in as_index]
-    return _with_requests(benchmark, found)
+    by_id = {request.id: request.index for request in benchmark.requests}
+    by_index = {str(request.index): request.index for request in benchmark.requests}
+    unknown = [wanted for wanted in ids if wanted not in by_id and wanted not in by_index]
+    if unknown:
+        first = benchmark.requests[0]
+        expected = f"expected an id such as {first.id}, or an index such as {first.index}"
+        raise UserError(f"--samples={unknown[0]}: {benchmark.name} has no such request, {expected}")
+    return requests_at(benchmark, [by_id.get(wanted, by_index.get(wanted, -1)) for wanted in ids])
 
 
 def requests_at(benchmark: AnyBenchmark, indices: Collection[int]) -> AnyBenchmark:
     """The benchmark of the requests with these indices."""
-    return _with_requests(benchmark, [request for request in benchmark.requests if request.index in indices])
-
-
-def _with_requests(benchmark: AnyBenchmark, requests: Any) -> AnyBenchmark:
-    """The benchmark with other requests. Benchmarks are dataclasses with a field of this name."""
-    return dataclasses.replace(benchmark, requests=tuple(requests))  # type: ignore[type-var]
+    kept = set(indices)
+    chosen = [request for request in benchmark.requests if request.index in kept]
+    if isinstance(benchmark, QuestionBenchmark):
+        if [request.index for request in benchmark.requests[: len(chosen)]] == [request.index for request in chosen]:
+            return benchmark.first(len(chosen))
+        return benchmark.only([request.id for request in chosen])
+    of_images: Any = benchmark  # the benchmarks of images are dataclasses with this field
+    return dataclasses.replace(of_images, requests=chosen)

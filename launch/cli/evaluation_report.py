@@ -11,51 +11,62 @@ from janus_jax.data.images import decode_image
 from janus_jax.errors import UserError
 from janus_jax.evaluation import results
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
+from janus_jax.evaluation.identity import INFORMATION
+from janus_jax.evaluation.job import RUN_FILE
 from janus_jax.reports.evaluation_page import Section, Shown, render
+from janus_jax.reports.text import format_table
 from janus_jax.storage import read_json, write_whole
 
+# Names of the released models in papers, by our names of their architectures.
+PAPER_NAMES = {
+    "janus_1p3b": "Janus-1.3B",
+    "janus_pro_1b": "Janus-Pro-1B",
+    "janus_pro_7b": "Janus-Pro-7B",
+    "janusflow_1p3b": "JanusFlow-1.3B",
+}
 MAX_SHOWN = 50  # Number of requests that a section shows; fewer where there are more than five benchmarks.
 MAX_ON_PAGE = 250  # Number of requests that a page shows, for a size below 10 MB.
 
 
-def write_page(
+def write_results(output: epath.Path) -> dict[str, Any]:
+    """Writes results.json and results.md of all benchmarks that were scored; returns the content of results.json."""
+    run = read_json(output / RUN_FILE) if (output / RUN_FILE).exists() else {}
+    model = PAPER_NAMES.get(run.get(INFORMATION, {}).get("preset"))
+    return results.write_results(output, model, {})
+
+
+def write(
     output: epath.Path, benchmarks: Sequence[Benchmark | ImageBenchmark], images: epath.Path | None = None
-) -> epath.Path:
-    """Writes OUTPUT/report.html about the benchmarks that were scored; returns its path.
+) -> str:
+    """Writes the results and OUTPUT/report.html; returns the table for a terminal.
 
     Args:
         benchmarks: those whose images are shown.
         images: folder of generated images that another program made; None is that of the run.
     """
-    content = read_json(output / results.RESULTS_FILE, results.MAX_SCORES_BYTES)
+    content = write_results(output)
     opened = {benchmark.name: benchmark for benchmark in benchmarks}
     number = min(MAX_SHOWN, MAX_ON_PAGE // max(len(content["benchmarks"]), 1))
     sections = [
-        _section(
-            name,
-            scores,
-            results.read_samples(output / name),
-            opened.get(name),
-            images or output / name / "images",
-            number,
-        )
+        _section(name, scores, output / name, opened.get(name), images or output / name / "images", number)
         for name, scores in content["benchmarks"].items()
     ]
     head, rows = results.table_of(content)
     path = output / "report.html"
-    title = f"Evaluation of {content['model'] or 'a model'}"
-    write_whole(path, render(title, head, rows, sections), shared=True)
-    return path
+    write_whole(path, render(f"Evaluation of {content['model'] or 'a model'}", head, rows, sections), shared=True)
+    return f"{format_table([head, *rows])}\n\npage: {path}"
 
 
 def _section(
     name: str,
     scores: Mapping[str, Any],
-    samples: Sequence[Mapping[str, Any]],
-    benchmark: Benchmark | ImageBenchmark | None,
     folder: epath.Path,
+    benchmark: Benchmark | ImageBenchmark | None,
+    images: epath.Path,
     number: int,
 ) -> Section:
+    """The part of the page about one benchmark, whose files are in a folder, with up to `number` samples."""
+    samples = results.read_samples(folder)
     metric = scores["metrics"].get(scores["headline"])
     summary = "These answers are scored elsewhere."
     if metric is not None:
@@ -65,7 +76,7 @@ def _section(
     )
     wrong = [sample for sample in worst if sample["score"] is not None and sample["score"] < 1]
     chosen = (wrong or worst)[:number]
-    images = _references(benchmark, folder, chosen)
+    shown = images_of_samples(benchmark, images, chosen)
     figures = [(key, results.format_metric(value), value["count"]) for key, value in scores["metrics"].items()]
     return Section(
         name,
@@ -76,15 +87,19 @@ def _section(
             *scores["tables"].items(),
         ],
         f"{len(chosen)} of {len(wrong)} that are not right" if wrong else f"{len(chosen)} of {len(samples)}",
-        [_shown(sample, images[sample["index"]]) for sample in chosen],
+        [_shown(sample, shown[sample["index"]]) for sample in chosen],
         scores["notes"],
     )
 
 
-def _references(
+def images_of_samples(
     benchmark: Benchmark | ImageBenchmark | None, folder: epath.Path, samples: Iterable[Mapping[str, Any]]
 ) -> dict[int, Sequence[PIL.Image.Image]]:
-    """The images of samples by index: those of the questions, or those that were generated."""
+    """The images of samples by index: those of the questions, or those that were generated.
+
+    Args:
+        folder: of generated images.
+    """
     requests = {} if benchmark is None else {request.index: request for request in benchmark.requests}
     found = {}
     for sample in samples:

@@ -7,7 +7,6 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation import job
-from janus_jax.evaluation.benchmark import Answer
 from janus_jax.evaluation.comparison import compare_runs, is_run
 from janus_jax.evaluation.selection import first_requests
 from janus_jax.evaluation.statistics import mcnemar
@@ -17,12 +16,12 @@ from tests.helpers.yes_no_benchmark import open_yes_no
 def scored(benchmark, output, right):
     """A run whose answers to the questions of `right` are right."""
     task = job.Task(benchmark, epath.Path(output) / "yes_no")
-    job.hold_task(task, {})
+    job.hold_task(task, {}, {})
     path = epath.Path(output) / "given.jsonl"
-    path.write_text("x")
     other = {"yes": "no", "no": "yes"}
-    answers = [Answer(q.index, q.gold if q.index in right else other[q.gold]) for q in benchmark.requests]
-    job.score_predictions(task, answers, path)
+    texts = [(q.id, q.gold if q.index in right else other[q.gold]) for q in benchmark.requests]
+    path.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts))
+    job.score_predictions(task, path)
     return epath.Path(output)
 
 

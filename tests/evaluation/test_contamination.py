@@ -12,7 +12,7 @@ from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import Record, write_records
 from janus_jax.evaluation.benchmark import Question
 from janus_jax.evaluation.contamination import MAX_DISTANCE, Index, hash_image, normalise, without_overlap
-from tests.helpers.yes_no_benchmark import YesNo, to_png
+from tests.helpers.yes_no_benchmark import to_png, yes_no
 
 
 def photo(seed, size=(64, 48)):
@@ -49,7 +49,7 @@ def benchmark():
         )
         for index, thing in enumerate(["cat", "dog", "tree", "house", "boat", "road"])
     ]
-    return YesNo((), questions, name="yes_no")
+    return yes_no((), questions)
 
 
 @pytest.fixture

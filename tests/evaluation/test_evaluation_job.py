@@ -9,7 +9,7 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation import job, results
-from janus_jax.evaluation.benchmark import Answer, ImageRequest
+from janus_jax.evaluation.benchmark import ImageRequest
 from janus_jax.evaluation.identity import hold_identity, identify_model, versions
 from janus_jax.evaluation.runner import Worker
 from janus_jax.evaluation.selection import first_requests, requests_with_ids
@@ -32,7 +32,7 @@ def task(benchmark, tmp_path):
 
 @pytest.fixture
 def finished(task):
-    job.hold_task(task, {})
+    job.hold_task(task, {}, {})
     outcome = job.evaluate([task], stub)
     assert outcome == job.Outcome(False, [])
     return task
@@ -62,8 +62,9 @@ def test_scores_and_samples_are_those_of_the_answers(finished, benchmark):
 
 def test_scoring_again_gives_the_same_bytes_and_needs_no_model(finished):
     before = {path.name: path.read_bytes() for path in finished.folder.iterdir() if path.is_file()}
-    job.check_task(finished)
-    assert job.score_stored(finished, finished.plan()) == []
+    stored = job.stored_task(dataclasses.replace(finished, rows=7))
+    assert stored == finished
+    assert job.score_stored(stored, stored.plan()) == []
     assert {path.name: path.read_bytes() for path in finished.folder.iterdir() if path.is_file()} == before
 
 
@@ -73,7 +74,7 @@ def test_only_the_first_worker_that_finds_everything_finished_scores(finished, m
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(task):
-    job.hold_task(task, {})
+    job.hold_task(task, {}, {})
     checks = iter([False, False, False, True])
     assert job.evaluate([task], stub, stop=lambda: next(checks)).stopped
     assert len(list((task.folder / "batches").iterdir())) == 3
@@ -81,6 +82,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(task):
     assert job.score_stored(task, task.plan(), partial=True) == []
     partial = scores_of(task)
     assert partial["metrics"]["accuracy"]["count"] < 60 and "of 60 requests" in partial["notes"][0]
+    assert partial["plan_sha256"] is None
     assert not job.evaluate([task], stub).stopped
     assert scores_of(task)["metrics"]["accuracy"]["count"] == 60
 
@@ -93,23 +95,23 @@ def test_nothing_is_scored_while_a_batch_is_missing(finished):
 
 def test_predictions_of_another_program_are_scored(task, tmp_path):
     path = epath.Path(tmp_path / "predictions.jsonl")
-    path.write_text("x")
-    answers = [Answer(question.index, question.gold) for question in task.benchmark.requests]
-    assert job.score_predictions(task, answers, path) == []
+    answers = [{"index": question.index, "text": question.gold} for question in task.benchmark.requests]
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in reversed(answers)))
+    assert job.score_predictions(task, path) == []
     assert scores_of(task)["metrics"]["accuracy"]["value"] == 100
     assert "predictions.jsonl" in scores_of(task)["notes"][0]
 
 
 def test_predictions_do_not_replace_the_answers_of_a_model(finished, tmp_path):
     with pytest.raises(UserError, match="--predictions"):
-        job.score_predictions(finished, [], epath.Path(tmp_path / "questions.txt"))
+        job.score_predictions(finished, epath.Path(tmp_path / "questions.txt"))
 
 
 def test_more_than_one_in_a_hundred_without_an_answer_is_a_problem(tmp_path):
     path = tmp_path / "questions.txt"
     path.write_text("\n".join(["red yes"] * 60 + ["damaged no"]))
     task = job.Task(open_yes_no(path), epath.Path(tmp_path / "out" / "yes_no"))
-    job.hold_task(task, {})
+    job.hold_task(task, {}, {})
     (problem,) = job.evaluate([task], stub).problems
     assert "1.6%" in problem and "damaged.png" in problem
     sample = results.read_samples(task.folder)[60]
@@ -125,7 +127,7 @@ def test_a_benchmark_that_cannot_be_scored_does_not_stop_the_others(task, tmp_pa
 
     pictures = job.Task(Unscorable((), [ImageRequest(0, "a", "a cat", 2)]), epath.Path(tmp_path / "out" / "pictures"))
     for each in (pictures, task):
-        job.hold_task(each, {})
+        job.hold_task(each, {}, {})
     (problem,) = job.evaluate([pictures, task], stub).problems
     assert "pictures" in problem and "--detections" in problem
     assert len(list((pictures.folder / "images" / "00000").iterdir())) == 2
@@ -146,18 +148,28 @@ def test_a_benchmark_that_cannot_be_scored_does_not_stop_the_others(task, tmp_pa
 )
 def test_a_run_does_not_go_on_with_something_else(finished, change, field, values):
     changed = change(finished)
-    for check in (lambda: job.hold_task(changed, {}), lambda: job.check_task(changed)):
+    checks = [lambda: job.hold_task(changed, {}, {})]
+    if field != "rows":  # scoring takes those that are stored
+        checks.append(lambda: job.stored_task(changed))
+    for check in checks:
         with pytest.raises(UserError) as error:
             check()
         assert f"{field}=" in str(error.value) and all(value in str(error.value) for value in values)
+
+
+def test_a_run_does_not_go_on_with_other_options_of_answers_and_scoring_does_not_need_them(task):
+    job.hold_task(task, {"max_new_tokens": 128}, {})
+    with pytest.raises(UserError, match=r"asked\.max_new_tokens=128, now it is 64"):
+        job.hold_task(task, {"max_new_tokens": 64}, {})
+    assert job.stored_task(task) == task
 
 
 def test_other_data_is_refused(finished, tmp_path):
     path = tmp_path / "questions.txt"
     path.write_text(path.read_text().replace("red yes", "red no ", 1))
     changed = dataclasses.replace(finished, benchmark=open_yes_no(path))
-    with pytest.raises(UserError, match=r"data\.questions\.txt"):
-        job.hold_task(changed, {})
+    with pytest.raises(UserError, match=r"data\.questions\.txt="):
+        job.hold_task(changed, {}, {})
 
 
 def test_information_is_stored_and_not_compared(tmp_path):

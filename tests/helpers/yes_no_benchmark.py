@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -11,8 +10,10 @@ import PIL.Image
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation.benchmark import Answer, ImageRequest, Metric, Question, SampleScore, Scores
+from janus_jax.evaluation.benchmark import ImageRequest, Metric, Question, SampleScore, Scores
+from janus_jax.evaluation.question_benchmark import QuestionBenchmark
 from janus_jax.evaluation.records import AnswerRecord
+from janus_jax.evaluation.submissions import JsonRecords
 
 COLOURS = ("red", "green", "blue", "white")
 
@@ -36,46 +37,32 @@ class ColourImage:
         return to_png(PIL.Image.new("RGB", (12, 10), self.colour))
 
 
-@dataclasses.dataclass(frozen=True)
-class YesNo:
-    """Is this image red? A benchmark whose file lists a colour and a gold answer per line."""
+def score_yes_no(questions, answers):
+    """Accuracy in percent, with a made up standard error of 2."""
+    samples, table = [], {"yes": [0, 0, 0], "no": [0, 0, 0]}
+    for question, answer in zip(questions, answers, strict=True):
+        word = answer.text.strip(".").lower()
+        parsed = word if word in table else None
+        samples.append(SampleScore(question.index, parsed, float(parsed == question.gold)))
+        table[question.gold][("yes", "no", None).index(parsed)] += 1
+    accuracy = 100 * sum(sample.score for sample in samples) / len(samples)
+    counts = {"undecided": sum(sample.parsed is None for sample in samples)}
+    rows = [["gold", "yes", "no", "undecided"], *([gold, *row] for gold, row in table.items())]
+    metric = Metric(accuracy, len(samples), 2.0, (accuracy - 4, accuracy + 4))
+    return Scores("accuracy", {"accuracy": metric}, samples, counts, {"answers": rows})
 
-    files: Sequence[epath.Path]
-    requests: Sequence[Question]
-    name: str = "yes_no"
 
-    def score(self, answers):
-        samples, table = [], {"yes": [0, 0, 0], "no": [0, 0, 0]}
-        for question, answer in zip(self.requests, answers, strict=True):
-            assert question.index == answer.index
-            word = answer.text.strip(".").lower()
-            parsed = word if word in table else None
-            samples.append(SampleScore(question.index, parsed, float(parsed == question.gold)))
-            table[question.gold][("yes", "no", None).index(parsed)] += 1
-        accuracy = 100 * sum(sample.score for sample in samples) / max(len(samples), 1)
-        undecided = sum(sample.parsed is None for sample in samples)
-        counts = {"undecided": undecided, "unreadable": sum(bool(answer.error) for answer in answers)}
-        rows = [["gold", "yes", "no", "undecided"], *([gold, *row] for gold, row in table.items())]
-        metric = Metric(accuracy, len(samples), 2.0, (accuracy - 4, accuracy + 4))
-        return Scores("accuracy", {"accuracy": metric}, samples, counts, {"answers": rows})
-
-    def write_submission(self, answers, folder):
-        path = folder / "predictions.jsonl"
-        lines = (json.dumps({"id": q.id, "text": a.text}) for q, a in zip(self.requests, answers, strict=True))
-        path.write_text("".join(f"{line}\n" for line in lines))
-        return [path]
-
-    def read_submission(self, path):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        by_id = {row["id"]: row["text"] for row in rows}
-        missing = [question.id for question in self.requests if question.id not in by_id]
-        if missing:
-            raise UserError(f"{path}: no answer to {missing[:10]}")
-        return [Answer(question.index, by_id[question.id]) for question in self.requests]
+def yes_no(files, questions):
+    """Is this image red? A benchmark of questions."""
+    submission = JsonRecords("predictions.jsonl", "id", "text", lines=True)
+    return QuestionBenchmark("yes_no", files, questions, score_yes_no, submission)
 
 
 def open_yes_no(path, count=None):
-    """The benchmark of a file; `count` writes one with that many questions first, every third a repetition."""
+    """The benchmark of a file with a colour and a gold answer per line.
+
+    `count` first writes a file of that many questions, of which every third is a repetition.
+    """
     path = epath.Path(path)
     if count is not None:
         lines = [f"{COLOURS[(i - (i % 3 == 2)) % 4]} {'yes' if i % 2 else 'no'}" for i in range(count)]
@@ -87,7 +74,7 @@ def open_yes_no(path, count=None):
         prompt = f"Is image {repeated} red?" + " Think about it." * (repeated % 5)
         images = (ColourImage(f"{colour}.png", colour),) * (repeated % 7 != 6)
         questions.append(Question(index, f"q{index}", prompt, images, gold, colour))
-    return YesNo((path,), questions)
+    return yes_no((path,), questions)
 
 
 @dataclasses.dataclass(frozen=True)
