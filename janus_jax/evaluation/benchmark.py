@@ -53,6 +53,7 @@ class Answer(NamedTuple):
     num_tokens: int | None = None  # None: unknown, the answer comes from a file of predictions
     finish: str = ""  # "stop", "length" (truncated), or "" where it is unknown
     error: str = ""  # why there is no answer, such as an unreadable image; the answer then counts as wrong
+    converted: bool = False  # whether the text has passed what the benchmark does to answers before an upload
 
 
 class SampleScore(NamedTuple):

@@ -55,13 +55,14 @@ class QuestionBenchmark:
         }
         return dataclasses.replace(scores, counts=counts, notes=[*self.notes, *scores.notes])
 
-    def write_submission(self, answers: Sequence[Answer], folder: epath.Path) -> Sequence[epath.Path]:
+    def write_submission(self, answers: Sequence[Answer], folder: epath.PathLike) -> Sequence[epath.Path]:
         check_complete(self.requests, answers)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return self.submission.write(self.requests, answers, folder)
 
-    def read_submission(self, path: epath.Path) -> Sequence[Answer]:
-        return self.submission.read(self.requests, set(self.unasked.values()), path)
+    def read_submission(self, path: epath.PathLike) -> Sequence[Answer]:
+        return self.submission.read(self.requests, set(self.unasked.values()), epath.Path(path))
 
     def first(self, count: int) -> QuestionBenchmark:
         """The benchmark with its first questions only. Raises UserError for a count below 1."""

@@ -70,7 +70,7 @@ class JsonRecords:
         path = _inside(path, self.file)
         rows = records.read_json_lines(path) if self.lines else records.records_of(path, records.read_json(path))
         pairs = ((row.name(self.id_field), row.text(self.text_field)) for row in rows)
-        return _by_id(path, pairs, questions, unasked)
+        return [answer._replace(converted=True) for answer in _by_id(path, pairs, questions, unasked)]
 
 
 @dataclasses.dataclass(frozen=True)

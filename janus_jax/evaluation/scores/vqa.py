@@ -96,7 +96,7 @@ def score_vqav2(questions: Sequence[Question], answers: Sequence[Answer]) -> Sco
         return tables.unscored("The answers of this split are not public: upload predictions.json to EvalAI.", answers)
     samples = []
     for question, answer in zip(questions, answers, strict=True):
-        gold, processed = question.gold, process_evalai(answer.text)
+        gold, processed = question.gold, answer.text if answer.converted else process_evalai(answer.text)
         rules = {
             "official_raw": vqa_accuracy(answer.text, gold),
             "lmms_eval": normalised_accuracy(answer.text, gold),
