@@ -94,6 +94,11 @@ def read_vqav2(files: Files, folders: ImageFolders) -> list[Item]:
     return items
 
 
+def vqav2_ids(path: epath.Path) -> list[str]:
+    """The ids of a file of questions of VQAv2."""
+    return [row.name("question_id") for row in records.records_of(path, records.read_json(path), "questions")]
+
+
 def _vqa_annotations(path: epath.Path) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Answers and types of each question. Equal texts share memory: there are two million answers."""
 
