@@ -82,7 +82,9 @@ class QuestionBenchmark:
 
     def missing_images(self) -> list[str]:
         """Paths of image files that the questions name and that do not exist; images inside tables count as there."""
-        images = {image for question in self.requests for image in question.images if isinstance(image, FileImage)}
+        images: set[FileImage] = set()
+        for question in self.requests:
+            images.update(image for image in question.images if isinstance(image, FileImage))
         return sorted(f"{image.root}/{image.path}" for image in images if not image.exists())
 
     def _only(self, requests: Sequence[Question], note: str) -> QuestionBenchmark:

@@ -135,7 +135,8 @@ class PopeLines:
 
     def read(self, questions: Sequence[Question], unasked: Collection[str], path: epath.Path) -> list[Answer]:
         """Also reads files without `question_id`, whose lines are in the order of the questions."""
-        splits, texts = _splits(questions), {}
+        splits = _splits(questions)
+        texts: dict[str, str] = {}
         if not path.is_dir() and len(splits) > 1:
             raise UserError(f"{path}: a file, expected the folder with pope_<split>.jsonl for {', '.join(splits)}")
         for split in splits:
