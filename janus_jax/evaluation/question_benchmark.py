@@ -55,13 +55,14 @@ class QuestionBenchmark:
         }
         return dataclasses.replace(scores, counts=counts, notes=[*self.notes, *scores.notes])
 
-    def write_submission(self, answers: Sequence[Answer], folder: epath.Path) -> Sequence[epath.Path]:
+    def write_submission(self, answers: Sequence[Answer], folder: epath.PathLike) -> Sequence[epath.Path]:
         check_complete(self.requests, answers)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return self.submission.write(self.requests, answers, folder)
 
-    def read_submission(self, path: epath.Path) -> Sequence[Answer]:
-        return self.submission.read(self.requests, set(self.unasked.values()), path)
+    def read_submission(self, path: epath.PathLike) -> Sequence[Answer]:
+        return self.submission.read(self.requests, set(self.unasked.values()), epath.Path(path))
 
     def first(self, count: int) -> QuestionBenchmark:
         """The benchmark with its first questions only. Raises UserError for a count below 1."""
@@ -81,7 +82,9 @@ class QuestionBenchmark:
 
     def missing_images(self) -> list[str]:
         """Paths of image files that the questions name and that do not exist; images inside tables count as there."""
-        images = {image for question in self.requests for image in question.images if isinstance(image, FileImage)}
+        images: set[FileImage] = set()
+        for question in self.requests:
+            images.update(image for image in question.images if isinstance(image, FileImage))
         return sorted(f"{image.root}/{image.path}" for image in images if not image.exists())
 
     def _only(self, requests: Sequence[Question], note: str) -> QuestionBenchmark:

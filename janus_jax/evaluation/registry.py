@@ -1,6 +1,7 @@
 """The benchmarks of questions by name: how each is read, asked, scored and handed in."""
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ _STEP_BY_STEP = (
     "You are a helpful assistant. Please answer truthfully and write out your thinking step by step to be sure you get "
     "the right answer."
 )
+
+
+TEST_DEV, TEST = "test-dev2015", "test2015"  # splits of VQAv2 whose answers are not public
 
 
 class Definition(NamedTuple):
@@ -120,7 +124,8 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
     items = read_items(found, source)
     repeated = [name for name, count in collections.Counter(item.id for item in items).items() if count > 1]
     if repeated:
-        raise UserError(f"{source.paths[0]}: ids repeated: {first_ten(repeated)}, expected each question once")
+        files = first_ten(source.paths)
+        raise UserError(f"{files}: ids repeated: {first_ten(repeated)}, expected each question once")
     left_out = {index: item.id for index, item in enumerate(items) if item.fields.get("part") == VIDEO}
     questions = [
         _question(index, item, prompts.render(definition.kind, item, protocol))
@@ -128,12 +133,16 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
         if index not in left_out
     ]
     notes = [f"{len(left_out)} questions about videos are left out."] if left_out else []
+    submission = definition.submission
+    if source.benchmark == "vqav2" and source.split == TEST_DEV:
+        submission, note = _with_all_of_test(submission, found)
+        notes.append(note)
     return QuestionBenchmark(
         source.benchmark,
         source.paths,
         questions,
         definition.rule,
-        definition.submission,
+        submission,
         split=source.split,
         layout=source.layout,
         protocol=protocol,
@@ -142,6 +151,15 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
         unasked=left_out,
         notes=notes,
     )
+
+
+def _with_all_of_test(submission: Submission, found: Found) -> tuple[Submission, str]:
+    """EvalAI wants an answer to every question of test2015, of which test-dev is a part."""
+    whole = [source for source in found.sources if source.benchmark == "vqav2" and source.split == TEST]
+    if len(whole) != 1 or not isinstance(submission, submissions.JsonRecords):
+        return submission, "EvalAI wants all of test2015: put its file of questions beside, to fill in empty answers."
+    also = official.vqav2_ids(whole[0].files["questions"][0])
+    return dataclasses.replace(submission, also=also), "The rest of test2015 gets empty answers in predictions.json."
 
 
 def read_items(found: Found, source: Source) -> list[Item]:

@@ -53,14 +53,14 @@ class JsonRecords:
     lines: bool = False
     numeric_id: bool = False
     convert: Callable[[str], str] = str  # what happens to an answer before it is uploaded
+    also: Sequence[str] = ()  # ids that the server wants as well; they get an empty answer
 
     def write(self, questions: Sequence[Question], answers: Sequence[Answer], folder: epath.Path) -> list[epath.Path]:
+        texts = {q.id: self.convert(answer.text) for q, answer in zip(questions, answers, strict=True)}
+        texts |= {name: "" for name in self.also if name not in texts}
         content = [
-            {
-                self.id_field: int(question.id) if self.numeric_id and question.id.isdecimal() else question.id,
-                self.text_field: self.convert(answer.text),
-            }
-            for question, answer in zip(questions, answers, strict=True)
+            {self.id_field: int(name) if self.numeric_id and name.isdecimal() else name, self.text_field: text}
+            for name, text in texts.items()
         ]
         if self.lines:
             return [_write_lines(folder / self.file, content)]
@@ -70,7 +70,7 @@ class JsonRecords:
         path = _inside(path, self.file)
         rows = records.read_json_lines(path) if self.lines else records.records_of(path, records.read_json(path))
         pairs = ((row.name(self.id_field), row.text(self.text_field)) for row in rows)
-        return _by_id(path, pairs, questions, unasked)
+        return [answer._replace(converted=True) for answer in _by_id(path, pairs, questions, {*unasked, *self.also})]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,8 @@ class PopeLines:
 
     def read(self, questions: Sequence[Question], unasked: Collection[str], path: epath.Path) -> list[Answer]:
         """Also reads files without `question_id`, whose lines are in the order of the questions."""
-        splits, texts = _splits(questions), {}
+        splits = _splits(questions)
+        texts: dict[str, str] = {}
         if not path.is_dir() and len(splits) > 1:
             raise UserError(f"{path}: a file, expected the folder with pope_<split>.jsonl for {', '.join(splits)}")
         for split in splits:

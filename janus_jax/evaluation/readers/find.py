@@ -5,7 +5,7 @@ one of the files.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -55,6 +55,14 @@ _REFUSED = {
     r"llava_.*\.jsonl": "a file of LLaVA's questions, whose texts differ from the benchmark's (TextVQA's hold OCR "
     "tokens); give the benchmark's own file"
 }
+# Fields near the beginning of a renamed JSON file.
+_KEYS = {
+    "seed": ("data_id", "choice_a", "question_type_id"),
+    "gqa": ("imageId", "isBalanced", "structural"),
+    "mmvet": ("imagename", "capability"),
+    "textvqa": ("image_id", "image_classes", "answers"),
+}
+_HEAD_BYTES = 1 << 16
 # Splits in the order of preference; the papers report the first. A train split is never evaluated.
 _SPLITS: Mapping[str, Sequence[str]] = {
     "vqav2": ("val2014", "validation", "val", "test-dev2015", "testdev", "test2015", "test"),
@@ -130,17 +138,21 @@ def find(data: epath.PathLike) -> Found:
     folders, files = _walk(top)
     refused = {str(path): reason for path in files for pattern, reason in _REFUSED.items() if _fits(pattern, path)}
     if data.is_dir():
-        sources = [*_official(files), *_tsv(files), *_parquet(files)]
+        sources = _sources(files)
         return Found(data, tuple(sources), ImageFolders(tuple(folders)), refused)
     if str(data) in refused:
         raise UserError(f"--data={data} is {refused[str(data)]}")
     beside = [path for path in files if path.suffix == data.suffix]
-    sources = [
-        _only(source, data) for source in (*_official(beside), *_tsv(beside), *_parquet(beside)) if data in source.paths
-    ]
+    sources = [_only(source, data) for source in _sources(beside) if data in source.paths]
+    sources = sources or list(_renamed([data], ()))
     if not sources:
         raise UserError(f"--data={data}: not recognised as a file of a benchmark, by its name or its columns")
     return Found(data, tuple(sources), ImageFolders(tuple(folders)), {})
+
+
+def _sources(files: Sequence[epath.Path]) -> list[Source]:
+    sources = [*_official(files), *_tsv(files), *_parquet(files)]
+    return [*sources, *_renamed(files, {source.benchmark for source in sources})]
 
 
 def _only(source: Source, file: epath.Path) -> Source:
@@ -203,6 +215,22 @@ def _official(files: Sequence[epath.Path]) -> Iterator[Source]:
         for folder in sorted({path.parent for paths in roles.values() for path in paths}):
             inside = {role: [path for path in paths if path.parent == folder] for role, paths in roles.items()}
             yield Source(benchmark, OFFICIAL, split, {role: paths for role, paths in inside.items() if paths})
+
+
+def _renamed(files: Sequence[epath.Path], known: Collection[str]) -> Iterator[Source]:
+    """Files of JSON that are recognised by their fields, of benchmarks that no name was found for."""
+    for path in files:
+        if path.suffix.lower() != ".json" or "train" in path.name.lower():
+            continue
+        if any(_fits(pattern, path) for _, pattern, _ in _NAMES):
+            continue
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        fits = [name for name, keys in _KEYS.items() if all(f'"{key}"'.encode() in head for key in keys)]
+        if len(fits) > 1:
+            raise UserError(f"{path}: its fields fit {' and '.join(fits)}, expected one benchmark")
+        if fits and fits[0] not in known:
+            yield Source(fits[0], OFFICIAL, "", {"questions": [path]})
 
 
 def _role(benchmark: str, role: str) -> str:

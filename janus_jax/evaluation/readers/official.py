@@ -85,13 +85,17 @@ def read_vqav2(files: Files, folders: ImageFolders) -> list[Item]:
     images = folders.images(path, (folder,), files_)
     items = []
     for row, image in zip(rows, images, strict=True):
-        name, gold, fields = row.name("question_id"), None, {}
-        if annotations is not None:
-            if name not in annotations:
-                raise UserError(f"{files['annotations']}: question_id {name} of {path.name} is missing")
-            gold, fields = annotations[name]
+        name = row.name("question_id")
+        if annotations is not None and name not in annotations:
+            raise UserError(f"{files['annotations']}: question_id {name} of {path.name} is missing")
+        gold, fields = (None, {}) if annotations is None else annotations[name]
         items.append(Item(name, row.text("question"), (image,), gold, row.name("image_id"), fields))
     return items
+
+
+def vqav2_ids(path: epath.Path) -> list[str]:
+    """The ids of a file of questions of VQAv2."""
+    return [row.name("question_id") for row in records.records_of(path, records.read_json(path), "questions")]
 
 
 def _vqa_annotations(path: epath.Path) -> dict[str, tuple[list[str], dict[str, str]]]:

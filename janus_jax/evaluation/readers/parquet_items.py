@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from janus_jax.errors import UserError
 from janus_jax.evaluation.readers.parquet import ParquetImage, Table, content_names, has_lists
 from janus_jax.evaluation.readers.records import Item, Record
-from janus_jax.evaluation.readers.row_items import gqa_item, mmbench_item, mmmu_item, seed_item, textvqa_item
+from janus_jax.evaluation.readers.row_items import (
+    base_index,
+    gqa_item,
+    mmbench_item,
+    mmmu_item,
+    seed_item,
+    textvqa_item,
+)
 from janus_jax.evaluation.scores.yes_no import MME_COGNITION, MME_PERCEPTION, POPE_SPLITS
 
 Reader = Callable[[Mapping[str, Table]], list[Item]]
@@ -41,8 +48,7 @@ def read_mme(tables: Mapping[str, Table]) -> list[Item]:
 def read_mmbench(tables: Mapping[str, Table]) -> list[Item]:
     columns = [column for column in tables["rows"].columns() if column != IMAGE]
     return [
-        mmbench_item(record, lambda base, row=row: _image(tables, base, row))
-        for row, record in _rows(tables["rows"], columns)
+        mmbench_item(record, _image(tables, base_index(record), row)) for row, record in _rows(tables["rows"], columns)
     ]
 
 

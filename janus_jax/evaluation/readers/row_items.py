@@ -1,7 +1,7 @@
 """Questions of benchmarks whose rows have the same fields in several formats."""
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from janus_jax.evaluation.benchmark import ImageReference
@@ -57,16 +57,17 @@ def textvqa_item(row: Record, images: Images) -> Item:
     return Item(row.name("question_id"), row.text("question"), images, row.texts("answers"), row.name("image_id"), {})
 
 
-def mmbench_item(row: Record, images: Callable[[str], Images]) -> Item:
-    """A row of MMBench.
-
-    Args:
-        images: Gives the images of the row, from the index of its base row.
-    """
+def base_index(row: Record) -> str:
+    """The index of the row of MMBench that a rotated row repeats."""
     name = row.name("index")
     if not name.isdecimal():
         raise row.error("index", "a whole number")
-    base = str(int(name) % ROTATION)
+    return str(int(name) % ROTATION)
+
+
+def mmbench_item(row: Record, images: Images) -> Item:
+    """A row of MMBench."""
+    name, base = row.name("index"), base_index(row)
     options = options_of(row)
     if not options:
         raise row.error("A", "the text of an option")
@@ -83,7 +84,7 @@ def mmbench_item(row: Record, images: Callable[[str], Images]) -> Item:
         "source": row.optional("source"),
         "split": row.optional("split"),
     }
-    return Item(name, row.text("question"), images(base), gold, base, fields)
+    return Item(name, row.text("question"), images, gold, base, fields)
 
 
 def mmmu_item(row: Record, name: str, images: Images, options: Mapping[str, str]) -> Item:

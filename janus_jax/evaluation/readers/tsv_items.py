@@ -41,7 +41,7 @@ def read_mme(rows: Sequence[Row]) -> list[Item]:
 
 
 def read_mmbench(rows: Sequence[Row]) -> list[Item]:
-    return [mmbench_item(row.record, lambda base, row=row: row.images) for row in rows]
+    return [mmbench_item(row.record, row.images) for row in rows]
 
 
 def read_seed(rows: Sequence[Row]) -> list[Item]:
