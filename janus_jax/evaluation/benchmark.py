@@ -16,7 +16,10 @@ from etils import epath
 class ImageReference(Protocol):
     """An image of a benchmark that is read only when it is needed."""
 
-    name: str  # shown in reports, such as "COCO_val2014_000000000042.jpg"; equal names are equal images
+    @property
+    def name(self) -> str:
+        """Shown in reports, such as "COCO_val2014_000000000042.jpg"; equal names are equal images."""
+        ...
 
     def read(self) -> bytes:
         """The encoded image. Raises UserError when it is missing or larger than an image may be."""
@@ -36,13 +39,14 @@ class Question(NamedTuple):
 
 
 class ImageRequest(NamedTuple):
-    """A prompt for which a model generates images."""
+    """A prompt for which a model generates images, or an image that its image tokenizer reconstructs."""
 
     index: int
     id: str
     prompt: str
     num_images: int
     fields: Mapping[str, Any] = {}
+    image: ImageReference | None = None  # the image to reconstruct; its prompt is empty
 
 
 class Answer(NamedTuple):
@@ -118,4 +122,8 @@ class ImageBenchmark(Protocol):
 
     def score(self, folder: epath.Path) -> Scores:
         """Scores a complete folder of images. Raises UserError when images are missing, naming up to ten."""
+        ...
+
+    def write_submission(self, images: epath.Path, folder: epath.Path) -> Sequence[epath.Path]:
+        """Writes a complete folder of images as the benchmark's official script reads them."""
         ...
