@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
+# Fields of a NamedTuple that are named `index` and `count` hide methods of tuples, of which mypy complains.
+
 
 class ImageReference(Protocol):
     """An image of a benchmark that is read only when it is needed."""
@@ -29,7 +31,7 @@ class ImageReference(Protocol):
 class Question(NamedTuple):
     """A question that a model answers with text."""
 
-    index: int  # place in the order of the benchmark's file, from 0; the key of everything that is stored
+    index: int  # type: ignore[assignment]  # place in the order of the benchmark's file, from 0; the key of everything that is stored
     id: str  # the benchmark's own name of it, text as it stands in the file
     prompt: str  # what the user says, without roles; the images come before it
     images: tuple[ImageReference, ...]
@@ -41,7 +43,7 @@ class Question(NamedTuple):
 class ImageRequest(NamedTuple):
     """A prompt for which a model generates images, or an image that its image tokenizer reconstructs."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     id: str
     prompt: str
     num_images: int
@@ -52,17 +54,18 @@ class ImageRequest(NamedTuple):
 class Answer(NamedTuple):
     """The text that a model gave to a question."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     text: str
     num_tokens: int | None = None  # None: unknown, the answer comes from a file of predictions
     finish: str = ""  # "stop", "length" (truncated), or "" where it is unknown
     error: str = ""  # why there is no answer, such as an unreadable image; the answer then counts as wrong
+    converted: bool = False  # whether the text has passed what the benchmark does to answers before an upload
 
 
 class SampleScore(NamedTuple):
     """How one answer, or the images of one request, were read and what they earn."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     parsed: str | None  # what was read out of the answer; None: undecided, which counts as wrong
     score: float | None  # its share in the headline figure, mostly 0 or 1; None: nothing here can score it
     fields: Mapping[str, Any] = {}  # further readings, such as {"lenient": 1.0}
@@ -72,7 +75,7 @@ class Metric(NamedTuple):
     """One figure of a benchmark in the unit of its paper, with how sure it is."""
 
     value: float
-    count: int  # questions, prompts or images behind it
+    count: int  # type: ignore[assignment]  # questions, prompts or images behind it
     stderr: float | None = None  # None: not known
     interval: tuple[float, float] | None = None  # of 95 %
 

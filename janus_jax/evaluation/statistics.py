@@ -30,7 +30,7 @@ class PairedDifference(NamedTuple):
     stderr: float
     interval: tuple[float, float]  # of 95 %
     p_value: float  # two-sided, of the hypothesis that there is no difference
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 def mean_metric(values: Sequence[float], clusters: Sequence[Hashable] | None = None, scale: float = 1.0) -> Metric:

@@ -6,6 +6,7 @@ be split otherwise than by the Java program, so METEOR and exact comparisons nee
 """
 
 import collections
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,7 +121,7 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
     totals = np.stack([ciders, np.ones(len(ciders))], axis=1)
     metrics = {"cider": bootstrap_metric(totals, mean, len(ciders))}
     for n in range(MAX_N):
-        metrics[f"bleu_{n + 1}"] = bootstrap_metric(rows, lambda sums, n=n: 100 * bleu_of_sums(sums)[..., n], len(rows))
+        metrics[f"bleu_{n + 1}"] = bootstrap_metric(rows, functools.partial(_bleu_percent, n=n), len(rows))
     metrics["rouge_l"] = mean_metric(rouges, scale=100)
     samples = [
         SampleScore(answer.index, None if answer.error else " ".join(words), value, {"rouge_l": rouge})
@@ -128,6 +129,10 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
     ]
     note = "CIDEr weighs words by the references of the scored images, so figures of subsets are not comparable."
     return Scores("cider", metrics, samples, {"undecided": sum(not words for words in hypotheses)}, notes=[note])
+
+
+def _bleu_percent(sums: np.ndarray, n: int) -> np.ndarray:
+    return 100 * bleu_of_sums(sums)[..., n]
 
 
 def _ngrams(words: Words) -> Counts:

@@ -49,7 +49,7 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
         parsed = None if answer.error else readings["final_stop_removed"]
         samples.append(SampleScore(answer.index, parsed, lenient, scores))
     rules = {
-        "accuracy": [sample.score for sample in samples],
+        "accuracy": tables.points(samples),
         "raw": [sample.fields["raw"] for sample in samples],
         "lmms_eval": [sample.fields["lmms_eval"] for sample in samples],
     }

@@ -53,7 +53,7 @@ def score_mmbench(questions: Sequence[Question], answers: Sequence[Answer]) -> S
     if tables.lacks_gold(questions):
         return tables.unscored("The answers of this split are not public: upload predictions.xlsx.", answers)
     samples = _read(questions, answers)
-    scores = [sample.score or 0.0 for sample in samples]
+    scores = tables.points(samples)
     bases = [question.fields["base"] for question in questions]
     first = [place for place, question in enumerate(questions) if question.fields["first_pass"]]
     rotations: dict[str, list[float]] = {}
@@ -87,12 +87,12 @@ def score_seed(questions: Sequence[Question], answers: Sequence[Answer]) -> Scor
         }
         samples[place] = samples[place]._replace(fields=fields)
     metrics = {
-        "accuracy": mean_metric([sample.score or 0.0 for sample in samples], clusters, scale=100),
+        "accuracy": mean_metric(tables.points(samples), clusters, scale=100),
         "exact": mean_metric([sample.fields["exact"] for sample in samples], clusters, scale=100),
         "first_letter": mean_metric([sample.fields["first_letter"] for sample in samples], clusters, scale=100),
     }
     kinds = [question.fields["type"] for question in questions]
-    found = {"question type": tables.by_type(kinds, [sample.score or 0.0 for sample in samples])}
+    found = {"question type": tables.by_type(kinds, tables.points(samples))}
     notes = ["Options are matched as VLMEvalKit does; `exact` is LLaVA's rule, `first_letter` that of lmms-eval."]
     return Scores("accuracy", metrics, samples, tables.count_undecided(samples), found, notes)
 

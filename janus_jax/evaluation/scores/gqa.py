@@ -7,7 +7,7 @@ code on raw answers and the rules of VLMEvalKit@e8e78f0 and lmms-eval@75571cf, w
 import string
 from collections.abc import Sequence
 
-from janus_jax.evaluation.benchmark import Answer, Question, SampleScore, Scores
+from janus_jax.evaluation.benchmark import Answer, Metric, Question, SampleScore, Scores
 from janus_jax.evaluation.scores import tables
 from janus_jax.evaluation.statistics import mean_metric
 
@@ -38,10 +38,10 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
     clusters = [question.cluster for question in questions]
     balanced = [place for place, question in enumerate(questions) if question.fields.get("balanced", True)]
 
-    def share(values: Sequence[float], places: Sequence[int]):
+    def share(values: Sequence[float], places: Sequence[int]) -> Metric:
         return mean_metric([values[place] for place in places], [clusters[place] for place in places], scale=100)
 
-    values = [sample.score or 0.0 for sample in samples]
+    values = tables.points(samples)
     structural = [question.fields.get("structural", "") for question in questions]
     metrics = {"accuracy": share(values, balanced)}
     if all(structural):

@@ -100,7 +100,7 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
             read = read_open(answer.text)
             parsed = " | ".join(sorted(map(str, read)))
             samples.append(SampleScore(answer.index, parsed, float(open_right(read, question.gold)), fields))
-    scores = [sample.score or 0.0 for sample in samples]
+    scores = tables.points(samples)
     metrics = {
         "accuracy": rate_metric(int(sum(scores)), len(scores), scale=100),
         "vlmevalkit": mean_metric([sample.fields["vlmevalkit"] for sample in samples], scale=100),

@@ -29,6 +29,11 @@ def confusion(gold: Sequence[str], read: Sequence[str | None]) -> Table:
     ]
 
 
+def points(samples: Sequence[SampleScore]) -> list[float]:
+    """The scores of samples that all have one."""
+    return [sample.score or 0.0 for sample in samples]
+
+
 def count_undecided(samples: Sequence[SampleScore]) -> dict[str, int]:
     return {"undecided": sum(sample.parsed is None for sample in samples)}
 

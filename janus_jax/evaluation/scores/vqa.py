@@ -96,7 +96,7 @@ def score_vqav2(questions: Sequence[Question], answers: Sequence[Answer]) -> Sco
         return tables.unscored("The answers of this split are not public: upload predictions.json to EvalAI.", answers)
     samples = []
     for question, answer in zip(questions, answers, strict=True):
-        gold, processed = question.gold, process_evalai(answer.text)
+        gold, processed = question.gold, answer.text if answer.converted else process_evalai(answer.text)
         rules = {
             "official_raw": vqa_accuracy(answer.text, gold),
             "lmms_eval": normalised_accuracy(answer.text, gold),
@@ -107,7 +107,7 @@ def score_vqav2(questions: Sequence[Question], answers: Sequence[Answer]) -> Sco
     found = {
         f"{name} type": tables.by_type(
             [question.fields.get(f"{name}_type", "unknown") for question in questions],
-            [sample.score for sample in samples],
+            tables.points(samples),
         )
         for name in ("answer", "question")
     }
@@ -140,7 +140,7 @@ def _sample(answer: Answer, processed: str, score: float, rules: dict[str, float
 
 def _metrics(samples: Sequence[SampleScore], clusters: Sequence[str]) -> dict[str, Metric]:
     """The headline and each further rule, in percent."""
-    metrics = {"accuracy": mean_metric([sample.score for sample in samples], clusters, scale=100)}
+    metrics = {"accuracy": mean_metric(tables.points(samples), clusters, scale=100)}
     for name in samples[0].fields if samples else ():
         metrics[name] = mean_metric([sample.fields[name] for sample in samples], clusters, scale=100)
     return metrics

@@ -73,8 +73,8 @@ def score_pope(questions: Sequence[Question], answers: Sequence[Answer]) -> Scor
         chosen = [place for place, question in enumerate(questions) if split in question.fields["splits"]]
         gold = [questions[place].gold for place in chosen]
         clusters = [questions[place].cluster for place in chosen]
-        read = [samples[place].parsed for place in chosen]
-        for name, metric in _detection_metrics(gold, read, clusters).items():
+        readings = [samples[place].parsed for place in chosen]
+        for name, metric in _detection_metrics(gold, readings, clusters).items():
             metrics[f"{name}_{split}"] = metric
         for kit in ("vlmevalkit", "lmms_eval"):
             labels = [samples[place].fields["labels"][kit] for place in chosen]
@@ -84,7 +84,7 @@ def score_pope(questions: Sequence[Question], answers: Sequence[Answer]) -> Scor
             outcomes[[label is None and kit == "lmms_eval" for label in labels]] = 0
             metrics[f"{kit}_f1_{split}"] = bootstrap_metric(cluster_totals(outcomes, clusters), f1_percent, len(gold))
             metrics[f"{kit}_accuracy_{split}"] = mean_metric(right, clusters, scale=100)
-        found[f"confusion, {split}"] = tables.confusion(gold, read)
+        found[f"confusion, {split}"] = tables.confusion(gold, readings)
     metrics["mean_f1"] = _mean_f1(questions, samples, splits)
     headline = "f1_random" if "random" in splits else "mean_f1"
     notes = [f"Splits: {', '.join(splits)}. The papers report the random split."]
@@ -105,21 +105,20 @@ def score_mme(questions: Sequence[Question], answers: Sequence[Answer]) -> Score
     present = {question.fields["task"] for question in questions}
     metrics = {}
     for name, tasks in (("perception", MME_PERCEPTION), ("cognition", MME_COGNITION)):
-        groups = {task: (task,) for task in tasks if task in present}
-        if groups:
-            groups = {name: tuple(groups)} | groups
-        for group, members in groups.items():
+        found = tuple(task for task in tasks if task in present)
+        groups = [(name, found), *((task, (task,)) for task in found)] if found else []
+        for group, members in groups:
             chosen = [place for place, question in enumerate(questions) if question.fields["task"] in members]
             pairs = [(questions[place].fields["task"], questions[place].cluster) for place in chosen]
-            metrics[group] = mme_points([samples[place].score for place in chosen], pairs)
+            metrics[group] = mme_points(tables.points([samples[place] for place in chosen]), pairs)
     missing = [task for task in MME_PERCEPTION if task not in present]
     notes = [f"Tasks are missing, so perception is no sum of ten: {', '.join(missing)}."] if missing else []
-    found = {
-        "tasks": tables.by_type([question.fields["task"] for question in questions], [s.score for s in samples]),
+    listed = {
+        "tasks": tables.by_type([question.fields["task"] for question in questions], tables.points(samples)),
         "confusion": tables.confusion([question.gold for question in questions], [s.parsed for s in samples]),
     }
     headline = "perception" if "perception" in metrics else "cognition"
-    return Scores(headline, metrics, samples, tables.count_undecided(samples), found, notes)
+    return Scores(headline, metrics, samples, tables.count_undecided(samples), listed, notes)
 
 
 def mme_points(scores: Sequence[float], pairs: Sequence[tuple[str, str]]) -> Metric:

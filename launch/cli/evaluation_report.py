@@ -1,0 +1,148 @@
+"""Fills the page of an evaluation with what the files of its output hold."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import PIL.Image
+from etils import epath
+
+from janus_jax.data.images import decode_image
+from janus_jax.errors import UserError
+from janus_jax.evaluation import results
+from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
+from janus_jax.evaluation.identity import INFORMATION
+from janus_jax.evaluation.job import RUN_FILE
+from janus_jax.reports.evaluation_page import Section, Shown, render
+from janus_jax.reports.text import format_table
+from janus_jax.storage import read_json, write_whole
+
+# Names of the released models in papers, by our names of their architectures.
+PAPER_NAMES = {
+    "janus_1p3b": "Janus-1.3B",
+    "janus_pro_1b": "Janus-Pro-1B",
+    "janus_pro_7b": "Janus-Pro-7B",
+    "janusflow_1p3b": "JanusFlow-1.3B",
+}
+MAX_SHOWN = 50  # Number of requests that a section shows; fewer where there are more than five benchmarks.
+MAX_ON_PAGE = 250  # Number of requests that a page shows, for a size below 10 MB.
+
+
+def write_results(output: epath.Path) -> dict[str, Any]:
+    """Writes results.json and results.md of all benchmarks that were scored; returns the content of results.json."""
+    run = read_json(output / RUN_FILE) if (output / RUN_FILE).exists() else {}
+    model = PAPER_NAMES.get(run.get(INFORMATION, {}).get("preset"))
+    return results.write_results(output, model, {})
+
+
+def write(
+    output: epath.Path, benchmarks: Sequence[Benchmark | ImageBenchmark], images: epath.Path | None = None
+) -> str:
+    """Writes the results and OUTPUT/report.html; returns the table for a terminal.
+
+    Args:
+        benchmarks: those whose images are shown.
+        images: folder of generated images that another program made; None is that of the run.
+    """
+    content = write_results(output)
+    opened = {benchmark.name: benchmark for benchmark in benchmarks}
+    number = min(MAX_SHOWN, MAX_ON_PAGE // max(len(content["benchmarks"]), 1))
+    sections = [
+        _section(name, scores, output / name, opened.get(name), images or output / name / "images", number)
+        for name, scores in content["benchmarks"].items()
+    ]
+    head, rows = results.table_of(content)
+    path = output / "report.html"
+    write_whole(path, render(f"Evaluation of {content['model'] or 'a model'}", head, rows, sections), shared=True)
+    return f"{format_table([head, *rows])}\n\npage: {path}"
+
+
+def _section(
+    name: str,
+    scores: Mapping[str, Any],
+    folder: epath.Path,
+    benchmark: Benchmark | ImageBenchmark | None,
+    images: epath.Path,
+    number: int,
+) -> Section:
+    """The part of the page about one benchmark, whose files are in a folder, with up to `number` samples."""
+    samples = results.read_samples(folder)
+    metric = scores["metrics"].get(scores["headline"])
+    summary = "These answers are scored elsewhere."
+    if metric is not None:
+        summary = f"{scores['headline']}: {results.format_metric(metric)}. Samples: {metric['count']}."
+    worst = sorted(
+        samples, key=lambda sample: (not sample["error"], sample["parsed"] is not None, sample["score"] or 0)
+    )
+    wrong = [sample for sample in worst if sample["score"] is not None and sample["score"] < 1]
+    chosen = (wrong or worst)[:number]
+    shown = images_of_samples(benchmark, images, chosen)
+    figures = [(key, results.format_metric(value), value["count"]) for key, value in scores["metrics"].items()]
+    return Section(
+        name,
+        summary,
+        [
+            ("All figures", [("figure", "value", "number"), *figures]),
+            ("Counts", [("answers", "number"), *scores["counts"].items()]),
+            *scores["tables"].items(),
+        ],
+        f"{len(chosen)} of {len(wrong)} that are not right" if wrong else f"{len(chosen)} of {len(samples)}",
+        [_shown(sample, shown[sample["index"]]) for sample in chosen],
+        scores["notes"],
+    )
+
+
+def images_of_samples(
+    benchmark: Benchmark | ImageBenchmark | None, folder: epath.Path, samples: Iterable[Mapping[str, Any]]
+) -> dict[int, Sequence[PIL.Image.Image]]:
+    """The images of samples by index: those of the questions, or those that were generated.
+
+    Args:
+        folder: of generated images.
+    """
+    requests = {} if benchmark is None else {request.index: request for request in benchmark.requests}
+    found = {}
+    for sample in samples:
+        request = requests.get(sample["index"])
+        if isinstance(request, Question):
+            read = [reference.read for reference in request.images]
+        else:
+            read = [(folder / name.removeprefix("images/")).read_bytes for name in sample["images"]]
+        found[sample["index"]] = [image for image in map(_decode, read) if image is not None]
+    return found
+
+
+def _decode(read: Callable[[], bytes]) -> PIL.Image.Image | None:
+    """An image; None if it cannot be read, which the sample itself says."""
+    try:
+        return decode_image(read(), "image")
+    except (UserError, OSError):
+        return None
+
+
+def _shown(sample: Mapping[str, Any], images: Sequence[PIL.Image.Image]) -> Shown:
+    facts = [("reason", sample["error"])] if sample["error"] else []
+    if "text" in sample:
+        facts += [("answer", sample["text"]), ("right answer", _as_text(sample["gold"]))]
+        if sample["finish"] == "length":
+            facts.append(("end", "cut off at the limit of new tokens"))
+    facts.append(("read as", _as_text(sample["parsed"])))
+    facts += [(name.replace("_", " "), _as_text(value)) for name, value in sample["fields"].items()]
+    return Shown(f"{sample['id']} (index {sample['index']})", sample["prompt"], images, facts, _verdict(sample))
+
+
+def _verdict(sample: Mapping[str, Any]) -> str:
+    if sample["error"]:
+        return "no answer"
+    if sample["parsed"] is None:
+        return "undecided"
+    if sample["score"] is None:
+        return "not scored"
+    return "right" if sample["score"] >= 1 else "partly right" if sample["score"] > 0 else "wrong"
+
+
+def _as_text(value: Any) -> str:
+    """A JSON value for readers."""
+    if isinstance(value, list):
+        return ", ".join(map(_as_text, value))
+    return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

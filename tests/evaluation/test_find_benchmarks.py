@@ -1,0 +1,351 @@
+"""What is recognised below a folder, what is ambiguous, and damaged files: refused, with file and field."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from janus_jax.errors import UserError
+from janus_jax.evaluation import registry
+from janus_jax.evaluation.readers.find import find
+from tests.helpers.golden_evaluation import DATA
+from tests.helpers.small_benchmarks import png, write_captions, write_images, write_mme, write_mmvet
+
+
+def copied(tmp_path, *names):
+    for name in names:
+        source = DATA / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, dirs_exist_ok=True)
+        else:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def load(data, name):
+    (benchmark,) = registry.load(data, [name])
+    return benchmark
+
+
+def refused(data, name, *named):
+    with pytest.raises(UserError) as error:
+        load(data, name)
+    for text in named:
+        assert text in str(error.value), str(error.value)
+
+
+def test_all_that_a_folder_holds(tmp_path):
+    data = copied(tmp_path, "pope", "vqav2", "gqa", "seed_bench", "textvqa", "chartqa", "mmmu", "mmbench")
+    write_mme(data / "x")
+    write_mmvet(data / "y")
+    write_captions(data / "z", "coco_captions")
+    write_captions(data / "w", "flickr30k")
+    assert find(data).benchmarks == sorted(registry.DEFINITIONS)
+    found = {benchmark.name: benchmark for benchmark in registry.load(data, ["all"])}
+    assert {name: len(found[name].requests) for name in ("pope", "mme", "mmmu")} == {"pope": 33, "mme": 6, "mmmu": 16}
+    # VQAv2 and POPE each have a folder val2014 of their own, and every image is found in the right one.
+    assert all(benchmark.missing_images() == [] for benchmark in found.values())
+
+
+def test_folder_names_carry_no_meaning(tmp_path):
+    shutil.copytree(DATA / "hf_textvqa", tmp_path / "MME")
+    assert find(tmp_path).benchmarks == ["textvqa"]
+
+
+@pytest.mark.parametrize("name", ["pope", "chartqa"])
+def test_two_sources_are_refused_and_listed(name, tmp_path):
+    other = {"pope": "hf_pope", "chartqa": "hf_chartqa_m4"}[name]
+    data = copied(tmp_path, name, other)
+    refused(data, name, "2 sources", "parquet", "official")
+    file = next((data / other).rglob("*.parquet"))
+    assert load(file, name).layout == "parquet"
+
+
+def test_the_same_file_twice_is_refused(tmp_path):
+    data = copied(tmp_path, "gqa")
+    shutil.copytree(data / "gqa", data / "again")
+    refused(data, "gqa", "2 sources", "again")
+    assert len(load(data / "again/testdev_balanced_questions.json", "gqa").requests) == 16
+
+
+def test_one_file_of_several(tmp_path):
+    data = copied(tmp_path, "pope")
+    benchmark = load(data / "pope/coco_pope_popular.json", "pope")
+    assert len(benchmark.requests) == 11 and benchmark.missing_images() == []
+    assert {tuple(question.fields["splits"]) for question in benchmark.requests} == {("popular",)}
+
+
+def test_a_renamed_file_is_known_by_its_fields(tmp_path):
+    data = copied(tmp_path, "seed_bench")
+    (data / "seed_bench/SEED-Bench.json").rename(data / "seed_bench/questions.json")
+    assert len(load(data, "seed").requests) == 15
+    (data / "seed_bench/questions.json").rename(data / "seed_bench/train.json")
+    refused(data, "seed", "no benchmark")
+
+
+def test_the_split_of_the_papers_is_preferred(tmp_path):
+    data = copied(tmp_path, "vqav2")
+    questions = json.loads((DATA / "vqav2/v2_OpenEnded_mscoco_val2014_questions.json").read_text())["questions"]
+    for split, part in {"test-dev2015": questions[:3], "test2015": questions[:5]}.items():
+        (data / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(json.dumps({"questions": part}))
+    assert load(data, "vqav2").split == "val2014"
+    test_dev = load(data / "v2_OpenEnded_mscoco_test-dev2015_questions.json", "vqav2")
+    answers = [registry.Answer(question.index, "Yes.") for question in test_dev.requests]
+    assert test_dev.score(answers).metrics == {}
+    assert test_dev.requests[0].images[0].name == "COCO_test2015_000000391045.jpg"
+
+
+def test_all_of_test2015_is_filled_in(tmp_path):
+    """EvalAI wants every id of test2015, of which test-dev is a part."""
+    questions = json.loads((DATA / "vqav2/v2_OpenEnded_mscoco_val2014_questions.json").read_text())["questions"]
+    for split, part in {"test-dev2015": questions[:3], "test2015": questions[:5]}.items():
+        (tmp_path / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(json.dumps({"questions": part}))
+    benchmark = load(tmp_path, "vqav2")
+    answers = [registry.Answer(question.index, "Yes.") for question in benchmark.requests]
+    assert benchmark.split == "test-dev2015" and any("empty answers" in note for note in benchmark.notes)
+    (path,) = benchmark.write_submission(answers, tmp_path / "out")
+    assert [row["answer"] for row in json.loads(path.read_text())] == ["yes", "yes", "yes", "", ""]
+    assert [answer.text for answer in benchmark.read_submission(path)] == ["yes"] * 3
+
+
+def test_questions_of_llava_are_refused_with_the_reason(tmp_path):
+    file = tmp_path / "llava_textvqa_val_v051_ocr.jsonl"
+    file.write_text("{}\n")
+    refused(tmp_path, "textvqa", str(file), "OCR")
+    refused(file, "textvqa", str(file), "OCR")
+
+
+def test_unknown_names_and_paths(tmp_path):
+    refused(tmp_path / "none", "pope", "--data", "none")
+    refused(DATA / "pope", "popo", "--benchmarks=popo")
+    refused(tmp_path, "all", "holds no benchmark")
+    refused(DATA / "pope/val2014/COCO_val2014_000000087114.jpg", "pope", "not recognised")
+
+
+def test_depth_and_big_folders(tmp_path):
+    deep = tmp_path / "1/2/3/4/5"
+    shutil.copytree(DATA / "pope", deep)
+    assert find(tmp_path).benchmarks == ["pope"]
+    shutil.move(deep, tmp_path / "1/2/3/4/six")
+    (deep).mkdir()
+    shutil.move(tmp_path / "1/2/3/4/six", deep / "6")
+    assert find(tmp_path).benchmarks == []
+    big = tmp_path / "big"
+    write_images(big, [f"{number}.png" for number in range(3)])
+    shutil.copy(DATA / "gqa/testdev_balanced_questions.json", big)
+    assert find(big).benchmarks == ["gqa"]
+    for number in range(201):
+        (big / f"more{number}.jpg").touch()
+    assert find(big).benchmarks == []
+
+
+def test_missing_images_are_named(tmp_path):
+    data = copied(tmp_path, "pope")
+    (data / "pope/val2014/COCO_val2014_000000312077.jpg").unlink()
+    benchmark = load(data, "pope")
+    (missing,) = benchmark.missing_images()
+    assert missing.endswith("val2014/COCO_val2014_000000312077.jpg")
+    with pytest.raises(UserError, match="COCO_val2014_000000312077.jpg"):
+        benchmark.requests[0].images[0].read()
+
+
+def test_paths_that_leave_the_folder_are_refused(tmp_path):
+    data = copied(tmp_path, "chartqa")
+    path = data / "chartqa/test/test_human.json"
+    rows = json.loads(path.read_text())
+    rows[0]["imgname"] = "../../../../secret.png"
+    path.write_text(json.dumps(rows))
+    (tmp_path.parent / "secret.png").write_bytes(png("red"))
+    with pytest.raises(UserError, match="secret.png"):
+        load(data, "chartqa").requests[0].images[0].read()
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+IMAGE = {"bytes": png("red"), "path": None}
+
+
+def test_parquet_copies_without_golden_data(tmp_path):
+    """Columns of lmms-lab's copies of MME, MMBench, MM-Vet and captions."""
+    yes_no = [
+        {"question_id": f"OCR/{i}.jpg", "image": IMAGE, "question": f"q{i}", "answer": a, "category": "OCR"}
+        for i, a in ((1, "Yes"), (1, "No"))
+    ]
+    options = {"index": "7", "question": "q", "hint": "nan", "A": "x", "B": "y", "C": "nan", "D": "nan"}
+    options |= {
+        "answer": "B",
+        "category": "ocr",
+        "L2-category": "perception",
+        "image": IMAGE,
+        "source": "s",
+        "split": "dev",
+    }
+    judged = {"question_id": "v1_0", "image": IMAGE, "question": "q", "answer": "a", "image_source": "s"}
+    coco = {"question_id": "COCO_val2014_000000391895.jpg", "image": IMAGE, "answer": ["One.", "Two."], "id": 1}
+    flickr = {"img_id": "0", "image": IMAGE, "caption": ["One."], "filename": "1.jpg", "sentids": ["1"]}
+    write_parquet(tmp_path / "a/test-00000-of-00001.parquet", yes_no)
+    write_parquet(tmp_path / "b/dev-00000-of-00001.parquet", [options])
+    write_parquet(tmp_path / "c/test-00000-of-00001.parquet", [{**judged, "capability": "ocr,math"}])
+    write_parquet(tmp_path / "d/val-00000-of-00001.parquet", [coco])
+    write_parquet(tmp_path / "e/test-00000-of-00001.parquet", [flickr])
+    found = {benchmark.name: benchmark for benchmark in registry.load(tmp_path, ["all"])}
+    assert sorted(found) == ["coco_captions", "flickr30k", "mmbench", "mme", "mmvet"]
+    assert found["mmbench"].requests[0].prompt.startswith("q\nA. x\nB. y\n\n")
+    assert [question.cluster for question in found["mme"].requests] == ["OCR/1.jpg"] * 2
+    assert found["mmvet"].requests[0].fields["type"] == ["ocr", "math"]
+    assert found["coco_captions"].requests[0].id == "391895"
+    assert all(question.images[0].read() == png("red") for b in found.values() for question in b.requests)
+
+
+def test_one_parquet_file_per_split_of_pope(tmp_path):
+    """The config "Full" of lmms-lab's copy."""
+    table = pq.read_table(DATA / "hf_pope/data/test-00000-of-00001.parquet")
+    for start, split in enumerate(("random", "popular", "adversarial")):
+        (tmp_path / "Full").mkdir(exist_ok=True)
+        pq.write_table(table.slice(11 * start, 11), tmp_path / f"Full/{split}-00000-of-00001.parquet")
+    assert len(load(tmp_path, "pope").requests) == 33
+
+
+def test_shards_and_row_groups_of_parquet(tmp_path):
+    """Rows are counted over files and row groups, and each image is that of its row."""
+    table = pq.read_table(DATA / "hf_textvqa/data/validation-00000-of-00001.parquet")
+    for number, (start, rows) in enumerate(((0, 10), (10, 12))):
+        pq.write_table(
+            table.slice(start, rows), tmp_path / f"validation-0000{number}-of-00002.parquet", row_group_size=4
+        )
+    whole, parts = load(DATA / "hf_textvqa", "textvqa"), load(tmp_path, "textvqa")
+    assert [q.id for q in parts.requests] == [q.id for q in whole.requests]
+    for place in (21, 0, 9, 10, 13):
+        assert parts.requests[place].images[0].read() == whole.requests[place].images[0].read()
+
+
+def test_a_train_split_is_not_evaluated(tmp_path):
+    shutil.copy(DATA / "hf_textvqa/data/validation-00000-of-00001.parquet", tmp_path / "train-00000-of-00001.parquet")
+    assert find(tmp_path).benchmarks == []
+
+
+def edit_json(change):
+    def edit(path):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(change(content)))
+
+    return edit
+
+
+def put(content, *keys):
+    """Replaces the value under the keys; ... removes it."""
+
+    def change(values):
+        inner = values
+        for key in keys[:-1]:
+            inner = inner[key]
+        if content is ...:
+            del inner[keys[-1]]
+        else:
+            inner[keys[-1]] = content
+        return values
+
+    return edit_json(change)
+
+
+def replace(old, new, count=1):
+    def edit(path):
+        data = path.read_bytes()
+        assert old in data
+        path.write_bytes(data.replace(old, new, count))
+
+    return edit
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+GQA, VQA = "gqa/testdev_balanced_questions.json", "vqav2/v2_mscoco_val2014_annotations.json"
+VQA_QUESTIONS = "vqav2/v2_OpenEnded_mscoco_val2014_questions.json"
+POPE, SEED = "pope/coco_pope_popular.json", "seed_bench/SEED-Bench.json"
+TEXT, CHART = "textvqa/TextVQA_0.5.1_val.json", "chartqa/test/test_human.json"
+MMB, KIT = "mmbench/MMBench_DEV_EN.tsv", "vlmevalkit/{}.tsv"
+DAMAGE = [
+    (GQA, cut, "JSON"),
+    (GQA, edit_json(lambda content: []), "a list"),
+    (GQA, edit_json(lambda content: {}), "no questions"),
+    (GQA, put(5, "00917460", "question"), "'question'"),
+    (GQA, put("yes", "00917460", "isBalanced"), "'isBalanced'"),
+    (GQA, put(None, "00917460", "types"), "types"),
+    (GQA, put(..., "00917461", "imageId"), "'imageId'"),
+    (GQA, replace(b"toaster", b"toa\xffter"), "UTF-8"),
+    (GQA, replace(b"toaster", b"toa\\ud83dter"), "'question'"),
+    (VQA, put(..., "annotations", 0), "391045000"),
+    (VQA, put([], "annotations", 0, "answers"), "'answers'"),
+    (VQA, put(..., "annotations", 0, "answers", 0, "answer"), "'answers'"),
+    (VQA, put(391045001, "annotations", 0, "question_id"), "'question_id'"),
+    (VQA, put({"a": 1}, "annotations"), "'annotations'"),
+    (VQA_QUESTIONS, put(391045001, "questions", 0, "question_id"), "391045001"),
+    (VQA_QUESTIONS, put(True, "questions", 0, "image_id"), "'image_id'"),
+    (POPE, replace(b'"label": "yes"', b'"label": "maybe"'), "'label'"),
+    (POPE, replace(b"}\n", b"\n"), "line 1"),
+    (POPE, replace(b'"question_id": 502', b'"question_id": 501'), "popular/501"),
+    (POPE, lambda path: path.write_bytes(b""), "empty"),
+    (SEED, put("E", "questions", 0, "answer"), "'answer'"),
+    (SEED, put(99, "questions", 0, "question_type_id"), "'question_type_id'"),
+    (SEED, put(None, "questions", 0, "choice_b"), "'choice_b'"),
+    (SEED, put("audio", "questions", 0, "data_type"), "'data_type'"),
+    (TEXT, put("casio", "data", 0, "answers"), "'answers'"),
+    (TEXT, put([1] * 10, "data", 0, "answers"), "'answers'"),
+    (CHART, put(40, 0, "label"), "'label'"),
+    (CHART, put("a row", 0), "a str"),
+    (MMB, replace(b"index\tquestion", b"number\tquestion"), "'index'"),
+    (MMB, replace(b"\thint\t", b"\tquestion\t"), "'question' is repeated"),
+    (MMB, cut, "row 24 has 10 cells"),
+    (MMB, replace(b"\tIs the", b""), "row 2 has 13 cells"),
+    (MMB, replace(b"1000737\t", b"x1000737\t"), "'index'"),
+    (MMB, replace(b"\t737\t", b"\t7377\t"), "'image'"),
+    (MMB, replace(b"valve", b"va\xe9ve"), "UTF-8"),
+    (MMB, replace(b"Copper\t", b'"Copper\t'), "MMBench_DEV_EN.tsv"),
+    (KIT.format("POPE"), replace(b"adversarial", b"adversary"), "'category'"),
+    (KIT.format("TextVQA_VAL"), replace(b"['casio'", b"[casio'"), "'answer'"),
+    (KIT.format("ChartQA_TEST"), replace(b"test_human", b"test_people"), "'split'"),
+    (KIT.format("SEEDBench_IMG"), replace(b"Scene Understanding", b"Scenery"), "'category'"),
+    (KIT.format("MMMU_DEV_VAL"), replace(b"validation_Music_12", b"validation_Music_11"), "validation_Music_11"),
+    ("hf_textvqa/data/validation-00000-of-00001.parquet", cut, "parquet"),
+    ("hf_textvqa/data/validation-00000-of-00001.parquet", lambda path: path.write_bytes(b"PAR1"), "parquet"),
+    ("hf_gqa/testdev_balanced_images/testdev-00000-of-00001.parquet", lambda path: path.unlink(), "0 tables"),
+]
+NAMES = {"seed_bench": "seed", "vlmevalkit/POPE": "pope", "vlmevalkit/TextVQA_VAL": "textvqa", "hf_textvqa": "textvqa"}
+NAMES |= {"vlmevalkit/ChartQA_TEST": "chartqa", "vlmevalkit/SEEDBench_IMG": "seed", "hf_gqa": "gqa"}
+NAMES |= {"vlmevalkit/MMMU_DEV_VAL": "mmmu"}
+
+
+@pytest.mark.parametrize(("file", "edit", "named"), DAMAGE, ids=lambda value: value if isinstance(value, str) else "")
+def test_damaged_questions_are_refused(file, edit, named, tmp_path):
+    top = file.split("/")[0]
+    copied(tmp_path, file if top == "vlmevalkit" else top)
+    edit(tmp_path / file)
+    name = NAMES.get(top) or NAMES.get(file.removesuffix(".tsv")) or top
+    folder = "hf_gqa" if top == "hf_gqa" else file
+    refused(tmp_path, name, named, str(tmp_path / folder))
+
+
+@pytest.mark.parametrize("what", ["base64", "bytes", "text"])
+def test_damaged_images_are_refused_when_they_are_read(what, tmp_path):
+    if what == "base64":
+        copied(tmp_path, "vlmevalkit/POPE.tsv")
+        replace(b"iVBORw0KGgo", b"iVBO*w0KGgo")(tmp_path / "vlmevalkit/POPE.tsv")
+        name = "pope"
+    else:
+        table = pq.read_table(DATA / "hf_textvqa/data/validation-00000-of-00001.parquet")
+        image = [None if what == "bytes" else "no*base64"] * table.num_rows
+        table = table.set_column(table.schema.get_field_index("image"), "image", [pa.array(image)])
+        pq.write_table(table, tmp_path / "validation-00000-of-00001.parquet")
+        name = "textvqa"
+    image = load(tmp_path, name).requests[0].images[0]
+    with pytest.raises(UserError) as error:
+        image.read()
+    assert str(tmp_path) in str(error.value)
