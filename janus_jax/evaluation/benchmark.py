@@ -41,13 +41,14 @@ class Question(NamedTuple):
 
 
 class ImageRequest(NamedTuple):
-    """A prompt for which a model generates images."""
+    """A prompt for which a model generates images, or an image that its image tokenizer reconstructs."""
 
     index: int  # type: ignore[assignment]
     id: str
     prompt: str
     num_images: int
     fields: Mapping[str, Any] = {}
+    image: ImageReference | None = None  # the image to reconstruct; its prompt is empty
 
 
 class Answer(NamedTuple):
@@ -124,4 +125,8 @@ class ImageBenchmark(Protocol):
 
     def score(self, folder: epath.Path) -> Scores:
         """Scores a complete folder of images. Raises UserError when images are missing, naming up to ten."""
+        ...
+
+    def write_submission(self, images: epath.Path, folder: epath.Path) -> Sequence[epath.Path]:
+        """Writes a complete folder of images as the benchmark's official script reads them."""
         ...

@@ -244,7 +244,9 @@ class JanusFlowConfig:
 
 
 FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
-ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig | ClipConfig | InceptionConfig
+ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
+MetricConfig = ClipConfig | InceptionConfig  # networks that measure images, which are only loaded and run
+AnyConfig = ModelConfig | MetricConfig
 
 
 def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusFlowConfig, ModelConfig
+from janus_jax.models.config import AnyConfig, JanusFlowConfig
 from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.scan_layers import is_stacked
 from janus_jax.weights.janusflow_name_map import FLOW_TABLES
@@ -182,12 +182,12 @@ DROPPED = {
 TRAINING_ONLY = "alignment_head/"  # prefix of our parameters that no foreign layout has
 
 
-def table_of(config: ModelConfig, layout: str) -> str:
+def table_of(config: AnyConfig, layout: str) -> str:
     """The table of names for a whole folder; DeepSeek's layout has another one for JanusFlow."""
     return "janusflow" if layout == "deepseek" and isinstance(config, JanusFlowConfig) else layout
 
 
-def links(config: ModelConfig, layout: str) -> list[Link]:
+def links(config: AnyConfig, layout: str) -> list[Link]:
     """A link for every slice of our parameters that the layout holds."""
     rules = LAYOUTS[layout]
     shapes = _our_shapes(config)
@@ -195,7 +195,7 @@ def links(config: ModelConfig, layout: str) -> list[Link]:
     return [link for path in held for link in _links_of(path, shapes[path], rules)]
 
 
-def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:
+def their_shapes(config: AnyConfig, layout: str) -> dict[str, Shape]:
     """Name -> shape of all tensors that a layout has for an architecture. Needs no memory."""
     shapes = {}
     for link in links(config, layout):
@@ -207,7 +207,7 @@ def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:
 
 
 def match_names(
-    found: Mapping[str, Shape], config: ModelConfig, layout: str, origin: str, *, any_vocabulary: bool = False
+    found: Mapping[str, Shape], config: AnyConfig, layout: str, origin: str, *, any_vocabulary: bool = False
 ) -> dict[str, str]:
     """Finds the tensors that a layout needs among those of a checkpoint.
 
@@ -288,7 +288,7 @@ def _find_row(module: str, names: str) -> tuple[str, dict[str, str | int]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _our_shapes(config: ModelConfig) -> Mapping[str, Shape]:
+def _our_shapes(config: AnyConfig) -> Mapping[str, Shape]:
     return {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
 
 
