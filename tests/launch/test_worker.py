@@ -1,7 +1,5 @@
 """The number of a process that evaluates alone, and the variables with which it takes the chips of its host."""
 
-import os
-
 import pytest
 from absl.testing import flagsaver
 
@@ -44,9 +42,8 @@ def test_numbers_that_do_not_go_together_are_named(flags, environment, named):
 
 @pytest.fixture
 def devices(tmp_path, monkeypatch):
-    """Makes device files of a TPU host; variables that are set are removed again."""
+    """The folder of device files."""
     monkeypatch.setattr(worker, "DEVICES", tmp_path)
-    monkeypatch.setattr(os, "environ", {})
     return tmp_path
 
 
@@ -61,11 +58,12 @@ def test_a_host_of_a_slice_takes_its_own_chips(devices, names, bounds, chips):
     for name in names:
         (devices / name).parent.mkdir(exist_ok=True)
         (devices / name).touch()
-    take_own_chips(Worker(0, 1))
-    assert os.environ == {}
-    os.environ["TPU_PROCESS_BOUNDS"] = "2,1,1"
-    take_own_chips(Worker(1, 4))
-    assert os.environ == {
+    environment = {}
+    take_own_chips(Worker(0, 1), environment)
+    assert environment == {}
+    environment["TPU_PROCESS_BOUNDS"] = "2,1,1"
+    take_own_chips(Worker(1, 4), environment)
+    assert environment == {
         "TPU_PROCESS_BOUNDS": "2,1,1",  # what the user set stays
         "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds,
         "TPU_VISIBLE_CHIPS": chips,
@@ -73,5 +71,6 @@ def test_a_host_of_a_slice_takes_its_own_chips(devices, names, bounds, chips):
 
 
 def test_a_machine_without_tpus_is_left_as_it_is(devices):
-    take_own_chips(Worker(1, 4))
-    assert os.environ == {}
+    environment = {}
+    take_own_chips(Worker(1, 4), environment)
+    assert environment == {}
