@@ -59,7 +59,7 @@ def take_own_chips(worker: Worker, environment: MutableMapping[str, str] = os.en
     """
     chips = [path for path in (*DEVICES.glob("accel*"), *DEVICES.glob("vfio/*")) if re.search(r"\d$", path.name)]
     bounds = environment.get("TPU_CHIPS_PER_HOST_BOUNDS") or _HOST_BOUNDS.get(len(chips))
-    if worker.count == 1 or not chips or bounds is None:
+    if worker.total == 1 or not chips or bounds is None:
         return
     environment.setdefault("TPU_PROCESS_BOUNDS", "1,1,1")
     environment.setdefault("TPU_CHIPS_PER_PROCESS_BOUNDS", bounds)
@@ -71,7 +71,7 @@ def _from_variables(number_name: str, number: str, count_name: str, count: str |
         worker = Worker(int(number), int(count))
     except ValueError as error:
         raise UserError(f"{number_name}={number} and {count_name}={count} in the environment: not numbers") from error
-    if not 0 <= worker.number < worker.count:
+    if not 0 <= worker.number < worker.total:
         raise UserError(
             f"{number_name}={number} and {count_name}={count} in the environment do not go together; "
             "give --process_id and --num_processes"
