@@ -89,8 +89,8 @@ def evaluate(
     for task in tasks:
         plan = task.plan()
         progress = Progress(task.benchmark.name, plan, "questions" if task.is_questions else "prompts")
-        report = progress if worker.number == 0 else lambda done: None
-        if not run(task.benchmark, plan, task.folder, model_for(task), worker, stop=stop, on_batch=report):
+        options: dict[str, Any] = {"on_batch": progress} if worker.number == 0 else {}
+        if not run(task.benchmark, plan, task.folder, model_for(task), worker, stop=stop, **options):
             return Outcome(True, problems)
         problems += score_stored(task, plan, again=False)
         on_scored()
