@@ -21,6 +21,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation import job
 from janus_jax.evaluation.prompts import PROTOCOLS
 from janus_jax.evaluation.question_benchmark import QuestionBenchmark
+from janus_jax.evaluation.results import write_results
 from janus_jax.evaluation.selection import first_requests
 from janus_jax.storage import prepare_folder
 from janus_jax.training.resilience.exit_codes import RESTART
@@ -87,8 +88,10 @@ def main() -> None:
     if evaluation_model.CHECKPOINT.value:
         if PREDICTIONS.value or PARTIAL.value:
             raise UserError("--checkpoint goes together with neither --predictions nor --partial")
-        on_scored = functools.partial(evaluation_report.write_results, output)
-        outcome = evaluation_model.evaluate(tasks, output, on_scored)
+        try:
+            outcome = evaluation_model.evaluate(tasks, output, functools.partial(write_results, output))
+        except OSError as error:  # a disk or bucket failed; a mistake of the user would be a UserError
+            errors.fail_at_once(error, RESTART)
     else:
         outcome = _score(tasks)
     if outcome.stopped:

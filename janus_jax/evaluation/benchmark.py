@@ -31,7 +31,9 @@ class ImageReference(Protocol):
 class Question(NamedTuple):
     """A question that a model answers with text."""
 
-    index: int  # type: ignore[assignment]  # place in the order of the benchmark's file, from 0; the key of everything that is stored
+    # The place in the order of the benchmark's files, from 0: the key of everything that is stored. Places of questions
+    # that are not asked, such as those about videos, are left out.
+    index: int  # type: ignore[assignment]
     id: str  # the benchmark's own name of it, text as it stands in the file
     prompt: str  # what the user says, without roles; the images come before it
     images: tuple[ImageReference, ...]
@@ -75,7 +77,7 @@ class Metric(NamedTuple):
     """One figure of a benchmark in the unit of its paper, with how sure it is."""
 
     value: float
-    count: int  # type: ignore[assignment]  # questions, prompts or images behind it
+    count: int  # type: ignore[assignment]  # of questions, prompts or images behind it
     stderr: float | None = None  # None: not known
     interval: tuple[float, float] | None = None  # of 95 %
 

@@ -21,7 +21,7 @@ from janus_jax.evaluation.runner import ALONE, Model, Progress, Worker, run
 from janus_jax.evaluation.selection import requests_at
 from janus_jax.storage import read_json
 
-RUN_FILE, PLAN_FILE = "run.json", "plan.json"
+PLAN_FILE = "plan.json"
 ASKED = "asked"  # key of how the model was asked, which scoring does not need
 ROWS = 16  # Number of answers or images of a batch, unless the user says another one.
 

@@ -78,8 +78,9 @@ def _equal_requests(requests: Sequence[Question] | Sequence[ImageRequest]) -> It
     """The positions of each distinct request."""
     positions: dict[object, list[int]] = {}
     for position, request in enumerate(requests):
-        is_question = isinstance(request, Question)
-        equal = (request.prompt, *(image.name for image in request.images)) if is_question else position
+        equal: object = position
+        if isinstance(request, Question):
+            equal = (request.prompt, *(image.name for image in request.images))
         positions.setdefault(equal, []).append(position)
     return map(tuple, positions.values())
 

@@ -28,7 +28,7 @@ MAX_NAMED = 10  # Number of indices that a message lists.
 class AnswerRecord(NamedTuple):
     """What is stored of one answer."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides a method of tuples, as in `benchmark`
     text: str
     num_tokens: int | None  # None for an answer that another program wrote
     finish: str  # "stop" or "length"; "" with an error or where it is unknown
@@ -42,7 +42,7 @@ class AnswerRecord(NamedTuple):
 class ImagesRecord(NamedTuple):
     """What is stored of the images of one request, besides the images."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     images: tuple[str, ...]  # SHA-256 of each PNG file, by the number of the image
     error: str = ""  # why there are no images
 
@@ -65,7 +65,7 @@ class BatchFolder:
 
     def finished(self) -> set[int]:
         """Numbers of the finished batches."""
-        names = (path.name for path in self.batches.iterdir()) if self.batches.exists() else iter(())
+        names = [path.name for path in self.batches.iterdir()] if self.batches.exists() else []
         return {int(match[1]) for name in names if (match := re.fullmatch(r"(\d{6,})\.jsonl", name))}
 
     def is_finished(self, number: int) -> bool:

@@ -11,26 +11,21 @@ Every file depends on the stored answers and the benchmark alone, so that severa
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import Answer, Benchmark, ImageBenchmark, Question, SampleScore, Scores
+from janus_jax.evaluation.identity import INFORMATION
+from janus_jax.evaluation.paper import Figure, independent_figure, paper_figure
 from janus_jax.evaluation.records import AnswerRecord, ImagesRecord, Record
 from janus_jax.storage import read_json, write_json, write_whole
 
 MAX_ERROR_SHARE = 0.01  # Share of requests without a result above which a run ends with exit code 1.
 MAX_SCORES_BYTES = 1 << 26
-SCORES_FILE, SAMPLES_FILE, RESULTS_FILE = "scores.json", "samples.jsonl", "results.json"
-
-
-class Published(NamedTuple):
-    """A figure that others published."""
-
-    model: str
-    value: float
-    source: str
+RUN_FILE, RESULTS_FILE = "run.json", "results.json"
+SCORES_FILE, SAMPLES_FILE = "scores.json", "samples.jsonl"
 
 
 def score(
@@ -108,25 +103,28 @@ def read_samples(folder: epath.Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_results(
-    output: epath.Path, model: str | None, published: Mapping[str, Sequence[Published]]
-) -> dict[str, Any]:
+def write_results(output: epath.Path) -> dict[str, Any]:
     """Writes results.json and results.md of all benchmarks that were scored; returns the content of results.json.
 
-    Args:
-        model: name of the model in the papers, if it is known. Its figure is the one that ours is compared with.
-        published: figures of each benchmark.
+    Figures stand beside those of the papers where run.json says that the model has the architecture of a released one.
     """
+    run = read_json(output / RUN_FILE) if (output / RUN_FILE).exists() else {}
+    model = run.get(INFORMATION, {}).get("preset")
     benchmarks = {
-        name: {**scores, "published": [_compare(scores, figure) for figure in published.get(name, ())]}
+        name: {
+            **scores,
+            "paper": _compare(scores, paper_figure(model or "", name)),
+            "users": _compare(scores, independent_figure(model or "", name)),
+        }
         for name, scores in read_scores(output).items()
     }
-    run = read_json(output / "run.json") if (output / "run.json").exists() else None
-    content = {"model": model, "run": run, "benchmarks": benchmarks}
+    content = {"model": model, "run": run or None, "benchmarks": benchmarks}
     write_json(output / RESULTS_FILE, content, shared=True)
     head, rows = table_of(content)
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-    text += "\n\nThe interval is that of 95 %. The difference to the paper is in standard errors (SE) of our figure.\n"
+    text += (
+        "\n\nThe interval is that of 95 %. Differences to the paper are also in standard errors (SE) of our figure.\n"
+    )
     notes = [f"- {name}: {note}\n" for name, scores in benchmarks.items() for note in scores["notes"]]
     write_whole(output / "results.md", "\n".join([text, "".join(notes)]) if notes else text, shared=True)
     return content
@@ -138,17 +136,23 @@ def table_of(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     Args:
         content: of results.json.
     """
-    head = ["benchmark", "figure", "ours", "paper", "difference", "number", "undecided", "truncated", "no answer"]
+    head = ["benchmark", "figure", "ours", "paper", "difference", "users", "number"]
+    head += ["undecided", "truncated", "no answer"]
     rows = []
     for name, scores in content["benchmarks"].items():
         counts = [str(scores["counts"].get(count, "")) for count in ("undecided", "truncated", "unreadable")]
         metric = scores["metrics"].get(scores["headline"])
         if metric is None:
-            rows.append([name, "none: scored elsewhere", "", "", "", "", *counts])
+            rows.append([name, "none: scored elsewhere", *[""] * 5, *counts])
             continue
-        paper = next((figure for figure in scores["published"] if figure["model"] == content["model"]), None)
+        paper, users = scores["paper"], scores["users"]
         compared = [f"{paper['value']:g}", describe_difference(paper)] if paper else ["", ""]
-        rows.append([name, scores["headline"], format_metric(metric), *compared, str(metric["count"]), *counts])
+        of_users = "" if users is None else f"{users['value']:g}"
+        if users is not None and users["high"] is not None:
+            of_users += f" to {users['high']:g}"
+        rows.append(
+            [name, scores["headline"], format_metric(metric), *compared, of_users, str(metric["count"]), *counts]
+        )
     return head, rows
 
 
@@ -171,10 +175,11 @@ def describe_difference(figure: Mapping[str, Any]) -> str:
     return f"{difference} ({figure['standard_errors']:+.1f} SE, {verdict})"
 
 
-def _compare(scores: Mapping[str, Any], figure: Published) -> dict[str, Any]:
+def _compare(scores: Mapping[str, Any], figure: Figure | None) -> dict[str, Any] | None:
+    """A published figure, and how far the headline is from it."""
     metric = scores["metrics"].get(scores["headline"])
-    if metric is None:
-        return {**figure._asdict(), "difference": None, "standard_errors": None}
+    if figure is None or metric is None:
+        return None
     difference = metric["value"] - figure.value
     errors = difference / metric["stderr"] if metric["stderr"] else None
     return {**figure._asdict(), "difference": difference, "standard_errors": errors}

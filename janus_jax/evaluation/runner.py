@@ -36,7 +36,7 @@ class Worker(NamedTuple):
     """One of several processes that share the work."""
 
     number: int = 0
-    count: int = 1
+    total: int = 1  # number of them
 
 
 ALONE = Worker()
@@ -101,7 +101,7 @@ def unfinished_batches(plan: Plan, batches: BatchFolder, worker: Worker) -> Iter
     The batches of others are taken from the end, which their owners reach last. Workers that help at the same time
     begin at different places, so that they rarely do the same batch.
     """
-    for batch in plan.batches[worker.number :: worker.count]:
+    for batch in plan.batches[worker.number :: worker.total]:
         if not batches.is_finished(batch.number):
             yield batch
     while True:
@@ -128,8 +128,10 @@ def _results(
     images = model.generate([request for request in asked if isinstance(request, ImageRequest)])
     records: list[Record] = []
     for request, made in zip(asked, images, strict=True):
-        failed = isinstance(made, str)
-        records.append(ImagesRecord(request.index, (), made) if failed else batches.write_images(request.index, made))
+        if isinstance(made, str):
+            records.append(ImagesRecord(request.index, (), made))
+        else:
+            records.append(batches.write_images(request.index, made))
     return records
 
 

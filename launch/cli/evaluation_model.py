@@ -11,6 +11,7 @@ from janus_jax.evaluation import job
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.evaluation.identity import hold_identity, identify_model, versions
 from janus_jax.evaluation.model_answers import ROLE_STRINGS, Decoding, ModelAnswers, RequestMaker
+from janus_jax.evaluation.results import RUN_FILE
 from janus_jax.evaluation.runner import StopSignal
 from janus_jax.inference.janusflow import check_can_decode
 from janus_jax.inference.loading import default_dtype, load
@@ -107,7 +108,7 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
         check_can_decode(opened.reader.config, opened.vae is not None)
     load_options = model_flags.load_options()
     information = {"checkpoint": CHECKPOINT.value, "preset": opened.preset}
-    hold_identity(output / job.RUN_FILE, opened.identity(load_options), information)
+    hold_identity(output / RUN_FILE, opened.identity(load_options), information)
     for task in tasks:
         decoding, request = opened.decoding(task.benchmark), task.benchmark.requests[0]
         asked = {"max_new_tokens": decoding.max_new_tokens, "system_prompt": decoding.system_prompt}

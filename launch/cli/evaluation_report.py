@@ -11,28 +11,12 @@ from janus_jax.data.images import decode_image
 from janus_jax.errors import UserError
 from janus_jax.evaluation import results
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
-from janus_jax.evaluation.identity import INFORMATION
-from janus_jax.evaluation.job import RUN_FILE
 from janus_jax.reports.evaluation_page import Section, Shown, render
 from janus_jax.reports.text import format_table
-from janus_jax.storage import read_json, write_whole
+from janus_jax.storage import write_whole
 
-# Names of the released models in papers, by our names of their architectures.
-PAPER_NAMES = {
-    "janus_1p3b": "Janus-1.3B",
-    "janus_pro_1b": "Janus-Pro-1B",
-    "janus_pro_7b": "Janus-Pro-7B",
-    "janusflow_1p3b": "JanusFlow-1.3B",
-}
 MAX_SHOWN = 50  # Number of requests that a section shows; fewer where there are more than five benchmarks.
 MAX_ON_PAGE = 250  # Number of requests that a page shows, for a size below 10 MB.
-
-
-def write_results(output: epath.Path) -> dict[str, Any]:
-    """Writes results.json and results.md of all benchmarks that were scored; returns the content of results.json."""
-    run = read_json(output / RUN_FILE) if (output / RUN_FILE).exists() else {}
-    model = PAPER_NAMES.get(run.get(INFORMATION, {}).get("preset"))
-    return results.write_results(output, model, {})
 
 
 def write(
@@ -44,7 +28,7 @@ def write(
         benchmarks: those whose images are shown.
         images: folder of generated images that another program made; None is that of the run.
     """
-    content = write_results(output)
+    content = results.write_results(output)
     opened = {benchmark.name: benchmark for benchmark in benchmarks}
     number = min(MAX_SHOWN, MAX_ON_PAGE // max(len(content["benchmarks"]), 1))
     sections = [

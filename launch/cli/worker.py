@@ -5,7 +5,7 @@ The processes do not join each other with `jax.distributed`: there, a process th
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from absl import flags
@@ -51,19 +51,19 @@ def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
     return Worker()
 
 
-def take_own_chips(worker: Worker) -> None:
+def take_own_chips(worker: Worker, environment: MutableMapping[str, str] = os.environ) -> None:
     """Lets this process use the chips of its host alone. Must be called before anything touches JAX's devices.
 
     Without this, the TPU runtime of a host of a slice waits until the processes of all hosts have started. Variables
     that are set already are left as they are. On a machine without TPUs, and with a single process, nothing happens.
     """
     chips = [path for path in (*DEVICES.glob("accel*"), *DEVICES.glob("vfio/*")) if re.search(r"\d$", path.name)]
-    bounds = os.environ.get("TPU_CHIPS_PER_HOST_BOUNDS") or _HOST_BOUNDS.get(len(chips))
-    if worker.count == 1 or not chips or bounds is None:
+    bounds = environment.get("TPU_CHIPS_PER_HOST_BOUNDS") or _HOST_BOUNDS.get(len(chips))
+    if worker.total == 1 or not chips or bounds is None:
         return
-    os.environ.setdefault("TPU_PROCESS_BOUNDS", "1,1,1")
-    os.environ.setdefault("TPU_CHIPS_PER_PROCESS_BOUNDS", bounds)
-    os.environ.setdefault("TPU_VISIBLE_CHIPS", ",".join(map(str, range(len(chips)))))
+    environment.setdefault("TPU_PROCESS_BOUNDS", "1,1,1")
+    environment.setdefault("TPU_CHIPS_PER_PROCESS_BOUNDS", bounds)
+    environment.setdefault("TPU_VISIBLE_CHIPS", ",".join(map(str, range(len(chips)))))
 
 
 def _from_variables(number_name: str, number: str, count_name: str, count: str | int) -> Worker:
@@ -71,7 +71,7 @@ def _from_variables(number_name: str, number: str, count_name: str, count: str |
         worker = Worker(int(number), int(count))
     except ValueError as error:
         raise UserError(f"{number_name}={number} and {count_name}={count} in the environment: not numbers") from error
-    if not 0 <= worker.number < worker.count:
+    if not 0 <= worker.number < worker.total:
         raise UserError(
             f"{number_name}={number} and {count_name}={count} in the environment do not go together; "
             "give --process_id and --num_processes"

@@ -11,6 +11,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation import job, results
 from janus_jax.evaluation.benchmark import ImageRequest
 from janus_jax.evaluation.identity import hold_identity, identify_model, versions
+from janus_jax.evaluation.paper import INDEPENDENT, PAPER, Figure
 from janus_jax.evaluation.runner import Worker
 from janus_jax.evaluation.selection import first_requests, requests_with_ids
 from tests.helpers.yes_no_benchmark import Pictures, StubModel, open_yes_no
@@ -203,19 +204,23 @@ def test_the_commit_belongs_to_the_versions():
     assert {"jax", "jaxlib", "flax", "commit"} <= versions().keys()
 
 
-def test_results_stand_beside_published_figures(finished, tmp_path):
+def test_results_stand_beside_published_figures(finished, monkeypatch):
     output = finished.folder.parent
     value = scores_of(finished)["metrics"]["accuracy"]["value"]
-    published = {"yes_no": [results.Published("Ours", value - 3, "Table 1"), results.Published("Other", 1.0, "")]}
-    content = results.write_results(output, "Ours", published)
-    first = content["benchmarks"]["yes_no"]["published"][0]
-    assert first["difference"] == pytest.approx(3)
-    assert first["standard_errors"] == pytest.approx(1.5)
+    monkeypatch.setitem(PAPER, "janus_pro_1b", {"yes_no": Figure(value - 3, "Table 1")})
+    monkeypatch.setitem(INDEPENDENT, "janus_pro_1b", {"yes_no": Figure(50.0, "a user", 60.0)})
+    (output / "run.json").write_text(json.dumps({"information": {"preset": "janus_pro_1b"}}))
+    content = results.write_results(output)
+    paper = content["benchmarks"]["yes_no"]["paper"]
+    assert paper["difference"] == pytest.approx(3)
+    assert paper["standard_errors"] == pytest.approx(1.5)  # the benchmark says that its standard error is 2
     assert json.loads((output / "results.json").read_text()) == content
     (row,) = results.table_of(content)[1]
     assert row[:2] == ["yes_no", "accuracy"]
-    assert row[3:6] == [f"{value - 3:g}", "+3.00 (+1.5 SE, within 2 SE)", "60"]
+    assert row[3:7] == [f"{value - 3:g}", "+3.00 (+1.5 SE, within 2 SE)", "50 to 60", "60"]
     assert "| yes_no | accuracy |" in (output / "results.md").read_text()
+    (output / "run.json").unlink()
+    assert results.write_results(output)["benchmarks"]["yes_no"]["paper"] is None
 
 
 def test_samples_are_chosen_by_id_or_index(benchmark):

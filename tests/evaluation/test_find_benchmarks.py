@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -331,6 +332,41 @@ def test_damaged_questions_are_refused(file, edit, named, tmp_path):
     name = NAMES.get(top) or NAMES.get(file.removesuffix(".tsv")) or top
     folder = "hf_gqa" if top == "hf_gqa" else file
     refused(tmp_path, name, named, str(tmp_path / folder))
+
+
+def damage_at_random(random, data):
+    """Cuts, deletes, overwrites or inserts something somewhere."""
+    data, place = bytearray(data), random.randrange(len(data))
+    pieces = [b"\0", b"null", b"[]", b'"', b"\n", b"\t", b"1e999", b"NaN", b"\\ud800", bytes([random.randrange(256)])]
+    action = random.randrange(4)
+    if action == 0:
+        return bytes(data[:place])
+    if action == 1:
+        del data[place : place + random.choice([1, 5, 500])]
+    elif action == 2:
+        data[place : place + 1] = random.choice(pieces)
+    else:
+        data[place:place] = random.choice(pieces)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_damage_never_crashes(seed, tmp_path):
+    """Questions are read, scored, handed in and shown, or refused."""
+    random = Random(seed)
+    files = sorted(path for path in DATA.rglob("*") if path.suffix in (".json", ".tsv", ".parquet"))
+    file = random.choice(files).relative_to(DATA)
+    copied(tmp_path, str(file) if file.parts[0] == "vlmevalkit" else file.parts[0])
+    (tmp_path / file).write_bytes(damage_at_random(random, (tmp_path / file).read_bytes()))
+    try:
+        for benchmark in registry.load(tmp_path, ["all"]):
+            answers = [registry.Answer(q.index, random.choice(["yes", "A", "no."])) for q in benchmark.requests]
+            assert len(benchmark.score(answers).samples) == len(benchmark.requests)
+            for question in benchmark.requests:
+                for image in question.images:
+                    image.read()
+    except UserError as error:
+        assert str(tmp_path) in str(error)
 
 
 @pytest.mark.parametrize("what", ["base64", "bytes", "text"])

@@ -1,5 +1,7 @@
 """Single rules of scoring against what the official code said to each case (golden files)."""
 
+import json
+import lzma
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 from janus_jax.evaluation.benchmark import Answer
 from janus_jax.evaluation.scores import captions, choices, gqa, mmmu, vqa, yes_no
 from tests.helpers import REPOSITORY
-from tests.helpers.golden_evaluation import rules
+from tests.helpers.golden_evaluation import GOLDEN, rules
 
 VQA, POPE, MME, MMBENCH, MMMU, CAPTION = map(rules, ("vqa_accuracy", "pope", "mme", "mmbench_mcq", "mmmu", "caption"))
 
@@ -92,6 +94,19 @@ def test_mmmu_open():
         read = mmmu.read_open(case["response"])
         assert sorted(map(str, read)) == sorted(case["parsed"]), case["response"]
         assert mmmu.open_right(read, case["gold"]) == case["correct"]
+
+
+def test_mmmu_outputs_of_two_models():
+    """All 900 questions: the official script counts 330 and 325 right answers (answers of LLaVA-1.5-13B, Qwen-VL)."""
+    rows = json.loads(lzma.decompress((GOLDEN / "rules/mmmu_official_outputs.json.xz").read_bytes()))
+    right = [0, 0]
+    for _, kind, gold, *outputs in rows:
+        for model, output in enumerate(outputs):
+            if kind == "multiple-choice":  # the files hold letters that were read already
+                right[model] += output in gold if isinstance(gold, list) else output == gold
+            else:
+                right[model] += mmmu.open_right(mmmu.read_open(output), gold)
+    assert len(rows) == 900 and right == [330, 325]
 
 
 def test_captions():

@@ -5,7 +5,7 @@ import binascii
 import bisect
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -14,7 +14,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.readers.records import FileImage, Record
 
 _CACHED_GROUPS = 4  # row groups of images that are kept in memory
-_BATCH_ROWS = 4096
+_BATCH_ROWS, _BATCH_IMAGES = 4096, 16  # rows that are read at a time without and with their images
 
 
 class ParquetImage:
@@ -60,22 +60,39 @@ class Table:
     def records(self, columns: Sequence[str]) -> Iterator[Record]:
         """All rows with some of their columns; those that a file lacks are left out. Raises UserError."""
         row = 0
-        for path in self.paths:
-            try:
-                with open_file(path) as file:
-                    used = [column for column in columns if column in file.schema_arrow.names]
-                    first = row
-                    for batch in file.iter_batches(_BATCH_ROWS, columns=used):
-                        for values in batch.to_pylist():
-                            yield Record(values, f"{path}: row {row - first}")
-                            row += 1
-            except damage() as error:
-                raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+        for path, first, batch in self._batches(columns, _BATCH_ROWS):
+            for values in _python(batch.to_pylist, path):
+                yield Record(values, f"{path}: row {row - first}")
+                row += 1
+
+    def filled(self, column: str) -> list[bool]:
+        """Whether each row has a value in the column, without keeping the values. Raises UserError."""
+        batches = self._batches((column,), _BATCH_IMAGES)
+        return [value for _, _, batch in batches for value in batch.column(0).is_valid().to_pylist()]
 
     def cell(self, row: int, column: str) -> Any:
         """One value. Raises UserError where the file is damaged."""
         place = bisect.bisect_right(self._starts, row) - 1
-        return self._cached(place, column)[row - self._starts[place]].as_py()
+        values, offset = self._cached(place, column), row - self._starts[place]
+        if offset >= len(values):
+            raise UserError(f"{self.origin(row)} is missing, expected as many rows as the footer says")
+        return _python(values[offset].as_py, self.origin(row))
+
+    def _batches(self, columns: Sequence[str], rows: int) -> Iterator[tuple[str, int, Any]]:
+        """File, number of its first row, and some of its rows. Raises UserError where a file is damaged."""
+        count = 0
+        for path in self.paths:
+            first = count
+            try:
+                with open_file(path) as file:
+                    used = [column for column in columns if column in file.schema_arrow.names]
+                    for batch in file.iter_batches(rows, columns=used):
+                        yield path, first, batch
+                        count += batch.num_rows
+            except damage() as error:
+                raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+        if count != self.num_rows:
+            raise UserError(f"{self.paths[0]}: {count} rows, expected {self.num_rows} as its footer says")
 
     def _read_group(self, place: int, column: str) -> Any:
         _, path, group = self._groups[place]
@@ -84,6 +101,14 @@ class Table:
                 return file.read_row_group(group, columns=[column]).column(column)
         except damage() as error:
             raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _python(convert: Callable[[], Any], origin: str) -> Any:
+    """Arrow's values as Python's. Raises UserError for text that is not UTF-8."""
+    try:
+        return convert()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin}: text is not UTF-8 ({error.reason})") from error
 
 
 def image_bytes(value: Any, origin: str, folder: str) -> bytes:

@@ -93,7 +93,7 @@ def read_mmmu(tables: Mapping[str, Table]) -> list[Item]:
     table = tables["rows"]
     columns = [column for column in table.columns() if column not in MMMU_IMAGES]
     items = []
-    present = [_present(table, column) for column in MMMU_IMAGES if column in table.columns()]
+    present = [table.filled(column) for column in MMMU_IMAGES if column in table.columns()]
     for row, record in _rows(table, columns):
         name = record.name("id")
         images = tuple(
@@ -214,8 +214,3 @@ def _rows(table: Table, columns: Sequence[str]) -> list[tuple[int, Record]]:
 
 def _image(tables: Mapping[str, Table], name: str, row: int) -> tuple[ParquetImage, ...]:
     return (ParquetImage(name, tables["rows"], row, IMAGE),)
-
-
-def _present(table: Table, column: str) -> list[bool]:
-    """Whether each row has an image in the column, without keeping the images."""
-    return [record.values.get(column) is not None for record in table.records((column,))]
