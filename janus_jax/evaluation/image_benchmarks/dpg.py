@@ -129,8 +129,8 @@ def open_dpg(path: epath.PathLike, options: MetricOptions) -> Dpg:
     requests = [
         ImageRequest(index, id, prompt.strip(), NUM_CROPS) for index, (id, prompt) in enumerate(prompts.items())
     ]
-    files = [path] if questions in (None, path) else [path, questions]
-    return Dpg(requests, [file for file in files if file is not None], options, questions)
+    files = [file for file in dict.fromkeys((path, questions)) if file is not None and file.is_file()]
+    return Dpg(requests, files, options, questions)
 
 
 def read_questions(path: epath.Path, rule: str) -> Questions:

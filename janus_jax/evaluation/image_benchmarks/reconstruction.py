@@ -123,7 +123,7 @@ def open_reconstruction(path: epath.PathLike, options: MetricOptions) -> Reconst
     path = epath.Path(path)
     images = images_below(path)
     requests = [ImageRequest(i, image.name.rsplit("/", 1)[-1], "", 1, {}, image) for i, image in enumerate(images)]
-    return Reconstruction(requests, [path], options)
+    return Reconstruction(requests, [path] if path.is_file() else [], options)
 
 
 class ReconstructionModel:
