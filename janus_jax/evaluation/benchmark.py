@@ -97,8 +97,15 @@ class Scores:
 class Benchmark(Protocol):
     """A benchmark of questions, made from files by `evaluation.readers` and named in `evaluation.registry`."""
 
-    name: str  # such as "pope"
-    files: Sequence[epath.Path]  # what it was read from; part of the identity of a run
+    @property
+    def name(self) -> str:
+        """Its name, such as "pope"."""
+        ...
+
+    @property
+    def files(self) -> Sequence[epath.Path]:
+        """What it was read from; part of the identity of a run."""
+        ...
 
     @property
     def requests(self) -> Sequence[Question]: ...
@@ -119,8 +126,11 @@ class Benchmark(Protocol):
 class ImageBenchmark(Protocol):
     """A benchmark of generated images, which lie as `folder/<index>/<number>.png`, both with five digits."""
 
-    name: str
-    files: Sequence[epath.Path]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[epath.Path]: ...
 
     @property
     def requests(self) -> Sequence[ImageRequest]: ...

@@ -60,7 +60,7 @@ class InceptionNetwork:
         if mode not in MODES:
             raise UserError(f"mode={mode!r} is not one of {', '.join(MODES)}")
         self.origin = Origin(mode, fingerprint(config, jax.device_get(params))[:12])
-        self._program = _OnDevices(config, params, lambda apply, pixels: tuple(apply(pixels)), mesh)
+        self._program = _OnDevices(config, params, _features, mesh)
 
     @classmethod
     def from_file(cls, path: epath.PathLike, mode: str = "clean", mesh: Mesh | None = None) -> "InceptionNetwork":
@@ -134,13 +134,7 @@ class _OnDevices:
         rows = Mesh(devices, ("rows",))
         self._num_devices, self._rows = len(devices), NamedSharding(rows, PartitionSpec("rows"))
         self._params = jax.device_put(params, NamedSharding(rows, PartitionSpec()))
-        model = build(config)
-
-        def run(params: Params, *inputs: jax.Array) -> tuple[jax.Array, ...]:
-            with jax.default_matmul_precision("float32"):
-                return function(bind(model, params), *inputs)
-
-        self._run = jax.jit(run)
+        self._run = functools.partial(_run, function=function, config=config)
 
     def batches(
         self, items: Sequence[Item], prepare: Callable[[Item], tuple[np.ndarray, ...]], progress: Progress | None
@@ -164,6 +158,16 @@ class _OnDevices:
 
 def _inception_input(image: ImageReference, mode: str) -> tuple[np.ndarray]:
     return (inception_pixels(_read(image), mode),)
+
+
+@functools.partial(jax.jit, static_argnames=("function", "config"))
+def _run(params: Params, *inputs: jax.Array, function: Callable[..., Any], config: AnyConfig) -> tuple[jax.Array, ...]:
+    with jax.default_matmul_precision("float32"):
+        return function(bind(build(config), params), *inputs)
+
+
+def _features(apply: Callable[..., Any], pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return tuple(apply(pixels))
 
 
 def _cosines(apply: Callable[..., Any], pixels: jax.Array, ids: jax.Array) -> tuple[jax.Array]:

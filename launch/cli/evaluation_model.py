@@ -20,7 +20,7 @@ from janus_jax.models.presets import PRESETS
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import find_vae
-from launch.cli import model_flags
+from launch.cli import model_flags, reconstruction_model
 from launch.cli.worker import take_own_chips, this_worker
 
 CHECKPOINT = flags.DEFINE_string(
@@ -102,6 +102,8 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
     """Runs all benchmarks; see `job.evaluate`. All mistakes are reported before the weights are loaded."""
     worker = this_worker()
     take_own_chips(worker)
+    if any(map(reconstruction_model.is_reconstruction, tasks)):
+        return reconstruction_model.evaluate(tasks, CHECKPOINT.value or "", output, worker, on_scored)
     opened = _open()
     makers = {task.benchmark.name: opened.requests(task.benchmark) for task in tasks}
     if not all(task.is_questions for task in tasks) and isinstance(opened.reader.config, JanusFlowConfig):

@@ -38,7 +38,7 @@ def write_small_inception(path):
 def clip_folder(name, folder, with_tokenizer=False):
     """A folder of transformers' CLIPModel: the configs of `tests/data_files/evaluation/<name>` and its weights.
 
-    With a tokenizer the texts are words of one letter; its start and end have the ids of the config of "clip".
+    With a tokenizer the word of id 7 is "w7"; start and end have the ids in the config of "clip".
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,9 @@ def clip_folder(name, folder, with_tokenizer=False):
     shapes = their_shapes(read_clip_config(folder), "clip")
     save_file({key: _clip_tensor(name, key, shape) for key, shape in shapes.items()}, folder / "model.safetensors")
     if with_tokenizer:
-        vocabulary = {chr(ord("a") + i): i for i in range(26)} | {"<|endoftext|>": 110, "<|startoftext|>": 118}
-        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
+        vocabulary = {f"w{id}": id for id in range(120) if id not in (110, 118)}
+        vocabulary |= {"<|endoftext|>": 110, "<|startoftext|>": 118}
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
         backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         backend.save(str(folder / "tokenizer.json"))
     return folder

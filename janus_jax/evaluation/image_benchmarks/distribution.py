@@ -50,8 +50,8 @@ class Distribution:
     def score(self, folder: epath.Path) -> Scores:
         """Measures all images with Inception, and with CLIP if it is given.
 
-        With `options.store` the moments of both sets are kept there, as `generated.npz` and `reference.npz`, which
-        later runs take as `--reference`.
+        With `options.store` the moments of both sets are kept in `<store>/<name>`, as `generated.npz` and
+        `reference.npz`, which later runs take as `--reference`.
 
         Raises:
             UserError: images are missing or unreadable, the weights of Inception or the real images are not there, or
@@ -151,9 +151,10 @@ class Distribution:
 
     def _keep(self, **sets: Gaussian) -> None:
         if self.options.store is not None:
-            self.options.store.mkdir(parents=True, exist_ok=True)
+            folder = self.options.store / self.name
+            folder.mkdir(parents=True, exist_ok=True)
             for name, images in sets.items():
-                write_gaussian(self.options.store / f"{name}.npz", images)
+                write_gaussian(folder / f"{name}.npz", images)
 
 
 def clip_scores(

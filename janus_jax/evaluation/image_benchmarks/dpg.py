@@ -22,6 +22,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageRequest, SampleScore, Scores
 from janus_jax.evaluation.image_benchmarks.options import MetricOptions
 from janus_jax.evaluation.image_files import generated_images
+from janus_jax.evaluation.model_answers import to_png
 from janus_jax.evaluation.readers.records import Record, first_ten, read_json_lines, read_text
 from janus_jax.evaluation.scores.dpg import NUM_CROPS, RULES, ItemScore, Proposition, category_means, score_item
 from janus_jax.evaluation.statistics import mean_metric
@@ -90,12 +91,11 @@ class Dpg:
         """Writes one `<item_id>.png` per prompt, a grid of 2 x 2 images without margins; nothing else may be there."""
         written = []
         for request, files in zip(self.requests, generated_images(self.requests, images), strict=True):
-            buffer = io.BytesIO()
-            grid([decode_image(file.read(), file.name) for file in files], columns=2).save(buffer, "PNG")
+            image = grid([decode_image(file.read(), file.name) for file in files], columns=2)
             path = folder / f"{request.id}.png"
             with disk_errors(path):
                 folder.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(buffer.getvalue())
+                path.write_bytes(to_png(image))
             written.append(path)
         return written
 
@@ -129,8 +129,8 @@ def open_dpg(path: epath.PathLike, options: MetricOptions) -> Dpg:
     requests = [
         ImageRequest(index, id, prompt.strip(), NUM_CROPS) for index, (id, prompt) in enumerate(prompts.items())
     ]
-    files = [path] if questions in (None, path) else [path, questions]
-    return Dpg(requests, [file for file in files if file is not None], options, questions)
+    files = [file for file in dict.fromkeys((path, questions)) if file is not None and file.is_file()]
+    return Dpg(requests, files, options, questions)
 
 
 def read_questions(path: epath.Path, rule: str) -> Questions:

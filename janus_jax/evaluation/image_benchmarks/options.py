@@ -22,7 +22,7 @@ class MetricOptions:
     detections: epath.Path | None = None  # detections or verdicts of GenEval
     answers: epath.Path | None = None  # answers to DPG-Bench's questions
     dpg_rule: str = "all_rows"  # one of `scores.dpg.RULES`
-    store: epath.Path | None = None  # folder in which moments of images are kept; None keeps none
+    store: epath.Path | None = None  # folder of a run, in which moments of images are kept; None keeps none
     report: Callable[[str], object] = logging.info  # gets a line of progress now and then
 
     def require(self, field: str, benchmark: str, what: str) -> epath.Path:

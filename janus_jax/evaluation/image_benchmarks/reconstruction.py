@@ -4,9 +4,8 @@ Both sides are the same crop: the short side of an image is resized to the size 
 """
 
 import dataclasses
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,19 +14,21 @@ from etils import epath
 
 from janus_jax.data.images import decode_image, generation_pixels
 from janus_jax.errors import UserError
-from janus_jax.evaluation.benchmark import ImageReference, ImageRequest, Metric, SampleScore, Scores
+from janus_jax.evaluation.benchmark import ImageReference, ImageRequest, Metric, Question, SampleScore, Scores
 from janus_jax.evaluation.image_benchmarks.options import MetricOptions
 from janus_jax.evaluation.image_features import InceptionNetwork
 from janus_jax.evaluation.image_files import (
     ImageFile,
     copy_files,
     generated_images,
-    image_path,
     images_below,
 )
+from janus_jax.evaluation.model_answers import to_png
+from janus_jax.evaluation.records import AnswerRecord
 from janus_jax.evaluation.scores.frechet import Gaussian, distance_notes, frechet_distance
-from janus_jax.evaluation.scores.pixels import psnr, ssim
+from janus_jax.evaluation.scores.pixels import SSIM_WINDOW, psnr, ssim
 from janus_jax.evaluation.statistics import mean_metric
+from janus_jax.inference.image_tokenizer import ImageTokenizer
 from janus_jax.storage import disk_errors
 
 _MODE = "clean"
@@ -49,7 +50,7 @@ class CroppedImage(NamedTuple):
 
     def read(self) -> bytes:
         """The crop as an encoded image."""
-        return _png(self.pixels())
+        return to_png(PIL.Image.fromarray(self.pixels()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,37 +123,33 @@ def open_reconstruction(path: epath.PathLike, options: MetricOptions) -> Reconst
     path = epath.Path(path)
     images = images_below(path)
     requests = [ImageRequest(i, image.name.rsplit("/", 1)[-1], "", 1, {}, image) for i, image in enumerate(images)]
-    return Reconstruction(requests, [path], options)
+    return Reconstruction(requests, [path] if path.is_file() else [], options)
 
 
-def write_reconstructions(
-    requests: Sequence[ImageRequest],
-    reconstruct: Callable[[np.ndarray], np.ndarray],
-    size: int,
-    folder: epath.Path,
-    batch_size: int = 16,
-) -> None:
-    """Reconstructs the images of requests, and writes them where a run keeps images. Those that are there stay.
+class ReconstructionModel:
+    """The model of an `evaluation.runner.run` that reconstructs the images of requests."""
 
-    Args:
-        reconstruct: uint8 [B, size, size, 3] -> the same, such as `ImageTokenizer.reconstruct`.
-        size: rows and columns that the image tokenizer was trained with.
+    def __init__(self, tokenizer: ImageTokenizer):
+        self._tokenizer = tokenizer
 
-    Raises:
-        UserError: an image is unreadable, or the folder cannot be written.
-    """
-    pending = [request for request in requests if not image_path(folder, request.index, 0).exists()]
-    for start in range(0, len(pending), batch_size):
-        batch = pending[start : start + batch_size]
-        pixels = [CroppedImage(_image(request), size).pixels() for request in batch]
-        padded = np.stack([*pixels, *pixels[-1:] * (batch_size - len(pixels))])  # one compiled program for all batches
-        for request, result in zip(batch, reconstruct(padded), strict=False):
-            path = image_path(folder, request.index, 0)
-            with disk_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.parent / f".{path.name}.partial"
-                partial.write_bytes(_png(result))
-                partial.replace(path)
+    def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:
+        raise UserError("an image tokenizer answers no questions, it only reconstructs images")
+
+    def generate(self, requests: Sequence[ImageRequest]) -> list[list[bytes] | str]:
+        """The reconstruction of each image as a PNG file, or why the image cannot be read."""
+        size = self._tokenizer.config.image_size
+        results: dict[int, list[bytes] | str] = {}
+        pixels: dict[int, np.ndarray] = {}
+        for place, request in enumerate(requests):
+            try:
+                pixels[place] = CroppedImage(_image(request), size).pixels()
+            except UserError as error:
+                results[place] = str(error)
+        if pixels:
+            reconstructed = self._tokenizer.reconstruct(np.stack(list(pixels.values())))
+            for place, image in zip(pixels, reconstructed, strict=True):
+                results[place] = [to_png(PIL.Image.fromarray(image))]
+        return [results[place] for place in range(len(requests))]
 
 
 def _compare(request: ImageRequest, original: CroppedImage, reconstruction: ImageFile) -> SampleScore:
@@ -177,12 +174,6 @@ def _image(request: ImageRequest) -> ImageReference:
 
 def _size(reconstruction: ImageFile) -> int:
     width, height = decode_image(reconstruction.read(), reconstruction.name).size
-    if width != height:
-        raise UserError(f"{reconstruction.name}: {width} x {height} pixels, expected a square")
+    if width != height or width < SSIM_WINDOW:
+        raise UserError(f"{reconstruction.name}: {width} x {height} pixels, expected a square from {SSIM_WINDOW} up")
     return width
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
