@@ -158,15 +158,15 @@ def score_predictions(task: Task, path: epath.Path) -> list[str]:
     """
     if (task.folder / "batches").exists():
         raise UserError(f"{task.folder}: holds the answers of a model; give another --output for --predictions")
+    benchmark: Any = task.benchmark
     if task.is_questions:
-        answers = read_predictions(task.benchmark, path)
-        records: Any = results.records_of_answers(answers)
+        records: Any = results.records_of_answers(read_predictions(benchmark, path))
         notes = [*task.notes, f"answers of {path.name}" + (f", SHA-256 {hash_file(path)}" if path.is_file() else "")]
     else:
-        records = {request.index: _images_of(request, path) for request in task.benchmark.requests}
+        records = {request.index: _images_of(request, path) for request in benchmark.requests}
         notes = [*task.notes, f"images of {path.name}"]
     task.folder.mkdir(parents=True, exist_ok=True)
-    return _score(task.benchmark, records, task.folder, images=path, notes=notes)
+    return _score(benchmark, records, task.folder, images=path, notes=notes)
 
 
 def _images_of(request: Any, folder: epath.Path) -> ImagesRecord:

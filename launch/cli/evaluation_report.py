@@ -84,7 +84,7 @@ def images_of_samples(
         folder: of generated images.
     """
     requests = {} if benchmark is None else {request.index: request for request in benchmark.requests}
-    found = {}
+    found: dict[int, Sequence[PIL.Image.Image]] = {}
     for sample in samples:
         request = requests.get(sample["index"])
         if isinstance(request, Question):
