@@ -63,9 +63,10 @@ class OpenedModel(NamedTuple):
 
     def decoding(self, benchmark: Benchmark | ImageBenchmark) -> Decoding:
         """How the requests of a benchmark are made; benchmarks of images have no options of questions."""
+        limit: int = getattr(benchmark, "max_new_tokens", Decoding.max_new_tokens)
         return Decoding(
             self.generation,
-            int(MAX_NEW_TOKENS.value or getattr(benchmark, "max_new_tokens", Decoding.max_new_tokens)),
+            MAX_NEW_TOKENS.value or limit,
             getattr(benchmark, "system_prompt", None),
             ROLES.value,
             SEED.value,
