@@ -164,6 +164,7 @@ def batch_files(output):
     return {path.name: path.read_bytes() for path in (output / "pope/batches").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_model_answers(model, folder):
     run = (*POPE, f"--checkpoint={model}", f"--output={folder}/run", "--limit=2", *MODEL_FLAGS)
     (outcome,) = run_commands([run], folder)
