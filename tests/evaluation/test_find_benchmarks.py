@@ -10,6 +10,7 @@ import pytest
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation import registry
+from janus_jax.evaluation.benchmark import Answer
 from janus_jax.evaluation.readers.find import find
 from tests.helpers.golden_evaluation import DATA
 from tests.helpers.small_benchmarks import png, write_captions, write_images, write_mme, write_mmvet
@@ -94,7 +95,7 @@ def test_the_split_of_the_papers_is_preferred(tmp_path):
         (data / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(json.dumps({"questions": part}))
     assert load(data, "vqav2").split == "val2014"
     test_dev = load(data / "v2_OpenEnded_mscoco_test-dev2015_questions.json", "vqav2")
-    answers = [registry.Answer(question.index, "Yes.") for question in test_dev.requests]
+    answers = [Answer(question.index, "Yes.") for question in test_dev.requests]
     assert test_dev.score(answers).metrics == {}
     assert test_dev.requests[0].images[0].name == "COCO_test2015_000000391045.jpg"
 
@@ -105,7 +106,7 @@ def test_all_of_test2015_is_filled_in(tmp_path):
     for split, part in {"test-dev2015": questions[:3], "test2015": questions[:5]}.items():
         (tmp_path / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(json.dumps({"questions": part}))
     benchmark = load(tmp_path, "vqav2")
-    answers = [registry.Answer(question.index, "Yes.") for question in benchmark.requests]
+    answers = [Answer(question.index, "Yes.") for question in benchmark.requests]
     assert benchmark.split == "test-dev2015" and any("empty answers" in note for note in benchmark.notes)
     (path,) = benchmark.write_submission(answers, tmp_path / "out")
     assert [row["answer"] for row in json.loads(path.read_text())] == ["yes", "yes", "yes", "", ""]
@@ -360,7 +361,7 @@ def test_random_damage_never_crashes(seed, tmp_path):
     (tmp_path / file).write_bytes(damage_at_random(random, (tmp_path / file).read_bytes()))
     try:
         for benchmark in registry.load(tmp_path, ["all"]):
-            answers = [registry.Answer(q.index, random.choice(["yes", "A", "no."])) for q in benchmark.requests]
+            answers = [Answer(q.index, random.choice(["yes", "A", "no."])) for q in benchmark.requests]
             assert len(benchmark.score(answers).samples) == len(benchmark.requests)
             for question in benchmark.requests:
                 for image in question.images:

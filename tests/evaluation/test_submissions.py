@@ -8,7 +8,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation import predictions, registry
 from janus_jax.evaluation.benchmark import Answer
 from tests.helpers.golden_evaluation import DATA, GOLDEN, expected
-from tests.helpers.small_benchmarks import write_captions, write_mme, write_mmvet
+from tests.helpers.small_benchmarks import png, write_captions, write_mme, write_mmvet
 
 FOLDERS = {
     "pope": "pope",
@@ -94,6 +94,11 @@ def test_mme(tmp_path):
     assert benchmark.requests[0].prompt.endswith(
         "Please answer yes or no.\nAnswer the question using a single word or phrase."
     )
+    assert [question.images[0].read() for question in benchmark.requests[::2]] == [
+        png((0, 4, 99)),
+        png((40, 4, 99)),
+        png((0, 2, 99)),
+    ]
     texts = ["Yes.", "no", "Yes", "yes,\tI\nthink", "no idea", "No"]
     answers = [Answer(question.index, text) for question, text in zip(benchmark.requests, texts, strict=True)]
     scores = benchmark.score(answers)

@@ -42,7 +42,7 @@ _NAMES = [
 _TSV_NAMES = [
     ("pope", r"pope\.tsv"),
     ("mme", r"mme\.tsv"),
-    ("mmbench", r"mmbench_(?P<split>(dev|test)(_(en|cn|\d{8}))?)(_v11)?(_legacy)?\.tsv"),
+    ("mmbench", r"mmbench_(?P<split>(dev|test)(_(en|cn))?)(_v11)?(_legacy)?(_\d{8})?\.tsv"),
     ("seed", r"seedbench_img\.tsv"),
     ("gqa", r"gqa_testdev_balanced\.tsv"),
     ("mmmu", r"mmmu_(?P<split>dev_val|test)\.tsv"),
@@ -66,7 +66,7 @@ _HEAD_BYTES = 1 << 16
 # Splits in the order of preference; the papers report the first. A train split is never evaluated.
 _SPLITS: Mapping[str, Sequence[str]] = {
     "vqav2": ("val2014", "validation", "val", "test-dev2015", "testdev", "test2015", "test"),
-    "mmbench": ("dev_en", "dev_20230712", "dev", "dev_cn", "test_en", "test", "test_cn"),
+    "mmbench": ("dev_en", "dev", "dev_cn", "test_en", "test", "test_cn"),
     "mmmu": ("validation", "val", "dev_val", "test"),
     "textvqa": ("val", "validation"),
     "coco_captions": ("", "val2014", "val", "validation"),

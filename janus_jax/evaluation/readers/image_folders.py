@@ -15,6 +15,10 @@ class ImageFolders(NamedTuple):
 
     folders: tuple[epath.Path, ...]
 
+    def below(self, name: str) -> "ImageFolders":
+        """The folders of this name and those below them; all folders where there is none of this name."""
+        return ImageFolders(tuple(folder for folder in self.folders if name in folder.parts) or self.folders)
+
     def root(self, near: epath.Path, names: Sequence[str], examples: Sequence[str]) -> str:
         """The folder that holds the example images.
 

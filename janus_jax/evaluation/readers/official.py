@@ -52,7 +52,8 @@ def read_mme(files: Files, folders: ImageFolders) -> list[Item]:
             if line.strip():
                 names = ("image", "question", "answer")[: len(cells)]
                 rows.append(Record(dict(zip(names, cells, strict=False)), f"{files[task]}: line {number}"))
-        images = folders.images(files[task], (task, "images"), [row.text("image") for row in rows])
+        names = [row.text("image") for row in rows]  # the same in several tasks
+        images = folders.below(task).images(files[task], (task, "images"), names)
         for number, (row, image) in enumerate(zip(rows, images, strict=True)):
             items.append(
                 Item(
