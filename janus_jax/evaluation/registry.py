@@ -22,15 +22,12 @@ _STEP_BY_STEP = (
     "You are a helpful assistant. Please answer truthfully and write out your thinking step by step to be sure you get "
     "the right answer."
 )
-
-
 TEST_DEV, TEST = "test-dev2015", "test2015"  # splits of VQAv2 whose answers are not public
 
 
 class Definition(NamedTuple):
     """What the library knows about a benchmark before any file is read."""
 
-    title: str
     kind: str  # of its prompts, one of prompts.KINDS
     rule: Rule
     submission: Submission
@@ -49,17 +46,15 @@ def _mmmu_answer(question: Question, answer: Answer) -> str:
 
 
 DEFINITIONS: dict[str, Definition] = {
-    "pope": Definition("POPE", "yes_no", yes_no.score_pope, submissions.PopeLines()),
-    "mme": Definition("MME", "yes_no_kept", yes_no.score_mme, submissions.MmeText()),
-    "mmbench": Definition("MMBench", "options", choices.score_mmbench, submissions.MmbenchSheet()),
+    "pope": Definition("yes_no", yes_no.score_pope, submissions.PopeLines()),
+    "mme": Definition("yes_no_kept", yes_no.score_mme, submissions.MmeText()),
+    "mmbench": Definition("options", choices.score_mmbench, submissions.MmbenchSheet()),
     "seed": Definition(
-        "SEED-Bench (image)",
         "options",
         choices.score_seed,
         submissions.JsonRecords("predictions.jsonl", "question_id", "prediction", lines=True),
     ),
     "vqav2": Definition(
-        "VQAv2",
         "short",
         vqa.score_vqav2,
         submissions.JsonRecords(
@@ -67,30 +62,26 @@ DEFINITIONS: dict[str, Definition] = {
         ),
     ),
     "gqa": Definition(
-        "GQA",
         "short",
         gqa.score,
         submissions.JsonRecords("testdev_balanced_predictions.json", "questionId", "prediction", convert=gqa.convert),
     ),
-    "mmmu": Definition("MMMU", "options", mmmu.score, submissions.JsonObject("predictions.json", _mmmu_answer)),
+    "mmmu": Definition("options", mmmu.score, submissions.JsonObject("predictions.json", _mmmu_answer)),
     "mmvet": Definition(
-        "MM-Vet", "free", _judged, submissions.JsonObject("predictions.json"), _STEP_BY_STEP, max_new_tokens=1024
+        "free", _judged, submissions.JsonObject("predictions.json"), _STEP_BY_STEP, max_new_tokens=1024
     ),
     "textvqa": Definition(
-        "TextVQA",
         "short",
         vqa.score_textvqa,
         submissions.JsonRecords("predictions.json", "question_id", "answer", numeric_id=True),
     ),
-    "chartqa": Definition("ChartQA", "short", chartqa.score, submissions.ChartQaList()),
+    "chartqa": Definition("short", chartqa.score, submissions.ChartQaList()),
     "coco_captions": Definition(
-        "COCO captions",
         "caption",
         captions.score,
         submissions.JsonRecords("predictions.json", "image_id", "caption", numeric_id=True),
     ),
     "flickr30k": Definition(
-        "Flickr30k captions",
         "caption",
         captions.score,
         submissions.JsonRecords("predictions.json", "image_id", "caption", numeric_id=True),

@@ -100,6 +100,13 @@ def test_the_split_of_the_papers_is_preferred(tmp_path):
     assert test_dev.requests[0].images[0].name == "COCO_test2015_000000391045.jpg"
 
 
+def test_annotations_alone_are_no_benchmark(tmp_path):
+    file = tmp_path / "v2_mscoco_val2014_annotations.json"
+    shutil.copy(DATA / "vqav2" / file.name, file)
+    refused(tmp_path, "vqav2", file.name, "questions")
+    refused(file, "vqav2", file.name, "questions")
+
+
 def test_all_of_test2015_is_filled_in(tmp_path):
     """EvalAI wants every id of test2015, of which test-dev is a part."""
     questions = json.loads((DATA / "vqav2/v2_OpenEnded_mscoco_val2014_questions.json").read_text())["questions"]

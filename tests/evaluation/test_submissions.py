@@ -44,6 +44,14 @@ def test_a_written_file_scores_the_same(name, tmp_path):
         assert again == benchmark.read_submission(tmp_path / "out")
 
 
+def test_a_part_is_read_from_the_file_of_all(tmp_path):
+    for name in ("chartqa", "pope", "gqa"):
+        benchmark, answers = golden_answers(name)
+        benchmark.write_submission(answers, tmp_path / name)
+        found = benchmark.first(3).read_submission(tmp_path / name)
+        assert [answer.index for answer in found] == [0, 1, 2]
+
+
 def test_forms():
     """The fields are those that the official readers ask for."""
     forms = {"seed": ("question_id", "prediction"), "gqa": ("questionId", "prediction")}

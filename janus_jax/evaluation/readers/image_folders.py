@@ -46,6 +46,6 @@ class ImageFolders(NamedTuple):
 
     def images(self, near: epath.Path, names: Sequence[str], files: Sequence[str]) -> list[FileImage]:
         """One image for each file name; equal names share an object."""
-        root = self.root(near, names, list(dict.fromkeys(files[: 100 * _EXAMPLES])))
+        root = self.root(near, names, list(dict.fromkeys(files)))
         made: dict[str, FileImage] = {}
         return [made.setdefault(file, FileImage(file, root, file)) for file in files]

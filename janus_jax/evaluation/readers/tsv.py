@@ -33,11 +33,13 @@ class TsvImage(NamedTuple):
     position: int  # in the cell, where it is a list of images
 
     def read(self) -> bytes:
-        with epath.Path(self.path).open("rb") as file:
-            file.seek(self.start)
-            row = next(csv.reader([file.read(self.length).decode()], delimiter="\t"))
         origin = f"{self.path}: image {self.name}"
-        cell = row[self.column]
+        try:
+            with epath.Path(self.path).open("rb") as file:
+                file.seek(self.start)
+                cell = next(csv.reader([file.read(self.length).decode()], delimiter="\t"))[self.column]
+        except (OSError, UnicodeDecodeError, csv.Error, StopIteration, IndexError) as error:
+            raise UserError(f"{origin} cannot be read, the file has changed ({type(error).__name__})") from error
         encoded = Record({"image": cell}, origin).literal_list("image") if cell.startswith("[") else [cell]
         try:
             return base64.b64decode(encoded[self.position], validate=True)
