@@ -172,6 +172,21 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path):
         load(data, "chartqa").requests[0].images[0].read()
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_image(tmp_path):
+    data = copied(tmp_path, "chartqa")
+    path = data / "chartqa/test/test_human.json"
+    rows = json.loads(path.read_text())
+    for row, name in zip(rows, ("x" * 300 + ".png", "a\0b.png"), strict=False):
+        row["imgname"] = name
+    path.write_text(json.dumps(rows))
+    benchmark = load(data, "chartqa")
+    assert len(benchmark.missing_images()) == 2
+    for question in benchmark.requests[:2]:
+        with pytest.raises(UserError, match=r"\.png"):
+            question.images[0].read()
+    assert benchmark.requests[2].images[0].read()
+
+
 def write_parquet(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)

@@ -120,6 +120,16 @@ def test_mme(tmp_path):
     assert [answer.text for answer in found] == [" ".join(text.split()) for text in texts]
 
 
+@pytest.mark.parametrize("line", ["1.jpg\tIs it?\tYes\tno", "1.jpg\tIs it?", "1.jpg\tIs it?\tmaybe", ""])
+def test_damaged_lines_of_mme(line, tmp_path):
+    """The second one is a file of results, which has a column more."""
+    data = write_mme(tmp_path)
+    (data / "OCR.txt").write_text(line + "\n")
+    with pytest.raises(UserError) as error:
+        loaded("mme", data)
+    assert str(data / "OCR.txt") in str(error.value)
+
+
 def test_mmvet(tmp_path):
     """Nothing here scores it: the file for the judge is written, with every question."""
     benchmark = loaded("mmvet", write_mmvet(tmp_path / "data"))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from janus_jax.evaluation.readers.records import FileImage
+from janus_jax.evaluation.readers.records import FileImage, file_exists
 
 _EXAMPLES = 5  # names that are looked for; a data set with the first few images missing is still found
 
@@ -39,7 +39,7 @@ class ImageFolders(NamedTuple):
         nearest = sorted(self.folders, key=distance)
         for example in examples[:_EXAMPLES]:
             for folder in nearest:
-                if (folder / example).exists():
+                if file_exists(folder / example):
                     return str(folder)
         named = [folder for folder in nearest if folder.name in names]
         return str(named[0] if named else near.parent)
