@@ -113,10 +113,7 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
     """The benchmark of one source. Raises UserError where its files are damaged."""
     definition = DEFINITIONS[source.benchmark]
     items = read_items(found, source)
-    repeated = [name for name, count in collections.Counter(item.id for item in items).items() if count > 1]
-    if repeated:
-        files = first_ten(source.paths)
-        raise UserError(f"{files}: ids repeated: {first_ten(repeated)}, expected each question once")
+    _check_items(items, source)
     left_out = {index: item.id for index, item in enumerate(items) if item.fields.get("part") == VIDEO}
     questions = [
         _question(index, item, prompts.render(definition.kind, item, protocol))
@@ -142,6 +139,17 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
         unasked=left_out,
         notes=notes,
     )
+
+
+def _check_items(items: Sequence[Item], source: Source) -> None:
+    """Raises UserError for repeated ids, and where some questions lack the right answer that others have."""
+    files = first_ten(source.paths)
+    repeated = [name for name, count in collections.Counter(item.id for item in items).items() if count > 1]
+    if repeated:
+        raise UserError(f"{files}: ids repeated: {first_ten(repeated)}, expected each question once")
+    without = [item.id for item in items if item.gold is None]
+    if 0 < len(without) < len(items):
+        raise UserError(f"{files}: questions without an answer: {first_ten(without)}, expected all or none to have one")
 
 
 def _with_all_of_test(submission: Submission, found: Found) -> tuple[Submission, str]:

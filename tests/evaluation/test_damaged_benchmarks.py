@@ -90,6 +90,8 @@ DAMAGE = [
     (MMB, replace(b"\tIs the", b""), "row 2 has 13 cells"),
     (MMB, replace(b"1000737\t", b"x1000737\t"), "'index'"),
     (MMB, replace(b"\t737\t", b"\t7377\t"), "'image'"),
+    (MMB, replace(b"\tD\tnatural_relation\t737\t", b"\t\tnatural_relation\t737\t"), "3000737"),
+    (MMB, replace(b"\tD\tnatural_relation\t737\t", b"\tF\tnatural_relation\t737\t"), "'answer'"),
     (MMB, replace(b"valve", b"va\xe9ve"), "UTF-8"),
     (MMB, replace(b"Copper\t", b'"Copper\t'), "MMBench_DEV_EN.tsv"),
     (KIT.format("POPE"), replace(b"adversarial", b"adversary"), "'category'"),
