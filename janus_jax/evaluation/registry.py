@@ -15,13 +15,14 @@ from janus_jax.evaluation.readers import official, parquet_items, tsv_items
 from janus_jax.evaluation.readers.find import OFFICIAL, PARQUET, Found, Source, find
 from janus_jax.evaluation.readers.parquet import Table
 from janus_jax.evaluation.readers.records import Item, first_ten
-from janus_jax.evaluation.readers.row_items import VIDEO
+from janus_jax.evaluation.readers.row_items import DEVELOPMENT, VIDEO
 from janus_jax.evaluation.scores import captions, chartqa, choices, gqa, mmmu, tables, vqa, yes_no
 
 _STEP_BY_STEP = (
     "You are a helpful assistant. Please answer truthfully and write out your thinking step by step to be sure you get "
     "the right answer."
 )
+_LEFT_OUT = {VIDEO: "about videos", DEVELOPMENT: "of the development split"}  # parts that are not asked
 TEST_DEV, TEST = "test-dev2015", "test2015"  # splits of VQAv2 whose answers are not public
 
 
@@ -114,13 +115,14 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
     definition = DEFINITIONS[source.benchmark]
     items = read_items(found, source)
     _check_items(items, source)
-    left_out = {index: item.id for index, item in enumerate(items) if item.fields.get("part") == VIDEO}
+    left_out = {index: item.id for index, item in enumerate(items) if item.fields.get("part") in _LEFT_OUT}
     questions = [
         _question(index, item, prompts.render(definition.kind, item, protocol))
         for index, item in enumerate(items)
         if index not in left_out
     ]
-    notes = [f"{len(left_out)} questions about videos are left out."] if left_out else []
+    parts = collections.Counter(items[index].fields["part"] for index in left_out)
+    notes = [f"{count} questions {_LEFT_OUT[part]} are left out." for part, count in parts.items()]
     submission = definition.submission
     if source.benchmark == "vqav2" and source.split == TEST_DEV:
         submission, note = _with_all_of_test(submission, found)

@@ -203,6 +203,15 @@ def test_parquet_copies_without_golden_data(tmp_path):
     assert all(question.images[0].read() == png("red") for b in found.values() for question in b.requests)
 
 
+def test_development_questions_of_mmmu_are_left_out(tmp_path):
+    copied(tmp_path, "vlmevalkit/MMMU_DEV_VAL.tsv")
+    path = tmp_path / "vlmevalkit/MMMU_DEV_VAL.tsv"
+    path.write_bytes(path.read_bytes().replace(b"\tvalidation\n", b"\tdev\n", 3))
+    benchmark = load(tmp_path, "mmmu")
+    assert [question.index for question in benchmark.requests] == list(range(3, 16)) and len(benchmark.unasked) == 3
+    assert any("3 questions of the development split" in note for note in benchmark.notes)
+
+
 def test_one_parquet_file_per_split_of_pope(tmp_path):
     """The config "Full" of lmms-lab's copy."""
     table = pq.read_table(DATA / "hf_pope/data/test-00000-of-00001.parquet")
