@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
     """One benchmark of two runs, A and B."""
 
     benchmark: str
-    count: int  # requests that both have
+    count: int  # type: ignore[assignment]  # requests that both have; hides a method of tuples
     differences: Mapping[str, PairedDifference]  # A minus B, of the mean score and of F1 in percent
     mcnemar: float | None  # p-value; None where scores are not only 0 and 1
     detectable: float  # smallest difference of the mean score that this number of requests shows with 80 % power
@@ -82,9 +82,10 @@ def _compare(name: str, a: epath.Path, b: epath.Path) -> Comparison:
         notes.append(f"{different} prompts differ, such as {pairs[0][0]['prompt']!r} and {pairs[0][1]['prompt']!r}")
     if len(pairs) < max(len(first), len(second)):
         notes.append(f"{len(first)} and {len(second)} requests; compared are the {len(pairs)} that both have")
-    scores = np.array([[x["score"], y["score"]] for x, y in pairs])
+    scores = np.array([[x["score"], y["score"]] for x, y in pairs], np.float64)
     clusters = [x.get("cluster", x["index"]) for x, _ in pairs]
-    differences = {"mean score": paired_difference(100 * scores[:, 0], 100 * scores[:, 1], clusters)}
+    percent = (100 * scores).tolist()
+    differences = {"mean score": paired_difference([x for x, _ in percent], [y for _, y in percent], clusters)}
     if all(x.get("gold") in ("yes", "no") for x, _ in pairs):
         totals = [cluster_totals(_outcomes(pair[side] for pair in pairs), clusters) for side in (0, 1)]
         differences["F1"] = paired_bootstrap(totals[0], totals[1], f1_percent, len(pairs))

@@ -116,7 +116,7 @@ def _described(requests: Sequence[Question] | Sequence[ImageRequest]) -> list[li
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields as a.b.c."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")

@@ -19,7 +19,7 @@ from janus_jax.evaluation.predictions import read_predictions
 from janus_jax.evaluation.records import BatchFolder, ImagesRecord
 from janus_jax.evaluation.runner import ALONE, Model, Progress, Worker, run
 from janus_jax.evaluation.selection import requests_at
-from janus_jax.storage import read_json
+from janus_jax.storage import new_folder, read_json
 
 PLAN_FILE = "plan.json"
 ASKED = "asked"  # key of how the model was asked, which scoring does not need
@@ -89,8 +89,8 @@ def evaluate(
     for task in tasks:
         plan = task.plan()
         progress = Progress(task.benchmark.name, plan, "questions" if task.is_questions else "prompts")
-        report = progress if worker.number == 0 else lambda done: None
-        if not run(task.benchmark, plan, task.folder, model_for(task), worker, stop=stop, on_batch=report):
+        options: dict[str, Any] = {"on_batch": progress} if worker.number == 0 else {}
+        if not run(task.benchmark, plan, task.folder, model_for(task), worker, stop=stop, **options):
             return Outcome(True, problems)
         problems += score_stored(task, plan, again=False)
         on_scored()
@@ -158,15 +158,15 @@ def score_predictions(task: Task, path: epath.Path) -> list[str]:
     """
     if (task.folder / "batches").exists():
         raise UserError(f"{task.folder}: holds the answers of a model; give another --output for --predictions")
+    benchmark: Any = task.benchmark
     if task.is_questions:
-        answers = read_predictions(task.benchmark, path)
-        records: Any = results.records_of_answers(answers)
+        records: Any = results.records_of_answers(read_predictions(benchmark, path))
         notes = [*task.notes, f"answers of {path.name}" + (f", SHA-256 {hash_file(path)}" if path.is_file() else "")]
     else:
-        records = {request.index: _images_of(request, path) for request in task.benchmark.requests}
+        records = {request.index: _images_of(request, path) for request in benchmark.requests}
         notes = [*task.notes, f"images of {path.name}"]
     task.folder.mkdir(parents=True, exist_ok=True)
-    return _score(task.benchmark, records, task.folder, images=path, notes=notes)
+    return _score(benchmark, records, task.folder, images=path, notes=notes)
 
 
 def _images_of(request: Any, folder: epath.Path) -> ImagesRecord:
@@ -181,9 +181,27 @@ def _score(benchmark: Benchmark | ImageBenchmark, records: Any, folder: epath.Pa
     try:
         results.score(benchmark, records, folder, **options)
     except UserError as error:
-        return [f"{benchmark.name} is not scored: {error}"]
+        return [f"{benchmark.name} is not scored: {error}{_write_official(benchmark, folder)}"]
     share = results.error_share(records)
     if share <= results.MAX_ERROR_SHARE:
         return []
     first = next(record for record in records.values() if record.error)
     return [f"{benchmark.name}: {share:.1%} of the requests have no result; index {first.index}: {first.error}"]
+
+
+def _write_official(benchmark: Any, folder: epath.Path) -> str:
+    """Writes generated images as the official script reads them, for a detector or judge; returns where they are.
+
+    Nothing is written and "" returned for questions, for images of another program, and while images are missing.
+    """
+    official = folder / "official"
+    if isinstance(benchmark.requests[0], Question) or not (folder / "images").exists():
+        return ""
+    if not official.exists():
+        try:
+            with new_folder(official) as partial:
+                benchmark.write_submission(folder / "images", partial)
+        except UserError:  # images are missing, which the score has said, or another worker was faster
+            if not official.exists():
+                return ""
+    return f"; the images for its official script are in {official}"

@@ -71,27 +71,27 @@ def run(
     worker: Worker = ALONE,
     *,
     stop: Callable[[], bool] = lambda: False,
-    on_batch: Callable[[int], object] = lambda done: None,
+    on_batch: Callable[[BatchFolder, bool], object] = lambda batches, is_last: None,
 ) -> bool:
     """Does batches until none is left, by this worker or by others.
 
     Args:
         folder: OUTPUT/<benchmark>.
         stop: asked between batches whether to stop.
-        on_batch: called at the start and after each batch of this worker with the number of batches that are finished
-            by anyone.
+        on_batch: called at the start, after each batch of this worker, and with True when all are finished.
 
     Returns:
         Whether all batches are finished; otherwise `stop` said to stop. A run that goes on later keeps what is written.
     """
     batches = BatchFolder(folder, benchmark.requests, plan)
     batches.create()
-    on_batch(len(batches.finished()))
+    on_batch(batches, False)
     for batch in unfinished_batches(plan, batches, worker):
         if stop():
             return False
         batches.write(batch, _results(benchmark, batch, batches, model))
-        on_batch(len(batches.finished()))
+        on_batch(batches, False)
+    on_batch(batches, True)
     return True
 
 
@@ -105,11 +105,14 @@ def unfinished_batches(plan: Plan, batches: BatchFolder, worker: Worker) -> Iter
         if not batches.is_finished(batch.number):
             yield batch
     while True:
-        finished = batches.finished()
-        pending = [batch for batch in plan.batches if batch.number not in finished]
+        finished = batches.finished()  # listed once for many batches, since listing a bucket takes long
+        pending = [batch for batch in reversed(plan.batches) if batch.number not in finished]
         if not pending:
             return
-        yield pending[-1 - worker.number % len(pending)]
+        first = worker.number % len(pending)
+        for batch in pending[first:] + pending[:first]:
+            if not batches.is_finished(batch.number):
+                yield batch
 
 
 def _results(
@@ -136,20 +139,20 @@ def _results(
 
 
 class Progress:
-    """Prints how far a benchmark has come, at most once in `seconds`, and at its end."""
+    """Counts the batches that all workers have finished, and prints it once in `seconds` and at the end."""
 
     def __init__(self, name: str, plan: Plan, unit: str, seconds: float = 10.0, clock: Callable[[], float] = time.time):
         self._name, self._plan, self._unit, self._seconds, self._clock = name, plan, unit, seconds, clock
         self._start = self._shown = clock()
         self._before: int | None = None  # finished batches when this process began
 
-    def __call__(self, done: int) -> None:
-        """Takes the number of batches that are finished by all workers together."""
+    def __call__(self, batches: BatchFolder, is_last: bool) -> None:
+        """The `on_batch` of `run`."""
         total, now = len(self._plan.batches), self._clock()
-        if self._before is None:
-            self._before = done
-        elif done < total and now - self._shown < self._seconds:
+        if self._before is not None and not is_last and now - self._shown < self._seconds:
             return
+        done = len(batches.finished())
+        self._before = done if self._before is None else self._before
         self._shown = now
         per_second = (done - self._before) / max(now - self._start, 1e-9)
         requests = self._plan.num_distinct / total

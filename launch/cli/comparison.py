@@ -1,5 +1,6 @@
 """Compares two runs, or folders of images: `launch.evaluate --compare`."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ def _compare_images(folders: Sequence[epath.Path], benchmark: str, output: epath
 
 def _open_source(folder: epath.Path, benchmark: str) -> _Source:
     root = folder / benchmark / "images" if benchmark else folder
-    images = {str(image.path.relative_to(root).with_suffix("")): image for image in images_below(root)}
+    images = {os.path.splitext(os.path.relpath(image.name, root))[0]: image for image in images_below(root)}
     prompts, verdicts = {}, {}
     if benchmark:
         for sample in results.read_samples(folder / benchmark):

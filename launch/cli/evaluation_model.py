@@ -63,9 +63,10 @@ class OpenedModel(NamedTuple):
 
     def decoding(self, benchmark: Benchmark | ImageBenchmark) -> Decoding:
         """How the requests of a benchmark are made; benchmarks of images have no options of questions."""
+        limit: int = getattr(benchmark, "max_new_tokens", Decoding.max_new_tokens)
         return Decoding(
             self.generation,
-            MAX_NEW_TOKENS.value or getattr(benchmark, "max_new_tokens", Decoding.max_new_tokens),
+            MAX_NEW_TOKENS.value or limit,
             getattr(benchmark, "system_prompt", None),
             ROLES.value,
             SEED.value,
@@ -114,8 +115,9 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
     for task in tasks:
         decoding, request = opened.decoding(task.benchmark), task.benchmark.requests[0]
         asked = {"max_new_tokens": decoding.max_new_tokens, "system_prompt": decoding.system_prompt}
-        is_question = isinstance(request, Question)
-        example = makers[task.benchmark.name].rendered(request) if is_question else request.prompt
+        example = request.prompt
+        if isinstance(request, Question):
+            example = makers[task.benchmark.name].rendered(request)
         job.hold_task(task, asked, {"example_prompt": example})
     pipeline = load(opened.reader, vae=opened.vae, **load_options)
     with StopSignal() as stop:
@@ -128,7 +130,7 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
         )
 
 
-def ask(benchmark: Benchmark) -> ModelAnswers:
+def ask(benchmark: Benchmark | ImageBenchmark) -> ModelAnswers:
     """A loaded model that answers the questions of one benchmark, outside of any run."""
     opened = _open()
     opened.requests(benchmark)

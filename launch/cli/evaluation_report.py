@@ -55,11 +55,10 @@ def _section(
     summary = "These answers are scored elsewhere."
     if metric is not None:
         summary = f"{scores['headline']}: {results.format_metric(metric)}. Samples: {metric['count']}."
-    worst = sorted(
-        samples, key=lambda sample: (not sample["error"], sample["parsed"] is not None, sample["score"] or 0)
-    )
-    wrong = [sample for sample in worst if sample["score"] is not None and sample["score"] < 1]
-    chosen = (wrong or worst)[:number]
+    judged = [sample for sample in samples if _is_judged(sample)]
+    wrong = [sample for sample in judged if sample["score"] < 1]
+    wrong.sort(key=lambda sample: (sample["parsed"] is not None, sample["score"]))  # the undecided ones first
+    chosen = (wrong or samples)[:number]
     shown = images_of_samples(benchmark, images, chosen)
     figures = [(key, results.format_metric(value), value["count"]) for key, value in scores["metrics"].items()]
     return Section(
@@ -85,7 +84,7 @@ def images_of_samples(
         folder: of generated images.
     """
     requests = {} if benchmark is None else {request.index: request for request in benchmark.requests}
-    found = {}
+    found: dict[int, Sequence[PIL.Image.Image]] = {}
     for sample in samples:
         request = requests.get(sample["index"])
         if isinstance(request, Question):
@@ -110,18 +109,24 @@ def _shown(sample: Mapping[str, Any], images: Sequence[PIL.Image.Image]) -> Show
         facts += [("answer", sample["text"]), ("right answer", _as_text(sample["gold"]))]
         if sample["finish"] == "length":
             facts.append(("end", "cut off at the limit of new tokens"))
-    facts.append(("read as", _as_text(sample["parsed"])))
+    if _is_judged(sample):
+        facts.append(("read as", _as_text(sample["parsed"])))
     facts += [(name.replace("_", " "), _as_text(value)) for name, value in sample["fields"].items()]
     return Shown(f"{sample['id']} (index {sample['index']})", sample["prompt"], images, facts, _verdict(sample))
+
+
+def _is_judged(sample: Mapping[str, Any]) -> bool:
+    """Whether a sample by itself is right or wrong; an image of a Fréchet distance is not."""
+    return sample["score"] is not None and ("text" in sample or sample["parsed"] is not None)
 
 
 def _verdict(sample: Mapping[str, Any]) -> str:
     if sample["error"]:
         return "no answer"
+    if not _is_judged(sample):
+        return "not judged"
     if sample["parsed"] is None:
         return "undecided"
-    if sample["score"] is None:
-        return "not scored"
     return "right" if sample["score"] >= 1 else "partly right" if sample["score"] > 0 else "wrong"
 
 

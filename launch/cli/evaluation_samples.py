@@ -1,6 +1,7 @@
 """Asks a model some questions of a benchmark and prints all about them: `launch.evaluate --samples`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
@@ -18,7 +19,7 @@ def answered(benchmarks: Sequence[Benchmark | ImageBenchmark], ids: Sequence[str
         raise UserError(f"--samples are those of one benchmark, but --benchmarks={names}")
     if not CHECKPOINT.value:
         raise UserError("--samples needs --checkpoint; what is answered already stands in samples.jsonl of the output")
-    benchmark = requests_with_ids(benchmarks[0], ids)
+    benchmark: Any = requests_with_ids(benchmarks[0], ids)
     questions = [request for request in benchmark.requests if isinstance(request, Question)]
     if not questions:
         raise UserError(f"--samples: {benchmark.name} asks for images; launch.generate --prompt_number makes them")

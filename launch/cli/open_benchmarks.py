@@ -38,8 +38,11 @@ def open_benchmarks(
             raise UserError(f"--data={data}: holds no benchmark of {', '.join(known)}")
     else:
         of_questions = [name for name in names if name not in of_images]
-    questions = registry.load(found, of_questions, protocol) if of_questions else []
-    images = image_registry.load(data, folders, of_images, metric_options(), num_images) if of_images else []
-    opened: dict[str, Benchmark | ImageBenchmark] = {benchmark.name: benchmark for benchmark in [*questions, *images]}
+    opened: dict[str, Benchmark | ImageBenchmark] = {}
+    if of_questions:
+        opened |= {benchmark.name: benchmark for benchmark in registry.load(found, of_questions, protocol)}
+    if of_images:
+        loaded = image_registry.load(data, folders, of_images, metric_options(), num_images)
+        opened |= {benchmark.name: benchmark for benchmark in loaded}
     order = [*of_questions, *of_images] if list(names) == ["all"] else names
     return [opened[name] for name in order]

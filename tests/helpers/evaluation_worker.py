@@ -23,6 +23,5 @@ if __name__ == "__main__":
             model,
             Worker(int(number), int(count)),
             stop=lambda: stop.requested,
-            on_batch=lambda done: print(done, flush=True),
         )
     sys.exit(0 if done else 75)
