@@ -110,11 +110,18 @@ def images_below(source: epath.Path) -> list[ImageReference]:
 
 
 def copy_files(sources: Mapping[epath.Path, epath.Path]) -> list[epath.Path]:
-    """Copies files: {where to: what}. Returns the new ones. Raises UserError when they cannot be written."""
+    """Copies files: {where to: what}. Returns the new ones. Raises UserError when they cannot be written.
+
+    On one local disk the copies are hard links, which take no space.
+    """
     for target, source in sources.items():
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            source.copy(target, overwrite=True)
+            target.unlink(missing_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:  # another disk, or a bucket
+                source.copy(target)
     return list(sources)
 
 

@@ -90,16 +90,15 @@ def test_a_run_is_complete_or_refused(benchmark, tmp_path):
     (folder / "00003/00000.png").unlink()
     with pytest.raises(UserError, match=r"1 image\(s\) missing: 00003/00000\.png"):
         benchmark.score(folder)
-    with pytest.raises(UserError, match="--detections is missing"):
-        open_geneval(tmp_path / "evaluation_metadata.jsonl", MetricOptions(), 1).score(folder)
 
 
-def test_the_official_layout(benchmark, tmp_path):
+def test_without_detections_the_images_are_made_ready_for_the_official_script(benchmark, tmp_path):
     folder = write_run(benchmark.requests, tmp_path / "images")
-    written = benchmark.write_submission(folder, tmp_path / "official")
-    assert len(written) == 2 * len(CASES) and all(path.exists() for path in written)
-    assert json.loads((tmp_path / "official/00002/metadata.jsonl").read_text()) == CASES[2][0]
-    image = tmp_path / "official/00002/samples/0000.png"
+    without = open_geneval(benchmark.files[0], MetricOptions(store=tmp_path / "run"), 1)
+    with pytest.raises(UserError, match=r"--detections is missing, .* are in .*run/geneval/official"):
+        without.score(folder)
+    assert json.loads((tmp_path / "run/geneval/official/00002/metadata.jsonl").read_text()) == CASES[2][0]
+    image = tmp_path / "run/geneval/official/00002/samples/0000.png"
     assert image.read_bytes() == (folder / "00002/00000.png").read_bytes()
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import pytest
 from etils import epath
@@ -48,13 +47,11 @@ def commands(folder):
     mjhq = [*images, "--benchmarks=mjhq_fid", f"--predictions={folder}/mjhq_images"]
     tokenizer = [evaluate, f"--data={folder}/real", "--benchmarks=reconstruction", f"--checkpoint={folder}/tokenizer"]
     return {
-        "list": [evaluate, data, "--list"],
         "geneval": [*geneval, f"--detections={folder}/detections.jsonl"],
         "without detections": [*geneval[:2], f"--output={folder}/none", *geneval[3:]],
         "no such file": [*geneval, "--detections=none.jsonl"],
         "mjhq": [*mjhq, inception],
-        "reconstruction": [*tokenizer, f"--output={folder}/reconstructions", "--rows=2", inception],
-        "two kinds": [*tokenizer, "--benchmarks=reconstruction,coco_fid", f"--output={folder}/x"],
+        "reconstruction": [*tokenizer, f"--output={folder}/reconstructions", "--rows=2"],
     }
 
 
@@ -65,10 +62,6 @@ def outcomes(folder):
 
 def results(folder, name):
     return json.loads((folder / "results.json").read_text())["benchmarks"][name]
-
-
-def test_what_is_there_is_listed(outcomes):
-    assert re.search(r"geneval\s+\d", outcomes["list"].out) and re.search(r"mjhq_fid\s+4", outcomes["list"].out)
 
 
 def test_folders_of_images_are_scored(outcomes, folder):
@@ -86,11 +79,10 @@ def test_folders_of_images_are_scored(outcomes, folder):
 def test_an_image_tokenizer_is_run_and_scored(outcomes, folder):
     assert outcomes["reconstruction"].code == 0, outcomes["reconstruction"]
     scores = results(folder / "reconstructions", "reconstruction")
-    assert scores["headline"] == "rfid" and 0 < scores["metrics"]["psnr"]["value"] < 40
+    assert scores["headline"] == "ssim" and 0 < scores["metrics"]["psnr"]["value"] < 40
     assert len(list((folder / "reconstructions/reconstruction/images").glob("*/00000.png"))) == 3
 
 
 def test_mistakes_name_the_flag(outcomes):
     assert outcomes["without detections"].code == 1 and "--detections" in outcomes["without detections"].err
     assert outcomes["no such file"].code == 2 and "--detections=none.jsonl" in outcomes["no such file"].err
-    assert outcomes["two kinds"].code == 2 and "--data" in outcomes["two kinds"].err

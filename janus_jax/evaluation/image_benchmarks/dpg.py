@@ -57,7 +57,7 @@ class Dpg:
             raise UserError(f"--dpg_rule={rule!r} is not one of {', '.join(RULES)}")
         if self.questions is None:
             raise UserError(f"{self.name}: {QUESTIONS_FILE} of the ELLA repository is missing beside the prompts")
-        answers_file = self.options.require("answers", self.name, "answers to the questions as JSON Lines")
+        answers_file = self.options.require_judgement("answers", self, "answers to its questions as JSON Lines", folder)
         if folder.exists():
             generated_images(self.requests, folder)
         questions = read_questions(self.questions, rule)

@@ -57,8 +57,8 @@ class GenEval:
             UserError: images are missing from a folder that exists, there are no detections, they do not belong to the
                 images one to one, or lack a colour that a verdict needs.
         """
-        what = "detections as JSON Lines, or the results file of GenEval's own script"
-        detections = self.options.require("detections", self.name, what)
+        what = "the results file of GenEval's own script, or detections as JSON Lines"
+        detections = self.options.require_judgement("detections", self, what, folder)
         if folder.exists():  # it may lie elsewhere, in the layout of the official script
             generated_images(self.requests, folder)
         verdicts = read_verdicts(detections, self.requests)

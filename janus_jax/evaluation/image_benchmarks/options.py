@@ -8,6 +8,7 @@ from absl import logging
 from etils import epath
 
 from janus_jax.errors import UserError
+from janus_jax.evaluation.benchmark import ImageBenchmark
 
 _LINES = 10  # lines of progress of a set of images
 
@@ -33,6 +34,18 @@ class MetricOptions:
         if not path.exists():
             raise UserError(f"--{field}={path}: no such file or folder, expected {what}")
         return path
+
+    def require_judgement(self, field: str, benchmark: ImageBenchmark, what: str, images: epath.Path) -> epath.Path:
+        """A file that a program outside of this package makes of the images.
+
+        Raises UserError when the user gave none. Before that, the images of a run are written to
+        `<store>/<name>/official` as that program reads them.
+        """
+        if getattr(self, field) is None and self.store is not None and images.exists():
+            official = self.store / benchmark.name / "official"
+            benchmark.write_submission(images, official)
+            what += f"; the images for it are in {official}"
+        return self.require(field, benchmark.name, what)
 
     def progress(self, name: str) -> Callable[[int, int], None]:
         """A callback that reports about every tenth of a set of images."""
