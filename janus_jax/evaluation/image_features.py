@@ -1,39 +1,30 @@
-"""Measures images with networks, on all devices of this process: features of Inception, agreement with texts by CLIP.
+"""Measures images with networks: features of Inception, and agreement with texts by CLIP.
 
-Threads of the host decode and resize the images of the next batch while the devices compute. The batches follow the
-order of the images, so that sums over them are the same in every run. Networks compute in float32 with exact products:
-bfloat16 ones, which TPUs use by default, move the features by half a per cent.
-
-Letters: N images, B images of a batch, D features, K classes.
+Letters: N images, D features, K classes, E width of CLIP's common space.
 """
 
 import functools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from janus_jax.data.images import Normalization, decode_image
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageReference
+from janus_jax.evaluation.replicated_network import Progress, ReplicatedNetwork
 from janus_jax.evaluation.resize import MODES, clip_pixels, inception_pixels
 from janus_jax.evaluation.scores.frechet import Moments, Origin, moments
-from janus_jax.models.config import AnyConfig, ClipConfig, InceptionConfig
-from janus_jax.models.params import Params, bind, build, fingerprint
+from janus_jax.models.config import ClipConfig, InceptionConfig
+from janus_jax.models.params import Params
 from janus_jax.ops.codebook import l2_normalize
 from janus_jax.weights.clip import ClipTokenizer, load_clip, read_clip_preprocessor, read_clip_tokenizer
 from janus_jax.weights.inception import load_inception
-
-ROWS_PER_DEVICE = 32
-Progress = Callable[[int, int], None]  # called with the number of images that are done, and of all
-Item = TypeVar("Item")
 
 
 class InceptionFeatures(NamedTuple):
@@ -59,8 +50,8 @@ class InceptionNetwork:
         """
         if mode not in MODES:
             raise UserError(f"mode={mode!r} is not one of {', '.join(MODES)}")
-        self.origin = Origin(mode, fingerprint(config, jax.device_get(params))[:12])
-        self._program = _OnDevices(config, params, _features, mesh)
+        self._network = ReplicatedNetwork(config, params, mesh)
+        self.origin = Origin(mode, self._network.weights)
 
     @classmethod
     def from_file(cls, path: epath.PathLike, mode: str = "clean", mesh: Mesh | None = None) -> "InceptionNetwork":
@@ -73,7 +64,7 @@ class InceptionNetwork:
             raise UserError("no images to compute features of")
         prepare = functools.partial(_inception_input, mode=self.origin.mode)
         total, logits = None, []
-        for features, batch_logits in self._program.batches(images, prepare, progress):
+        for features, batch_logits in self._network.batches(_features, images, prepare, progress):
             part = moments(features)
             total = part if total is None else total + part
             logits.append(batch_logits)
@@ -82,7 +73,7 @@ class InceptionNetwork:
 
 
 class ClipNetwork:
-    """Scores how well images agree with texts."""
+    """Scores how well images agree with texts, and tells which of several texts fits an image best."""
 
     def __init__(
         self,
@@ -94,8 +85,8 @@ class ClipNetwork:
     ):
         """Puts the weights on every device; see `InceptionNetwork`."""
         self._config, self._tokenizer, self._normalization = config, tokenizer, normalization
-        self.weights = fingerprint(config, jax.device_get(params))[:12]
-        self._program = _OnDevices(config, params, _cosines, mesh)
+        self._network = ReplicatedNetwork(config, params, mesh)
+        self.weights = self._network.weights
 
     @classmethod
     def from_folder(cls, folder: epath.PathLike, mesh: Mesh | None = None) -> "ClipNetwork":
@@ -118,61 +109,48 @@ class ClipNetwork:
         ids, num_cut = self._tokenizer.encode(texts)
 
         def prepare(pair: tuple[ImageReference, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-            pixels = clip_pixels(_read(pair[0]), self._config.image_size)
-            return self._normalization(pixels), pair[1]
+            return self._pixels(_read(pair[0])), pair[1]
 
         pairs = list(zip(images, ids, strict=True))
-        cosines = [cosine for (cosine,) in self._program.batches(pairs, prepare, progress)]
+        cosines = [cosine for (cosine,) in self._network.batches(_cosines, pairs, prepare, progress)]
         return 100 * np.maximum(np.concatenate(cosines).astype(np.float64), 0), num_cut
 
+    def classifier(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """[K, E] one embedding per class: the normalised mean of those of its texts (CLIP, section 3.1.4)."""
+        ids, _ = self._tokenizer.encode([text for of_class in texts for text in of_class])
+        batches = self._network.batches(_text_embeddings, list(ids), lambda row: (row,))
+        embeddings = iter(np.concatenate([found for (found,) in batches]))
+        means = np.stack([np.mean([next(embeddings) for _ in of_class], axis=0) for of_class in texts])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
 
-class _OnDevices:
-    """A function of batches, with the weights of a network on every device and the rows divided over all devices."""
+    def classify(self, images: Sequence[PIL.Image.Image], classifier: np.ndarray) -> list[int]:
+        """The class of each RGB image: the one whose embedding is nearest."""
+        batches = self._network.batches(_image_embeddings, images, lambda image: (self._pixels(image),))
+        return [int(best) for (found,) in batches for best in np.argmax(found @ classifier.T, axis=1)]
 
-    def __init__(self, config: AnyConfig, params: Params, function: Callable[..., Any], mesh: Mesh | None):
-        devices = np.array(jax.local_devices()) if mesh is None else mesh.devices.flatten()
-        rows = Mesh(devices, ("rows",))
-        self._num_devices, self._rows = len(devices), NamedSharding(rows, PartitionSpec("rows"))
-        self._params = jax.device_put(params, NamedSharding(rows, PartitionSpec()))
-        self._run = functools.partial(_run, function=function, config=config)
-
-    def batches(
-        self, items: Sequence[Item], prepare: Callable[[Item], tuple[np.ndarray, ...]], progress: Progress | None
-    ) -> Iterator[tuple[np.ndarray, ...]]:
-        """The results of each batch in turn, without those of padding rows."""
-        share = min(ROWS_PER_DEVICE, -(-len(items) // self._num_devices))
-        size = share * self._num_devices
-        parts = [items[start : start + size] for start in range(0, len(items), size)]
-        with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-            waiting = [pool.submit(prepare, item) for item in parts[0]] if parts else []
-            for number, part in enumerate(parts):
-                prepared = [future.result() for future in waiting]
-                following = parts[number + 1] if number + 1 < len(parts) else ()
-                waiting = [pool.submit(prepare, item) for item in following]
-                padded = [*prepared, *prepared[-1:] * (size - len(part))]
-                inputs = [jax.device_put(np.stack(values), self._rows) for values in zip(*padded, strict=True)]
-                yield tuple(np.asarray(values)[: len(part)] for values in self._run(self._params, *inputs))
-                if progress is not None:
-                    progress(number * size + len(part), len(items))
+    def _pixels(self, image: PIL.Image.Image) -> np.ndarray:
+        return self._normalization(clip_pixels(image, self._config.image_size))
 
 
 def _inception_input(image: ImageReference, mode: str) -> tuple[np.ndarray]:
     return (inception_pixels(_read(image), mode),)
 
 
-@functools.partial(jax.jit, static_argnames=("function", "config"))
-def _run(params: Params, *inputs: jax.Array, function: Callable[..., Any], config: AnyConfig) -> tuple[jax.Array, ...]:
-    with jax.default_matmul_precision("float32"):
-        return function(bind(build(config), params), *inputs)
-
-
-def _features(apply: Callable[..., Any], pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _features(apply: Callable[..., Any], pixels: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(apply(pixels))
 
 
 def _cosines(apply: Callable[..., Any], pixels: jax.Array, ids: jax.Array) -> tuple[jax.Array]:
-    images, texts = apply(pixels, method="encode_images"), apply(ids, method="encode_texts")
-    return (jnp.sum(l2_normalize(images) * l2_normalize(texts), axis=-1),)
+    images, texts = _image_embeddings(apply, pixels)[0], _text_embeddings(apply, ids)[0]
+    return (jnp.sum(images * texts, axis=-1),)
+
+
+def _image_embeddings(apply: Callable[..., Any], pixels: jax.Array) -> tuple[jax.Array]:
+    return (l2_normalize(apply(pixels, method="encode_images")),)
+
+
+def _text_embeddings(apply: Callable[..., Any], ids: jax.Array) -> tuple[jax.Array]:
+    return (l2_normalize(apply(ids, method="encode_texts")),)
 
 
 def _read(image: ImageReference) -> PIL.Image.Image:

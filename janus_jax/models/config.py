@@ -105,6 +105,37 @@ class InceptionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """A Swin Transformer, the backbone of a detector."""
+
+    width: int  # of the first stage; each further stage has twice the width of the one before
+    depths: tuple[int, ...]  # number of blocks of each stage
+    num_heads: tuple[int, ...]  # of each stage
+    window_size: int
+    mlp_ratio: int
+    norm_eps: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mask2FormerConfig:
+    """Mask2Former, the detector of GenEval. Only evaluation uses it."""
+
+    swin: SwinConfig
+    width: int  # of all parts but the backbone
+    encoder_depth: int
+    encoder_mlp_dim: int
+    decoder_depth: int
+    decoder_mlp_dim: int
+    num_heads: int
+    num_queries: int
+    num_classes: int
+
+    def __post_init__(self):
+        _require_multiple("width", self.width, "32 (groups of channels)", 32)
+        _require_multiple("width", self.width, "num_heads", self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VQConfig:
     """An image tokenizer with a codebook (VQ-16 of LlamaGen)."""
 
@@ -245,7 +276,7 @@ class JanusFlowConfig:
 
 FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
 ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
-MetricConfig = ClipConfig | InceptionConfig  # networks that measure images, which are only loaded and run
+MetricConfig = ClipConfig | InceptionConfig | Mask2FormerConfig  # networks that measure images
 AnyConfig = ModelConfig | MetricConfig
 
 

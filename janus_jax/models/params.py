@@ -22,6 +22,7 @@ from janus_jax.models.config import (
     InceptionConfig,
     JanusConfig,
     JanusFlowConfig,
+    Mask2FormerConfig,
     VAEConfig,
     VQConfig,
 )
@@ -30,6 +31,7 @@ from janus_jax.models.inception import Inception
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.mask2former import Mask2Former
 from janus_jax.models.sdxl_vae import VAE
 from janus_jax.models.vq import VQModel
 
@@ -41,6 +43,7 @@ MODULES: dict[type, type[nn.Module]] = {
     VAEConfig: VAE,
     ClipConfig: Clip,
     InceptionConfig: Inception,
+    Mask2FormerConfig: Mask2Former,
 }
 
 

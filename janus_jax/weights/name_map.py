@@ -10,7 +10,8 @@ entry, and `[linear]` is a matrix where ours is a 1x1 convolution.
 
 A *layout* is a whole checkpoint ("hf", "deepseek", "janusflow" and its "vae"), or a pretrained part to start training
 from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's vq_ds16), or
-a network that only measures images: "inception" (pytorch-fid's file), "clip" (transformers' CLIPModel).
+a network that only measures images: "inception" (pytorch-fid's file), "clip" (transformers' CLIPModel), "mask2former"
+(transformers) and "mmdet" (the same network in mmdet).
 """
 
 import functools
@@ -24,6 +25,7 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import AnyConfig, JanusFlowConfig
 from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.scan_layers import is_stacked
+from janus_jax.weights.detector_name_map import DETECTOR_TABLES
 from janus_jax.weights.janusflow_name_map import FLOW_TABLES
 from janus_jax.weights.metric_name_map import METRIC_TABLES
 from janus_jax.weights.reader import TensorSlice
@@ -60,8 +62,20 @@ _CONV = Transform("OIHW to HWIO", lambda x: x.transpose(2, 3, 1, 0), lambda x: x
 _NOTED = {  # by the note in the table; "linear" concerns the weight only, not the bias
     "0": Transform("drop leading axis", lambda x: x[0], lambda x: x[None]),
     "channels": Transform("drop leading axes", lambda x: x[0, 0, 0], lambda x: x[None, None, None]),
+    # The four neighbours that Swin merges vary fastest in mmdet, and slowest in ours.
+    "unfold": Transform("reorder merged neighbours", lambda x: _merged_first(x), lambda x: _merged_last(x)),
     "linear": Transform("transpose to 1x1 convolution", lambda x: x.T[None, None], lambda x: x[0, 0].T),
 }
+
+
+def _merged_first(x: np.ndarray) -> np.ndarray:
+    """[..., channels * rows * columns of neighbours] -> [columns * rows * channels, ...]."""
+    return x.reshape(*x.shape[:-1], -1, 2, 2).T.reshape(x.shape[-1], *x.shape[:-1])
+
+
+def _merged_last(x: np.ndarray) -> np.ndarray:
+    """The inverse of `_merged_first`."""
+    return x.reshape(2, 2, -1, *x.shape[1:]).T.reshape(*x.shape[1:], x.shape[0])
 
 
 class _Table(NamedTuple):
@@ -142,6 +156,7 @@ _LLM_HEAD = _Table("llm/", "", "language_model.", (("lm_head", "lm_head", "lm_he
 _OTHER_TABLES = (*METRIC_TABLES, *FLOW_TABLES)  # with one column of foreign names
 _TABLES = (
     *(_SIGLIP, _ALIGNER, _GEN_ALIGNER, _GEN_EMBED, _GEN_HEAD, _VQ_DOWN, _VQ_UP, _VQ, _LLM, _LLM_HEAD),
+    *(_Table(*table) for table in DETECTOR_TABLES),
     *(_Table(ours, "", theirs, tuple((a, "", b) for a, b in rows)) for ours, theirs, rows in _OTHER_TABLES),
 )
 
@@ -164,6 +179,8 @@ LAYOUTS = {
     "vae": _Layout("deepseek"),
     "inception": _Layout("deepseek"),
     "clip": _Layout("deepseek"),
+    "mask2former": _Layout("hf"),
+    "mmdet": _Layout("deepseek"),
 }
 
 # Patterns of the names of tensors that our models do not have: buffers, pooling heads, SigLIP's text tower.
@@ -178,6 +195,8 @@ DROPPED = {
     "vae": _BUFFERS,
     "inception": r".+\.num_batches_tracked|fc\.bias",  # the Inception score uses logits without their bias
     "clip": _BUFFERS,
+    "mask2former": r".+\.encoder\.(swin\.)?layernorm\..+|.+\.relative_position_index|criterion\.empty_weight",
+    "mmdet": r".+\.relative_position_index|panoptic_head\.loss_cls\.class_weight",
 }
 TRAINING_ONLY = "alignment_head/"  # prefix of our parameters that no foreign layout has
 

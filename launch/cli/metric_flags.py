@@ -22,6 +22,12 @@ _REFERENCE = flags.DEFINE_string(
 _DETECTIONS = flags.DEFINE_string(
     "detections", None, "GenEval: detections as JSON Lines, or the results file of its own script."
 )
+_DETECTOR = flags.DEFINE_string(
+    "detector",
+    None,
+    "GenEval: weights of Mask2Former, with which the detections are made here; needs --clip. The official ones are "
+    "mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco.pth; a folder of transformers works too.",
+)
 _ANSWERS = flags.DEFINE_string("answers", None, "DPG-Bench: answers to its questions as JSON Lines.")
 _RULE = flags.DEFINE_enum(
     "rule", RULES[0], RULES, "DPG-Bench: official repeats two mistakes of the official script, all_rows does not."
@@ -36,6 +42,7 @@ def metric_options() -> MetricOptions:
         clip=_path(_CLIP.value),
         reference=_path(_REFERENCE.value),
         detections=_path(_DETECTIONS.value),
+        detector=_path(_DETECTOR.value),
         answers=_path(_ANSWERS.value),
         dpg_rule=_RULE.value,
         store=_path(output),

@@ -1,6 +1,7 @@
 """GenEval: 553 prompts about objects, their number, colours and positions, four images each.
 
-A detector finds the objects outside of this package. Its detections come as JSON Lines, one object per image:
+The objects are found here by Mask2Former and CLIP (`geneval_detection`), or by any detector outside of this package.
+Its detections come as JSON Lines, one object per image:
 
     {"file": "00000/00000.png", "detections": {"bench": [[x0, y0, x1, y1, confidence], ...]}, "colors": {"bench":
     ["red", ...]}}
@@ -13,15 +14,18 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageRequest, Metric, SampleScore, Scores
+from janus_jax.evaluation.detector import Detector
+from janus_jax.evaluation.image_benchmarks.geneval_detection import GenEvalDetector
 from janus_jax.evaluation.image_benchmarks.options import MetricOptions
-from janus_jax.evaluation.image_files import copy_files, generated_images
+from janus_jax.evaluation.image_features import ClipNetwork
+from janus_jax.evaluation.image_files import ImageFile, copy_files, generated_images
 from janus_jax.evaluation.readers.records import Record, first_ten, read_json_lines
 from janus_jax.evaluation.scores.geneval import (
     COLORS,
@@ -34,6 +38,7 @@ from janus_jax.evaluation.scores.geneval import (
     judge,
 )
 from janus_jax.evaluation.statistics import mean_metric, mean_of_metrics
+from janus_jax.storage import write_whole
 
 NUM_IMAGES = 4  # per prompt, in the paper and in the official layout
 _FILE = re.compile(r"(?:.*/)?(\d{1,9})/(?:samples/)?(\d{1,9})\.png")
@@ -57,11 +62,13 @@ class GenEval:
             UserError: images are missing from a folder that exists, there are no detections, they do not belong to the
                 images one to one, or lack a colour that a verdict needs.
         """
-        what = "the results file of GenEval's own script, or detections as JSON Lines"
-        detections = self.options.require_judgement("detections", self, what, folder)
-        if folder.exists():  # it may lie elsewhere, in the layout of the official script
-            generated_images(self.requests, folder)
-        verdicts = read_verdicts(detections, self.requests)
+        images = generated_images(self.requests, folder) if folder.exists() else None
+        if self.options.detections is None and self.options.detector is not None and images is not None:
+            verdicts, origin = self._detect(images)
+        else:
+            what = "the results file of GenEval's own script, or detections as JSON Lines"
+            detections = self.options.require_judgement("detections", self, what, folder)
+            verdicts, origin = read_verdicts(detections, self.requests), f"verdicts from {detections.name}"
         by_tag: dict[str, list[tuple[int, Verdict]]] = {}
         samples = []
         for request in self.requests:
@@ -74,7 +81,7 @@ class GenEval:
             if tag in by_tag
         }
         missing = [tag for tag in TAGS if tag not in tags]
-        notes = [_NOTE, f"verdicts from {detections.name}"]
+        notes = [_NOTE, origin]
         notes += [f"without prompts of {', '.join(missing)}, so the overall figure is not comparable"] * bool(missing)
         return Scores(
             headline="overall",
@@ -84,6 +91,28 @@ class GenEval:
             tables={"GenEval by kind of prompt": _table(tags)},
             notes=notes,
         )
+
+    def _detect(self, images: Sequence[Sequence[ImageFile]]) -> tuple[dict[int, list[Verdict]], str]:
+        """Verdicts from the images themselves, and what a reader must know of them.
+
+        With `options.store` the detections are kept in `<store>/geneval/detections.jsonl`.
+        """
+        clip_folder = self.options.require("clip", self.name, "a CLIP folder of transformers, which tells colours")
+        detector = Detector.from_path(self.options.require("detector", self.name, "weights of Mask2Former"))
+        clip = ClipNetwork.from_folder(clip_folder)
+        progress, total = self.options.progress(f"{self.name}: detector"), sum(map(len, images))
+        lines = []
+        for line in GenEvalDetector(detector, clip).detect(self.requests, images):
+            lines.append(line)
+            progress(len(lines), total)
+        if self.options.store is not None:
+            path = self.options.store / self.name / "detections.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+        records = (Record(line, f"the detections of {line['file']}") for line in lines)
+        kind = "mmdet's weights" if detector.is_official else "other weights than the published figures"
+        origin = f"detected here with {kind} ({detector.weights}) and CLIP {clip.weights}"
+        return verdicts_of(records, self.requests, self.name), origin
 
     def write_submission(self, images: epath.Path, folder: epath.Path) -> Sequence[epath.Path]:
         """Writes `<n>/metadata.jsonl` and `<n>/samples/<digits>.png`, which the official script reads."""
@@ -122,10 +151,15 @@ def read_verdicts(path: epath.Path, requests: Sequence[ImageRequest]) -> dict[in
     Raises:
         UserError: a line is damaged, or images are missing, repeated or unknown. Up to ten are named.
     """
+    return verdicts_of(read_json_lines(path), requests, str(path))
+
+
+def verdicts_of(lines: Iterable[Record], requests: Sequence[ImageRequest], origin: str) -> dict[int, list[Verdict]]:
+    """The same for lines that were read; `origin` is what messages call them all."""
     by_index = {request.index: request for request in requests}
     found: dict[tuple[int, int], Verdict] = {}
     unknown, repeated = [], []
-    for line in read_json_lines(path):
+    for line in lines:
         official = "correct" in line.values
         name = line.text("filename" if official else "file")
         match = _FILE.fullmatch(name.replace("\\", "/"))
@@ -143,7 +177,7 @@ def read_verdicts(path: epath.Path, requests: Sequence[ImageRequest]) -> dict[in
     missing = [f"{index:05d}/{number:05d}.png" for index, number in wanted if (index, number) not in found]
     for what, names in (("missing", missing), ("repeated", repeated), ("not of the benchmark", unknown)):
         if names:
-            raise UserError(f"{path}: images {what}: {first_ten(names)}")
+            raise UserError(f"{origin}: images {what}: {first_ten(names)}")
     return {r.index: [found[r.index, number] for number in range(r.num_images)] for r in requests}
 
 

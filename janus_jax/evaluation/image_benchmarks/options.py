@@ -21,6 +21,7 @@ class MetricOptions:
     clip: epath.Path | None = None  # folder of CLIP, for the CLIP score
     reference: epath.Path | None = None  # folder or archive of real images, or `.npz` with their moments
     detections: epath.Path | None = None  # detections or verdicts of GenEval
+    detector: epath.Path | None = None  # weights of GenEval's detector, which makes the detections; needs CLIP too
     answers: epath.Path | None = None  # answers to DPG-Bench's questions
     dpg_rule: str = "all_rows"  # one of `scores.dpg.RULES`
     store: epath.Path | None = None  # folder of a run, in which moments of images are kept; None keeps none
@@ -62,7 +63,7 @@ class MetricOptions:
 
     def checked(self) -> Self:
         """The same options. Raises UserError naming the flag of the first file that does not exist."""
-        for field in ("inception", "clip", "reference", "detections", "answers"):
+        for field in ("inception", "clip", "reference", "detections", "detector", "answers"):
             path = getattr(self, field)
             if path is not None and not path.exists():
                 raise UserError(f"--{field}={path}: no such file or folder")

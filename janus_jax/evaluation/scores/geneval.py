@@ -10,8 +10,20 @@ from typing import Any, NamedTuple
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+# The classes of COCO by GenEval's names, in the order of the detector.
+CLASSES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote"),
+    *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock"),
+    *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+)
 RELATIONS = ("left of", "right of", "above", "below")
-_THRESHOLD, _COUNTING_THRESHOLD = 0.3, 0.9  # a box counts when its confidence is above
+THRESHOLD, _COUNTING_THRESHOLD = 0.3, 0.9  # a box counts when its confidence is above
 _MAX_OBJECTS = 16  # boxes of a class that count
 _POSITION_THRESHOLD = 0.1  # share of the sizes of two boxes by which their centres may differ without a relation
 _DIRECTION_THRESHOLD = 0.5  # of the normalised offset
@@ -38,7 +50,7 @@ class MissingColorError(ValueError):
 
 def counted_detections(found: Mapping[str, Sequence[Detection]], tag: str) -> dict[str, list[Detection]]:
     """The detections that count, by class, the most confident first. Classes without any are left out."""
-    threshold = _COUNTING_THRESHOLD if tag == "counting" else _THRESHOLD
+    threshold = _COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     counted = {}
     for name, detections in found.items():
         ordered = sorted(detections, key=lambda detection: -detection.confidence)
