@@ -118,7 +118,7 @@ def _write_vqav2(folder: Path, labels: np.ndarray) -> None:
 
 def _write_pope(folder: Path, labels: np.ndarray) -> None:
     """Yes or no: the digit itself, then another one."""
-    lines = []
+    lines: list[dict[str, object]] = []
     for number, label in enumerate(labels):
         for asked in (label, (label + 1 + number % 9) % 10):
             text = f"Is there a {digits.NAMES[asked]} in the image?"

@@ -11,6 +11,7 @@ from janus_jax.data.images import decode_image
 from janus_jax.errors import UserError
 from janus_jax.evaluation import results
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
+from janus_jax.evaluation.identity import INFORMATION
 from janus_jax.reports.evaluation_page import Section, Shown, render
 from janus_jax.reports.text import format_table
 from janus_jax.storage import write_whole
@@ -36,8 +37,9 @@ def write(
         for name, scores in content["benchmarks"].items()
     ]
     head, rows = results.table_of(content)
-    path = output / "report.html"
-    write_whole(path, render(f"Evaluation of {content['model'] or 'a model'}", head, rows, sections), shared=True)
+    path, run = output / "report.html", content["run"] or {}
+    evaluated = run.get(INFORMATION, {}).get("checkpoint") or "predictions"
+    write_whole(path, render(f"Evaluation of {evaluated}", head, rows, sections), shared=True)
     return f"{format_table([head, *rows])}\n\npage: {path}"
 
 
