@@ -150,7 +150,7 @@ def write_results(output: epath.Path) -> dict[str, Any]:
 
 
 def table_of(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table of all benchmarks, as text.
+    """The head and the rows of the table of all benchmarks as text, without columns that are empty.
 
     Args:
         content: of results.json.
@@ -172,7 +172,8 @@ def table_of(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [name, scores["headline"], format_metric(metric), *compared, of_users, str(metric["count"]), *counts]
         )
-    return head, rows
+    kept = [place for place in range(len(head)) if not rows or any(row[place] for row in rows)]
+    return [head[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 def format_metric(metric: Mapping[str, Any]) -> str:

@@ -56,7 +56,7 @@ def _section(
     metric = scores["metrics"].get(scores["headline"])
     summary = "These answers are scored elsewhere."
     if metric is not None:
-        summary = f"{scores['headline']}: {results.format_metric(metric)}. Samples: {metric['count']}."
+        summary = f"{scores['headline']}: {results.format_metric(metric)}, from {metric['count']}."
     judged = [sample for sample in samples if _is_judged(sample)]
     wrong = [sample for sample in judged if sample["score"] < 1]
     wrong.sort(key=lambda sample: (sample["parsed"] is not None, sample["score"]))  # the undecided ones first
@@ -133,7 +133,9 @@ def _verdict(sample: Mapping[str, Any]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A JSON value for readers."""
+    """A JSON value for readers; objects of a list stand on lines of their own."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_as_text(inner)}" for name, inner in value.items() if inner not in ("", None))
     if isinstance(value, list):
-        return ", ".join(map(_as_text, value))
+        return ("\n" if any(isinstance(inner, Mapping) for inner in value) else ", ").join(map(_as_text, value))
     return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
