@@ -31,10 +31,12 @@ DATA = [
     "tensorflow-datasets>=4.9.10,<5",
     "zstandard>=0.23",
 ]
+EVAL = ["openpyxl>=3.1", "pyarrow>=18"]  # benchmarks as parquet, and the spreadsheet that MMBench's server takes
 COMPILER = ["jax[tpu]; sys_platform == 'linux'"]  # brings libtpu in the version that JAX asks for
 TEST = [
     *QUICKSTART,
     *DATA,
+    *EVAL,
     *COMPILER,
     "beartype>=0.21",
     "diffusers>=0.37,<1",
@@ -60,5 +62,5 @@ setup(
     # Commands, configs, examples and benchmarks run from a checkout; site-packages gets the library alone.
     packages=find_packages(include=["janus_jax", "janus_jax.*"]),
     install_requires=CORE,
-    extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": TPU, "cuda": CUDA},
+    extras_require={"quickstart": QUICKSTART, "data": DATA, "eval": EVAL, "test": TEST, "tpu": TPU, "cuda": CUDA},
 )

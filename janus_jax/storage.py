@@ -20,16 +20,20 @@ from janus_jax.errors import UserError
 MAX_JSON_BYTES = 1 << 20
 
 
-def write_whole(path: epath.PathLike, text: str) -> None:
-    """Writes a text file in one step: a reader finds either the old text or the new one.
+def write_whole(path: epath.PathLike, content: str | bytes, shared: bool = False) -> None:
+    """Writes a file in one step: a reader finds either the old content or the new one.
+
+    Args:
+        shared: other processes may write the same file at the same time; the last one wins. A killed process then
+            leaves a hidden file behind, which nobody else would write again.
 
     Raises:
         OSError: the file cannot be written; the old one is as it was.
     """
     path = epath.Path(path)
-    partial = path.parent / f".{path.name}.partial"
+    partial = path.parent / f".{path.name}.partial{f'-{uuid.uuid4().hex[:8]}' if shared else ''}"
     try:
-        partial.write_text(text)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)
@@ -137,9 +141,9 @@ def read_json(path: epath.Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 
-def write_json(path: epath.Path, content: Any) -> None:
-    """Writes a JSON file in one step, for people to read."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+def write_json(path: epath.Path, content: Any, shared: bool = False) -> None:
+    """Writes a JSON file in one step, for people to read; `shared` is that of `write_whole`."""
+    write_whole(path, json.dumps(content, indent=2) + "\n", shared)
 
 
 @contextmanager

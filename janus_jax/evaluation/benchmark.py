@@ -12,11 +12,16 @@ from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
+# Fields of a NamedTuple that are named `index` and `count` hide methods of tuples, of which mypy complains.
+
 
 class ImageReference(Protocol):
     """An image of a benchmark that is read only when it is needed."""
 
-    name: str  # shown in reports, such as "COCO_val2014_000000000042.jpg"; equal names are equal images
+    @property
+    def name(self) -> str:
+        """Shown in reports, such as "COCO_val2014_000000000042.jpg"; equal names are equal images."""
+        ...
 
     def read(self) -> bytes:
         """The encoded image. Raises UserError when it is missing or larger than an image may be."""
@@ -26,7 +31,9 @@ class ImageReference(Protocol):
 class Question(NamedTuple):
     """A question that a model answers with text."""
 
-    index: int  # place in the order of the benchmark's file, from 0; the key of everything that is stored
+    # The place in the order of the benchmark's files, from 0: the key of everything that is stored. Places of questions
+    # that are not asked, such as those about videos, are left out.
+    index: int  # type: ignore[assignment]
     id: str  # the benchmark's own name of it, text as it stands in the file
     prompt: str  # what the user says, without roles; the images come before it
     images: tuple[ImageReference, ...]
@@ -36,31 +43,33 @@ class Question(NamedTuple):
 
 
 class ImageRequest(NamedTuple):
-    """A prompt for which a model generates images."""
+    """A prompt for which a model generates images, or an image that its image tokenizer reconstructs."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     id: str
     prompt: str
     num_images: int
     fields: Mapping[str, Any] = {}
+    image: ImageReference | None = None  # the image to reconstruct; its prompt is empty
 
 
 class Answer(NamedTuple):
     """The text that a model gave to a question."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     text: str
     num_tokens: int | None = None  # None: unknown, the answer comes from a file of predictions
     finish: str = ""  # "stop", "length" (truncated), or "" where it is unknown
     error: str = ""  # why there is no answer, such as an unreadable image; the answer then counts as wrong
+    converted: bool = False  # whether the text has passed what the benchmark does to answers before an upload
 
 
 class SampleScore(NamedTuple):
     """How one answer, or the images of one request, were read and what they earn."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     parsed: str | None  # what was read out of the answer; None: undecided, which counts as wrong
-    score: float  # its share in the headline figure, mostly 0 or 1
+    score: float | None  # its share in the headline figure, mostly 0 or 1; None: nothing here can score it
     fields: Mapping[str, Any] = {}  # further readings, such as {"lenient": 1.0}
 
 
@@ -68,7 +77,7 @@ class Metric(NamedTuple):
     """One figure of a benchmark in the unit of its paper, with how sure it is."""
 
     value: float
-    count: int  # questions, prompts or images behind it
+    count: int  # type: ignore[assignment]  # of questions, prompts or images behind it
     stderr: float | None = None  # None: not known
     interval: tuple[float, float] | None = None  # of 95 %
 
@@ -77,7 +86,7 @@ class Metric(NamedTuple):
 class Scores:
     """What a benchmark says about a list of answers."""
 
-    headline: str  # the name in `metrics` that is compared with the paper
+    headline: str  # the name in `metrics` that is compared with the paper; "" if nothing here can score the answers
     metrics: Mapping[str, Metric]
     samples: Sequence[SampleScore]  # in the order of the requests
     counts: Mapping[str, int]  # such as {"undecided": 3, "truncated": 0, "unreadable": 0}
@@ -88,8 +97,15 @@ class Scores:
 class Benchmark(Protocol):
     """A benchmark of questions, made from files by `evaluation.readers` and named in `evaluation.registry`."""
 
-    name: str  # such as "pope"
-    files: Sequence[epath.Path]  # what it was read from; part of the identity of a run
+    @property
+    def name(self) -> str:
+        """Its name, such as "pope"."""
+        ...
+
+    @property
+    def files(self) -> Sequence[epath.Path]:
+        """What it was read from; part of the identity of a run."""
+        ...
 
     @property
     def requests(self) -> Sequence[Question]: ...
@@ -110,12 +126,19 @@ class Benchmark(Protocol):
 class ImageBenchmark(Protocol):
     """A benchmark of generated images, which lie as `folder/<index>/<number>.png`, both with five digits."""
 
-    name: str
-    files: Sequence[epath.Path]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[epath.Path]: ...
 
     @property
     def requests(self) -> Sequence[ImageRequest]: ...
 
     def score(self, folder: epath.Path) -> Scores:
         """Scores a complete folder of images. Raises UserError when images are missing, naming up to ten."""
+        ...
+
+    def write_submission(self, images: epath.Path, folder: epath.Path) -> Sequence[epath.Path]:
+        """Writes a complete folder of images as the benchmark's official script reads them."""
         ...

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.params import Params, bind, build, fingerprint
@@ -29,9 +30,19 @@ class ImageTokenizer:
         apply = bind(build(config), params)
         self._encode = jax.jit(lambda pixels: apply(normalize(pixels, jnp.float32), method="encode"))
 
+        def decode(codes: jax.Array, grid: tuple[int, int]) -> jax.Array:
+            return apply(codes, grid, method="decode").astype(jnp.float32)
+
+        self._decode = jax.jit(decode, static_argnums=1)
+
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, size, size, 3] -> int32 [B, N]."""
         return np.asarray(self._encode(pixels))
+
+    def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> the images that their codes decode to, in the same form."""
+        height, width = (side // self.config.downsampling for side in pixels.shape[1:3])
+        return np.stack([np.asarray(image) for image in to_images(self._decode(self._encode(pixels), (height, width)))])
 
     @property
     def sha256(self) -> str:

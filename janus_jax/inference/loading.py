@@ -70,9 +70,7 @@ def load(
         raise UserError(f"quantization={quantization!r} is not one of {sorted(QUANTIZATIONS)}")
     shardings = None if mesh is None else decoding_shardings(config, mesh)
     on_cpu = jax.default_backend() == "cpu"
-    if dtype is None:
-        dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    dtype = jax.dtypes.canonicalize_dtype(floating_dtype(dtype))
+    dtype = jax.dtypes.canonicalize_dtype(floating_dtype(default_dtype() if dtype is None else dtype))
     loaded_vae = None
     if isinstance(config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
@@ -89,3 +87,8 @@ def load(
     if isinstance(config, JanusFlowConfig):
         return JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
     return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+
+
+def default_dtype() -> jnp.dtype:
+    """The dtype of a model that is loaded without one: float32 on a CPU and bfloat16 on accelerators."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)

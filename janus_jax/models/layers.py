@@ -42,7 +42,7 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """[B, H, W, in] -> [B, H', W', features] with a bias; the filter "kernel" is [k, k, in, features] (HWIO)."""
+    """[B, H, W, in] -> [B, H', W', features]; the filter "kernel" is [k, k, in, features] (HWIO)."""
 
     features: int
     kernel_size: int
@@ -52,6 +52,7 @@ class Conv(nn.Module):
     # Logical axes of the filter. None: the larger number of channels is sharded if the filter is `LARGE`, otherwise
     # none.
     axes: Axes | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -60,7 +61,6 @@ class Conv(nn.Module):
         channels = ("conv_in", None) if x.shape[-1] > self.features else (None, "conv_out")
         axes = self.axes or (None, None, *(channels if math.prod(shape) >= LARGE else (None, None)))
         kernel = self.param("kernel", declare(default, axes), shape)
-        bias = self.param("bias", declare(default, (None,)), (self.features,))
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -68,7 +68,9 @@ class Conv(nn.Module):
             padding=(self.padding, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", declare(default, (None,)), (self.features,)).astype(self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -105,6 +107,13 @@ def gelu(x: jax.Array) -> jax.Array:
     """Exact (erf) GELU, the only one in the family; Flax and JAX default to the tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
 
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x), OpenAI's approximation of GELU in CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}  # by their names in the config.json of transformers
 
 _ONES = declare(Constant(1.0), (None,))
 _ZEROS = declare(Constant(0.0), (None,))

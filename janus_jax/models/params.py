@@ -15,11 +15,23 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.clip import Clip
+from janus_jax.models.config import (
+    AnyConfig,
+    ClipConfig,
+    InceptionConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    Mask2FormerConfig,
+    VAEConfig,
+    VQConfig,
+)
 from janus_jax.models.execution import Execution
+from janus_jax.models.inception import Inception
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.mask2former import Mask2Former
 from janus_jax.models.sdxl_vae import VAE
 from janus_jax.models.vq import VQModel
 
@@ -29,10 +41,13 @@ MODULES: dict[type, type[nn.Module]] = {
     JanusFlowConfig: JanusFlow,
     VQConfig: VQModel,
     VAEConfig: VAE,
+    ClipConfig: Clip,
+    InceptionConfig: Inception,
+    Mask2FormerConfig: Mask2Former,
 }
 
 
-def build(config: ModelConfig, execution: Execution | None = None) -> nn.Module:
+def build(config: AnyConfig, execution: Execution | None = None) -> nn.Module:
     """The module of an architecture. It holds no parameters; call it through `bind`."""
     return MODULES[type(config)](config, execution or Execution())
 
@@ -47,7 +62,7 @@ def bind(model: nn.Module, params: Params) -> Callable[..., Any]:
 
 
 def init_params(
-    config: ModelConfig, seed: int, shardings: Params | None = None, known: Mapping[str, Any] | None = None
+    config: AnyConfig, seed: int, shardings: Params | None = None, known: Mapping[str, Any] | None = None
 ) -> Params:
     """Fresh float32 parameters with stacked layers; a seed gives the same bits on every mesh.
 
@@ -75,7 +90,7 @@ def init_params(
     return unflatten({path: fresh(path, declared) for path, declared in _declared(config).items()})
 
 
-def fresh_slice(config: ModelConfig, seed: int, path: str, layer: int | None) -> np.ndarray:
+def fresh_slice(config: AnyConfig, seed: int, path: str, layer: int | None) -> np.ndarray:
     """Fresh float32 values of one parameter, or of one layer of a stacked one, without sampling the whole parameter.
 
     They have the distribution of `init_params`, but are other values.
@@ -85,12 +100,12 @@ def fresh_slice(config: ModelConfig, seed: int, path: str, layer: int | None) ->
     return declared.distribution.sample(rng, declared.value.shape if layer is None else declared.value.shape[1:])
 
 
-def abstract_params(config: ModelConfig) -> Params:
+def abstract_params(config: AnyConfig) -> Params:
     """Shapes and dtypes of the arrays of `init_params`, without allocating them."""
     return unflatten({path: declared.value for path, declared in _declared(config).items()})
 
 
-def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
+def logical_axes(config: AnyConfig) -> dict[str, tuple[str | None, ...]]:
     """Path -> logical axis name, or None, of each dimension."""
     return {path: tuple(declared.names) for path, declared in _declared(config).items()}
 
@@ -105,7 +120,7 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
-def fingerprint(config: ModelConfig, params: Mapping[str, Any]) -> str:
+def fingerprint(config: AnyConfig, params: Mapping[str, Any]) -> str:
     """SHA-256 of the architecture and of parameters in host memory. Models with the same one compute the same."""
     digest = hashlib.sha256(repr(config).encode())
     for path, values in sorted(flatten(params).items()):
@@ -120,7 +135,7 @@ def count(params: Any) -> int:
 
 
 @functools.cache  # tracing a model of 7B takes seconds
-def _declared(config: ModelConfig) -> Mapping[str, Declared]:
+def _declared(config: AnyConfig) -> Mapping[str, Declared]:
     """Path -> declaration of each parameter, with abstract values."""
     model = build(config)
     declared = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])

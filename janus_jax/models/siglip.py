@@ -6,31 +6,36 @@ Letters: B images, P patches, N heads, H head dim, D width.
 import flax.linen as nn
 import jax
 
-from janus_jax.models.config import SiglipConfig
+from janus_jax.models.config import ClipTowerConfig, SiglipConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
-from janus_jax.models.layers import Conv, Linear, gelu, layer_norm
+from janus_jax.models.layers import ACTIVATIONS, Conv, Linear, layer_norm
 from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block without masks, with biases in all linear layers and the exact GELU."""
+    """Pre-norm transformer block with biases in all linear layers, which CLIP has too."""
 
-    config: SiglipConfig
+    config: SiglipConfig | ClipTowerConfig
     execution: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array, per_layer: None, shared: None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, per_layer: None, mask: jax.Array | None) -> tuple[jax.Array, None]:
+        """[B, P, D] -> [B, P, D].
+
+        Args:
+            mask: [B, P, P] bool, True where a token may see another; None means that all are visible (SigLIP).
+        """
         c, dtype = self.config, self.execution.dtype
         y = layer_norm(c.norm_eps, dtype, "attention_norm")(x)
         q, k, v = (
             Linear(c.width, ("embed", "heads"), dtype, name=name)(y).reshape(*y.shape[:2], c.num_heads, -1)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        x = x + Linear(c.width, ("heads", "embed"), dtype, name="o_proj")(attend(q, k, v).reshape(x.shape))
+        x = x + Linear(c.width, ("heads", "embed"), dtype, name="o_proj")(attend(q, k, v, mask).reshape(x.shape))
         y = layer_norm(c.norm_eps, dtype, "mlp_norm")(x)
-        y = gelu(Linear(c.mlp_dim, ("embed", "mlp"), dtype, name="fc1")(y))
+        y = ACTIVATIONS[c.activation](Linear(c.mlp_dim, ("embed", "mlp"), dtype, name="fc1")(y))
         return x + Linear(c.width, ("mlp", "embed"), dtype, name="fc2")(y), None
 
 

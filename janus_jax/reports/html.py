@@ -63,14 +63,24 @@ def cards(entries: Sequence[Card]) -> str:
     return f'<ul class="cards">{items}</ul>'
 
 
-def picture(image: PIL.Image.Image, description: str) -> str:
-    """An `img` element that holds the image itself. CSS shows it at --scale times its size in pixels."""
+def picture(image: PIL.Image.Image, description: str, longest_side: int | None = None) -> str:
+    """An `img` element that holds the image itself. CSS shows it at --scale times its size in pixels.
+
+    Args:
+        longest_side: makes a photo of at most this size of it, which is stored as JPEG. None keeps every pixel (PNG).
+    """
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    if longest_side is None:
+        kind = "png"
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        kind, image = "jpeg", image.convert("RGB")  # a copy
+        image.thumbnail((longest_side, longest_side))
+        image.save(buffer, "JPEG", quality=80, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<img alt="{escape(description)}" width="{image.width}" height="{image.height}" '
-        f'style="--width:{image.width}px" src="data:image/png;base64,{data}">'
+        f'style="--width:{image.width}px" src="data:image/{kind};base64,{data}">'
     )
 
 

@@ -17,6 +17,7 @@ from janus_jax.hardware import peak_flops
 from janus_jax.training.actions import (
     Action,
     ActionFactory,
+    MeasureFactory,
     Moment,
     OtherWork,
     SaveCheckpoint,
@@ -45,6 +46,7 @@ def train(
     workdir: epath.PathLike,
     watchdog: Watchdog | None = None,
     actions: Sequence[ActionFactory] = (),
+    measures: Sequence[MeasureFactory] = (),
 ) -> dict[str, float]:
     """Trains one stage to `config.train.num_steps`. Continues by itself when the workdir holds a checkpoint.
 
@@ -55,6 +57,7 @@ def train(
     Args:
         watchdog: Ends the process when a step or the end of the run takes too long. Closed at the end.
         actions: Further periodic actions. They run after the checkpoint of their step was started.
+        measures: Periodic actions that report figures. They run before the metrics of their step are written.
 
     Returns:
         The last written metrics.
@@ -71,7 +74,7 @@ def train(
         if watchdog is not None:
             ending.callback(watchdog.close)  # with several processes, a save may wait for one that hangs
         ending.push(_closing(run.checkpoints))
-        metrics = Trainer(run, state, stop, ending, watchdog, actions).train()
+        metrics = Trainer(run, state, stop, ending, watchdog, actions, measures).train()
     say(f"checkpoint {config.train.num_steps} in {run.workdir} is complete")
     return metrics
 
@@ -91,6 +94,7 @@ class Trainer:
         ending: contextlib.ExitStack,
         watchdog: Watchdog | None = None,
         actions: Sequence[ActionFactory] = (),
+        measures: Sequence[MeasureFactory] = (),
     ):
         config, plan = run.config, run.plan
         self._state, self._stop, self._watchdog = state, stop, watchdog
@@ -112,6 +116,7 @@ class Trainer:
         self._batches = DevicePrefetch(run.stream, plan.rows, stop.pending)
         self._actions: list[Action] = [
             *self._validation(run),
+            *(OtherWork(make(run, self._log), self._log) for make in measures),
             WriteMetrics(
                 self._log,
                 config.log_every,

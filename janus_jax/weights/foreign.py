@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from janus_jax.models.config import FamilyConfig, ModelConfig
+from janus_jax.models.config import AnyConfig, FamilyConfig
 from janus_jax.models.presets import JANUS_PRO_1B, JANUSFLOW_1P3B
 from janus_jax.weights import preprocessor, token_ids, tokenizer_files
 from janus_jax.weights.deepseek_config import read_deepseek_config
@@ -28,7 +28,7 @@ class ForeignTensors:
     def __init__(
         self,
         files: TensorFiles,
-        config: ModelConfig,
+        config: AnyConfig,
         layout: str,
         folder: epath.Path,
         *,

@@ -9,7 +9,9 @@ are fused along the first axis, `[0]` is the only entry of a leading axis, `[cha
 entry, and `[linear]` is a matrix where ours is a 1x1 convolution.
 
 A *layout* is a whole checkpoint ("hf", "deepseek", "janusflow" and its "vae"), or a pretrained part to start training
-from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's vq_ds16).
+from: "siglip" (transformers' SiglipVisionModel or SiglipModel), "llm" (LlamaForCausalLM), "vq" (LlamaGen's vq_ds16), or
+a network that only measures images: "inception" (pytorch-fid's file), "clip" (transformers' CLIPModel), "mask2former"
+(transformers) and "mmdet" (the same network in mmdet).
 """
 
 import functools
@@ -20,10 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusFlowConfig, ModelConfig
+from janus_jax.models.config import AnyConfig, JanusFlowConfig
 from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.scan_layers import is_stacked
+from janus_jax.weights.detector_name_map import DETECTOR_TABLES
 from janus_jax.weights.janusflow_name_map import FLOW_TABLES
+from janus_jax.weights.metric_name_map import METRIC_TABLES
 from janus_jax.weights.reader import TensorSlice
 
 Shape = tuple[int, ...]
@@ -58,8 +62,20 @@ _CONV = Transform("OIHW to HWIO", lambda x: x.transpose(2, 3, 1, 0), lambda x: x
 _NOTED = {  # by the note in the table; "linear" concerns the weight only, not the bias
     "0": Transform("drop leading axis", lambda x: x[0], lambda x: x[None]),
     "channels": Transform("drop leading axes", lambda x: x[0, 0, 0], lambda x: x[None, None, None]),
+    # The four neighbours that Swin merges vary fastest in mmdet, and slowest in ours.
+    "unfold": Transform("reorder merged neighbours", lambda x: _merged_first(x), lambda x: _merged_last(x)),
     "linear": Transform("transpose to 1x1 convolution", lambda x: x.T[None, None], lambda x: x[0, 0].T),
 }
+
+
+def _merged_first(x: np.ndarray) -> np.ndarray:
+    """[..., channels * rows * columns of neighbours] -> [columns * rows * channels, ...]."""
+    return x.reshape(*x.shape[:-1], -1, 2, 2).T.reshape(x.shape[-1], *x.shape[:-1])
+
+
+def _merged_last(x: np.ndarray) -> np.ndarray:
+    """The inverse of `_merged_first`."""
+    return x.reshape(2, 2, -1, *x.shape[1:]).T.reshape(*x.shape[1:], x.shape[0])
 
 
 class _Table(NamedTuple):
@@ -137,9 +153,11 @@ _LLM = _Table(
     ),
 )
 _LLM_HEAD = _Table("llm/", "", "language_model.", (("lm_head", "lm_head", "lm_head"),))
+_OTHER_TABLES = (*METRIC_TABLES, *FLOW_TABLES)  # with one column of foreign names
 _TABLES = (
     *(_SIGLIP, _ALIGNER, _GEN_ALIGNER, _GEN_EMBED, _GEN_HEAD, _VQ_DOWN, _VQ_UP, _VQ, _LLM, _LLM_HEAD),
-    *(_Table(ours, "", theirs, tuple((a, "", b) for a, b in rows)) for ours, theirs, rows in FLOW_TABLES),
+    *(_Table(*table) for table in DETECTOR_TABLES),
+    *(_Table(ours, "", theirs, tuple((a, "", b) for a, b in rows)) for ours, theirs, rows in _OTHER_TABLES),
 )
 
 
@@ -159,6 +177,10 @@ LAYOUTS = {
     "vq": _Layout("deepseek", "vq/", "gen_vision_model."),
     "janusflow": _Layout("deepseek", renamed=("vision_model.vision_tower.", "vision_und_enc_model.vision_tower.")),
     "vae": _Layout("deepseek"),
+    "inception": _Layout("deepseek"),
+    "clip": _Layout("deepseek"),
+    "mask2former": _Layout("hf"),
+    "mmdet": _Layout("deepseek"),
 }
 
 # Patterns of the names of tensors that our models do not have: buffers, pooling heads, SigLIP's text tower.
@@ -171,16 +193,20 @@ DROPPED = {
     "vq": _BUFFERS,
     "janusflow": rf"{_BUFFERS}|vision_und_enc_model\.vision_tower\.attn_pool\..+",
     "vae": _BUFFERS,
+    "inception": r".+\.num_batches_tracked|fc\.bias",  # the Inception score uses logits without their bias
+    "clip": _BUFFERS,
+    "mask2former": r".+\.encoder\.(swin\.)?layernorm\..+|.+\.relative_position_index|criterion\.empty_weight",
+    "mmdet": r".+\.relative_position_index|panoptic_head\.loss_cls\.class_weight",
 }
 TRAINING_ONLY = "alignment_head/"  # prefix of our parameters that no foreign layout has
 
 
-def table_of(config: ModelConfig, layout: str) -> str:
+def table_of(config: AnyConfig, layout: str) -> str:
     """The table of names for a whole folder; DeepSeek's layout has another one for JanusFlow."""
     return "janusflow" if layout == "deepseek" and isinstance(config, JanusFlowConfig) else layout
 
 
-def links(config: ModelConfig, layout: str) -> list[Link]:
+def links(config: AnyConfig, layout: str) -> list[Link]:
     """A link for every slice of our parameters that the layout holds."""
     rules = LAYOUTS[layout]
     shapes = _our_shapes(config)
@@ -188,19 +214,19 @@ def links(config: ModelConfig, layout: str) -> list[Link]:
     return [link for path in held for link in _links_of(path, shapes[path], rules)]
 
 
-def their_shapes(config: ModelConfig, layout: str) -> dict[str, Shape]:
+def their_shapes(config: AnyConfig, layout: str) -> dict[str, Shape]:
     """Name -> shape of all tensors that a layout has for an architecture. Needs no memory."""
     shapes = {}
     for link in links(config, layout):
         ours = _our_shapes(config)[link.path]
         values = np.broadcast_to(np.float32(0), ours if link.layer is None else ours[1:])
-        first, *rest = link.transform.to_theirs(values).shape
-        shapes[link.name] = (first * (link.part[1] if link.part else 1), *rest)
+        shape = link.transform.to_theirs(values).shape
+        shapes[link.name] = (shape[0] * link.part[1], *shape[1:]) if link.part else shape
     return shapes
 
 
 def match_names(
-    found: Mapping[str, Shape], config: ModelConfig, layout: str, origin: str, *, any_vocabulary: bool = False
+    found: Mapping[str, Shape], config: AnyConfig, layout: str, origin: str, *, any_vocabulary: bool = False
 ) -> dict[str, str]:
     """Finds the tensors that a layout needs among those of a checkpoint.
 
@@ -281,7 +307,7 @@ def _find_row(module: str, names: str) -> tuple[str, dict[str, str | int]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _our_shapes(config: ModelConfig) -> Mapping[str, Shape]:
+def _our_shapes(config: AnyConfig) -> Mapping[str, Shape]:
     return {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
 
 

@@ -18,7 +18,7 @@ from janus_jax.storage import write_json
 from janus_jax.weights.json_fields import Fields, read_fields, read_optional_fields
 
 FILE_NAME = "preprocessor_config.json"
-_BICUBIC = 3  # Pillow's number of this filter
+BICUBIC = 3  # Pillow's number of this filter
 _RESCALE = 1 / 255
 _RESCALE_TOLERANCE = 1e-6  # relative; accepts a factor that was written with fewer digits
 
@@ -40,11 +40,11 @@ def read_preprocessor(folder: epath.PathLike, config: FamilyConfig) -> Normaliza
     else:
         fields.only(size=size)
     fields.only(**dict.fromkeys(("do_resize", "do_pad", "do_rescale", "do_normalize"), True))
-    fields.only(resample=_BICUBIC, min_size=MIN_SIZE)
+    fields.only(resample=BICUBIC, min_size=MIN_SIZE)
     factor = fields.filled({"rescale_factor": _RESCALE}).number("rescale_factor")
     if not math.isclose(factor, _RESCALE, rel_tol=_RESCALE_TOLERANCE):
         raise fields.wrong("rescale_factor", f"{_RESCALE}, the only value that fits here")
-    normalization = Normalization(_channels(fields, "image_mean"), _channels(fields, "image_std"))
+    normalization = Normalization(channels(fields, "image_mean"), channels(fields, "image_std"))
     fields.only(background_color=list(normalization.pad_colour))
     return normalization
 
@@ -69,7 +69,7 @@ def hf_fields(size: int) -> dict[str, Any]:
         "image_processor_type": "JanusImageProcessor",
         "processor_class": "JanusProcessor",
         "size": {"height": size, "width": size},
-        "resample": _BICUBIC,
+        "resample": BICUBIC,
         "do_resize": True,
         "do_rescale": True,
         "do_pad": True,
@@ -85,7 +85,7 @@ def _read(folder: epath.Path) -> Fields:
     return read_optional_fields(folder / FILE_NAME)
 
 
-def _channels(fields: Fields, name: str) -> tuple[float, ...]:
+def channels(fields: Fields, name: str) -> tuple[float, ...]:
     """A value per channel; the file has three numbers, or one for all channels."""
     value: Any = fields.values.get(name)
     if value is None:

@@ -23,13 +23,16 @@ from janus_jax.weights.safetensors_io import DTYPES
 WEIGHTS = ("ema", "model", "state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of all names, by DistributedDataParallel and by torch.compile
 _DTYPES = {f"torch.{dtype.name}": dtype for dtype in DTYPES.values()}
+# Mean bytes of a tensor, and bytes of a file, up to which the file stays mapped: mapping it for each of many small
+# tensors takes far longer than reading them.
+_SMALL_TENSOR, _SMALL_FILE = 1 << 20, 1 << 28
 
 
 class TorchFile:
     """An opened file, read one tensor at a time, without running any code that it may contain.
 
     The pages of a file that is mapped into memory count as memory of the process. So each read maps the file again and
-    releases it.
+    releases it, unless the file holds many small tensors.
 
     Attributes:
         tensors: name -> shape and dtype.
@@ -47,7 +50,9 @@ class TorchFile:
             )
         tensors = self._tensors(content)
         self.tensors = {name: self._info(name, tensor) for name, tensor in tensors.items()}
-        self._kept = {} if self._mapped else tensors
+        size = path.stat().length
+        many = size <= _SMALL_FILE and size <= _SMALL_TENSOR * len(tensors)
+        self._kept = tensors if many or not self._mapped else {}
 
     def read_bytes(self, name: str) -> np.ndarray:
         """The values of a tensor in C order as uint8 [bytes], since NumPy itself has no bfloat16."""

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# A training run on the TPU VMs of one slice: create | setup | run | watch | delete.
+# A training run or an evaluation on the TPU VMs of one slice: create | setup | run | evaluate | watch | delete.
 #
 #   export NAME=janus ZONE=us-east5-a ACCELERATOR=v5p-128 BUCKET=gs://my-bucket
 #   launch/tpu/pod.sh create                     # requests the slice and waits until it is ready
 #   launch/tpu/pod.sh setup                      # copies the last commit to every host and installs it
 #   launch/tpu/pod.sh run --config=configs/janus_pro_7b.py:stage2 --config.data.tokenizer=... ...
+#   launch/tpu/pod.sh evaluate --checkpoint=$BUCKET/janus-pro-7b --data=$BUCKET/benchmarks --mesh=1,1,4
 #   launch/tpu/pod.sh watch                      # follows the log of the first host, then shows the end of all logs
 #   launch/tpu/pod.sh delete
 #
 # SPOT=1 asks for capacity that may be taken away. `run` writes to $BUCKET/runs/$NAME and goes on from its last
-# checkpoint. So after a slice is lost: delete, since its request keeps the name, then create, setup and run again. `run`
-# waits half a minute, to report a mistake that ends the training at once. Ctrl-C ends only the watching. docs/pods.md
-# explains each step.
+# checkpoint; `evaluate` writes to $BUCKET/evaluations/$NAME and goes on with the batches that are missing. So after a
+# slice is lost: delete, since its request keeps the name, then create, setup and the same command again. Both wait half
+# a minute, to report a mistake that ends them at once. Ctrl-C ends only the watching. docs/pods.md and
+# docs/evaluation.md explain each step.
 set -euo pipefail
 
 usage() {
-  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -87,9 +89,24 @@ run() {
   need NAME ZONE BUCKET
   local command
   command=$(printf '%q ' .venv/bin/python -m launch.train --multihost "--workdir=$BUCKET/runs/$NAME" "$@")
+  start_on_all_hosts "$command"
+}
+
+evaluate() {
+  need NAME ZONE BUCKET
+  local command
+  command=$(printf '%q ' .venv/bin/python -m launch.evaluate "--output=$BUCKET/evaluations/$NAME" "$@")
+  # Each host asks for its own number and for the addresses of all hosts, of which there is one between two commas.
+  start_on_all_hosts "$command --process_id=\$($METADATA/agent-worker-number) \
+--num_processes=\$($METADATA/worker-network-endpoints | tr ',' '\\n' | grep -c .)"
+}
+
+METADATA="curl -sf -H Metadata-Flavor:Google http://metadata.google.internal/computeMetadata/v1/instance/attributes"
+
+start_on_all_hosts() { # COMMAND
   # With setsid the run outlives this connection. The lock is held until the run and its worker processes have ended.
   on_hosts all "cd janus_jax; if flock --nonblock train.lock true; then \
-setsid nohup flock --nonblock train.lock $command </dev/null >>train.log 2>&1 & sleep 1; \
+setsid nohup flock --nonblock train.lock $1 </dev/null >>train.log 2>&1 & sleep 1; \
 if flock --timeout ${START_SECONDS:-30} train.lock true; then echo \"\$(hostname): the run has ended:\"; \
 $LAST_LINES; wait \$!; fi; else echo 'already running'; fi"
 }
@@ -109,6 +126,6 @@ delete() {
 action=${1:-}
 [[ -n "$action" ]] && shift
 case "$action" in
-  create | setup | run | watch | delete) "$action" "$@" ;;
+  create | setup | run | evaluate | watch | delete) "$action" "$@" ;;
   *) usage ;;
 esac

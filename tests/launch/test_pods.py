@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,11 +37,20 @@ if [[ "$*" == *"tpu-vm ssh"* ]]; then
 fi
 """
 
+# The metadata server, as the hosts "host" and "other" see it.
+METADATA = """#!/bin/bash
+case "${@: -1}" in
+  */attributes/agent-worker-number) [[ "$PWD" == *other* ]] && echo 1 || echo 0 ;;
+  */attributes/worker-network-endpoints) printf 'unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3' ;;
+esac
+"""
+
 
 @pytest.fixture
 def pod(tmp_path):
     """Runs the script; returns (exit code, its output, the calls of gcloud)."""
-    for name, script in (("gcloud", FAKE), ("hostname", '#!/bin/bash\ncd ..; basename "$PWD"\n')):
+    scripts = {"gcloud": FAKE, "hostname": '#!/bin/bash\ncd ..; basename "$PWD"\n', "curl": METADATA}
+    for name, script in scripts.items():
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
     log = tmp_path / "log"
@@ -128,6 +138,18 @@ def test_run_starts_on_all_hosts_once_until_it_ends_and_keeps_its_quoted_flags(p
     assert (host / "train.log").read_text() == "trains\n" * 2  # the log of the first one stays readable
 
 
+def test_evaluate_starts_independent_workers_that_know_their_number(pod, hosts):
+    arguments = ["--checkpoint=gs://b/janus pro", "--benchmarks=pope,gqa", "--data=gs://b/d", "--mesh=1,1,4"]
+    code, told, (call,) = pod("evaluate", *arguments)
+    assert code == 0 and "already running" not in told and "--multihost" not in call
+    for number, host in enumerate(hosts):
+        command = ["-m", "launch.evaluate", "--output=gs://b/evaluations/n", *arguments]
+        command += [f"--process_id={number}", "--num_processes=2"]
+        assert (host / "started").read_text().splitlines() == command
+    code, told, _ = pod("run", "--config=c.py")
+    assert code == 0 and told.count("already running") == 2  # the chips are in use
+
+
 def test_a_host_that_cannot_start_is_told_by_run_and_by_watch_when_the_first_one_has_ended(pod, hosts):
     host, other = hosts
     train(host, "sleep 3; echo a host is gone; exit 75")
@@ -146,8 +168,8 @@ def test_a_host_that_cannot_start_is_told_by_run_and_by_watch_when_the_first_one
         (["create"], {"NAME": ""}, "error: NAME is not set"),
         (["create"], {"ACCELERATOR": "tpu9"}, "error: ACCELERATOR=tpu9, expected"),
         (["run"], {"BUCKET": ""}, "error: BUCKET is not set"),
-        ([], {}, "create | setup | run | watch | delete"),
-        (["destroy"], {}, "create | setup | run | watch | delete"),
+        ([], {}, "create | setup | run | evaluate | watch | delete"),
+        (["destroy"], {}, "create | setup | run | evaluate | watch | delete"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_asked_for(pod, arguments, variables, message):
@@ -194,3 +216,25 @@ def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     assert (mount["mountPath"], mount["name"], volume["emptyDir"]["medium"]) == ("/dev/shm", volume["name"], "Memory")
     needed = RING_SLOTS * block_bytes(rows, config.data.row_length, slots)
     assert int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30 > 2 * needed
+
+
+def test_the_jobset_of_an_evaluation_lets_its_pods_fail_and_start_again_alone():
+    (document,) = yaml.safe_load_all((LAUNCH / "tpu" / "jobset_evaluate.yaml").read_text())
+    assert JobsetV1alpha2JobSet.from_dict(document).to_dict() == document
+    (job,) = document["spec"]["replicatedJobs"]
+    hosts, pods = job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+    (rule,) = hosts["podFailurePolicy"]["rules"]
+    ending = rule["onExitCodes"]["values"]
+    assert rule["action"] == "FailIndex" and ending == [1, 2] and RESTART not in ending
+    (container,) = pods["containers"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    rows, columns = map(int, pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    chips = int(container["resources"]["limits"]["google.com/tpu"])
+    assert hosts["parallelism"] == hosts["completions"] == rows * columns // chips
+    assert container["command"] == ["python", "-m", "launch.evaluate"]
+    given = dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
+    sources = [LAUNCH / "evaluate.py", LAUNCH / "cli/evaluation_model.py", LAUNCH / "cli/model_flags.py"]
+    defined = {name for path in sources for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text())}
+    assert given.keys() <= defined
+    data, fsdp, tensor = map(int, given["mesh"].split(","))
+    assert data * fsdp * tensor == chips
