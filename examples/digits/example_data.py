@@ -9,6 +9,7 @@ example/captions/                     each image with its caption beside it, 000
 import json
 
 from absl import flags
+from etils import epath
 
 from examples.digits.data import CAPTIONS, NAMES, QUESTIONS, load_digits, to_image
 from janus_jax.data.prompts import IMAGE_MARKER
@@ -21,11 +22,17 @@ NUM_IMAGES = flags.DEFINE_integer("num_images", 200, "Number of images.", lower_
 
 def main() -> None:
     output = prepare_folder("output", OUTPUT.value)
+    write_example(output, NUM_IMAGES.value)
+    print(f"{output}: {NUM_IMAGES.value} images with a question and a caption each")
+
+
+def write_example(output: epath.Path, num_images: int) -> None:
+    """Writes the first training digits into an existing folder, in both formats."""
     for name in ("images", "captions"):
         (output / name).mkdir(exist_ok=True)
     digits, _ = load_digits()
     conversations = []
-    for i in range(NUM_IMAGES.value):
+    for i in range(num_images):
         name, image = NAMES[digits.labels[i]], to_image(digits.intensities[i])
         turns = {"human": f"{IMAGE_MARKER}\n{QUESTIONS[i % len(QUESTIONS)]}", "gpt": name}
         messages = [{"from": role, "value": text} for role, text in turns.items()]
@@ -35,7 +42,6 @@ def main() -> None:
                 image.save(file, "PNG")
         (output / "captions" / f"{i:04d}.txt").write_text(CAPTIONS[i % len(CAPTIONS)].format(name))
     (output / "mine.json").write_text(json.dumps(conversations, indent=1) + "\n")
-    print(f"{output}: {NUM_IMAGES.value} images with a question and a caption each")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ JANUS_PRO_TINY = JanusConfig(
 # tokenizer. It is for rehearsals with random weights, so it has the system prompt of the released models.
 JANUS_PRO_MINI = dataclasses.replace(
     JANUS_PRO_TINY,
-    llama=dataclasses.replace(JANUS_PRO_TINY.llama, vocab_size=1024),
+    llama=dataclasses.replace(JANUS_PRO_TINY.llama, vocab_size=384),  # the tokenizer for rehearsals has 359
     vq=dataclasses.replace(VQ_TINY, base_channels=32, channel_multipliers=(1, 1, 1, 1), norm_groups=32),
     prompt_style="janus_pro",
 )

@@ -1,0 +1,31 @@
+"""The example files are in the formats that the page on fine-tuning names: every sample is read, none dropped."""
+
+import tarfile
+
+from etils import epath
+
+from examples.digits.data import NAMES, load_digits
+from examples.digits.example_data import write_example
+from janus_jax.data.formats.registry import open_dataset
+from tests.helpers.source_files import read_all
+
+NUM_IMAGES = 12
+
+
+def test_conversations_and_captions_name_the_digit_of_their_image(tmp_path):
+    write_example(epath.Path(tmp_path), NUM_IMAGES)
+    labels = [NAMES[label] for label in load_digits()[0].labels[:NUM_IMAGES]]
+    options = {"image_root": (str(tmp_path / "images"),)}
+    conversations, dropped = read_all(open_dataset("llava", (str(tmp_path / "mine.json"),), options))
+    assert not dropped
+    assert [record.messages[-1].text for record in conversations] == labels
+    assert all(record.task == "understand" and len(record.images) == 1 for record in conversations)
+    with tarfile.open(tmp_path / "captions.tar", "w") as archive:
+        for file in sorted((tmp_path / "captions").iterdir()):
+            archive.add(file, file.name)
+    source = open_dataset("webdataset", (str(tmp_path / "captions.tar"),), {"tasks": ("generate",)})
+    captions, dropped = read_all(source)
+    assert not dropped
+    assert [record.messages[0].text.split()[-1] for record in captions] == labels
+    assert all(record.task == "generate" for record in captions)
+    assert [record.images for record in captions] == [record.images for record in conversations]
