@@ -188,8 +188,46 @@ class JanusFlowConfig:
         return (self.uvit.latent_size, self.uvit.latent_channels) == (self.siglip.image_size, 3)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchDiscriminatorConfig:
+    """The discriminator with which an image tokenizer is trained. Only training uses it."""
+
+    base_channels: int
+    num_layers: int  # number of convolutions with stride 2
+    norm_eps: float
+
+    def __post_init__(self):
+        if self.base_channels < 1 or self.num_layers < 1:
+            raise ValueError(f"base_channels={self.base_channels}, num_layers={self.num_layers}, expected at least 1")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels after each convolution but the last one, which has one: at most eight times the first."""
+        return tuple(self.base_channels * min(2**i, 8) for i in range(self.num_layers + 1))
+
+    def grid(self, side: int) -> int:
+        """Number of logits along a side of an image with `side` pixels; below 1 if the image is too small."""
+        for _ in range(self.num_layers):
+            side = (side - 2) // 2 + 1
+        return side - 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LPIPSConfig:
+    """The perceptual distance LPIPS on a VGG-16. Only training and evaluation of image tokenizers use it."""
+
+    widths: tuple[int, ...]  # channels of each stage, with the convolutions of `VGG_CONVOLUTIONS`
+
+    def __post_init__(self):
+        if len(self.widths) != len(VGG_CONVOLUTIONS):
+            raise ValueError(f"widths={self.widths}, expected {len(VGG_CONVOLUTIONS)} stages")
+
+
+VGG_CONVOLUTIONS = (2, 2, 3, 3, 3)  # number of convolutions of each stage of VGG-16, with a pooling between two stages
+
 FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
 ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
+LossNetworkConfig = PatchDiscriminatorConfig | LPIPSConfig  # networks that only the loss uses
 
 
 def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:

@@ -42,7 +42,7 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """[B, H, W, in] -> [B, H', W', features] with a bias; the filter "kernel" is [k, k, in, features] (HWIO)."""
+    """[B, H, W, in] -> [B, H', W', features]; the filter "kernel" is [k, k, in, features] (HWIO)."""
 
     features: int
     kernel_size: int
@@ -52,6 +52,8 @@ class Conv(nn.Module):
     # Logical axes of the filter. None: the larger number of channels is sharded if the filter is `LARGE`, otherwise
     # none.
     axes: Axes | None = None
+    use_bias: bool = True
+    distribution: Distribution | None = None  # values of a fresh filter; None is torch's default
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -59,8 +61,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         channels = ("conv_in", None) if x.shape[-1] > self.features else (None, "conv_out")
         axes = self.axes or (None, None, *(channels if math.prod(shape) >= LARGE else (None, None)))
-        kernel = self.param("kernel", declare(default, axes), shape)
-        bias = self.param("bias", declare(default, (None,)), (self.features,))
+        kernel = self.param("kernel", declare(self.distribution or default, axes), shape)
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -68,7 +69,9 @@ class Conv(nn.Module):
             padding=(self.padding, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", declare(default, (None,)), (self.features,)).astype(self.dtype)
 
 
 class RMSNorm(nn.Module):

@@ -15,24 +15,38 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.config import (
+    JanusConfig,
+    JanusFlowConfig,
+    LossNetworkConfig,
+    LPIPSConfig,
+    ModelConfig,
+    PatchDiscriminatorConfig,
+    VAEConfig,
+    VQConfig,
+)
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.lpips import LPIPS
+from janus_jax.models.patch_discriminator import PatchDiscriminator
 from janus_jax.models.sdxl_vae import VAE
 from janus_jax.models.vq import VQModel
 
 Params = dict[str, Any]
+AnyConfig = ModelConfig | LossNetworkConfig
 MODULES: dict[type, type[nn.Module]] = {
     JanusConfig: Janus,
     JanusFlowConfig: JanusFlow,
     VQConfig: VQModel,
     VAEConfig: VAE,
+    PatchDiscriminatorConfig: PatchDiscriminator,
+    LPIPSConfig: LPIPS,
 }
 
 
-def build(config: ModelConfig, execution: Execution | None = None) -> nn.Module:
+def build(config: AnyConfig, execution: Execution | None = None) -> nn.Module:
     """The module of an architecture. It holds no parameters; call it through `bind`."""
     return MODULES[type(config)](config, execution or Execution())
 
@@ -47,7 +61,7 @@ def bind(model: nn.Module, params: Params) -> Callable[..., Any]:
 
 
 def init_params(
-    config: ModelConfig, seed: int, shardings: Params | None = None, known: Mapping[str, Any] | None = None
+    config: AnyConfig, seed: int, shardings: Params | None = None, known: Mapping[str, Any] | None = None
 ) -> Params:
     """Fresh float32 parameters with stacked layers; a seed gives the same bits on every mesh.
 
@@ -75,12 +89,12 @@ def init_params(
     return unflatten({path: fresh(path, declared) for path, declared in _declared(config).items()})
 
 
-def abstract_params(config: ModelConfig) -> Params:
+def abstract_params(config: AnyConfig) -> Params:
     """Shapes and dtypes of the arrays of `init_params`, without allocating them."""
     return unflatten({path: declared.value for path, declared in _declared(config).items()})
 
 
-def logical_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
+def logical_axes(config: AnyConfig) -> dict[str, tuple[str | None, ...]]:
     """Path -> logical axis name, or None, of each dimension."""
     return {path: tuple(declared.names) for path, declared in _declared(config).items()}
 
@@ -110,7 +124,7 @@ def count(params: Any) -> int:
 
 
 @functools.cache  # tracing a model of 7B takes seconds
-def _declared(config: ModelConfig) -> Mapping[str, Declared]:
+def _declared(config: AnyConfig) -> Mapping[str, Declared]:
     """Path -> declaration of each parameter, with abstract values."""
     model = build(config)
     declared = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])

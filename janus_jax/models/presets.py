@@ -9,6 +9,7 @@ from janus_jax.models.config import (
     JanusConfig,
     JanusFlowConfig,
     LlamaConfig,
+    LPIPSConfig,
     ModelConfig,
     SiglipConfig,
     UViTConfig,
@@ -90,6 +91,8 @@ JANUSFLOW_1P3B = JanusFlowConfig(
     ),
     prompt_style="janus",
 )
+
+LPIPS_VGG = LPIPSConfig(widths=(64, 128, 256, 512, 512))
 
 # Small models for a laptop's CPU, which run the same code: images of 32 px with 4 x 4 tokens each.
 VQ_TINY = VQConfig(

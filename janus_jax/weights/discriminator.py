@@ -1,0 +1,78 @@
+"""The discriminator of an image tokenizer in the names and axes of LlamaGen's checkpoints."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.errors import UserError
+from janus_jax.models.config import PatchDiscriminatorConfig
+from janus_jax.models.params import Params, abstract_params, flatten, unflatten
+from janus_jax.models.patch_discriminator import NormStatistics
+from janus_jax.ops.batch_norm import Statistics
+
+
+def from_llamagen(
+    tensors: Mapping[str, np.ndarray], config: PatchDiscriminatorConfig, origin: str
+) -> tuple[Params, NormStatistics]:
+    """Parameters and running statistics from LlamaGen's state dict of a discriminator.
+
+    Raises:
+        UserError: a tensor is missing, left over or has another shape; `origin` is what it calls the file.
+    """
+    expected = {their_name(path, config): (path, leaf.shape) for path, leaf in flatten(abstract_params(config)).items()}
+    norms = {f"norm_{i}": channels for i, channels in enumerate(config.channels[1:], start=1)}
+    buffers = {_running_name(norm, kind): size for norm, size in norms.items() for kind in ("mean", "var")}
+    counters = {_running_name(norm, "mean").replace("running_mean", "num_batches_tracked") for norm in norms}
+    shapes = {name: _their_shape(shape) for name, (_, shape) in expected.items()}
+    shapes |= {name: (size,) for name, size in buffers.items()}
+    found = {name: value.shape for name, value in tensors.items() if name not in counters}
+    if found != shapes:
+        wrong = min(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
+        raise UserError(
+            f"{origin}: {wrong} of the discriminator has the shape {found.get(wrong)}, expected {shapes.get(wrong)}, "
+            f"with {config.base_channels} channels and {config.num_layers} layers"
+        )
+    params = {path: _to_ours(tensors[name]) for name, (path, _) in expected.items()}
+    statistics = {
+        norm: Statistics(*(jnp.asarray(tensors[_running_name(norm, kind)], jnp.float32) for kind in ("mean", "var")))
+        for norm in norms
+    }
+    return unflatten(params), statistics
+
+
+def to_llamagen(params: Params, statistics: NormStatistics, config: PatchDiscriminatorConfig) -> dict[str, np.ndarray]:
+    """The inverse of `from_llamagen`. The counter of batches, which nothing reads, is 0."""
+    tensors: dict[str, np.ndarray] = {}
+    for path, values in flatten(params).items():
+        values = np.asarray(values)
+        tensors[their_name(path, config)] = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values
+    for norm, running in statistics.items():
+        tensors[_running_name(norm, "mean")] = np.asarray(running.mean)
+        tensors[_running_name(norm, "var")] = np.asarray(running.variance)
+        tensors[_running_name(norm, "mean").replace("running_mean", "num_batches_tracked")] = np.int64(0)
+    return tensors
+
+
+def their_name(path: str, config: PatchDiscriminatorConfig) -> str:
+    """The name that LlamaGen gives to one of our parameters. Each of its layers and activations has a number."""
+    module, leaf = path.split("/")
+    if module == "logits":
+        number = 3 * config.num_layers + 2
+    else:
+        kind, i = module.split("_")
+        number = 3 * int(i) - (kind == "conv" and int(i) > 0)
+    return f"main.{number}.{'bias' if leaf == 'bias' else 'weight'}"
+
+
+def _running_name(norm: str, kind: str) -> str:
+    return f"main.{3 * int(norm.removeprefix('norm_'))}.running_{kind}"
+
+
+def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+
+
+def _to_ours(values: np.ndarray) -> jax.Array:
+    return jnp.asarray(values.transpose(2, 3, 1, 0) if values.ndim == 4 else values, jnp.float32)
