@@ -17,13 +17,14 @@ CODE = ("janus_jax", "launch", "examples", "benchmarks", "configs")
 FOLDERS = (*CODE, "tests")
 
 # Each package with the packages of janus_jax that it may import, itself left out. Modules at the top count as packages.
-BASE = {"errors", "batches", "storage"}
+BASE = {"errors", "batches", "storage", "text"}
 MODELS = {"ops", "hardware", "compiler_options", *BASE}
 RUNS = {"weights", "data", "models", "sharding", *MODELS}
 MAY_IMPORT = {
     "errors": set(),
     "batches": set(),
     "storage": BASE,
+    "text": BASE,
     "hardware": BASE,
     "compiler_options": {"hardware", "ops", *BASE},
     "ops": {"hardware", *BASE},
@@ -44,6 +45,7 @@ FORBIDDEN_OUTSIDE = {
     "data": {"jax", "jaxlib", "flax", "torch", "tensorflow"},
     "errors": {"jax", "flax"},
     "batches": {"jax", "flax"},
+    "text": {"jax", "flax"},
     "ops": {"flax", "torch"},
     "models": {"torch"},
 }

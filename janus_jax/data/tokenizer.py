@@ -20,6 +20,16 @@ SPECIAL_TOKENS = (
     prompts.END_OF_IMAGE,
 )
 FILE_NAME = "tokenizer.json"
+# What has to be the same after encoding and decoding. The accents are single characters, since a tokenizer may compose
+# them. The Chinese comma has a width of its own, which some tokenizers change.
+_PROBES = {
+    "spaces": "a  b   c ",
+    "line breaks": "a\n\nb\r\n\tc\n",
+    "accents": "Élan, naïf",
+    "Chinese": "中文，你好",
+    "emoji": "😀👩‍🔬",
+    "digits": "0123456789",
+}
 
 
 class Tokenizer:
@@ -40,13 +50,46 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: epath.PathLike) -> "Tokenizer":
-        """Reads a `tokenizer.json`. Raises UserError for a missing or damaged file or a missing special token."""
+        """Reads a `tokenizer.json`.
+
+        Raises:
+            UserError: The file is missing or damaged, lacks a special token, or changes text (`check_lossless`).
+        """
         path = epath.Path(path)
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text())
         except Exception as error:  # The Rust library raises bare Exception.
             raise UserError(f"{path}: not a readable tokenizer.json ({error})") from error
-        return cls(backend, origin=str(path))
+        tokenizer = cls(backend, origin=str(path))
+        tokenizer.check_lossless()
+        return tokenizer
+
+    def check_lossless(self) -> None:
+        """Raises UserError unless text is the same after encoding and decoding, alone and around each special token.
+
+        Every tokenizer of the family is lossless, and so is one of `train_tokenizer`, however small: its tokens are
+        sequences of bytes. A file that another program has read and saved may not be: it then gives other ids than
+        the model was trained with, and no other check notices.
+        """
+        styles = prompts.STYLES.values()
+        roles = [role for style in styles for role in (style.user, style.assistant) if role.startswith("<|")]
+        special = {token: self.backend.token_to_id(token) for token in (*SPECIAL_TOKENS, *roles)}
+        special = {token: id for token, id in special.items() if id is not None}
+        changes = []
+        for name, probe in _PROBES.items():
+            for token in ("", *special):
+                text = f"{probe}{token} {probe}"
+                ids = self.backend.encode(text, add_special_tokens=False).ids
+                decoded = self.decode(id for id in ids if id not in special.values())
+                found = [id for id in ids if id in special.values()]
+                if decoded != f"{probe} {probe}" or found != ([special[token]] if token else []):
+                    changes.append(f"{name}{f' around {token}' if token else ''}: {text!r} becomes {decoded!r}")
+                    break
+        if changes:
+            raise UserError(
+                f"{self.origin}: changes text when it encodes and decodes it ({'; '.join(changes)}); expected a file "
+                "as it was released with the model, which no other program has saved again"
+            )
 
     def check_roles(self, style: prompts.PromptStyle) -> None:
         """Raises UserError when a role that must be one token (such as `<|User|>`) is not in the vocabulary."""

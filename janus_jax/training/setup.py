@@ -34,6 +34,7 @@ from janus_jax.models.presets import PRESETS
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits
+from janus_jax.weights.tokenizer_files import check_vocabulary
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Field -> smallest and largest value. Some models do not have all fields.
@@ -170,11 +171,7 @@ def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer |
     if not config.data.tokenizer:
         raise UserError("config.data.tokenizer is empty, expected the path of a tokenizer.json")
     tokenizer = Tokenizer.from_file(config.data.tokenizer)
-    if tokenizer.vocab_size > architecture.llama.vocab_size:
-        raise UserError(
-            f"config.data.tokenizer={config.data.tokenizer!r}: {tokenizer.vocab_size} tokens, "
-            f"but {config.model} embeds only {architecture.llama.vocab_size}"
-        )
+    check_vocabulary(f"config.data.tokenizer={config.data.tokenizer!r}", tokenizer, architecture)
     tokenizer.check_roles(STYLES[architecture.prompt_style])
     return tokenizer
 

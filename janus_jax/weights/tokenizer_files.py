@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
+from absl import logging
 from etils import epath
 
 from janus_jax.data import prompts
@@ -84,12 +85,24 @@ def read_tokenizer(folder: epath.PathLike) -> tuple[Tokenizer, str]:
     return tokenizer, _style_name(tokenizer, has_system_prompt)
 
 
-def check_vocabulary(folder: epath.PathLike, tokenizer: Tokenizer, config: FamilyConfig) -> None:
-    """Raises UserError when the tokenizer has an id beyond the rows of the embeddings, which would be read as NaN."""
-    if tokenizer.vocab_size > config.llama.vocab_size:
-        raise UserError(
-            f"{folder}: {tokenizer.vocab_size} tokens in {FILE_NAME}, "
-            f"but the model embeds only {config.llama.vocab_size}"
+def check_vocabulary(origin: object, tokenizer: Tokenizer, config: FamilyConfig) -> None:
+    """Raises UserError when the tokenizer has an id beyond the rows of the embeddings, which would be read as NaN.
+
+    Warns when it uses less than half of the rows: it may then be the tokenizer of another model.
+
+    Args:
+        origin: folder, or field and value, that names the tokenizer in the message.
+    """
+    tokens, rows = tokenizer.vocab_size, config.llama.vocab_size
+    if tokens > rows:
+        raise UserError(f"{origin}: {tokens} tokens in {FILE_NAME}, but the model embeds only {rows}")
+    if 2 * tokens < rows:
+        logging.warning(
+            "%s: %d tokens in %s, but the model embeds %d: is this the tokenizer of the model?",
+            origin,
+            tokens,
+            FILE_NAME,
+            rows,
         )
 
 

@@ -1,17 +1,27 @@
-"""Files of tensors that `torch.save` wrote. Reading them needs PyTorch, which is imported only here."""
+"""Files of tensors that `torch.save` wrote. Reading them needs PyTorch, which is imported only here.
 
+A file is a dictionary of tensors, or the state of a training script, LlamaGen's for example, which holds such
+dictionaries under the keys `WEIGHTS` beside its options and optimizers.
+"""
+
+import argparse
 import pickle
 import re
 import zipfile
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.weights.reader import TensorInfo
 from janus_jax.weights.safetensors_io import DTYPES
 
+# Keys of the weights in the state of a training script. The first that is there counts, as in LlamaGen's code: its
+# average over the steps ("ema") is better than the parameters of the last step ("model").
+WEIGHTS = ("ema", "model", "state_dict")
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of all names, by DistributedDataParallel and by torch.compile
 _DTYPES = {f"torch.{dtype.name}": dtype for dtype in DTYPES.values()}
 
 
@@ -29,7 +39,13 @@ class TorchFile:
         """Raises UserError for a damaged file, for anything but tensors in it and for an unknown dtype."""
         self.path = path
         self._mapped = zipfile.is_zipfile(path)  # versions before 1.6 wrote another format, which has to be read whole
-        tensors = self._load()
+        content = self._load()
+        sets = [name for name in WEIGHTS if _is_set(content, name)]
+        if len(sets) > 1:
+            logging.warning(
+                "%s: holds the weights %s; reading %r, as LlamaGen does", path, " and ".join(map(repr, sets)), sets[0]
+            )
+        tensors = self._tensors(content)
         self.tensors = {name: self._info(name, tensor) for name, tensor in tensors.items()}
         self._kept = {} if self._mapped else tensors
 
@@ -37,7 +53,7 @@ class TorchFile:
         """The values of a tensor in C order as uint8 [bytes], since NumPy itself has no bfloat16."""
         import torch
 
-        tensor = (self._kept or self._load())[name].detach()
+        tensor = (self._kept or self._tensors(self._load()))[name].detach()
         return tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy()
 
     def close(self) -> None:
@@ -49,30 +65,44 @@ class TorchFile:
             raise UserError(f"{self.path}: {name} has dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}")
         return TensorInfo(tuple(tensor.shape), dtype)
 
-    def _load(self) -> dict[str, Any]:
-        """Name -> tensor, whose values are in the mapped file where it can be mapped."""
+    def _load(self) -> Any:
+        """The content of the file, with the values of tensors in the mapped file where it can be mapped."""
         try:
             import torch
         except ImportError as error:
             raise UserError(f"{self.path}: reading it needs PyTorch (pip install torch)") from error
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            # The options of many training scripts are a Namespace: an object that only holds them and runs no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except pickle.UnpicklingError as error:
             called = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"calls {called[1]}" if called else "is not a pickle as PyTorch writes it"
             raise UserError(f"{self.path}: refused, it should hold nothing but tensors and {reason}") from error
         except Exception as error:  # a damaged pickle can raise anything
             raise UserError(f"{self.path}: not a whole file of tensors ({type(error).__name__}: {error})") from error
-        tensors = _state_dict(content)
+
+    def _tensors(self, content: Any) -> dict[str, Any]:
+        """Name -> tensor of the weights in the content of the file."""
+        import torch
+
+        tensors = next((content[name] for name in WEIGHTS if _is_set(content, name)), content)
         if not isinstance(tensors, dict):
             raise UserError(f"{self.path}: holds a {type(tensors).__name__}, expected a dictionary of tensors")
         for name, tensor in tensors.items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
                 raise UserError(f"{self.path}: {name!r} is a {type(tensor).__name__}, expected dense tensors only")
-        return tensors
+        return _unwrapped(tensors)
 
 
-def _state_dict(content: Any) -> Any:
-    """The weights in a file, which training scripts, LlamaGen's too, save under a key beside other state."""
-    inner = [content.get("model"), content.get("state_dict")] if isinstance(content, dict) else []
-    return next((value for value in inner if isinstance(value, dict)), content)
+def _is_set(content: Any, name: str) -> bool:
+    """Whether the content of a file has weights under a key. A script that keeps no average may write None there."""
+    return isinstance(content, dict) and isinstance(content.get(name), dict) and bool(content[name])
+
+
+def _unwrapped(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Removes the prefixes that wrappers of a module put in front of all names."""
+    for prefix in _WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -120,3 +121,98 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path):
     plain.backend.enable_padding(length=40)
     plain.save(tmp_path / "tokenizer.json")
     assert Tokenizer.from_file(tmp_path / "tokenizer.json").encode(texts[0]) == expected
+
+
+def resaved(tmp_path, change):
+    """A tokenizer.json of ours whose content `change` has altered."""
+    plain = train_tokenizer(TEXTS * 3, vocab_size=300, extra_special_tokens=("<|User|>",))
+    content = json.loads(plain.backend.to_str())
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    return tmp_path / "tokenizer.json"
+
+
+def flagged(token, **flags):
+    """Changes the flags of an added token."""
+
+    def change(content):
+        (found,) = [added for added in content["added_tokens"] if added["content"] == token]
+        found |= flags
+
+    return change
+
+
+ONE_SPACE = {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+PIECES = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+]
+AROUND_IMAGE = f"around {prompts.IMAGE_PLACEHOLDER}"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        # As a version of transformers saves a byte-level file that it took for a SentencePiece one.
+        (
+            lambda content: content.update(pre_tokenizer=METASPACE, decoder={"type": "Sequence", "decoders": PIECES}),
+            ["spaces", "line breaks", "Chinese", "emoji"],
+        ),
+        (lambda content: content.update(pre_tokenizer=None), ["spaces", "accents", "Chinese", "emoji"]),
+        (lambda content: content.update(decoder=None), ["spaces", "line breaks", "accents"]),
+        (lambda content: content["pre_tokenizer"].update(add_prefix_space=True), ["accents", "digits"]),
+        (lambda content: content.update(normalizer={"type": "Lowercase"}), ["accents"]),
+        (lambda content: content.update(normalizer={"type": "NFKC"}), ["Chinese"]),
+        (
+            lambda content: content.update(normalizer={"type": "Strip", "strip_left": True, "strip_right": True}),
+            ["spaces"],
+        ),
+        (lambda content: content["model"]["vocab"].pop("ð"), ["emoji"]),  # the first byte of most of them
+        (flagged(prompts.IMAGE_PLACEHOLDER, lstrip=True), [f"spaces {AROUND_IMAGE}", f"line breaks {AROUND_IMAGE}"]),
+        (flagged("<|User|>", rstrip=True), ["spaces around <|User|>"]),
+        (flagged(prompts.EOS, single_word=True), [f"digits around {prompts.EOS}"]),
+        (
+            lambda content: content.update(
+                added_tokens=[t for t in content["added_tokens"] if t["content"] != prompts.IMAGE_PLACEHOLDER]
+            ),
+            [f"spaces {AROUND_IMAGE}", f"emoji {AROUND_IMAGE}"],
+        ),
+    ],
+)
+def test_a_file_that_changes_text_is_refused_with_what_changes(change, named, tmp_path):
+    path = resaved(tmp_path, change)
+    with pytest.raises(UserError) as error:
+        Tokenizer.from_file(path)
+    assert str(path) in str(error.value)
+    assert [name for name in named if f"{name}: " not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("vocab_size", [262, 322])
+def test_however_small_our_own_tokenizers_are_lossless(vocab_size, tmp_path):
+    train_tokenizer(["a few words"], vocab_size).save(tmp_path / "tokenizer.json")
+    text = " Ünï\r\n\u2028 ٣ \x00 中文 👩‍🔬"
+    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_lossless_tokenizer_of_another_kind_is_accepted(tmp_path):
+    """SentencePiece's way to write spaces, with bytes for what has no piece, as of Llama."""
+    bytes_ = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocab = bytes_ | {token: 256 + i for i, token in enumerate([*SPECIAL_TOKENS, "▁", "a", "▁a"])}
+    model = tokenizers.models.BPE(vocab, [("▁", "a")], byte_fallback=True, fuse_unk=True)
+    backend = tokenizers.Tokenizer(model)
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    (tmp_path / "tokenizer.json").write_text(backend.to_str())
+    assert Tokenizer.from_file(tmp_path / "tokenizer.json").decode([257 + 6, 258 + 6]) == "a a"

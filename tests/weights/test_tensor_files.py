@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import errno
 import io
@@ -190,13 +191,43 @@ def test_reads_torch_shards(tmp_path):
         assert_same_bits(files, tensors)
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict"])
+TENSORS = {"model": torch.ones(2, 3), "b": torch.arange(4, dtype=torch.bfloat16)}
+OTHERS = {name: tensor + 1 for name, tensor in TENSORS.items()}
+WRAPPED = {f"module._orig_mod.{name}": tensor for name, tensor in TENSORS.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "choice"),
+    [
+        ({"model": TENSORS, "steps": 3}, ()),
+        ({"state_dict": TENSORS}, ()),
+        ({"ema": TENSORS, "steps": 3}, ()),
+        ({"model": OTHERS, "ema": TENSORS}, ("'ema' and 'model'", "ema")),
+        ({"state_dict": OTHERS, "model": TENSORS}, ("'model' and 'state_dict'", "model")),
+        ({"model": TENSORS, "ema": None}, ()),
+        ({"model": TENSORS, "ema": {}}, ()),
+        ({"model": OTHERS, "ema": WRAPPED, "discriminator": OTHERS}, ("'ema' and 'model'", "ema")),
+        (
+            {"model": TENSORS, "args": argparse.Namespace(lr=1e-4, ema=True, more=argparse.Namespace(sizes=[1, 2]))},
+            (),
+        ),
+        (WRAPPED, ()),
+        ({f"module.{name}": tensor for name, tensor in TENSORS.items()}, ()),
+    ],
+)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_reads_torch_training_files(key, zipped, tmp_path):
-    tensors = {"model": torch.ones(2, 3), "b": torch.arange(4, dtype=torch.bfloat16)}
-    torch.save({key: tensors, "steps": 3}, tmp_path / "vq.pt", _use_new_zipfile_serialization=zipped)
+def test_reads_torch_training_files_and_tells_a_choice(content, choice, zipped, tmp_path, caplog):
+    torch.save(content, tmp_path / "vq.pt", _use_new_zipfile_serialization=zipped)
     with open_tensors(tmp_path / "vq.pt") as files:
-        assert_same_bits(files, tensors)
+        assert_same_bits(files, TENSORS)
+    told = [record.args[1:] for record in caplog.records]
+    assert told == [choice] * bool(choice)
+
+
+def test_a_prefix_of_some_names_only_is_kept(tmp_path):
+    torch.save({"module.a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "a.pt")
+    with open_tensors(tmp_path / "a.pt") as files:
+        assert files.tensors.keys() == {"module.a", "b"}
 
 
 class RunsCode:
@@ -205,6 +236,19 @@ class RunsCode:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
+
+
+class Namespace(argparse.Namespace):
+    """Has a method that PyTorch would call."""
+
+    def __setstate__(self, state):
+        raise AssertionError("ran code of the file")
+
+
+def test_options_of_another_class_than_a_plain_namespace_are_refused(tmp_path):
+    torch.save({"model": TENSORS, "args": Namespace(lr=1)}, tmp_path / "vq.pt")
+    with pytest.raises(UserError, match=r"vq.pt: refused, .* calls \S*test_tensor_files.Namespace"):
+        open_tensors(tmp_path / "vq.pt")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -23,6 +23,7 @@ from janus_jax.errors import UserError
 from janus_jax.models.presets import JANUS_PRO_TINY
 from janus_jax.weights.tokenizer_files import (
     check_style,
+    check_vocabulary,
     read_tokenizer,
     tokenizer_ids,
     write_deepseek_files,
@@ -242,3 +243,11 @@ def test_unfit_tokenizer_is_an_error(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(tokenizer.backend.to_str().replace(SPECIAL_TOKENS[-1], "<other>"))
     with pytest.raises(UserError, match=f"tokenizer.json: .*{SPECIAL_TOKENS[-1]}"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "remark"), [(756, False), (757, True), (102_400, True)])
+def test_a_tokenizer_far_smaller_than_the_model_draws_a_remark(tokenizer, caplog, rows, remark):
+    assert tokenizer.vocab_size == 378
+    config = dataclasses.replace(JANUS_PRO_TINY, llama=dataclasses.replace(JANUS_PRO_TINY.llama, vocab_size=rows))
+    check_vocabulary("FOLDER", tokenizer, config)
+    assert [f"FOLDER: 378 tokens in tokenizer.json, but the model embeds {rows}" in caplog.text] == [remark]
