@@ -9,6 +9,7 @@ from janus_jax.models.config import (
     JanusConfig,
     JanusFlowConfig,
     LlamaConfig,
+    LossNetworkConfig,
     LPIPSConfig,
     ModelConfig,
     SiglipConfig,
@@ -93,6 +94,9 @@ JANUSFLOW_1P3B = JanusFlowConfig(
 )
 
 LPIPS_VGG = LPIPSConfig(widths=(64, 128, 256, 512, 512))
+LPIPS = "lpips"  # name of the perceptual network in a training state
+# Networks that only a loss uses. They come from files of others and are never trained.
+LOSS_NETWORKS: dict[str, LossNetworkConfig] = {LPIPS: LPIPS_VGG}
 
 # Small models for a laptop's CPU, which run the same code: images of 32 px with 4 x 4 tokens each.
 VQ_TINY = VQConfig(

@@ -18,6 +18,7 @@ from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import format_table, merge, module_table
 from janus_jax.training.initialization import format_origins, initial_params
 from janus_jax.training.latents import open_vae
+from janus_jax.training.loss_networks import new_discriminator, open_loss_networks
 from janus_jax.training.plan import Plan, make_plan
 from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
@@ -57,6 +58,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     if tokenizer is not None:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
     vae = open_vae(config, architecture, workdir)
+    loss_networks = open_loss_networks(config, plan.mesh)
     process_index, process_count = own_rows(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
@@ -64,7 +66,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     say(format_table(module_table(abstract_params(architecture), plan.mask)))
     if config.validate.every_steps and held_out is None:
         say(f"validate.every_steps={config.validate.every_steps}, but data.held_out=0: nothing is validated")
-    state = _restore(run) or _new_state(run)
+    state = (_restore(run) or _new_state(run))._replace(loss_networks=loss_networks)
     if config.data.stored_codes and isinstance(architecture, JanusConfig):
         vq = merge(state.trainable, state.frozen)["vq"]
         check_stored_codes(stream.patterns, architecture.vq, vq)
@@ -102,7 +104,11 @@ def _restore(run: Run) -> TrainState | None:
 def _new_state(run: Run) -> TrainState:
     params, origins = initial_params(run.config, run.plan.architecture, run.plan.mesh, run.tokenizer)
     say(format_origins(origins))
-    return run.plan.new_state(params)
+    discriminator = None
+    if run.plan.two_networks is not None:
+        adversarial = run.plan.two_networks.adversarial
+        discriminator = new_discriminator(adversarial.discriminator, run.config.seed, run.plan.mesh)
+    return run.plan.new_state(params, discriminator)
 
 
 def _config_text(config: ConfigDict) -> str:

@@ -22,7 +22,9 @@ JANUS = ("janus_1p3b", "janus_pro_1b", "janus_pro_7b")
 RUNS = [(name, f"{stage}{debug}") for name in JANUS for stage in (*STAGES, "text_only") for debug in ("", ":debug")]
 RUNS += [("finetune", f"{name}{debug}") for name in JANUS for debug in ("", ":debug")]
 RUNS += [("janusflow_1p3b", stage) for stage in STAGES]
-RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [("vq16", None)]
+RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [
+    ("vq16", stage) for stage in (None, "imagenet", "finetune")
+]
 RUNS += [("quickstart_flow", stage) for stage in (*STAGES, "ablation")]
 
 

@@ -14,17 +14,22 @@ from janus_jax.training.objectives.vq import vq_objective
 
 
 def make_objective(
-    architecture: ModelConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS
+    architecture: ModelConfig,
+    execution: Execution,
+    loss: ConfigDict,
+    tasks: Sequence[str] = TASKS,
+    axes: tuple[str, ...] = (),
 ) -> Objective:
     """The objective of an architecture.
 
     Args:
         loss: `config.loss`.
         tasks: tasks of the run. Parts of the model that only other tasks need are not computed.
+        axes: mesh axes over which the rows are divided, where the objective runs inside `jax.shard_map`.
     """
     if isinstance(architecture, JanusConfig):
         return janus_objective(architecture, execution, loss, tasks)
     if isinstance(architecture, JanusFlowConfig):
         return janusflow_objective(architecture, execution, loss, tasks)
     assert isinstance(architecture, VQConfig)
-    return vq_objective(architecture, execution, loss)
+    return vq_objective(architecture, execution, loss, axes)
