@@ -3,7 +3,6 @@
 python -m launch.chat --checkpoint=quickstart/checkpoint --image=digit.png --prompt="Which digit is this?"
 """
 
-import json
 from typing import Any
 
 from absl import flags
@@ -14,7 +13,7 @@ from janus_jax.inference.loading import load
 from janus_jax.inference.validation import RequestReader, user_message
 from janus_jax.weights.open_model import open_model
 from launch.cli import errors, model_flags
-from launch.cli.terminal_chat import converse, print_answer
+from launch.cli.terminal_chat import converse, print_answer, print_json
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
 EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameters over its steps.")
@@ -51,8 +50,7 @@ def main() -> None:
     if PROMPT.value is None:
         converse(conversation, images, _options())
     elif JSON.value:
-        answer = conversation.ask(PROMPT.value, images, **_options())
-        print(json.dumps(answer._asdict(), ensure_ascii=False))
+        print_json(conversation.ask(PROMPT.value, images, **_options()))
     else:
         print_answer(conversation, PROMPT.value, images, _options())
 

@@ -15,14 +15,15 @@ from absl import flags
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, JanusFlowConfig, VAEConfig
+from janus_jax.models.config import JanusConfig, VAEConfig
 from janus_jax.models.params import Params
 from janus_jax.weights import verify
 from janus_jax.weights.load import load_params
 from janus_jax.weights.open_model import open_model
+from janus_jax.weights.original_tensors import check_loads
 from janus_jax.weights.reader import ModelReader
-from janus_jax.weights.vae import VAE_FOLDER, compare_vaes, find_vae, load_vae
-from janus_jax.weights.write_model import LAYOUTS, compare, describe, total_bytes, write_model
+from janus_jax.weights.vae import VAE_FOLDER, compare_vaes, find_vae, load_vae, open_vae
+from janus_jax.weights.write_model import LAYOUTS, check_writable, compare, describe, total_bytes, write_model
 from launch.cli import errors
 from launch.cli.progress import Progress
 
@@ -53,6 +54,7 @@ VERIFY = flags.DEFINE_bool(
     "Read the output again and compare every tensor, those of the VAE included. With torch and transformers 5 or newer "
     "installed, also run both models and compare what they compute. An output that differs is not kept.",
 )
+ORIGINALS = {"hf": "transformers' JanusForConditionalGeneration", "deepseek": "DeepSeek's MultiModalityCausalLM"}
 
 
 def main() -> None:
@@ -60,10 +62,12 @@ def main() -> None:
     layout, output = TO.value or "", OUTPUT.value or ""
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
     reader = open_model(INPUT.value, EMA.value)
+    vae_folder = _vae_folder(reader, layout)
+    check_writable(reader, layout, open_vae(vae_folder)[0] if vae_folder else None, dtype)
     if DRY_RUN.value:
         print("\n".join(describe(reader, layout)))
         return
-    vae = _open_vae(reader, layout)
+    vae = load_vae(vae_folder) if vae_folder else None
     size = total_bytes(reader, dtype)
     print(f"{INPUT.value} ({reader.layout}) -> {output} ({layout}), {size / 1e9:.2f} GB", flush=True)
     check = functools.partial(_verify, reader, vae, dtype) if VERIFY.value else _accept
@@ -72,15 +76,13 @@ def main() -> None:
     print(f"wrote {progress.tensors} tensors")
 
 
-def _open_vae(reader: ModelReader, layout: str) -> tuple[VAEConfig, Params] | None:
+def _vae_folder(reader: ModelReader, layout: str) -> epath.Path | None:
     """The VAE to write with a model into a folder of ours: the one of --vae, or the one in the model's folder."""
     folder = find_vae(reader, INPUT.value or "", VAE.value)
-    if folder is None or not isinstance(reader.config, JanusFlowConfig):
-        return None
-    if layout != "orbax" and not VAE.value:
+    if folder is not None and layout != "orbax" and not VAE.value:
         print(f"{folder} stays behind: the {layout} layout has no place for a VAE", flush=True)
         return None
-    return load_vae(folder)
+    return folder
 
 
 def _accept(folder: epath.Path) -> None:
@@ -94,11 +96,13 @@ def _verify(
 
     Raises UserError for a difference; the folder, which still has its temporary name, is then removed.
     """
-    written = open_model(folder)
+    layout, written = TO.value or "", open_model(folder)
     print(f"verified: {compare(reader, written, dtype)} tensors are equal bit for bit", flush=True)
     if vae is not None:
         count = compare_vaes(vae, load_vae(folder / VAE_FOLDER), VAE.value or VAE_FOLDER)
         print(f"verified: {count} tensors of the VAE are equal bit for bit", flush=True)
+    if layout != "orbax":
+        print(f"verified: loads in the original, {ORIGINALS[layout]}: {check_loads(folder)}", flush=True)
     reason = verify.why_not()
     theirs, ours = (folder, written) if written.layout == "hf" else (INPUT.value or "", reader)
     if ours.layout != "hf":

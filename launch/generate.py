@@ -6,15 +6,14 @@
 Janus and Janus-Pro generate image codes, JanusFlow generates latents; the checkpoint tells which.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tqdm
 from absl import flags
 
 from janus_jax.errors import UserError
-from janus_jax.inference.janusflow import JanusFlowPipeline, check_can_decode, latent_shape
+from janus_jax.inference.janusflow import check_can_decode, latent_shape
 from janus_jax.inference.loading import load
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
@@ -23,6 +22,7 @@ from janus_jax.weights.open_model import open_model
 from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import find_vae
 from launch.cli import errors, model_flags
+from launch.cli.image_batches import ImageWork, generate_batches
 from launch.cli.image_files import ImageFolder, read_noise, read_prompts
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
@@ -31,7 +31,11 @@ PROMPT = flags.DEFINE_string("prompt", None, "Description of the images.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line, instead of --prompt.")
 NUM_IMAGES = flags.DEFINE_integer("num_images", 16, "Number of images per prompt.", lower_bound=1)
 IMAGES_AT_A_TIME = flags.DEFINE_integer(
-    "images_at_a_time", 16, "Largest number of images that prompts of a file are batched to.", lower_bound=1
+    "images_at_a_time",
+    16,
+    "Largest number of images that are generated together, of one prompt or of several. Fewer are taken where they do "
+    "not fit the memory.",
+    lower_bound=1,
 )
 CFG_WEIGHT = flags.DEFINE_float(
     "cfg_weight", None, "Weight of the guidance; 1 is no guidance. The default is 5 for codes and 2 for JanusFlow."
@@ -69,17 +73,18 @@ def main() -> None:
     # All mistakes are reported before the weights are loaded, which takes long.
     prompts = _prompts()
     reader = open_model(CHECKPOINT.value, EMA.value)
-    options, vae, noise = _options(reader, prompts)
+    work = _work(reader, prompts)
     load_options = model_flags.load_options()
     folder = ImageFolder(OUTPUT.value or "")
-    model = load(reader, vae=vae, **load_options)
-    samples = np.concatenate(list(_generate(model, prompts, options, noise, folder)))
+    model = load(reader, vae=work.vae, **load_options)
+    kept = []
+    for samples in generate_batches(model.engine, work, folder, IMAGES_AT_A_TIME.value):
+        if SAVE_TOKEN_IDS.value or SAVE_LATENTS.value:
+            kept.append(samples)
     folder.add_grid(NUM_IMAGES.value)
-    if SAVE_TOKEN_IDS.value:
-        folder.add_array("codes", samples)
-    if SAVE_LATENTS.value:
-        folder.add_array("latents", samples)
-    print(f"{len(folder.images)} images in {folder}")
+    if kept:
+        folder.add_array("codes" if SAVE_TOKEN_IDS.value else "latents", np.concatenate(kept))
+    print(f"{folder.count} images in {folder}")
 
 
 def _prompts() -> dict[int, str]:
@@ -95,55 +100,27 @@ def _prompts() -> dict[int, str]:
     return read_prompts(PROMPTS_FILE.value or "")
 
 
-def _options(model: ModelReader, prompts: Mapping[int, str]) -> tuple[dict[str, Any], Any, np.ndarray | None]:
-    """Options of generate_codes or generate_latents, the folder of the VAE, and the noise.
-
-    Raises UserError for options that are wrong, or that mean nothing for this kind of model.
-    """
+def _work(model: ModelReader, prompts: Mapping[int, str]) -> ImageWork:
+    """Raises UserError for options that are wrong, or that mean nothing for this kind of model."""
     reader = RequestReader(model.config, model.tokenizer)
-    texts, numbers = list(prompts.values()), list(prompts)
-    request: dict[str, Any] = {"prompts": texts, "num_images": NUM_IMAGES.value, "prompt_numbers": numbers}
-    options: dict[str, Any] = {"seed": SEED.value}
+    asked: dict[str, Any] = {"prompt_numbers": list(prompts), "seed": SEED.value}
+    texts, number, weight = list(prompts.values()), NUM_IMAGES.value, CFG_WEIGHT.value
     if not isinstance(model.config, JanusFlowConfig):
         model_flags.refuse(FLOW_FLAGS, "a model that generates codes")
-        options |= {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K)}
-        options["cfg_weight"] = 5.0 if CFG_WEIGHT.value is None else CFG_WEIGHT.value
-        reader.codes(**request, **options)
-        return options, None, None
+        asked |= {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K)}
+        weight = 5.0 if weight is None else weight
+        requests, sampling = reader.codes(texts, number, cfg_weight=weight, **asked)
+        return ImageWork(requests, number, {"cfg_weight": weight, "sampling": sampling})
     model_flags.refuse(CODE_FLAGS, "JanusFlow")
-    options |= {flag.name: flag.value for flag in (NUM_STEPS, SOLVER)}
-    options["cfg_weight"] = 2.0 if CFG_WEIGHT.value is None else CFG_WEIGHT.value
-    reader.latents(**request, **options)
-    vae = find_vae(model, CHECKPOINT.value, VAE.value)
+    options = {flag.name: flag.value for flag in (NUM_STEPS, SOLVER)}
+    options["cfg_weight"] = 2.0 if weight is None else weight
+    requests = reader.latents(texts, number, **asked, **options)
+    vae = find_vae(model, CHECKPOINT.value or "", VAE.value)
     check_can_decode(model.config, vae is not None)
-    shape = (len(prompts) * NUM_IMAGES.value, *latent_shape(model.config))
-    return options, vae, None if INITIAL_NOISE.value is None else read_noise(INITIAL_NOISE.value, shape)
-
-
-def _generate(
-    model: Any, prompts: Mapping[int, str], options: Mapping[str, Any], noise: np.ndarray | None, folder: ImageFolder
-) -> Iterator[np.ndarray]:
-    """Writes the images of each batch of prompts, and yields its codes or latents."""
-    number, tokens = NUM_IMAGES.value, model.config.image_tokens
-    total = len(prompts) * number * tokens  # progress, on a terminal only: tokens of the images, latents too
-    with tqdm.tqdm(total=total, unit="token", unit_scale=True, disable=None) as bar:
-        for batch in model.engine.batches(len(prompts), number, IMAGES_AT_A_TIME.value):
-            texts, start = list(prompts.values())[batch], len(folder.images)
-            count, done = number * len(texts), start * tokens
-            request = {**options, "prompts": texts, "num_images": number, "prompt_numbers": list(prompts)[batch]}
-            if isinstance(model, JanusFlowPipeline):
-                batch_noise = None if noise is None else noise[start : start + count]
-                samples = model.generate_latents(**request, initial_noise=batch_noise)
-            else:
-
-                def show(codes: int, done: int = done, count: int = count) -> None:
-                    bar.update(done + count * codes - bar.n)
-
-                samples = model.generate_codes(**request, on_codes=show)
-            folder.add(model.engine.decode(samples))
-            bar.update(done + count * tokens - bar.n)
-            bar.set_postfix_str(f"{len(folder.images)} images")
-            yield samples
+    shape, noise = latent_shape(model.config), None
+    if INITIAL_NOISE.value is not None:
+        noise = read_noise(INITIAL_NOISE.value, (len(prompts) * number, *shape)).reshape(-1, number, *shape)
+    return ImageWork(requests, number, options, noise, vae)
 
 
 if __name__ == "__main__":

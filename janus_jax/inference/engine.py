@@ -25,9 +25,9 @@ from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, load_image
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.decode_text import TextState, continue_text, start_text
-from janus_jax.inference.memory import check_fits
+from janus_jax.inference.memory import NotEnoughMemoryError, check_fits
 from janus_jax.inference.padding import BUCKETS, Buckets, PaddedPrompts, check_buckets, pad_prompts, round_up
-from janus_jax.inference.requests import Answer, Image, ImageRequest, TextRequest, is_image
+from janus_jax.inference.requests import Answer, Image, ImageBatch, ImageRequest, TextRequest, is_image
 from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import FamilyConfig
@@ -135,6 +135,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
+        """Raises NotEnoughMemoryError if `generate` could not hold `num_images` images of each request."""
+
+    @abstractmethod
     def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
         """Decodes samples of `generate`, [images, ...], to images."""
 
@@ -190,6 +194,10 @@ class Engine(ABC):
         """One batch of prompts, whose length is a multiple of the prompt bucket."""
         return pad_prompts(prompts, self.image_ids, self.buckets.prompt)
 
+    def padded_length(self, length: int) -> int:
+        """The length to which `pad` pads prompts of which the longest has `length` tokens."""
+        return round_up(length, self.buckets.prompt)
+
     def pixels(self, images: Sequence[Sequence[Image]]) -> jax.Array | None:
         """Normalised images [B, I, image, image, 3] of each row; None if there are no images.
 
@@ -211,17 +219,48 @@ class Engine(ABC):
         return jnp.asarray(self.normalization(pixels))
 
     def check_memory(self, caches: Mapping[str, tuple[int, int]], *scores: tuple[int, int, int]) -> None:
-        """Raises UserError if a request does not fit the free memory; for the arguments see `memory.check_fits`."""
+        """Raises NotEnoughMemoryError if a request does not fit; for the arguments see `memory.check_fits`."""
         check_fits(self.config.llama, self.model.execution, caches, scores, self.mesh)
 
-    def batches(self, num_prompts: int, num_images: int, at_a_time: int) -> Iterator[slice]:
-        """Divides prompts into batches of up to `at_a_time` images, `num_images` of each prompt; at least one prompt.
+    def batches(self, num_prompts: int, num_images: int, at_a_time: int) -> Iterator[ImageBatch]:
+        """Divides `num_images` images of each prompt into batches of up to `at_a_time` images.
 
-        On a mesh every batch except the last has a number of prompts that needs as few padding images as possible.
+        A batch holds all images of some prompts, or a part of the images of one prompt. On a mesh every batch except
+        the last needs as few padding images as possible, and may therefore have more than `at_a_time` images.
         """
-        multiple = self.row_shares // math.gcd(self.row_shares, num_images)
+        shares = self.row_shares
+        if num_images > at_a_time:
+            parts = -(-num_images // at_a_time)
+            size = round_up(-(-num_images // parts), shares)  # equal parts take the same compiled programs
+            images = [range(first, min(first + size, num_images)) for first in range(0, num_images, size)]
+            yield from (ImageBatch(slice(i, i + 1), part) for i in range(num_prompts) for part in images)
+            return
+        multiple = shares // math.gcd(shares, num_images)
         size = multiple * max(1, at_a_time // (multiple * num_images))
-        return (slice(start, start + size) for start in range(0, num_prompts, size))
+        yield from (ImageBatch(slice(i, i + size), range(num_images)) for i in range(0, num_prompts, size))
+
+    def fitting_batches(
+        self, requests: Sequence[ImageRequest], num_images: int, at_a_time: int
+    ) -> tuple[list[ImageBatch], int]:
+        """The `batches` of the largest number of images, `at_a_time` or a half, a quarter, ... of it, that fits.
+
+        Returns:
+            The batches, and that number.
+
+        Raises:
+            NotEnoughMemoryError: not even one image fits.
+        """
+        by_length = sorted(requests, key=lambda request: len(request.prompt), reverse=True)
+        while True:
+            batches = list(self.batches(len(requests), num_images, at_a_time))
+            try:
+                for batch in batches[:1]:  # no other is larger
+                    self.check_images(by_length[batch.prompts], len(batch.images))
+                return batches, at_a_time
+            except NotEnoughMemoryError:
+                if at_a_time == 1:
+                    raise
+                at_a_time //= 2
 
     def padded_counts(self, num_prompts: int, num_images: int) -> tuple[int, int]:
         """(prompts, images of each) with padding, so that every device gets the same number of images.

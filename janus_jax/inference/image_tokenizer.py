@@ -15,6 +15,7 @@ from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQCo
 from janus_jax.models.params import Params, bind, build, fingerprint
 from janus_jax.ops.pixels import normalize
 from janus_jax.weights.load import load_params
+from janus_jax.weights.locations import existing_path
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
 from janus_jax.weights.open_model import open_model
 
@@ -44,7 +45,7 @@ def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:
     Raises:
         UserError: neither is there, or it is damaged.
     """
-    folder = epath.Path(folder)
+    folder = existing_path(folder)
     config = _architecture(folder)
     if isinstance(config, VQConfig):
         return ImageTokenizer(config, load_params(open_params(folder, config), jnp.float32))
@@ -66,7 +67,8 @@ def image_lengths(folder: epath.PathLike) -> tuple[int, int] | None:
 
     None for an image tokenizer, which has no language model.
     """
-    config = _architecture(epath.Path(folder))
+    folder = existing_path(folder)
+    config = _architecture(folder)
     if config is not None and not isinstance(config, FamilyConfig):
         return None
     model = open_model(folder).config

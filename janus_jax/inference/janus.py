@@ -15,9 +15,10 @@ from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
 from janus_jax.inference.decode_image import GuidedPrompts, ImageState, decode_pixels, image_program, start_images
 from janus_jax.inference.engine import GREEDY, Engine
+from janus_jax.inference.padding import next_power_of_two
 from janus_jax.inference.pipeline import Pipeline
 from janus_jax.inference.requests import ImageRequest
-from janus_jax.inference.sampling import Sampling, sample_keys
+from janus_jax.inference.sampling import Sampling, image_keys
 from janus_jax.models.config import JanusConfig
 from janus_jax.sharding import to_host
 
@@ -49,19 +50,11 @@ class JanusEngine(Engine):
         num_codes = self.config.image_tokens
         if not requests:
             return np.zeros((0, num_images, num_codes), np.int32)
+        self.check_images(requests, num_images)
         num_prompts, images = self.padded_counts(len(requests), num_images)
         rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
         prompts = self.guided([row.prompt for row in rows])
-        length, distinct = prompts.conditional.tokens.shape[1], num_prompts + len(prompts.unconditional.tokens)
-        self.check_memory(
-            {
-                # The distinct prompts as they are read, then one row per prompt and half of the guidance.
-                f"{num_prompts} prompts": (distinct + 2 * num_prompts, length),
-                f"{num_prompts * images} images": (2 * num_prompts * images, num_codes),
-            },
-            (distinct, length, length),
-        )
-        keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], images).reshape(-1)
+        keys = image_keys(rows, images)
         state = self.prefill_images(prompts, keys, cfg_weight, sampling=sampling)
         portion = num_codes if on_codes is None else PORTION
         for until in range(portion, num_codes + portion, portion):
@@ -69,6 +62,19 @@ class JanusEngine(Engine):
             if on_codes is not None:
                 on_codes(int(state.step))
         return to_host(state.codes).reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
+
+    def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
+        num_prompts, images = self.padded_counts(len(requests), num_images)
+        lengths = {len(request.prompt) for request in requests}
+        length, distinct = self.padded_length(max(lengths)), num_prompts + next_power_of_two(len(lengths))
+        self.check_memory(
+            {
+                # The distinct prompts as they are read, then one row per prompt and half of the guidance.
+                f"{num_prompts} prompts": (distinct + 2 * num_prompts, length),
+                f"{num_prompts * images} images": (2 * num_prompts * images, self.config.image_tokens),
+            },
+            (distinct, length, length),
+        )
 
     def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
         """Decodes codes [images, N] to images, 1, 2, 4, 8 or 16 per device at a time, each number a compiled program.
@@ -85,7 +91,7 @@ class JanusEngine(Engine):
         images, shares = [], self.row_shares
         for start in range(0, len(codes), shares * PIXEL_CHUNK):
             chunk = codes[start : start + shares * PIXEL_CHUNK]
-            size = shares << ((len(chunk) - 1) // shares).bit_length()  # a power of two for each device
+            size = shares * next_power_of_two(-(-len(chunk) // shares))
             with self.on_mesh():
                 pixels = decode_pixels(self.model, self.params, np.pad(chunk, ((0, size - len(chunk)), (0, 0))))
             images += to_images(to_host(pixels))[: len(chunk)]
@@ -115,7 +121,7 @@ class JanusEngine(Engine):
         conditional = self.pad(prompts)
         lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
         by_length = {len(prompt): self.tokenizer.unconditional(prompt) for prompt in prompts}
-        repeated = lengths + lengths[-1:] * ((1 << (len(lengths) - 1).bit_length()) - len(lengths))
+        repeated = lengths + lengths[-1:] * (next_power_of_two(len(lengths)) - len(lengths))
         unconditional = self.pad([by_length[length] for length in repeated])
         unconditional_of = np.array([lengths.index(len(prompt)) for prompt in prompts], np.int32)
         return GuidedPrompts(conditional, unconditional, unconditional_of)

@@ -19,7 +19,7 @@ from janus_jax.inference.engine import Engine
 from janus_jax.inference.flow_sampling import decode_latents, sample_latents
 from janus_jax.inference.pipeline import Pipeline
 from janus_jax.inference.requests import ImageRequest
-from janus_jax.inference.sampling import sample_keys
+from janus_jax.inference.sampling import image_keys
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
@@ -80,22 +80,12 @@ class JanusFlowEngine(Engine):
         shape = latent_shape(self.config)
         if not requests:
             return np.zeros((0, num_images, *shape), np.float32)
+        self.check_images(requests, num_images)
         num_prompts, images = self.padded_counts(len(requests), num_images)
         rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
-        prompts = self.pad([row.prompt[:-1] for row in rows])  # the time token takes the place of `<begin_of_image>`
-        length, tokens = prompts.tokens.shape[1], self.config.image_tokens
-        self.check_memory(
-            {
-                # The prompts and BOS as they are read, then one row per prompt and half of the guidance.
-                f"{num_prompts} prompts": (3 * num_prompts + 1, length),
-                f"{num_prompts * images} images": (2 * num_prompts * images, tokens),
-            },
-            (num_prompts + 1, length, length),
-            (2 * num_prompts * images, tokens, length + tokens),
-        )
+        prompts = self.pad([_without_last(row) for row in rows])
         if initial_noise is None:
-            keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], images)
-            noise = normal_noise(keys.reshape(-1), shape)
+            noise = normal_noise(image_keys(rows, images), shape)
         else:
             padding = ((0, num_prompts - len(requests)), (0, images - num_images), (0, 0), (0, 0), (0, 0))
             noise = jnp.asarray(np.pad(initial_noise, padding).reshape(-1, *shape))
@@ -110,6 +100,20 @@ class JanusFlowEngine(Engine):
                 solver=solver,
             )
         return to_host(latents).reshape(num_prompts, images, *shape)[: len(requests), :num_images]
+
+    def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
+        num_prompts, images = self.padded_counts(len(requests), num_images)
+        length = self.padded_length(max(len(_without_last(request)) for request in requests))
+        tokens = self.config.image_tokens
+        self.check_memory(
+            {
+                # The prompts and BOS as they are read, then one row per prompt and half of the guidance.
+                f"{num_prompts} prompts": (3 * num_prompts + 1, length),
+                f"{num_prompts * images} images": (2 * num_prompts * images, tokens),
+            },
+            (num_prompts + 1, length, length),
+            (2 * num_prompts * images, tokens, length + tokens),
+        )
 
     def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
         """Decodes latents [images, H, W, Z] to images.
@@ -222,6 +226,11 @@ class JanusFlowPipeline(Pipeline):
     def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
         """As `Pipeline.save_pretrained`; a folder of our own format also holds the VAE."""
         self._write(folder, format, dtype, self.engine.vae if format == "orbax" else None)
+
+
+def _without_last(request: ImageRequest) -> list[int]:
+    """The prompt without `<begin_of_image>`, whose place the time token takes."""
+    return request.prompt[:-1]
 
 
 def latent_shape(config: JanusFlowConfig) -> tuple[int, int, int]:

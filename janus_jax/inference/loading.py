@@ -13,7 +13,7 @@ from janus_jax.inference.padding import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.sharding import decoding_shardings
-from janus_jax.weights.load import load_params
+from janus_jax.weights.load import floating_dtype, load_params
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.quantization import QUANTIZATIONS
 from janus_jax.weights.reader import ModelReader
@@ -72,7 +72,7 @@ def load(
     on_cpu = jax.default_backend() == "cpu"
     if dtype is None:
         dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    dtype = _floating(dtype)
+    dtype = jax.dtypes.canonicalize_dtype(floating_dtype(dtype))
     loaded_vae = None
     if isinstance(config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
@@ -89,14 +89,3 @@ def load(
     if isinstance(config, JanusFlowConfig):
         return JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
     return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
-
-
-def _floating(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype that JAX has for a user's. Raises UserError for anything but floating point."""
-    try:
-        known = jax.dtypes.canonicalize_dtype(dtype)
-    except TypeError as error:
-        raise UserError(f"dtype={dtype!r} is not known, expected a floating-point one such as bfloat16") from error
-    if not jnp.issubdtype(known, jnp.floating):
-        raise UserError(f"dtype={known.name}, expected a floating-point one such as bfloat16")
-    return known

@@ -24,6 +24,10 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
+class NotEnoughMemoryError(UserError):
+    """A request needs more memory than is free."""
+
+
 def abstract_cache(
     config: LlamaConfig, execution: Execution, rows: int, slots: int, mesh: Mesh | AbstractMesh | None = None
 ) -> KVCache:
@@ -72,7 +76,7 @@ def check_fits(
     scores: Sequence[tuple[int, int, int]],
     mesh: Mesh | None,
 ) -> None:
-    """Raises UserError if a request needs more memory than is free.
+    """Raises NotEnoughMemoryError if a request needs more memory than is free.
 
     All devices of a CPU share one memory; every other device has its own. Processes that share a mesh decide alike, by
     the one with the least memory: otherwise some of them would start a program and wait for the others for ever.
@@ -96,7 +100,7 @@ def check_fits(
         free, needed = free_and_needed[:, 0].min(), free_and_needed[:, 1].max()
     if needed > free:
         listed = " + ".join(f"{size / 2**30:.2f} GiB for {what}" for what, size in sizes.items())
-        raise UserError(
+        raise NotEnoughMemoryError(
             f"the request needs {needed / 2**30:.2f} GiB ({listed}), but {free / 2**30:.2f} GiB are free: "
             "ask for fewer prompts, images or new tokens at a time, or a shorter prompt"
         )

@@ -40,6 +40,11 @@ def round_up(length: int, bucket: int) -> int:
     return -(-length // bucket) * bucket
 
 
+def next_power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`, which is at least 1."""
+    return 1 << (number - 1).bit_length()
+
+
 class PaddedPrompts(NamedTuple):
     """Left-padded prompts. Padding is segment 0, which no token attends to."""
 

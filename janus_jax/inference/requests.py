@@ -25,6 +25,14 @@ class ImageRequest(NamedTuple):
     prompt: list[int]  # token ids, ending with `<begin_of_image>`
     seed: int = 0  # with the prompt number and the number of an image it determines the image's random key
     prompt_number: int = 0
+    first_image: int = 0  # number of the first image, where an earlier batch has made those before it
+
+
+class ImageBatch(NamedTuple):
+    """What of some prompts, with the same number of images each, is generated together."""
+
+    prompts: slice
+    images: range  # numbers of the images of each of these prompts
 
 
 class Answer(NamedTuple):

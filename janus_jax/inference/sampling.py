@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.inference.requests import ImageRequest
 from janus_jax.ops.sampling import sample_tokens
 
 MIN_TOP_P = float(np.finfo(np.float32).tiny)  # a smaller one would keep no token at all
@@ -42,7 +43,9 @@ class Sampling:
         return sample_tokens(keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
-def sample_keys(seeds: Sequence[int], prompt_numbers: Sequence[int], num_images: int) -> jax.Array:
+def sample_keys(
+    seeds: Sequence[int], prompt_numbers: Sequence[int], num_images: int, first_images: Sequence[int] | None = None
+) -> jax.Array:
     """Random keys [B, G] by the rule fold_in(fold_in(key(seed), prompt number), image number).
 
     Every sample has a key of its own that does not depend on its batch, so one answer or image of many can be
@@ -50,14 +53,23 @@ def sample_keys(seeds: Sequence[int], prompt_numbers: Sequence[int], num_images:
 
     Args:
         seeds, prompt_numbers: one per row, from 0 to 2**32 - 1.
+        first_images: number of the first image of each row; None is 0 for all.
     """
-    return _sample_keys(np.asarray(seeds, np.uint32), np.asarray(prompt_numbers, np.uint32), num_images)
+    first = np.zeros(len(seeds), np.uint32) if first_images is None else np.asarray(first_images, np.uint32)
+    return _sample_keys(np.asarray(seeds, np.uint32), np.asarray(prompt_numbers, np.uint32), first, num_images)
+
+
+def image_keys(requests: Sequence[ImageRequest], num_images: int) -> jax.Array:
+    """Random keys [B G] of `num_images` images of each request, those of a request together."""
+    seeds, numbers, first = zip(*[(row.seed, row.prompt_number, row.first_image) for row in requests], strict=True)
+    return sample_keys(seeds, numbers, num_images, first).reshape(-1)
 
 
 @functools.partial(jax.jit, static_argnames="num_images")
-def _sample_keys(seeds: jax.Array, prompt_numbers: jax.Array, num_images: int) -> jax.Array:
-    def of_prompt(seed: jax.Array, prompt_number: jax.Array) -> jax.Array:
+def _sample_keys(seeds: jax.Array, prompt_numbers: jax.Array, first_images: jax.Array, num_images: int) -> jax.Array:
+    def of_prompt(seed: jax.Array, prompt_number: jax.Array, first_image: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), prompt_number)
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_images))
+        images = first_image + jnp.arange(num_images, dtype=jnp.uint32)
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, images)
 
-    return jax.vmap(of_prompt)(seeds, prompt_numbers)
+    return jax.vmap(of_prompt)(seeds, prompt_numbers, first_images)

@@ -29,6 +29,7 @@ DEFAULT_NEW_TOKENS = 512  # length of an answer, where the context has room for 
 # Logits beyond these limits overflow in float32; a larger seed or prompt number would be cut to 32 bits.
 MIN_TEMPERATURE, MAX_TEMPERATURE, MAX_CFG_WEIGHT, MAX_SEED = 1e-6, 1e6, 1e6, 2**32 - 1
 MAX_FLOW_STEPS = 10_000
+MAX_IMAGES = 1_000_000  # of a request or a command; even a fast machine would take weeks
 
 
 class RequestReader:
@@ -110,15 +111,22 @@ class RequestReader:
     ) -> list[ImageRequest]:
         _check_number("cfg_weight", cfg_weight)
         _check_range("cfg_weight", cfg_weight, -MAX_CFG_WEIGHT, MAX_CFG_WEIGHT)
-        _check_whole("num_images", num_images, 1)
+        _check_whole("num_images", num_images, 1, MAX_IMAGES)
         if isinstance(prompts, str):
             raise UserError(f"prompts={prompts!r}, expected a list of prompts")
+        if len(prompts) * num_images > MAX_IMAGES:
+            raise UserError(
+                f"num_images={num_images} of each of {len(prompts)} prompts are {len(prompts) * num_images} images, "
+                f"expected at most {MAX_IMAGES} in all"
+            )
         identities = _identities(len(prompts), seed, prompt_numbers)
         return list(map(ImageRequest, [self._image_prompt(prompt) for prompt in prompts], *identities))
 
     def _question(self, messages: Sequence[Message], num_images: int) -> list[int]:
-        if not all(isinstance(message, Message) for message in messages):
+        if not all(isinstance(message, Message) and isinstance(message.text, str) for message in messages):
             raise UserError("a conversation is not a list of Message(role, text)")
+        for message in messages:
+            _check_unicode(message.text)
         if not messages or messages[-1].role != "user":
             raise UserError("a conversation does not end with a message of the user, which could be answered")
         ids = self._tokenizer.encode(format_conversation([*messages, Message("assistant", "")], self._style))
@@ -202,6 +210,18 @@ def _check_text(prompt: str, expected: str) -> None:
         raise UserError(f"a prompt of type {type(prompt).__name__}, expected {expected}")
     if not prompt.strip():
         raise UserError(f"the prompt is empty, expected {expected}")
+    _check_unicode(prompt)
+
+
+def _check_unicode(text: str) -> None:
+    """Refuses surrogates: a half of a character, or, from a command line or a terminal, a byte that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the prompt is no Unicode text: character {error.start + 1} is {ascii(text[error.start])}, a byte that is "
+            "not UTF-8 or half of a character"
+        ) from error
 
 
 def _check_number(name: str, value: float) -> None:

@@ -5,11 +5,13 @@ compute is refused by name rather than computed differently. The file does not c
 (the code behind their names does), so they are read from the shapes of the tensors.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from janus_jax.models.config import JanusConfig
-from janus_jax.weights.infer_sizes import SIGLIP_NORM_EPS, TOWER_DEFAULTS, measure_siglip, measure_vq, tower_fields
+from janus_jax.models.presets import VQ_16
+from janus_jax.weights.infer_sizes import TOWER_DEFAULTS, measure_siglip, measure_vq, tower_fields
 from janus_jax.weights.json_fields import Fields
 from janus_jax.weights.layout_limits import check_expressible, vq_config
 from janus_jax.weights.llama_config import LLAMA_DEFAULTS, llama_fields, read_llama
@@ -50,16 +52,17 @@ def read_deepseek_config(top: Fields, shapes: Mapping[str, Shape], prompt_style:
 
 
 def deepseek_config(config: JanusConfig, dtype_name: str) -> dict[str, Any]:
-    """The content of config.json for the original code, which itself can build only the released SigLIP and VQ.
+    """The content of config.json for the original code, which can build the towers of `TOWERS` and VQ-16 only.
 
     Args:
         dtype_name: name of the dtype of the tensors, e.g. "bfloat16".
 
     Raises:
-        UserError: the layout cannot express the architecture.
+        UserError: the original code cannot build the architecture; names the first field.
     """
     siglip, vq, width = config.siglip, config.vq, config.llama.width
-    check_expressible(config, "deepseek", {"siglip.norm_eps": (siglip.norm_eps, SIGLIP_NORM_EPS)})
+    sizes = [field.name for field in dataclasses.fields(VQ_16) if field.name != "image_size"]  # it is convolutional
+    check_expressible(config, "deepseek", {f"vq.{name}": (getattr(vq, name), getattr(VQ_16, name)) for name in sizes})
 
     def projector(kind: str, depth: int, input_dim: int) -> dict[str, Any]:
         return section(kind, "MlpProjector", depth=depth, input_dim=input_dim, n_embed=width, projector_type="mlp_gelu")

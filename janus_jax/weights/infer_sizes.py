@@ -4,22 +4,37 @@ The original config.json only names both; the code behind the names has their si
 the number of SigLIP's heads.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import SiglipConfig
-from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.weights.json_fields import Fields
+from janus_jax.weights.layout_limits import check_fields
 from janus_jax.weights.name_map import Shape
 
 SIGLIP_LARGE = "siglip_large_patch16_384"
 # Defaults of the original CLIPVisionTower.
 TOWER_DEFAULTS = {"model_name": SIGLIP_LARGE, "image_size": 336, "select_layer": -2}
 SIGLIP_NORM_EPS = 1e-6  # built into the original code
-# Name of a tower that the original code knows -> (width, heads).
-_TOWERS = {SIGLIP_LARGE: (1024, 16), "siglip_so400m_patch14_384": (1152, 16), "siglip_so400m_patch14_224": (1152, 16)}
+
+
+class Tower(NamedTuple):
+    """A SigLIP whose sizes are built into the original code; any image size goes with it."""
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+
+
+# The towers that the original code knows by name (janus/models/siglip_vit.py).
+TOWERS = {
+    SIGLIP_LARGE: Tower(16, 1024, 24, 16, 4096),
+    "siglip_so400m_patch14_384": Tower(14, 1152, 27, 16, 4304),
+    "siglip_so400m_patch14_224": Tower(14, 1152, 27, 16, 4304),
+}
 _HEAD_FIELDS = ("heads", "num_heads", "num_attention_heads")
 _TOWER = "vision_model.vision_tower."
 _VQ = "gen_vision_model."
@@ -28,7 +43,7 @@ _VQ = "gen_vision_model."
 def measure_siglip(params: Fields, shapes: Mapping[str, Shape], tower: str = _TOWER) -> SiglipConfig:
     """The architecture of the understanding encoder.
 
-    The number of heads is the field `heads` (which we write; timm calls it `num_heads`). Without it, it is the number
+    The number of heads is the field `heads` (or `num_heads`, as timm calls it). Without it, it is the number
     that the original code has for the tower's name, provided that the tower has the width that belongs to that name.
 
     Args:
@@ -39,21 +54,20 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape], tower: str = _TO
     Raises:
         UserError: a tensor is missing or disagrees with image_size, or the tower is not a SigLIP.
     """
-    name, large = params.values["model_name"], JANUS_PRO_1B.siglip
+    name = params.values["model_name"]
     if not isinstance(name, str) or not name.startswith("siglip"):
         raise params.wrong("model_name", f"a SigLIP tower such as {SIGLIP_LARGE!r}")
     # `select_feature` has no effect on a SigLIP tower. A mean and std would normalise pixels inside the model.
     params.only(select_layers=None, pixel_mean=None, pixel_std=None)
     width, patch_size = (_size(params, shapes, f"{tower}patch_embed.proj.weight", axis) for axis in (0, 2))
     depth = _count(shapes, f"{tower}blocks.")
-    if name == SIGLIP_LARGE:
-        depth = min(depth, _selected_depth(params, large.depth))
+    if name in TOWERS:
+        depth = min(depth, selected_depth(params, TOWERS[name].depth))
     head_fields = [field for field in _HEAD_FIELDS if field in params.values]
     if not head_fields:
-        known_width, heads = _TOWERS.get(name, (0, 0))
-        if width != known_width:
+        if name not in TOWERS or width != TOWERS[name].width:
             raise params.wrong("heads", f"the number of heads, which is unknown for a tower {name!r} of width {width}")
-        params, head_fields = params.filled({"heads": heads}), ["heads"]
+        params, head_fields = params.filled({"heads": TOWERS[name].num_heads}), ["heads"]
     siglip = SiglipConfig(
         image_size=params.integer("image_size"),
         patch_size=patch_size,
@@ -72,15 +86,25 @@ def measure_siglip(params: Fields, shapes: Mapping[str, Shape], tower: str = _TO
 
 
 def tower_fields(siglip: SiglipConfig) -> dict[str, Any]:
-    """The `params` that `measure_siglip` reads.
+    """The `params` with which the original code builds this encoder, of which it can leave out the last blocks.
 
-    Any SigLIP but the released one gets a name that the original code refuses, and the field `heads`, which no shape
-    tells.
+    Raises:
+        UserError: the original code has no such tower; names the first field that differs from its nearest one.
     """
-    large = JANUS_PRO_1B.siglip
-    is_large = dataclasses.replace(siglip, image_size=large.image_size) == large
-    named = {"model_name": SIGLIP_LARGE} if is_large else {"model_name": "siglip", "heads": siglip.num_heads}
-    return named | {"image_size": siglip.image_size, "select_feature": "same", "select_layer": -1}
+    name = next((name for name, tower in TOWERS.items() if tower.width == siglip.width), SIGLIP_LARGE)
+    tower = TOWERS[name]
+    check_fields(
+        "deepseek",
+        {
+            "siglip.norm_eps": (siglip.norm_eps, SIGLIP_NORM_EPS),
+            **{
+                f"siglip.{field}": (getattr(siglip, field), value)
+                for field, value in tower._replace(depth=min(siglip.depth, tower.depth))._asdict().items()
+            },
+        },
+    )
+    layers = {"select_feature": "same", "select_layer": -1 if siglip.depth == tower.depth else siglip.depth}
+    return {"model_name": name, "image_size": siglip.image_size, **layers}
 
 
 def measure_vq(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -103,7 +127,7 @@ def measure_vq(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
-def _selected_depth(params: Fields, depth: int) -> int:
+def selected_depth(params: Fields, depth: int) -> int:
     """The number of blocks that the original builds of `depth`; the final norm always follows the last of them."""
     layer = params.integer("select_layer", least=-depth)
     return min(depth, layer if layer > 0 else depth + layer + 1)

@@ -7,11 +7,12 @@ compute is refused by name rather than computed differently.
 from collections.abc import Mapping
 from typing import Any
 
-from janus_jax.errors import UserError
 from janus_jax.models.config import JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig
+from janus_jax.models.presets import JANUSFLOW_1P3B
 from janus_jax.weights.deepseek_config import read_section, section
-from janus_jax.weights.infer_sizes import SIGLIP_NORM_EPS, TOWER_DEFAULTS, measure_siglip, tower_fields
+from janus_jax.weights.infer_sizes import TOWER_DEFAULTS, measure_siglip, tower_fields
 from janus_jax.weights.json_fields import Fields
+from janus_jax.weights.layout_limits import check_fields
 from janus_jax.weights.llama_config import LLAMA_DEFAULTS, llama_fields, read_llama
 from janus_jax.weights.name_map import Shape
 
@@ -68,21 +69,21 @@ def read_flow_config(top: Fields, shapes: Mapping[str, Shape], prompt_style: str
 
 
 def flow_config(config: JanusFlowConfig, dtype_name: str) -> dict[str, Any]:
-    """The content of config.json for the original code, which itself can build only the released widths.
+    """The content of config.json for the original code, which has the widths of the released model built in.
 
     Raises:
-        UserError: the layout cannot express the architecture.
+        UserError: the original code cannot build the architecture; names the first field.
     """
     siglip, uvit = config.siglip, config.uvit
     upsamples = uvit.patch_size.bit_length() - 1
     fixed = {
-        "siglip.norm_eps": (siglip.norm_eps, SIGLIP_NORM_EPS),
+        "llama.width": (config.llama.width, JANUSFLOW_1P3B.llama.width),
+        "siglip.width": (siglip.width, JANUSFLOW_1P3B.siglip.width),
+        "uvit.width": (uvit.width, JANUSFLOW_1P3B.uvit.width),
         "uvit.patch_size": (uvit.patch_size, 2**upsamples),
         "uvit.grid": (uvit.grid, siglip.image_size // siglip.patch_size),
     }
-    for name, (ours, theirs) in fixed.items():
-        if ours != theirs:
-            raise UserError(f"{name}={ours} cannot be written in the deepseek layout, which has {theirs}")
+    check_fields("deepseek", fixed)
 
     both = {
         "block_out_channels": [uvit.width],

@@ -28,8 +28,17 @@ def check_expressible(config: JanusConfig, layout: str, fixed: Mapping[str, tupl
     Args:
         fixed: {field: (value in `config`, the only value that the layout has)}, besides what both layouts share.
     """
-    fixed = {f"vq.{name}": (getattr(config.vq, name), value) for name, value in _VQ_FIXED.items()} | dict(fixed)
-    fixed["tokens per generated image"] = (config.vq.num_tokens, config.siglip.num_tokens)
-    for name, (ours, theirs) in fixed.items():
+    tokens = {"tokens per generated image": (config.vq.num_tokens, config.siglip.num_tokens)}
+    shared = {f"vq.{name}": (getattr(config.vq, name), value) for name, value in _VQ_FIXED.items()}
+    check_fields(layout, shared | dict(fixed) | tokens)
+
+
+def check_fields(layout: str, fields: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises UserError for the first field whose value is not the one that the layout has.
+
+    Args:
+        fields: {field: (value, the only value that the layout has)}.
+    """
+    for name, (ours, theirs) in fields.items():
         if ours != theirs:
             raise UserError(f"{name}={ours} cannot be written in the {layout} layout, which has {theirs}")

@@ -18,6 +18,8 @@ from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorReader, TensorSlice, slices_of
 from janus_jax.weights.weight_layout import is_read_every_step, row_major_path
 
+_FLOATING = ("float32", "bfloat16", "float16", "float64")
+
 
 def load_params(
     reader: TensorReader,
@@ -68,6 +70,18 @@ def read_param(reader: TensorReader, path: str, dtype: DTypeLike) -> np.ndarray:
         return cast(reader.read(slices[0]), target, path)
     ((_, values),) = _stack(slices, lambda part: {path: cast(reader.read(part), target, path)})
     return values
+
+
+def floating_dtype(dtype: DTypeLike) -> np.dtype:
+    """The dtype of a user's option. Raises UserError for anything but the floating-point ones that files can hold."""
+    expected = f"expected a floating-point one: {', '.join(_FLOATING)}"
+    try:
+        known = np.dtype(dtype)
+    except TypeError as error:
+        raise UserError(f"dtype={dtype!r} is not known, {expected}") from error
+    if known.name not in _FLOATING:
+        raise UserError(f"dtype={known.name}, {expected}")
+    return known
 
 
 def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

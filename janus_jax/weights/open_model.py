@@ -5,6 +5,7 @@ from etils import epath
 from janus_jax.errors import UserError
 from janus_jax.weights.foreign import open_foreign_model
 from janus_jax.weights.json_fields import CONFIG_FILE
+from janus_jax.weights.locations import existing_path
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_native_model
 from janus_jax.weights.reader import ModelReader
 
@@ -20,16 +21,13 @@ def open_model(folder: epath.PathLike, ema: bool = False) -> ModelReader:
         UserError: there is no model, it is damaged, or its parts (config, tensors, tokenizer, preprocessor) do not fit
             each other.
     """
-    folder = epath.Path(folder)
+    folder = existing_path(folder)
     if (folder / ARCHITECTURE_FILE).exists():
         return open_native_model(folder, ema)
     if ema:
         raise UserError(f"{folder}: not a training workdir, so it keeps no average of its parameters")
     if (folder / CONFIG_FILE).exists():
         return open_foreign_model(folder)
-    if not folder.exists():
-        raise UserError(
-            f"{folder}: not a model folder, since it does not exist; for a model on the Hugging Face Hub, run "
-            "`hf download NAME --local-dir=FOLDER` first and give FOLDER"
-        )
+    if not folder.is_dir():
+        raise UserError(f"{folder}: a file, expected the model folder that holds it")
     raise UserError(f"{folder}: not a model folder (neither {ARCHITECTURE_FILE} nor {CONFIG_FILE} is there)")

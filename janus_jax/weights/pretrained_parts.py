@@ -15,6 +15,7 @@ from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, 
 from janus_jax.weights.foreign import ForeignTensors
 from janus_jax.weights.json_fields import CONFIG_FILE, read_fields
 from janus_jax.weights.llama_config import LLAMA_DEFAULTS, read_llama
+from janus_jax.weights.locations import existing_path
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
 from janus_jax.weights.reader import PrefixedTensors, TensorReader
 from janus_jax.weights.tensor_files import open_tensors
@@ -39,7 +40,7 @@ def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> Tens
     Raises:
         UserError: there is no such part, or it has another architecture than in `config`.
     """
-    location = epath.Path(location)
+    location = existing_path(location)
     if part == "vq" and isinstance(config, JanusConfig) and (location / ARCHITECTURE_FILE).exists():
         saved = read_architecture(location)
         if same_function(saved, config.vq) != config.vq:

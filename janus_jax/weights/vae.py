@@ -17,6 +17,7 @@ from janus_jax.models.params import Params, flatten
 from janus_jax.weights.foreign import ForeignTensors
 from janus_jax.weights.json_fields import CONFIG_FILE, checked_sizes, read_fields
 from janus_jax.weights.load import load_params
+from janus_jax.weights.locations import existing_path
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
 from janus_jax.weights.reader import ModelReader, TensorReader
 from janus_jax.weights.tensor_files import open_tensors
@@ -50,12 +51,13 @@ def load_vae(folder: epath.PathLike, dtype: DTypeLike | None = None) -> tuple[VA
     Raises:
         UserError: the folder is of neither kind, holds no VAE, is damaged, or its tensors are not those of its config.
     """
-    config, tensors = open_vae(epath.Path(folder))
+    config, tensors = open_vae(folder)
     return config, load_params(tensors, dtype)
 
 
-def open_vae(folder: epath.Path) -> tuple[VAEConfig, TensorReader]:
+def open_vae(folder: epath.PathLike) -> tuple[VAEConfig, TensorReader]:
     """The architecture of a VAE and a reader of its parameters. Raises UserError as `load_vae` does."""
+    folder = existing_path(folder)
     if (folder / ARCHITECTURE_FILE).exists():
         config = read_architecture(folder)
         if not isinstance(config, VAEConfig):
@@ -79,14 +81,16 @@ def find_vae(reader: ModelReader, model: epath.PathLike, vae: epath.PathLike | N
         vae: the folder that a user asked for; it takes precedence.
 
     Raises:
-        UserError: a VAE is given for a model that generates image tokens and therefore cannot use it.
+        UserError: a VAE is given that does not exist, or for a model that generates image tokens and therefore cannot
+            use it.
     """
+    is_flow = isinstance(reader.config, JanusFlowConfig)
     if vae is not None:
-        if not isinstance(reader.config, JanusFlowConfig):
+        if not is_flow:
             raise UserError(f"vae={vae}: the model in {model} generates image tokens, only JanusFlow has a VAE")
-        return epath.Path(vae)
+        return existing_path(vae)
     beside = epath.Path(model) / VAE_FOLDER
-    return beside if beside.exists() else None
+    return beside if is_flow and beside.exists() else None
 
 
 def require_vae(config: JanusFlowConfig, vae: VAEConfig) -> None:

@@ -7,6 +7,7 @@ deepseek    the original `multi_modality` folder
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +17,12 @@ from jax.typing import DTypeLike
 from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, VAEConfig
+from janus_jax.models.config import FamilyConfig, JanusFlowConfig, VAEConfig
 from janus_jax.models.params import Params
 from janus_jax.storage import new_folder, write_json
 from janus_jax.weights import deepseek_config, hf_config, janusflow_config, preprocessor, tokenizer_files
 from janus_jax.weights.json_fields import CONFIG_FILE
-from janus_jax.weights.load import cast
+from janus_jax.weights.load import cast, floating_dtype
 from janus_jax.weights.name_map import Link, links, table_of, their_shapes
 from janus_jax.weights.native import save_params, write_architecture
 from janus_jax.weights.orbax_io import OrbaxWriter
@@ -52,14 +53,10 @@ def write_model(
         vae: the VAE of a JanusFlow model, to be written into a folder of ours.
 
     Raises:
-        UserError: `output` exists and is not empty, the layout cannot hold this model, or the disk is full.
+        UserError: `output` exists and is not empty, the model cannot be written so (`check_writable`), or the disk is
+            full.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"format {layout!r} is not one of {LAYOUTS}")
-    if vae is not None:
-        if layout != "orbax" or not isinstance(reader.config, JanusFlowConfig):
-            raise UserError(f"a VAE goes with a JanusFlow model in the orbax layout only, not with {layout}")
-        require_vae(reader.config, vae[0])
+    check_writable(reader, layout, None if vae is None else vae[0], dtype)
     with new_folder(epath.Path(output)) as folder:
         if layout == "orbax":
             _write_native(reader, folder, dtype, report)
@@ -70,8 +67,34 @@ def write_model(
         check(folder)
 
 
+def check_writable(
+    reader: ModelReader, layout: str, vae: VAEConfig | None = None, dtype: DTypeLike | None = None
+) -> None:
+    """Raises UserError when a model cannot be written in a layout or a dtype; reads no tensor.
+
+    Args:
+        vae: architecture of the VAE that is to be written with the model.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"format {layout!r} is not one of {LAYOUTS}")
+    if dtype is not None:
+        floating_dtype(dtype)
+    config = reader.config
+    if vae is not None:
+        if layout != "orbax" or not isinstance(config, JanusFlowConfig):
+            raise UserError(f"a VAE goes with a JanusFlow model in the orbax layout only, not with {layout}")
+        require_vae(config, vae)
+    if layout != "orbax":
+        tokenizer_files.check_style(layout, config, reader.tokenizer)
+        _foreign_config(reader, layout, "float32")
+
+
 def describe(reader: ModelReader, layout: str) -> Iterator[str]:
-    """A line per tensor that `write_model` would write: its name and shape, and where it comes from."""
+    """A line per tensor that `write_model` would write: its name and shape, and where it comes from.
+
+    Raises UserError where `write_model` would refuse the model.
+    """
+    check_writable(reader, layout)
     if layout == "orbax":
         for part in all_slices(reader.parameters):
             shape = reader.parameters[part.path].shape[0 if part.layer is None else 1 :]
@@ -125,9 +148,6 @@ def _write_native(
 def _write_foreign(
     reader: ModelReader, folder: epath.Path, layout: str, dtype: DTypeLike | None, report: Callable[[int], None]
 ) -> None:
-    if layout == "hf" and isinstance(reader.config, JanusFlowConfig):
-        raise UserError("JanusFlow cannot be written in the hf layout: transformers does not have it")
-    tokenizer_files.check_style(layout, reader.config, reader.tokenizer)
     groups = _grouped(reader.config, layout)
     shapes = their_shapes(reader.config, table_of(reader.config, layout))
     infos = {}
@@ -146,18 +166,21 @@ def _write_foreign(
 
 def _write_foreign_config(reader: ModelReader, folder: epath.Path, layout: str, dtype_name: str) -> None:
     """Writes config.json, the tokenizer and the preprocessor."""
-    config, tokenizer = reader.config, reader.tokenizer
+    write = tokenizer_files.write_hf_files if layout == "hf" else tokenizer_files.write_deepseek_files
+    write(folder, reader.config, reader.tokenizer, reader.normalization)
+    write_json(folder / CONFIG_FILE, _foreign_config(reader, layout, dtype_name))
+
+
+def _foreign_config(reader: ModelReader, layout: str, dtype_name: str) -> dict[str, Any]:
+    """The content of config.json. Raises UserError when the code that reads it cannot build the architecture."""
+    config = reader.config
     if layout == "hf":
-        assert isinstance(config, JanusConfig)
-        content = hf_config.hf_config(config, dtype_name, tokenizer_files.tokenizer_ids(tokenizer))
-        tokenizer_files.write_hf_files(folder, config, tokenizer, reader.normalization)
-    else:
         if isinstance(config, JanusFlowConfig):
-            content = janusflow_config.flow_config(config, dtype_name)
-        else:
-            content = deepseek_config.deepseek_config(config, dtype_name)
-        tokenizer_files.write_deepseek_files(folder, config, tokenizer, reader.normalization)
-    write_json(folder / CONFIG_FILE, content)
+            raise UserError("JanusFlow cannot be written in the hf layout: transformers does not have it")
+        return hf_config.hf_config(config, dtype_name, tokenizer_files.tokenizer_ids(reader.tokenizer))
+    if isinstance(config, JanusFlowConfig):
+        return janusflow_config.flow_config(config, dtype_name)
+    return deepseek_config.deepseek_config(config, dtype_name)
 
 
 def _grouped(config: FamilyConfig, layout: str) -> dict[str, list[Link]]:

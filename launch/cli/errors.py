@@ -11,6 +11,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from janus_jax.errors import UserError
 from janus_jax.training.resilience import exit_codes
+from launch.cli import terminal
 
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 
@@ -37,6 +38,7 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt as interrupt:
             return _interrupted(interrupt)
 
+    terminal.accept_any_text()
     logging.set_verbosity(logging.WARNING)
     _show_flags_of_launch()
     app.run(guarded, flags_parser=_parse)

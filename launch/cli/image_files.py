@@ -11,17 +11,22 @@ from janus_jax.data.images import grid
 from janus_jax.errors import UserError
 from janus_jax.inference.janusflow import check_noise
 from janus_jax.storage import prepare_folder
+from janus_jax.text import decode_text
+
+GRID_IMAGES = 256  # most images of grid.png, which are held in memory: at 384 pixels, a grid of 340 MB
 
 
 def read_prompts(path: str) -> dict[int, str]:
     """The prompts of --prompts_file by their line number, which counts from 0; empty lines are left out.
 
-    Raises UserError for a file that cannot be read, or that has no prompt.
+    Raises UserError for a file that cannot be read, is not text (`text.decode_text`), or has no prompt.
     """
     try:
-        lines = epath.Path(path).read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(epath.Path(path).read_bytes(), f"--prompts_file={path}")
+    except OSError as error:
         raise UserError(f"--prompts_file={path}: cannot be read ({error})") from error
+    # Files that were joined have byte order marks within. Three systems end lines in three ways.
+    lines = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     prompts = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     if not prompts:
         raise UserError(f"--prompts_file={path}: all lines are empty, expected a prompt per line")
@@ -49,7 +54,8 @@ class ImageFolder:
     def __init__(self, path: str):
         """Creates the folder. Raises UserError if it cannot be written or holds the images of another run."""
         self._folder = prepare_folder("output", path)
-        self.images: list[PIL.Image.Image] = []
+        self.count = 0  # number of images so far
+        self._shown: list[PIL.Image.Image] = []
         for old in self._folder.iterdir():
             if old.suffix in (".png", ".npy"):
                 raise UserError(
@@ -62,12 +68,16 @@ class ImageFolder:
     def add(self, images: Sequence[PIL.Image.Image]) -> None:
         """Writes images as the next numbers: 00000.png, 00001.png, ..."""
         for image in images:
-            self._write(f"{len(self.images):05d}.png", image)
-            self.images.append(image)
+            self._write(f"{self.count:05d}.png", image)
+            self.count += 1
+        self._shown += images[: GRID_IMAGES - len(self._shown)]
 
     def add_grid(self, images_per_prompt: int) -> None:
-        """Writes all images as grid.png, in rows that the images of a prompt fill as a square."""
-        self._write("grid.png", grid(self.images, columns=math.ceil(math.sqrt(images_per_prompt))))
+        """Writes the first `GRID_IMAGES` images as grid.png, in rows that the images of a prompt fill as a square."""
+        columns = math.ceil(math.sqrt(min(images_per_prompt, GRID_IMAGES)))
+        self._write("grid.png", grid(self._shown, columns))
+        if self.count > GRID_IMAGES:
+            print(f"grid.png shows the first {GRID_IMAGES} of {self.count} images")
 
     def add_array(self, name: str, values: np.ndarray) -> None:
         """Writes NAME.npy."""

@@ -1,5 +1,6 @@
 """A conversation on the terminal, for `launch.chat`."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import PIL.Image
 
 from janus_jax.errors import UserError
 from janus_jax.inference.chat_session import Conversation
+from janus_jax.inference.requests import Answer
 
 
 def converse(conversation: Conversation, images: Sequence[PIL.Image.Image], options: Mapping[str, Any]) -> None:
@@ -35,3 +37,13 @@ def print_answer(
     """Prints the answer while it is written; options and errors are those of `Conversation.ask`."""
     conversation.ask(question, images, on_text=lambda text: print(text, end="", flush=True), **options)
     print()
+
+
+def print_json(answer: Answer) -> None:
+    """Prints an answer as one line of JSON, with escapes if the terminal cannot show all of its characters."""
+    line = json.dumps(answer._asdict(), ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(answer._asdict())
+    print(line)

@@ -14,7 +14,7 @@ from janus_jax.inference.loading import load
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.padding import Buckets
 from janus_jax.inference.requests import ImageRequest
-from janus_jax.inference.sampling import Sampling
+from janus_jax.inference.sampling import Sampling, image_keys
 from janus_jax.inference.validation import user_message
 from janus_jax.models.scan_layers import stack_layers
 from janus_jax.weights.reader import model_in_memory
@@ -70,21 +70,51 @@ def test_parameters_of_other_shapes_or_paths_are_refused(pipeline, changed):
         pipeline.engine.with_params(pipeline.params | changed)
 
 
-def test_prompts_are_divided_into_batches_of_whole_shares_of_the_devices(pipeline, monkeypatch):
-    def sizes(num_prompts, num_images, shares):
+def test_images_are_divided_into_batches_of_whole_shares_of_the_devices(pipeline, monkeypatch):
+    def sizes(num_prompts, num_images, shares, at_a_time=16):
+        """[(number of prompts, number of images of each)], each image of each prompt being in one batch."""
         monkeypatch.setattr(JanusEngine, "row_shares", shares)
-        batches = pipeline.engine.batches(num_prompts, num_images, at_a_time=16)
-        batches = [range(num_prompts)[batch] for batch in batches]
-        assert [i for batch in batches for i in batch] == list(range(num_prompts))
-        return [len(batch) for batch in batches]
+        batches = list(pipeline.engine.batches(num_prompts, num_images, at_a_time))
+        made = [(prompt, image) for b in batches for prompt in range(num_prompts)[b.prompts] for image in b.images]
+        assert made == [(prompt, image) for prompt in range(num_prompts) for image in range(num_images)]
+        return [(len(range(num_prompts)[batch.prompts]), len(batch.images)) for batch in batches]
 
-    assert sizes(37, 1, shares=1) == [16, 16, 5]
-    assert sizes(7, 5, shares=1) == [3, 3, 1]
-    assert sizes(2, 17, shares=1) == [1, 1]
-    assert sizes(37, 1, shares=4) == [16, 16, 5]
-    assert sizes(9, 3, shares=4) == [4, 4, 1]
-    assert sizes(5, 20, shares=4) == [1, 1, 1, 1, 1]
-    assert sizes(40, 1, shares=32) == [32, 8]
+    assert sizes(37, 1, shares=1) == [(16, 1), (16, 1), (5, 1)]
+    assert sizes(7, 5, shares=1) == [(3, 5), (3, 5), (1, 5)]
+    assert sizes(2, 17, shares=1) == [(1, 9), (1, 8)] * 2
+    assert sizes(1, 1000, shares=1, at_a_time=250) == [(1, 250)] * 4
+    assert sizes(1, 5, shares=1, at_a_time=1) == [(1, 1)] * 5
+    assert sizes(37, 1, shares=4) == [(16, 1), (16, 1), (5, 1)]
+    assert sizes(9, 3, shares=4) == [(4, 3), (4, 3), (1, 3)]
+    assert sizes(2, 20, shares=4) == [(1, 12), (1, 8)] * 2
+    assert sizes(40, 1, shares=32) == [(32, 1), (8, 1)]
+    assert sizes(1, 40, shares=32) == [(1, 32), (1, 8)]
+
+
+def test_a_part_of_the_images_of_a_prompt_has_the_keys_that_it_has_among_all():
+    requests = [ImageRequest([1], seed=3, prompt_number=2), ImageRequest([1], seed=2**32 - 1, prompt_number=0)]
+    together = jax.random.key_data(image_keys(requests, 5)).reshape(2, 5, -1)
+    part = jax.random.key_data(image_keys([request._replace(first_image=3) for request in requests], 2))
+    np.testing.assert_array_equal(part.reshape(2, 2, -1), together[:, 3:])
+    assert len(np.unique(together.reshape(10, -1), axis=0)) == 10
+
+
+def test_batches_are_as_large_as_fits_the_memory(pipeline, monkeypatch):
+    def fitting(free, num_prompts, num_images, at_a_time):
+        monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices: free)
+        requests = [ImageRequest([1, 2, 3])] * num_prompts
+        batches, found = pipeline.engine.fitting_batches(requests, num_images, at_a_time)
+        return found, max(len(range(num_prompts)[batch.prompts]) * len(batch.images) for batch in batches)
+
+    assert fitting(10**9, 1, 100_000, 16) == (16, 16)
+    assert fitting(10**9, 1, 4, 10**9) == (10**9, 4)
+    # An image takes 2 rows of 16 codes of 256 bytes; its prompt 4 rows of 32 tokens, and scores as large as these.
+    assert fitting(2 * 32768 + 12 * 8192, 1, 100_000, 64) == (8, 8)
+    assert fitting(2 * 32768 + 8 * 8192, 1, 100_000, 64) == (8, 8)
+    assert fitting(2 * 32768 + 7 * 8192, 1, 100_000, 64) == (4, 4)
+    assert fitting(170_000, 50, 1, 64) == (2, 2)
+    with pytest.raises(UserError, match=r"GiB for key-value caches of 1 images .* are free"):
+        fitting(10_000, 1, 100_000, 16)
 
 
 @pytest.mark.parametrize(("shares", "counts"), [(1, [2, 4, 6, 5, 3]), (2, [2, 4, 6, 6, 4]), (4, [4, 4, 8, 8, 4])])

@@ -74,7 +74,7 @@ BAD_OPTIONS = {
     "top_k": (-1, 2.0, float("nan"), None, "5", True),
     "seed": (-1, 2**32, 1.0, None, "1", np.float32(1)),
     "max_new_tokens": (0, -3, 2.5, float("nan"), "7", True),
-    "num_images": (0, -1, 1.5, float("inf"), None, "2", True),
+    "num_images": (0, -1, 1_000_001, 10**12, 1.5, float("inf"), None, "2", True),
     "cfg_weight": (float("nan"), float("-inf"), 1e7, None, "5", 1j),
     "num_steps": (0, 1.5, 10**5, None, "30"),
     "solver": ("dopri", None, ["euler"]),
@@ -129,6 +129,31 @@ def test_what_is_no_text_is_refused(reader):
         reader.codes([3], **IMAGE)
     with pytest.raises(UserError, match="a prompt of type NoneType, expected a question"):
         user_message(None, 0)
+
+
+@pytest.mark.parametrize("text", ["a\udcff", "\ud83d", "\ude00\ud83d", "seven \udcc3\udca9"])
+def test_text_that_is_no_unicode_is_refused_with_the_character(reader, text):
+    """From bytes of a command line that are not UTF-8, from escapes of JSON, and from a character cut in half."""
+    place = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+    said = re.escape(f"character {place + 1} is '\\u{ord(text[place]):04x}'")
+    with pytest.raises(UserError, match=said):
+        reader.codes([text], **IMAGE)
+    with pytest.raises(UserError, match=said):
+        user_message(text, 0)
+    with pytest.raises(UserError, match=said):
+        reader.text([[Message("user", "x"), Message("assistant", text), Message("user", "y")]], [[]], **TEXT)
+    with pytest.raises(UserError, match=said):
+        reader.text([[Message("system", text), Message("user", "y")]], [[]], **TEXT)
+
+
+def test_images_of_many_prompts_are_counted_together(reader):
+    with pytest.raises(UserError, match="num_images=1000 of each of 1001 prompts are 1001000 images, .* 1000000"):
+        reader.codes(["x"] * 1001, **IMAGE | {"num_images": 1000})
+
+
+def test_a_message_without_text_is_refused(reader):
+    with pytest.raises(UserError, match="not a list of Message"):
+        reader.text([[Message("user", None)]], [[]], **TEXT)
 
 
 def test_images_and_placeholders_are_counted_and_the_user_has_the_last_word(reader):

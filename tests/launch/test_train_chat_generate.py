@@ -137,7 +137,7 @@ def outcomes(folder, trained, tmp_path_factory):
 
     commands = {
         "json": (*chat, "--json"),
-        "alone": generate("alone", "--prompt=the digit one", "--prompt_number=2", *sampling),
+        "alone": generate("alone", "--prompt=the digit one", "--prompt_number=2", "--images_at_a_time=2", *sampling),
         "streamed": chat,
         "lines": generate("lines", f"--prompts_file={folder / 'prompts.txt'}", *sampling),
         "argmax": generate("argmax", "--prompt=the digit one", "--temperature=0", "--seed=9"),
@@ -182,7 +182,7 @@ def read_images(output, columns, rows):
 
 
 def test_generate_writes_the_images_of_its_seed_and_line_numbers(folder, model, outcomes):
-    """A line's images are the same when its prompt is given alone, with the number of the line."""
+    """A line's images are the same when its prompt is given alone, with the number of the line, in two batches."""
     code, stdout, stderr = outcomes["lines"]
     assert code == 0, stderr
     assert stdout.splitlines()[-1] == f"6 images in {folder / 'lines'}"

@@ -226,7 +226,7 @@ def test_a_resume_with_other_data_settings_is_refused_by_name_with_both_values(d
     ("changes", "message"),
     [
         ({"init.vae": ""}, r"config\.init\.vae is empty"),
-        ({"init.vae": "/nowhere"}, r"/nowhere: not a VAE folder"),
+        ({"init.vae": "/nowhere"}, r"/nowhere: no such folder"),
         ({"data.gen_slots": 40}, r"data\.gen_slots=40, but a row has room for 19 images"),
         ({"data.stored_codes": True}, r"JanusFlow learns latents"),
         ({"loss.alignment_layer": 2}, r"loss\.alignment_layer=2"),

@@ -18,12 +18,19 @@ from janus_jax.weights.open_model import open_model
 from janus_jax.weights.reader import all_slices, model_in_memory
 from janus_jax.weights.vae import VAE_FOLDER, compare_vaes, load_vae
 from janus_jax.weights.write_model import compare, write_model
+from tests.helpers.deepseek_sizes import any_size
 from tests.helpers.small_folders import read_tensors
 from tests.helpers.small_models import SMALL_FLOW, random_params
 from tests.helpers.tiny_runs import cache_folder, start_command
 
 CONFIG = dataclasses.replace(SMALL_FLOW, llama=dataclasses.replace(SMALL_FLOW.llama, vocab_size=384))
 VAE = dataclasses.replace(VAE_TINY, latent_channels=CONFIG.uvit.latent_channels)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_models_in_the_original_layout():
+    with any_size():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,14 @@ from janus_jax.weights.reader import TensorInfo, TensorSlice, all_slices, model_
 from janus_jax.weights.safetensors_io import SafetensorsWriter
 from janus_jax.weights.verify import compare_with_torch
 from janus_jax.weights.write_model import LAYOUTS, compare, write_model
+from tests.helpers.deepseek_sizes import any_size
 from tests.helpers.small_folders import make_small, read_tensors, save_small
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_models_in_the_original_layout():
+    with any_size():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +356,7 @@ def test_the_pipeline_reads_and_writes_every_layout(hf, tmp_path):
     assert read_tensors(tmp_path / "hf") == read_tensors(hf)
     with pytest.raises(UserError, match=r"format 'gguf' is not one of"):
         model.save_pretrained(tmp_path / "other", format="gguf")
+    for dtype in ("int8", "float8_e4m3fn", "complex64", "float99"):
+        with pytest.raises(UserError, match=rf"dtype='?{dtype}.* floating-point"):
+            model.save_pretrained(tmp_path / "other", dtype=dtype)
+    assert not (tmp_path / "other").exists()
