@@ -4,11 +4,13 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from janus_jax.errors import UserError
 from janus_jax.models.config import LossNetworkConfig, PatchDiscriminatorConfig
 from janus_jax.models.params import Params, abstract_params, init_params
 from janus_jax.models.patch_discriminator import NormStatistics, fresh_norm_statistics
 from janus_jax.models.presets import LOSS_NETWORKS, LPIPS
 from janus_jax.sharding import to_devices
+from janus_jax.weights.discriminator import find_discriminator
 from janus_jax.weights.lpips import load_lpips
 
 
@@ -36,9 +38,21 @@ def abstract_discriminator(config: PatchDiscriminatorConfig) -> tuple[Params, No
     return abstract_params(config), jax.eval_shape(lambda: fresh_norm_statistics(config))
 
 
-def new_discriminator(config: PatchDiscriminatorConfig, seed: int, mesh: Mesh) -> tuple[Params, NormStatistics]:
-    """Fresh parameters and running statistics, whole on every device."""
+def initial_discriminator(
+    config: PatchDiscriminatorConfig, checkpoint: str, seed: int, mesh: Mesh
+) -> tuple[tuple[Params, NormStatistics], str]:
+    """Parameters and running statistics of step 0, whole on every device, and where they come from.
+
+    Args:
+        checkpoint: `config.init.checkpoint`. Its discriminator is taken, if it has one; the released files have none.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
-    shardings = jax.tree.map(lambda _: replicated, abstract_params(config))
-    statistics = jax.tree.map(lambda leaf: to_devices(leaf, replicated), fresh_norm_statistics(config))
-    return init_params(config, seed, shardings), statistics
+    found, origin = None, "fresh"
+    if checkpoint:
+        try:
+            found = find_discriminator(checkpoint, config)
+        except UserError as error:
+            raise UserError(f"init.checkpoint={checkpoint!r}: {error}") from error
+        origin = f"init.checkpoint={checkpoint}" if found else "fresh, since init.checkpoint has none"
+    discriminator = found or (init_params(config, seed), fresh_norm_statistics(config))
+    return jax.tree.map(lambda leaf: to_devices(leaf, replicated), discriminator), origin

@@ -11,14 +11,14 @@ from janus_jax.data.stream import Stream
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
-from janus_jax.models.params import Params, abstract_params
+from janus_jax.models.params import Params, abstract_params, count
 from janus_jax.sharding import own_rows
 from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import format_table, merge, module_table
 from janus_jax.training.initialization import format_origins, initial_params
 from janus_jax.training.latents import open_vae
-from janus_jax.training.loss_networks import new_discriminator, open_loss_networks
+from janus_jax.training.loss_networks import initial_discriminator, open_loss_networks
 from janus_jax.training.plan import Plan, make_plan
 from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
@@ -106,8 +106,10 @@ def _new_state(run: Run) -> TrainState:
     say(format_origins(origins))
     discriminator = None
     if run.plan.two_networks is not None:
-        adversarial = run.plan.two_networks.adversarial
-        discriminator = new_discriminator(adversarial.discriminator, run.config.seed, run.plan.mesh)
+        discriminator, origin = initial_discriminator(
+            run.plan.two_networks.adversarial.discriminator, run.config.init.checkpoint, run.config.seed, run.plan.mesh
+        )
+        say(f"discriminator: {count(discriminator[0]):,} parameters, {origin}")
     return run.plan.new_state(params, discriminator)
 
 

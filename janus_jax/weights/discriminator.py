@@ -1,16 +1,58 @@
-"""The discriminator of an image tokenizer in the names and axes of LlamaGen's checkpoints."""
+"""The discriminator of an image tokenizer: in a workdir of ours, and in the names and axes of LlamaGen's files."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import PatchDiscriminatorConfig
 from janus_jax.models.params import Params, abstract_params, flatten, unflatten
 from janus_jax.models.patch_discriminator import NormStatistics
 from janus_jax.ops.batch_norm import Statistics
+from janus_jax.weights.native import params_path
+from janus_jax.weights.orbax_io import OrbaxReader
+from janus_jax.weights.reader import TensorSlice
+from janus_jax.weights.tensor_files import TensorFiles
+
+
+def find_discriminator(
+    location: epath.PathLike, config: PatchDiscriminatorConfig
+) -> tuple[Params, NormStatistics] | None:
+    """Parameters and running statistics beside an image tokenizer; None where nothing of a discriminator is.
+
+    Args:
+        location: LlamaGen's file, or a folder of ours: a training workdir or an exported model, which has none.
+
+    Raises:
+        UserError: the discriminator there has other sizes than `config`, or is damaged.
+    """
+    location = epath.Path(location)
+    if location.is_file():
+        if location.suffix == ".safetensors":
+            return None
+        with TensorFiles([location], "discriminator") as files:
+            tensors = {name: files.read(name) for name in files.tensors}
+        return from_llamagen(tensors, config, str(location)) if tensors else None
+    folder = params_path(location).parent / "adversary"
+    if not folder.exists():
+        return None
+    reader = OrbaxReader(folder)
+    wanted = {f"params/{path}": leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
+    for norm, size in _norms(config).items():
+        wanted |= {f"statistics/{norm}/{kind}": (size,) for kind in Statistics._fields}
+    found = {path: info.shape for path, info in reader.parameters.items() if not path.startswith("opt_state/")}
+    if found != wanted:
+        raise UserError(f"{location}: {_difference(found, wanted, config)}")
+    flat = {path: jnp.asarray(reader.read(TensorSlice(path))) for path in wanted}
+    params = {path.removeprefix("params/"): value for path, value in flat.items() if path.startswith("params/")}
+    statistics = {
+        norm: Statistics(*(flat[f"statistics/{norm}/{kind}"] for kind in Statistics._fields)) for norm in _norms(config)
+    }
+    return unflatten(params), statistics
 
 
 def from_llamagen(
@@ -22,18 +64,14 @@ def from_llamagen(
         UserError: a tensor is missing, left over or has another shape; `origin` is what it calls the file.
     """
     expected = {their_name(path, config): (path, leaf.shape) for path, leaf in flatten(abstract_params(config)).items()}
-    norms = {f"norm_{i}": channels for i, channels in enumerate(config.channels[1:], start=1)}
+    norms = _norms(config)
     buffers = {_running_name(norm, kind): size for norm, size in norms.items() for kind in ("mean", "var")}
     counters = {_running_name(norm, "mean").replace("running_mean", "num_batches_tracked") for norm in norms}
     shapes = {name: _their_shape(shape) for name, (_, shape) in expected.items()}
     shapes |= {name: (size,) for name, size in buffers.items()}
     found = {name: value.shape for name, value in tensors.items() if name not in counters}
     if found != shapes:
-        wrong = min(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
-        raise UserError(
-            f"{origin}: {wrong} of the discriminator has the shape {found.get(wrong)}, expected {shapes.get(wrong)}, "
-            f"with {config.base_channels} channels and {config.num_layers} layers"
-        )
+        raise UserError(f"{origin}: {_difference(found, shapes, config)}")
     params = {path: _to_ours(tensors[name]) for name, (path, _) in expected.items()}
     statistics = {
         norm: Statistics(*(jnp.asarray(tensors[_running_name(norm, kind)], jnp.float32) for kind in ("mean", "var")))
@@ -76,3 +114,17 @@ def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _to_ours(values: np.ndarray) -> jax.Array:
     return jnp.asarray(values.transpose(2, 3, 1, 0) if values.ndim == 4 else values, jnp.float32)
+
+
+def _norms(config: PatchDiscriminatorConfig) -> dict[str, int]:
+    """Name and number of channels of each norm."""
+    return {f"norm_{i}": channels for i, channels in enumerate(config.channels[1:], start=1)}
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], config: PatchDiscriminatorConfig) -> str:
+    """The first tensor that is not as it should be."""
+    name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    return (
+        f"{name} of the discriminator has the shape {found.get(name)}, expected {wanted.get(name)}, with "
+        f"{config.base_channels} channels and {config.num_layers} layers"
+    )

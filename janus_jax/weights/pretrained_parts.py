@@ -12,12 +12,13 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, LlamaConfig, ModelConfig, VQConfig
+from janus_jax.models.presets import JANUS_PRO_TINY
 from janus_jax.weights.foreign import ForeignTensors
 from janus_jax.weights.json_fields import CONFIG_FILE, read_fields
 from janus_jax.weights.llama_config import LLAMA_DEFAULTS, read_llama
 from janus_jax.weights.locations import existing_path
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
-from janus_jax.weights.reader import PrefixedTensors, TensorReader
+from janus_jax.weights.reader import PrefixedTensors, TensorReader, UnprefixedTensors
 from janus_jax.weights.tensor_files import open_tensors
 
 PARTS = ("siglip", "llm", "vq")
@@ -53,6 +54,17 @@ def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> Tens
         if rows > limit:
             raise UserError(f"{location}: embeds {rows} tokens, more than the {limit} of the config")
     return tensors
+
+
+def open_llamagen_vq(file: epath.PathLike, config: VQConfig) -> TensorReader:
+    """Opens LlamaGen's file of an image tokenizer as a model of its own.
+
+    Raises:
+        UserError: nothing is there, or its tensors are not those of `config`.
+    """
+    file = existing_path(file)
+    whole = dataclasses.replace(JANUS_PRO_TINY, vq=config)  # the table of names is that of a whole model
+    return UnprefixedTensors(ForeignTensors(open_tensors(file), whole, "vq", file), "vq/")
 
 
 def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:

@@ -35,13 +35,22 @@ class TorchFile:
         tensors: name -> shape and dtype.
     """
 
-    def __init__(self, path: epath.Path):
-        """Raises UserError for a damaged file, for anything but tensors in it and for an unknown dtype."""
+    def __init__(self, path: epath.Path, part: str = ""):
+        """Opens a file.
+
+        Args:
+            part: reads what the state of a training script has under this key, in place of its weights. There are no
+                tensors then if it has nothing there.
+
+        Raises:
+            UserError: a damaged file, anything but tensors in it, or an unknown dtype.
+        """
         self.path = path
+        self._part = part
         self._mapped = zipfile.is_zipfile(path)  # versions before 1.6 wrote another format, which has to be read whole
         content = self._load()
         sets = [name for name in WEIGHTS if _is_set(content, name)]
-        if len(sets) > 1:
+        if len(sets) > 1 and not part:
             logging.warning(
                 "%s: holds the weights %s; reading %r, as LlamaGen does", path, " and ".join(map(repr, sets)), sets[0]
             )
@@ -86,7 +95,10 @@ class TorchFile:
         """Name -> tensor of the weights in the content of the file."""
         import torch
 
-        tensors = next((content[name] for name in WEIGHTS if _is_set(content, name)), content)
+        if self._part:
+            tensors = content[self._part] if _is_set(content, self._part) else {}
+        else:
+            tensors = next((content[name] for name in WEIGHTS if _is_set(content, name)), content)
         if not isinstance(tensors, dict):
             raise UserError(f"{self.path}: holds a {type(tensors).__name__}, expected a dictionary of tensors")
         for name, tensor in tensors.items():

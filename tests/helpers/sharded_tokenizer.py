@@ -15,7 +15,7 @@ from janus_jax.batches import ImageBatch
 from janus_jax.models import layers
 from janus_jax.models.params import flatten, init_params
 from janus_jax.models.presets import PRESETS
-from janus_jax.training.loss_networks import new_discriminator
+from janus_jax.training.loss_networks import initial_discriminator
 from janus_jax.training.plan import make_plan
 from tests.helpers.tiny_runs import MICRO_VQ
 
@@ -35,7 +35,7 @@ def two_steps(data, fsdp, statistics="global", micro_batches=1, of_all_images=Tr
     config.loss.update(adversarial_weight=0.5, discriminator_start=2, discriminator_layers=1, discriminator_channels=4)
     config.loss.update(adaptive_weight=of_all_images, entropy_weight=0.1 * of_all_images, batch_statistics=statistics)
     plan = make_plan(config, jax.devices()[: data * fsdp])
-    discriminator = new_discriminator(plan.two_networks.adversarial.discriminator, 0, plan.mesh)
+    discriminator = initial_discriminator(plan.two_networks.adversarial.discriminator, "", 0, plan.mesh)[0]
     params = init_params(MICRO_VQ, 0, plan.shardings.trainable)
     state, step = plan.new_state(params, discriminator), plan.make_step()
     result = {}
