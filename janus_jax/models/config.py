@@ -82,6 +82,47 @@ class VQConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticDecoderConfig:
+    """The causal transformer that turns codes into semantic features (Janus, appendix A)."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    norm_eps: float
+
+    def __post_init__(self):
+        _require_multiple("width", self.width, "num_heads", self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticTokenizerConfig:
+    """An image tokenizer whose codes are decoded to pixels and to the features of a SigLIP (Janus, appendix A).
+
+    The SigLIP is the teacher of its training. It is not part of the model.
+    """
+
+    vq: VQConfig
+    decoder: SemanticDecoderConfig
+    teacher: SiglipConfig
+
+    def __post_init__(self):
+        if self.teacher.num_tokens != self.vq.num_tokens or self.teacher.image_size != self.vq.image_size:
+            raise ValueError(
+                f"teacher: {self.teacher.num_tokens} features of an image of {self.teacher.image_size} pixels, but vq "
+                f"has {self.vq.num_tokens} codes of {self.vq.image_size} pixels: expected the same"
+            )
+
+    @property
+    def image_size(self) -> int:
+        return self.vq.image_size
+
+    @property
+    def downsampling(self) -> int:
+        return self.vq.downsampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JanusConfig:
     """Janus and Janus-Pro, which generate images as codes."""
 
@@ -226,8 +267,10 @@ class LPIPSConfig:
 VGG_CONVOLUTIONS = (2, 2, 3, 3, 3)  # number of convolutions of each stage of VGG-16, with a pooling between two stages
 
 FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
-ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
-LossNetworkConfig = PatchDiscriminatorConfig | LPIPSConfig  # networks that only the loss uses
+ImageTokenizerConfig = VQConfig | SemanticTokenizerConfig
+ModelConfig = JanusConfig | JanusFlowConfig | ImageTokenizerConfig | VAEConfig
+LossNetworkConfig = PatchDiscriminatorConfig | LPIPSConfig | SiglipConfig  # networks that only the loss uses
+AnyConfig = ModelConfig | LossNetworkConfig
 
 
 def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:

@@ -16,12 +16,14 @@ import numpy as np
 from flax import traverse_util
 
 from janus_jax.models.config import (
+    AnyConfig,
     JanusConfig,
     JanusFlowConfig,
-    LossNetworkConfig,
     LPIPSConfig,
     ModelConfig,
     PatchDiscriminatorConfig,
+    SemanticTokenizerConfig,
+    SiglipConfig,
     VAEConfig,
     VQConfig,
 )
@@ -32,17 +34,20 @@ from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.lpips import LPIPS
 from janus_jax.models.patch_discriminator import PatchDiscriminator
 from janus_jax.models.sdxl_vae import VAE
+from janus_jax.models.semantic_tokenizer import SemanticTokenizer
+from janus_jax.models.siglip import Siglip
 from janus_jax.models.vq import VQModel
 
 Params = dict[str, Any]
-AnyConfig = ModelConfig | LossNetworkConfig
 MODULES: dict[type, type[nn.Module]] = {
     JanusConfig: Janus,
     JanusFlowConfig: JanusFlow,
     VQConfig: VQModel,
+    SemanticTokenizerConfig: SemanticTokenizer,
     VAEConfig: VAE,
     PatchDiscriminatorConfig: PatchDiscriminator,
     LPIPSConfig: LPIPS,
+    SiglipConfig: Siglip,
 }
 
 

@@ -12,6 +12,8 @@ from janus_jax.models.config import (
     LossNetworkConfig,
     LPIPSConfig,
     ModelConfig,
+    SemanticDecoderConfig,
+    SemanticTokenizerConfig,
     SiglipConfig,
     UViTConfig,
     VAEConfig,
@@ -33,6 +35,13 @@ VQ_16 = VQConfig(
     norm_groups=32,
     norm_eps=1e-6,
     commitment=0.25,
+)
+
+# The paper gives depth, heads and width (appendix A), and the teacher; a resolution and other sizes are not stated.
+SEMANTIC_VQ_16 = SemanticTokenizerConfig(
+    vq=VQ_16,
+    decoder=SemanticDecoderConfig(width=768, depth=12, num_heads=12, mlp_dim=3072, norm_eps=1e-6),
+    teacher=_SIGLIP_LARGE_16_384,
 )
 
 _DEEPSEEK_LLM_1P3B = LlamaConfig(
@@ -94,8 +103,8 @@ JANUSFLOW_1P3B = JanusFlowConfig(
 )
 
 LPIPS_VGG = LPIPSConfig(widths=(64, 128, 256, 512, 512))
-LPIPS = "lpips"  # name of the perceptual network in a training state
-# Networks that only a loss uses. They come from files of others and are never trained.
+LPIPS, TEACHER = "lpips", "teacher"  # names of the perceptual network and of a SigLIP in a training state
+# Networks that only a loss uses and that no architecture names. They come from files of others, and are never trained.
 LOSS_NETWORKS: dict[str, LossNetworkConfig] = {LPIPS: LPIPS_VGG}
 
 # Small models for a laptop's CPU, which run the same code: images of 32 px with 4 x 4 tokens each.
@@ -134,6 +143,12 @@ JANUS_PRO_TINY = JanusConfig(
     prompt_style="janus_pro_tiny",
 )
 
+SEMANTIC_VQ_TINY = SemanticTokenizerConfig(
+    vq=VQ_TINY,
+    decoder=SemanticDecoderConfig(width=64, depth=2, num_heads=2, mlp_dim=256, norm_eps=1e-6),
+    teacher=JANUS_PRO_TINY.siglip,
+)
+
 VAE_TINY = VAEConfig(  # 8 x 8 latents for images of 32 px
     base_channels=16,
     channel_multipliers=(1, 2, 2),
@@ -169,6 +184,8 @@ PRESETS: dict[str, ModelConfig] = {
     "janusflow_1p3b": JANUSFLOW_1P3B,
     "janusflow_tiny": JANUSFLOW_TINY,
     "sdxl_vae": SDXL_VAE,
+    "semantic_vq16": SEMANTIC_VQ_16,
+    "semantic_vq_tiny": SEMANTIC_VQ_TINY,
     "vae_tiny": VAE_TINY,
     "vq16": VQ_16,
     "vq_tiny": VQ_TINY,

@@ -27,7 +27,7 @@ from janus_jax.sharding import BATCH_SPEC, ROW_AXES
 from janus_jax.training.fsdp import over_rows, row_specs, sum_over_parts, sum_over_replicas, whole_params
 from janus_jax.training.objectives.adversarial import AdversarialConfig, adversarial_terms
 from janus_jax.training.objectives.base import Metrics, Objective
-from janus_jax.training.objectives.vq import TokenizerLoss
+from janus_jax.training.objectives.vq import TokenizerLoss, tokenizer_params
 from janus_jax.training.train_state import Adversary, TrainState
 from janus_jax.training.train_step import compiled_step, gradient_norms, updated
 
@@ -107,7 +107,7 @@ def _sharded_gradients(
 
             def last_layer_norm(*slopes: jax.Array) -> jax.Array:
                 """Norm of the gradient in the last layer of the decoder, over the whole micro-batch."""
-                grad = pull_back(slopes)[0]["decoder"]["conv_out"]["kernel"]
+                grad = tokenizer_params(pull_back(slopes)[0])["decoder"]["conv_out"]["kernel"]
                 return micro_batches * optax.tree_utils.tree_norm(jax.lax.psum(grad, ROW_AXES))
 
             # The codebook's terms do not reach the last layer, so that the first norm is that of the other terms.

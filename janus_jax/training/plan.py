@@ -18,7 +18,13 @@ from ml_collections import ConfigDict
 from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import (
+    FamilyConfig,
+    ImageTokenizerConfig,
+    JanusConfig,
+    ModelConfig,
+    SemanticTokenizerConfig,
+)
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, abstract_params, flatten
 from janus_jax.models.patch_discriminator import NormStatistics
@@ -34,7 +40,7 @@ from janus_jax.sharding import (
 from janus_jax.training.adversarial_step import make_adversarial_step
 from janus_jax.training.flops import step_flops
 from janus_jax.training.freezing import trainable_mask
-from janus_jax.training.loss_networks import abstract_discriminator, loss_network_configs
+from janus_jax.training.loss_networks import abstract_discriminator, abstract_loss_networks
 from janus_jax.training.objectives.adversarial import AdversarialConfig, adversarial_config
 from janus_jax.training.objectives.base import Objective
 from janus_jax.training.objectives.factory import make_objective
@@ -118,7 +124,7 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     objective = make_objective(architecture, run, config.loss, tasks(config), ROW_AXES)
     two_networks = _two_networks(config, architecture, run, device_rows // micro_batches, mask)
     discriminator = abstract_discriminator(two_networks.adversarial.discriminator) if two_networks else None
-    networks = {name: abstract_params(network) for name, network in loss_network_configs(config).items()} or None
+    networks = abstract_loss_networks(config, architecture, run.dtype)
     ema = config.train.ema
     abstract = jax.eval_shape(
         lambda *parts: create_state(parts[0], mask, optimizer, ema > 0, *parts[1:]), params, discriminator, networks
@@ -143,7 +149,7 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
 
     architecture = plan.architecture
     if not isinstance(architecture, FamilyConfig):
-        assert isinstance(architecture, VQConfig)
+        assert isinstance(architecture, ImageTokenizerConfig)
         size = data.image_size or architecture.image_size
         return ImageBatch(pixels=array(jnp.uint8, size, size, 3))
     length = data.row_length
@@ -169,10 +175,11 @@ def _two_networks(
     config: ConfigDict, architecture: ModelConfig, run: Execution, images: int, mask: dict[str, bool]
 ) -> TwoNetworks | None:
     """What an adversarial loss needs; None for a run without. `images` is the number on a device in a micro-batch."""
-    if not isinstance(architecture, VQConfig) or not config.loss.adversarial_weight:
+    if not isinstance(architecture, ImageTokenizerConfig) or not config.loss.adversarial_weight:
         return None
-    if config.loss.adaptive_weight and not mask["decoder/conv_out/kernel"]:
-        raise UserError("config.loss.adaptive_weight=True, but config.trainable freezes decoder/conv_out/kernel")
+    last = f"{'vq/' * isinstance(architecture, SemanticTokenizerConfig)}decoder/conv_out/kernel"
+    if config.loss.adaptive_weight and not mask[last]:
+        raise UserError(f"config.loss.adaptive_weight=True, but config.trainable freezes {last}")
     size = config.data.image_size or architecture.image_size
     adversarial = adversarial_config(config.loss, size, images, ROW_AXES, run)
     return TwoNetworks(tokenizer_loss(architecture, run, config.loss, ROW_AXES), adversarial)

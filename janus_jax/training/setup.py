@@ -23,11 +23,12 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import (
     AlignmentConfig,
     FamilyConfig,
+    ImageTokenizerConfig,
     JanusConfig,
     JanusFlowConfig,
     ModelConfig,
+    SemanticTokenizerConfig,
     VAEConfig,
-    VQConfig,
 )
 from janus_jax.models.execution import Execution
 from janus_jax.models.presets import PRESETS
@@ -60,6 +61,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "loss.discriminator_start": (0, 2**31 - 1),
     "loss.discriminator_channels": (1, 4096),
     "loss.discriminator_layers": (1, 10),
+    "loss.semantic_weight": (0, 1e6),
     "loss.entropy_weight": (0, 1e6),
     "loss.entropy_temperature": (1e-6, 1e6),
     "loss.min_code_usage": (0, 1),
@@ -121,7 +123,7 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"config.data.gen_slots={config.data.gen_slots}, but a row has room for {room} images")
 
 
-def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig:
+def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTokenizerConfig:
     """The architecture that `config.model` names. JanusFlow gets the projector of an alignment loss with a weight.
 
     Raises UserError for a model that cannot be trained, and for a loss that does not fit the model.
@@ -216,8 +218,13 @@ def open_stream(
         process_index=process_index,
         process_count=process_count,
     )
-    if isinstance(architecture, VQConfig):
+    if isinstance(architecture, ImageTokenizerConfig):
         size = data.image_size or architecture.image_size
+        if isinstance(architecture, SemanticTokenizerConfig) and size != architecture.image_size:
+            raise UserError(
+                f"data.image_size={size}, but the teacher of {config.model} has features of images of "
+                f"{architecture.image_size} pixels: expected that or 0"
+            )
         if size % architecture.downsampling:
             raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
         return square_images([records for records, _ in entries["generate"]], size, crop, options)

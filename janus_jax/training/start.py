@@ -58,7 +58,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     if tokenizer is not None:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
     vae = open_vae(config, architecture, workdir)
-    loss_networks = open_loss_networks(config, plan.mesh)
+    loss_networks = open_loss_networks(config, architecture, plan.execution.dtype, plan.mesh)
     process_index, process_count = own_rows(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)

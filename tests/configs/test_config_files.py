@@ -25,6 +25,7 @@ RUNS += [("janusflow_1p3b", stage) for stage in STAGES]
 RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [
     ("vq16", stage) for stage in (None, "imagenet", "finetune")
 ]
+RUNS += [("semantic_vq16", stage) for stage in ("imagenet", "pretrain")]
 RUNS += [("quickstart_flow", stage) for stage in (*STAGES, "ablation")]
 
 
@@ -100,7 +101,9 @@ def test_numbers_of_janusflow_are_those_of_its_table(stage):
     assert execution(config, "tpu").attention == "flash" and execution(config, "cpu").attention == "xla"
 
 
-@pytest.mark.parametrize("name", ["janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b", "quickstart"])
+@pytest.mark.parametrize(
+    "name", ["janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b", "quickstart", "vq16", "semantic_vq16"]
+)
 def test_an_unknown_stage_is_named(name):
     with pytest.raises(UserError, match="stage9"):
         resolve(name, "stage9")

@@ -38,6 +38,7 @@ def test_distance_and_gradient_equal_the_original():
     np.testing.assert_allclose(gradient.transpose(0, 3, 1, 2), arrays["grad_b"], rtol=0, atol=2e-5 * scale)
 
 
+@pytest.mark.slow
 def test_distance_on_the_whole_vgg_equals_the_original():
     arrays = load("lpips_full")
     tensors = {name: rule_value(f"lpips_full/{name}", shape) for name, shape in shapes_of(arrays).items()}

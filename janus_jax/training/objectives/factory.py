@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from janus_jax.data.records import TASKS
-from janus_jax.models.config import JanusConfig, JanusFlowConfig, ModelConfig, VQConfig
+from janus_jax.models.config import ImageTokenizerConfig, JanusConfig, JanusFlowConfig, ModelConfig
 from janus_jax.models.execution import Execution
 from janus_jax.training.objectives.base import Objective
 from janus_jax.training.objectives.janus import janus_objective
@@ -31,5 +31,5 @@ def make_objective(
         return janus_objective(architecture, execution, loss, tasks)
     if isinstance(architecture, JanusFlowConfig):
         return janusflow_objective(architecture, execution, loss, tasks)
-    assert isinstance(architecture, VQConfig)
+    assert isinstance(architecture, ImageTokenizerConfig)
     return vq_objective(architecture, execution, loss, axes)

@@ -1,6 +1,7 @@
-"""The losses of the image tokenizer that are means over images: pixels, perception, codebook (LlamaGen, section 2.1).
+"""The losses of image tokenizers that are means over images: pixels, perception, codebook (LlamaGen, section 2.1).
 
-The adversarial loss needs a second network and is in `objectives/adversarial.py`. Letters: B images, C codes.
+A semantic tokenizer has one more, the cosine distance to a SigLIP (Janus, appendix A; BEiT v2). The adversarial loss
+needs a second network and is in `objectives/adversarial.py`. Letters: B images.
 """
 
 from typing import NamedTuple, Protocol
@@ -11,12 +12,13 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import VQConfig
+from janus_jax.models.config import ImageTokenizerConfig, SemanticTokenizerConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
-from janus_jax.models.presets import LOSS_NETWORKS, LPIPS
+from janus_jax.models.presets import LOSS_NETWORKS, LPIPS, TEACHER
 from janus_jax.ops.losses import code_entropy_loss, vq_loss
 from janus_jax.ops.pixels import normalize
+from janus_jax.ops.representation_alignment import alignment_loss
 from janus_jax.training.objectives.base import CODE_COUNTS, Denominators, Metrics, Objective
 
 
@@ -35,7 +37,9 @@ class TokenizerLoss(Protocol):
     def __call__(self, params: Params, batch: ImageBatch, denominators: Denominators, /) -> TokenizerShare: ...
 
 
-def vq_objective(config: VQConfig, execution: Execution, loss: ConfigDict, axes: tuple[str, ...] = ()) -> Objective:
+def vq_objective(
+    config: ImageTokenizerConfig, execution: Execution, loss: ConfigDict, axes: tuple[str, ...] = ()
+) -> Objective:
     """All terms but the adversarial one, as an `Objective`. Arguments as for `tokenizer_loss`."""
     loss_of = tokenizer_loss(config, execution, loss, axes)
 
@@ -52,20 +56,24 @@ def vq_objective(config: VQConfig, execution: Execution, loss: ConfigDict, axes:
 
 
 def tokenizer_loss(
-    config: VQConfig, execution: Execution, loss: ConfigDict, axes: tuple[str, ...] = ()
+    config: ImageTokenizerConfig, execution: Execution, loss: ConfigDict, axes: tuple[str, ...] = ()
 ) -> TokenizerLoss:
-    """Pixel, perceptual, codebook, commitment and entropy term.
+    """Pixel, perceptual, codebook, commitment, entropy and semantic term.
 
     Args:
-        loss: `config.loss` of the run. With a `perceptual_weight` the parameters hold those of LPIPS too, in
-            a module of that name beside those of the tokenizer.
+        loss: `config.loss` of the run. The networks that some terms need (`loss_networks.py`) have their parameters
+            under their names beside those of the tokenizer.
         axes: mesh axes over which the images are divided, where the loss is computed inside `jax.shard_map`. Only the
             entropy term needs them: it contains the mean use of the codes by all images.
     """
     if loss.pixel_loss not in ("l2", "l1"):
         raise UserError(f"config.loss.pixel_loss={loss.pixel_loss!r}, expected 'l2' or 'l1'")
     model = build(config, execution)
-    perceptual = build(LOSS_NETWORKS[LPIPS], Execution(dtype=execution.dtype)) if loss.perceptual_weight else None
+    whole = Execution(dtype=execution.dtype, unroll_scan=execution.unroll_scan)  # other networks are not divided
+    perceptual = build(LOSS_NETWORKS[LPIPS], whole) if loss.perceptual_weight else None
+    vq, teacher = config, None
+    if isinstance(config, SemanticTokenizerConfig):
+        vq, teacher = config.vq, build(config.teacher, whole)
 
     def share(params: Params, batch: ImageBatch, denominators: Denominators) -> TokenizerShare:
         count = batch.pixels.shape[0]
@@ -74,14 +82,18 @@ def tokenizer_loss(
         part = jnp.sum(weights)
         pixels = normalize(batch.pixels, jnp.float32)
         output = bind(model, params)(pixels)
+        predicted = None
+        if teacher is not None:
+            output, predicted = output.vq, output.predicted
         reconstruction = output.reconstruction.astype(jnp.float32)
         error = reconstruction - pixels
         error = jnp.abs(error) if loss.pixel_loss == "l1" else jnp.square(error)
-        codebook, commitment = jax.vmap(lambda z, e: vq_loss(z, e, config.commitment))(output.latents, output.quantized)
+        vq_terms = jax.vmap(lambda latents, codes: vq_loss(latents, codes, vq.commitment))
+        codebook_term, commitment_term = vq_terms(output.latents, output.quantized)
         terms = {
             "pixel": weights @ jnp.mean(error, axis=(1, 2, 3)),
-            "codebook": weights @ codebook,
-            "commitment": weights @ commitment,
+            "codebook": weights @ codebook_term,
+            "commitment": weights @ commitment_term,
         }
         total = loss.pixel_weight * terms["pixel"] + terms["codebook"] + terms["commitment"]
         if perceptual is not None:
@@ -89,18 +101,27 @@ def tokenizer_loss(
             terms["perceptual"] = weights @ jnp.sum(distances, axis=0)
             total += loss.perceptual_weight * terms["perceptual"]
         if loss.entropy_weight:
-            entropy = code_entropy_loss(
-                output.latents.reshape(-1, config.code_dim), params["codebook"], loss.entropy_temperature, axes
-            )
+            codebook = tokenizer_params(params)["codebook"]
+            latents = output.latents.reshape(-1, vq.code_dim)
+            entropy = code_entropy_loss(latents, codebook, loss.entropy_temperature, axes)
             terms["entropy"] = part * entropy
             total += loss.entropy_weight * terms["entropy"]
+        if teacher is not None:
+            features = bind(teacher, params[TEACHER])(pixels)
+            terms["semantic"] = part + weights @ alignment_loss(predicted, features)  # 1 - cosine similarity
+            total += loss.semantic_weight * terms["semantic"]
         used = jnp.repeat((weights > 0).astype(jnp.float32), output.codes.shape[1])
         metrics = {
             "loss": (total, part),
             **{f"loss/{name}": (value, part) for name, value in terms.items()},
-            CODE_COUNTS: (jnp.zeros(config.num_codes).at[output.codes.reshape(-1)].add(used), part),
+            CODE_COUNTS: (jnp.zeros(vq.num_codes).at[output.codes.reshape(-1)].add(used), part),
             "images": (jnp.asarray(count, jnp.float32), part),
         }
         return TokenizerShare(total, pixels, reconstruction, metrics)
 
     return share
+
+
+def tokenizer_params(params: Params) -> Params:
+    """The parameters of the tokenizer itself, which in a semantic one is a part."""
+    return params.get("vq", params)
