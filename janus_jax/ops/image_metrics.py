@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-_WINDOW = 7  # side of the uniform window of scikit-image's default SSIM
+SSIM_WINDOW = 7  # side of the uniform window of scikit-image's default SSIM
 
 
 def to_levels(pixels: Float[Array, "*S"]) -> UInt8[Array, "*S"]:
@@ -19,9 +19,9 @@ def to_levels(pixels: Float[Array, "*S"]) -> UInt8[Array, "*S"]:
 
 
 def psnr(a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
-    """Peak signal-to-noise ratio in dB of images in [0, 1]."""
+    """Peak signal-to-noise ratio in dB of images in [0, 1]; 100 for equal images, whose ratio is infinite."""
     error = jnp.mean(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)), axis=(1, 2, 3))
-    return -10 * jnp.log10(error)
+    return -10 * jnp.log10(jnp.maximum(error, 1e-10))
 
 
 def ssim(a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"], data_range: float) -> Float[Array, " B"]:
@@ -35,7 +35,7 @@ def ssim(a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"], data_range: flo
     # Covariances do not change when a constant is taken off both images, and lose fewer digits near zero.
     a, b = a.astype(jnp.float32) - 0.5, b.astype(jnp.float32) - 0.5
     mean_a, mean_b = _window_mean(a), _window_mean(b)
-    sample = _WINDOW**2 / (_WINDOW**2 - 1)
+    sample = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
     variance_a = sample * (_window_mean(a * a) - mean_a * mean_a)
     variance_b = sample * (_window_mean(b * b) - mean_b * mean_b)
     covariance = sample * (_window_mean(a * b) - mean_a * mean_b)
@@ -58,8 +58,8 @@ def resize_bicubic(images: Float[Array, "B H W 3"], height: int, width: int) -> 
 
 
 def _window_mean(x: Array) -> Array:
-    window = (1, _WINDOW, _WINDOW, 1)
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), "VALID") / _WINDOW**2
+    window = (1, SSIM_WINDOW, SSIM_WINDOW, 1)
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), "VALID") / SSIM_WINDOW**2
 
 
 @functools.cache

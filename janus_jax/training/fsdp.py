@@ -18,7 +18,7 @@ from janus_jax.training.freezing import merge
 from janus_jax.training.objectives.base import Denominators, Metrics, Objective
 
 # The objectives return more than a training step reports, since validation wants it.
-VALIDATION_ONLY = ("accuracy/text",)
+VALIDATION_ONLY = ("accuracy/text", "psnr", "ssim", "ssim/range_2")
 
 
 def sharded_gradient(

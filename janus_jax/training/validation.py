@@ -144,11 +144,11 @@ def without_rows(batch: PackedBatch | ImageBatch, kept: np.ndarray) -> PackedBat
 
 
 def _means(sums: dict[str, tuple[Any, Any]]) -> dict[str, float]:
-    """Losses, accuracies, use of codes, and the perplexity of each task whose loss is a cross-entropy."""
+    """Losses, accuracies, quality of images, use of codes, and the perplexity of each task with a cross-entropy."""
     reported = {
         name: (total, weight)
         for name, (total, weight) in sums.items()
-        if name.startswith(("loss", "accuracy", CODE_COUNTS)) and weight
+        if name.startswith(("loss", "accuracy", "psnr", "ssim", CODE_COUNTS)) and weight
     }
     means = mean_metrics(reported)
     for task in TASKS:

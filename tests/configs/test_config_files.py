@@ -101,9 +101,7 @@ def test_numbers_of_janusflow_are_those_of_its_table(stage):
     assert execution(config, "tpu").attention == "flash" and execution(config, "cpu").attention == "xla"
 
 
-@pytest.mark.parametrize(
-    "name", ["janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b", "quickstart", "vq16", "semantic_vq16"]
-)
+@pytest.mark.parametrize("name", [*JANUS, "janusflow_1p3b", "quickstart", "vq16", "semantic_vq16"])
 def test_an_unknown_stage_is_named(name):
     with pytest.raises(UserError, match="stage9"):
         resolve(name, "stage9")

@@ -50,6 +50,11 @@ def test_loss_equals_numpy(params, images):
 
     total, metrics = jax.jit(make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS)))(params, images)
     means = mean_metrics(metrics)
+    quality = {name: means.pop(name) for name in ("psnr", "ssim", "ssim/range_2")}
+    levels = np.trunc(np.clip(127.5 * np.asarray(decoded, np.float64) + 128, 0, 255)) / 255
+    error = np.mean((levels - images.pixels / 255) ** 2, axis=(1, 2, 3))
+    assert quality["psnr"] == pytest.approx(np.mean(-10 * np.log10(error)), abs=1e-3)
+    assert quality["ssim"] < quality["ssim/range_2"] < 1
     frequencies = np.unique(codes, return_counts=True)[1] / codes.size
     expected = {
         "loss": 0.7 * pixel_error + 1.25 * squared_error,

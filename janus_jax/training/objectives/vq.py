@@ -16,6 +16,7 @@ from janus_jax.models.config import ImageTokenizerConfig, SemanticTokenizerConfi
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.models.presets import LOSS_NETWORKS, LPIPS, TEACHER
+from janus_jax.ops.image_metrics import SSIM_WINDOW, psnr, ssim, to_levels
 from janus_jax.ops.losses import code_entropy_loss, vq_loss
 from janus_jax.ops.pixels import normalize
 from janus_jax.ops.representation_alignment import alignment_loss
@@ -110,12 +111,19 @@ def tokenizer_loss(
             features = bind(teacher, params[TEACHER])(pixels)
             terms["semantic"] = part + weights @ alignment_loss(predicted, features)  # 1 - cosine similarity
             total += loss.semantic_weight * terms["semantic"]
+        # Of the clipped reconstruction in 256 levels, as an image file would have it.
+        levels = to_levels(reconstruction).astype(jnp.float32) / 255
+        unit = batch.pixels.astype(jnp.float32) / 255
+        quality = {"psnr": psnr(unit, levels)}
+        if min(pixels.shape[1:3]) >= SSIM_WINDOW:
+            quality |= {"ssim": ssim(unit, levels, 1.0), "ssim/range_2": ssim(unit, levels, 2.0)}
         used = jnp.repeat((weights > 0).astype(jnp.float32), output.codes.shape[1])
         metrics = {
             "loss": (total, part),
             **{f"loss/{name}": (value, part) for name, value in terms.items()},
             CODE_COUNTS: (jnp.zeros(vq.num_codes).at[output.codes.reshape(-1)].add(used), part),
             "images": (jnp.asarray(count, jnp.float32), part),
+            **{name: (weights @ values, part) for name, values in quality.items()},
         }
         return TokenizerShare(total, pixels, reconstruction, metrics)
 
