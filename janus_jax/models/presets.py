@@ -9,7 +9,6 @@ from janus_jax.models.config import (
     JanusConfig,
     JanusFlowConfig,
     LlamaConfig,
-    LossNetworkConfig,
     LPIPSConfig,
     ModelConfig,
     SemanticDecoderConfig,
@@ -105,7 +104,7 @@ JANUSFLOW_1P3B = JanusFlowConfig(
 LPIPS_VGG = LPIPSConfig(widths=(64, 128, 256, 512, 512))
 LPIPS, TEACHER = "lpips", "teacher"  # names of the perceptual network and of a SigLIP in a training state
 # Networks that only a loss uses and that no architecture names. They come from files of others, and are never trained.
-LOSS_NETWORKS: dict[str, LossNetworkConfig] = {LPIPS: LPIPS_VGG}
+LOSS_NETWORKS: dict[str, LPIPSConfig] = {LPIPS: LPIPS_VGG}
 
 # Small models for a laptop's CPU, which run the same code: images of 32 px with 4 x 4 tokens each.
 VQ_TINY = VQConfig(

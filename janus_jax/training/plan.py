@@ -28,6 +28,7 @@ from janus_jax.models.config import (
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, abstract_params, flatten
 from janus_jax.models.patch_discriminator import NormStatistics
+from janus_jax.models.presets import LOSS_NETWORKS, LPIPS
 from janus_jax.sharding import (
     ROW_AXES,
     GatheredWeights,
@@ -38,7 +39,7 @@ from janus_jax.sharding import (
     row_shares,
 )
 from janus_jax.training.adversarial_step import make_adversarial_step
-from janus_jax.training.flops import step_flops
+from janus_jax.training.flops import image_tokenizer_flops, step_flops
 from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.loss_networks import abstract_discriminator, abstract_loss_networks
 from janus_jax.training.objectives.adversarial import AdversarialConfig, adversarial_config
@@ -187,6 +188,13 @@ def _two_networks(
 
 def model_flops(config: ConfigDict, plan: Plan) -> float | None:
     """Floating-point operations that one step needs, on all devices together; None for models that are not counted."""
+    if isinstance(plan.architecture, ImageTokenizerConfig):
+        if not all(plan.mask.values()):
+            return None
+        discriminator = plan.two_networks.adversarial.discriminator if plan.two_networks else None
+        lpips = LOSS_NETWORKS[LPIPS] if config.loss.perceptual_weight else None
+        size = config.data.image_size or plan.architecture.image_size
+        return image_tokenizer_flops(plan.architecture, config.train.batch_size, size, discriminator, lpips)
     trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
     data = config.data
     rows = config.train.batch_size
