@@ -75,7 +75,7 @@ def initial_discriminator(
         except UserError as error:
             raise UserError(f"init.checkpoint={checkpoint!r}: {error}") from error
         origin = f"init.checkpoint={checkpoint}" if found else "fresh, since init.checkpoint has none"
-    discriminator = found or (init_params(config, seed), fresh_norm_statistics(config))
+    discriminator = found[1:] if found else (init_params(config, seed), fresh_norm_statistics(config))
     return jax.tree.map(lambda leaf: to_devices(leaf, replicated), discriminator), origin
 
 

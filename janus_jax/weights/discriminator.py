@@ -18,14 +18,17 @@ from janus_jax.weights.orbax_io import OrbaxReader
 from janus_jax.weights.reader import TensorSlice
 from janus_jax.weights.tensor_files import TensorFiles
 
+NORM_EPS = 1e-5  # PyTorch's default, which LlamaGen has
+
 
 def find_discriminator(
-    location: epath.PathLike, config: PatchDiscriminatorConfig
-) -> tuple[Params, NormStatistics] | None:
-    """Parameters and running statistics beside an image tokenizer; None where nothing of a discriminator is.
+    location: epath.PathLike, config: PatchDiscriminatorConfig | None = None
+) -> tuple[PatchDiscriminatorConfig, Params, NormStatistics] | None:
+    """Architecture, parameters and running statistics beside an image tokenizer; None where there is no discriminator.
 
     Args:
         location: LlamaGen's file, or a folder of ours: a training workdir or an exported model, which has none.
+        config: the architecture that is expected; None: any.
 
     Raises:
         UserError: the discriminator there has other sizes than `config`, or is damaged.
@@ -36,11 +39,20 @@ def find_discriminator(
             return None
         with TensorFiles([location], "discriminator") as files:
             tensors = {name: files.read(name) for name in files.tensors}
-        return from_llamagen(tensors, config, str(location)) if tensors else None
+        if not tensors:
+            return None
+        if config is None:
+            widths = [len(value) for name, value in tensors.items() if name.endswith("running_mean")]
+            config = _measured(len(tensors.get("main.0.weight", [])), len(widths), str(location))
+        return config, *from_llamagen(tensors, config, str(location))
     folder = params_path(location).parent / "adversary"
     if not folder.exists():
         return None
     reader = OrbaxReader(folder)
+    if config is None:
+        norms = {path.split("/")[1] for path in reader.parameters if path.startswith("statistics/")}
+        kernel = reader.parameters.get("params/conv_0/kernel")
+        config = _measured(kernel.shape[-1] if kernel else 0, len(norms), str(location))
     wanted = {f"params/{path}": leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
     for norm, size in _norms(config).items():
         wanted |= {f"statistics/{norm}/{kind}": (size,) for kind in Statistics._fields}
@@ -52,7 +64,7 @@ def find_discriminator(
     statistics = {
         norm: Statistics(*(flat[f"statistics/{norm}/{kind}"] for kind in Statistics._fields)) for norm in _norms(config)
     }
-    return unflatten(params), statistics
+    return config, unflatten(params), statistics
 
 
 def from_llamagen(
@@ -89,7 +101,7 @@ def to_llamagen(params: Params, statistics: NormStatistics, config: PatchDiscrim
     for norm, running in statistics.items():
         tensors[_running_name(norm, "mean")] = np.asarray(running.mean)
         tensors[_running_name(norm, "var")] = np.asarray(running.variance)
-        tensors[_running_name(norm, "mean").replace("running_mean", "num_batches_tracked")] = np.int64(0)
+        tensors[_running_name(norm, "mean").replace("running_mean", "num_batches_tracked")] = np.array(0, np.int64)
     return tensors
 
 
@@ -114,6 +126,13 @@ def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _to_ours(values: np.ndarray) -> jax.Array:
     return jnp.asarray(values.transpose(2, 3, 1, 0) if values.ndim == 4 else values, jnp.float32)
+
+
+def _measured(channels: int, norms: int, origin: str) -> PatchDiscriminatorConfig:
+    """The architecture with so many channels in the first layer and so many norms."""
+    if not channels or not norms:
+        raise UserError(f"{origin}: its discriminator is not a PatchGAN of LlamaGen")
+    return PatchDiscriminatorConfig(base_channels=channels, num_layers=norms, norm_eps=NORM_EPS)
 
 
 def _norms(config: PatchDiscriminatorConfig) -> dict[str, int]:

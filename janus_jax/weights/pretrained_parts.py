@@ -76,13 +76,12 @@ def open_siglip(location: epath.PathLike, config: SiglipConfig) -> TensorReader:
         UserError: nothing is there, or it has another architecture than `config`.
     """
     location = existing_path(location)
-    whole = dataclasses.replace(JANUS_PRO_TINY, siglip=config)
     if (location / ARCHITECTURE_FILE).exists():
         model = open_model(location)
         if model.config.siglip != config:
             raise UserError(f"{location}: its SigLIP has another architecture than the one that is expected, {config}")
         return UnprefixedTensors(model, "siglip/")
-    return UnprefixedTensors(open_part("siglip", location, whole), "siglip/")
+    return UnprefixedTensors(open_part("siglip", location, whole_model(config)), "siglip/")
 
 
 def open_llamagen_vq(file: epath.PathLike, config: VQConfig) -> TensorReader:
@@ -92,8 +91,13 @@ def open_llamagen_vq(file: epath.PathLike, config: VQConfig) -> TensorReader:
         UserError: nothing is there, or its tensors are not those of `config`.
     """
     file = existing_path(file)
-    whole = dataclasses.replace(JANUS_PRO_TINY, vq=config)  # the table of names is that of a whole model
-    return UnprefixedTensors(ForeignTensors(open_tensors(file), whole, "vq", file), "vq/")
+    return UnprefixedTensors(ForeignTensors(open_tensors(file), whole_model(config), "vq", file), "vq/")
+
+
+def whole_model(part: VQConfig | SiglipConfig) -> JanusConfig:
+    """A whole model with this part, since the tables of names are those of whole models."""
+    field = "vq" if isinstance(part, VQConfig) else "siglip"
+    return dataclasses.replace(JANUS_PRO_TINY, **{field: part})
 
 
 def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:

@@ -8,6 +8,7 @@ import argparse
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from janus_jax.errors import UserError
+from janus_jax.storage import disk_errors
 from janus_jax.weights.reader import TensorInfo
 from janus_jax.weights.safetensors_io import DTYPES
 
@@ -105,6 +107,20 @@ class TorchFile:
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
                 raise UserError(f"{self.path}: {name!r} is a {type(tensor).__name__}, expected dense tensors only")
         return _unwrapped(tensors)
+
+
+def save_torch(path: epath.Path, content: Mapping[str, Mapping[str, np.ndarray] | int]) -> None:
+    """Writes dictionaries of tensors, and numbers, as `torch.save` does. Raises UserError when it cannot be written."""
+    import torch
+
+    tensors = {
+        name: {key: torch.from_numpy(values.copy()) for key, values in value.items()}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in content.items()
+    }
+    with disk_errors(path, RuntimeError):  # as which PyTorch reports a full disk
+        torch.save(tensors, path)
 
 
 def _is_set(content: Any, name: str) -> bool:

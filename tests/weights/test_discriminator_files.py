@@ -35,7 +35,8 @@ def llamagen_file(path, **parts):
 
 def test_llamagens_file_is_read_and_written_bit_for_bit(tensors, tmp_path):
     file = llamagen_file(tmp_path / "vq.pt", discriminator=tensors)
-    params, statistics = find_discriminator(file, CONFIG)
+    config, params, statistics = find_discriminator(file)
+    assert config == CONFIG
     written = to_llamagen(params, statistics, CONFIG)
     assert written.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -64,7 +65,8 @@ def test_that_of_a_workdir_is_read_from_its_newest_checkpoint(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "params", {"a": np.zeros(1)})
         checkpointer.save(folder / "adversary", adversary)
-    params, statistics = find_discriminator(tmp_path, CONFIG)
+    config, params, statistics = find_discriminator(tmp_path)
+    assert config == CONFIG
     for path, value in flatten(adversary.params).items():
         np.testing.assert_array_equal(flatten(params)[path], value, err_msg=path)
     assert statistics["norm_2"].variance.tolist() == [3.0] * 20

@@ -18,8 +18,8 @@ from janus_jax.models.params import Params, bind, build
 from janus_jax.models.patch_discriminator import NormStatistics
 from janus_jax.ops.adversarial import DISCRIMINATOR_LOSSES, accuracy, generator_loss
 from janus_jax.training.objectives.base import Metrics
+from janus_jax.weights.discriminator import NORM_EPS
 
-NORM_EPS = 1e-5  # PyTorch's default, which LlamaGen has
 STATISTICS = ("global", "device")
 
 
