@@ -24,7 +24,14 @@ from janus_jax.models.patch_discriminator import NormStatistics
 from janus_jax.ops.adversarial import adaptive_weight
 from janus_jax.ops.batch_norm import Statistics, update_running
 from janus_jax.sharding import BATCH_SPEC, ROW_AXES
-from janus_jax.training.fsdp import over_rows, row_specs, sum_over_parts, sum_over_replicas, whole_params
+from janus_jax.training.fsdp import (
+    over_rows,
+    reported_by_a_step,
+    row_specs,
+    sum_over_parts,
+    sum_over_replicas,
+    whole_params,
+)
 from janus_jax.training.objectives.adversarial import AdversarialConfig, adversarial_terms
 from janus_jax.training.objectives.base import Metrics, Objective
 from janus_jax.training.objectives.vq import TokenizerLoss, tokenizer_params
@@ -96,11 +103,11 @@ def _sharded_gradients(
     ) -> tuple[Params, Params, tuple[NormStatistics, NormStatistics], Metrics]:
         def reconstruct(trainable: Params) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Metrics]]:
             share = tokenizer_loss(whole_params(trainable, fixed, weights), rows, denominators)
-            return (share.total, share.reconstruction), (share.pixels, share.metrics)
+            return (share.total, share.reconstruction), (share.pixels, reported_by_a_step(share.metrics))
 
         (total, reconstruction), pull_back, (pixels, metrics) = jax.vjp(reconstruct, trainable, has_aux=True)
         terms = adversarial_terms(adversarial, discriminator, pixels, reconstruction)
-        part = len(pixels) / denominators["images"]  # share of the images of the step
+        part = len(pixels) / denominators["images"]  # share of the images of the step, the same on all devices
         slope = part * terms.reconstruction_slope
         factor = jnp.ones(())
         if adversarial.adaptive:

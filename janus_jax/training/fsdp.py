@@ -18,7 +18,7 @@ from janus_jax.training.freezing import merge
 from janus_jax.training.objectives.base import Denominators, Metrics, Objective
 
 # The objectives return more than a training step reports, since validation wants it.
-VALIDATION_ONLY = ("accuracy/text", "psnr", "ssim", "ssim/range_2")
+_VALIDATION_ONLY = ("accuracy/text", "psnr", "ssim", "ssim/range_2")
 
 
 def sharded_gradient(
@@ -38,7 +38,7 @@ def sharded_gradient(
 
         def share(trainable: Params, part: Any) -> tuple[jax.Array, Metrics]:
             total, metrics = objective.share(whole_params(trainable, frozen, weights), part, denominators)
-            return total, {name: pair for name, pair in metrics.items() if name not in VALIDATION_ONLY}
+            return total, reported_by_a_step(metrics)
 
         gradient = jax.grad(share, has_aux=True)
         grads, metrics = sum_over_parts(lambda part: gradient(trainable, part), rows, micro_batches)
@@ -65,6 +65,11 @@ def sharded_metrics(
 
     in_specs = (row_specs(shardings.trainable), row_specs(shardings.fixed), BATCH_SPEC, PartitionSpec())
     return over_rows(device, mesh, in_specs, out_specs=PartitionSpec())
+
+
+def reported_by_a_step(metrics: Metrics) -> Metrics:
+    """The metrics of an objective without those that only validation reports, which are then not computed."""
+    return {name: pair for name, pair in metrics.items() if name not in _VALIDATION_ONLY}
 
 
 def sum_over_replicas(grads: Params, specs: Any) -> Params:
