@@ -49,6 +49,7 @@ TEST = [
     "transformers>=5.0,<6",
 ]
 TPU = [*COMPILER, "gcsfs>=2025.3", "google-cloud-storage>=2.19"]  # buckets: etils needs gcsfs, tensorboardX the other
+CUDA = ["jax[cuda12]; sys_platform == 'linux'"]  # brings CUDA's libraries; the driver has to be there
 
 setup(
     name="janus_jax",
@@ -59,5 +60,5 @@ setup(
     # Commands, configs, examples and benchmarks run from a checkout; site-packages gets the library alone.
     packages=find_packages(include=["janus_jax", "janus_jax.*"]),
     install_requires=CORE,
-    extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": TPU},
+    extras_require={"quickstart": QUICKSTART, "data": DATA, "test": TEST, "tpu": TPU, "cuda": CUDA},
 )

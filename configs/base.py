@@ -14,7 +14,8 @@ def base_config(name: str, model: str) -> ConfigDict:
     return ConfigDict(
         {
             "name": name,  # name of the run in logs
-            "model": model,  # a key of janus_jax.models.presets.PRESETS
+            # A key of janus_jax.models.presets.PRESETS, or "checkpoint" for the architecture of init.checkpoint.
+            "model": model,
             "seed": 0,
             # Dtype of computation. Parameters, norms, softmax and losses stay float32 (papers: not stated).
             "dtype": "bfloat16",
@@ -62,9 +63,10 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "z_loss": 0.0,  # weight of log_partition^2 of both heads (papers: not stated)
             },
             "data": {
-                "tokenizer": "",  # path of a tokenizer.json
-                # Globs of ArrayRecord files, or (glob, weight). Without a weight, a source weighs as much as it has
-                # records.
+                "tokenizer": "",  # path of a tokenizer.json; empty: that of init.checkpoint
+                # Paths of ArrayRecord files, or (path, weight). Without a weight, a source weighs as much as it has
+                # records. The last part of a path may be a pattern such as text-*; an existing file of that very name
+                # comes first, and the folders before it are taken literally.
                 "sources": {"understand": (), "text": (), "generate": ()},
                 # Shares of the tasks. A share, like a weight above, may be ((first step, share), ...) to change during
                 # the run.
@@ -91,9 +93,12 @@ def base_config(name: str, model: str) -> ConfigDict:
                 # Number of logical shards of the stream: a multiple of the number of hosts times `workers`.
                 "num_shards": 8,
                 "workers": 4,  # number of processes per host that decode and pack; 0: a thread does it
+                # Whether workers hand over rows in shared memory (/dev/shm). Otherwise they do in pipes, more slowly.
+                "shared_memory": True,
             },
             # Sizes of the device mesh; -1: all devices that the other axes leave.
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "check_memory": True,  # whether to estimate the memory of a run, and to refuse one that does not fit
             "checkpoint": {
                 "every_steps": 1000,  # steps between two checkpoints
                 "keep": 2,  # number of newest checkpoints that are kept

@@ -109,6 +109,11 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     return unflatten({path: NamedSharding(mesh, spec) for path, spec in specs.items()})
 
 
+def local_bytes(tree: Any) -> int:
+    """Bytes of the shards that one device has of a tree of arrays."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def spread_cache(cache: KVCache) -> KVCache:
     """Divides a cache inside a compiled program: heads over `tensor`, rows over `data` and `fsdp`.
 

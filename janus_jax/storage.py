@@ -1,8 +1,10 @@
 """Reading and writing files so that a full disk, a killed process or a damaged file does no harm.
 
-Nothing here knows what the files hold. Paths are taken literally, never as patterns, and may lie in a bucket.
+Nothing here knows what the files hold. Paths are taken literally and may lie in a bucket. Where a user may write a
+pattern, `matching` finds the files.
 """
 
+import glob
 import json
 import os
 import uuid
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
+from etils.epath import gpath
 
 from janus_jax.errors import UserError
 
@@ -75,9 +78,45 @@ def prepare_folder(flag: str, folder: epath.PathLike) -> epath.Path:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The path from the root of the file system, which Orbax requires. A path in a bucket (gs://...) stays as it is."""
-    path = epath.Path(path)
-    return path if "://" in os.fspath(path) else path.resolve()
+    """The path from the root of the file system, which Orbax requires. A path in a bucket (gs://...) stays as it is.
+
+    Libraries may list what lies below it: `[`, `]`, `*` and `?` in its name are no pattern.
+    """
+    literal = LiteralPath(path)
+    return literal if "://" in os.fspath(literal) else literal.resolve()
+
+
+class LiteralPath(gpath.PosixGPath):
+    """A path of which `glob` reads only its argument as a pattern.
+
+    `epath.Path.glob` (etils 1.15) also takes the name of the folder itself for one. In a folder such as `exp[1]`, Orbax
+    (0.12.8) then finds none of the files that it has just written, and completes a checkpoint that nobody can read.
+    """
+
+    def glob(self, pattern: str) -> Iterator["LiteralPath"]:
+        """The files and folders below this one that match a pattern."""
+        for found in epath.Path(glob.escape(os.fspath(self))).glob(pattern):
+            yield LiteralPath(found)
+
+
+def matching(path: epath.PathLike) -> list[epath.Path]:
+    """The files and folders that a user means: the one of exactly this name, otherwise those that match it, sorted.
+
+    Only the last part of a path can be a pattern (`*`, `?`, `[...]`). The folder before it is taken literally.
+    """
+    literal = LiteralPath(path)
+    if literal.exists():
+        return [literal]
+    return sorted(literal.parent.glob(literal.name)) if literal.parent.exists() else []
+
+
+def why_none(path: epath.PathLike) -> str:
+    """What to add to the message that `matching` found nothing; "" where the path says it all."""
+    literal = LiteralPath(path)
+    if not literal.parent.exists():
+        rule = ", and only the last part of a path can be a pattern" if glob.has_magic(str(literal.parent)) else ""
+        return f": there is no folder {str(literal.parent)!r}{rule}"
+    return "; where [ belongs to the name, write [[]" if "[" in literal.name else ""
 
 
 def read_json(path: epath.Path, max_bytes: int = MAX_JSON_BYTES) -> Any:

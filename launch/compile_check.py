@@ -7,10 +7,11 @@ With --decode it compiles the loop that generates images with the model of the c
         --config.train.batch_size=256 --sweep='remat=full,projections;mesh=1x256x1,16x16x1'
     python -m launch.compile_check --decode --config=configs/janus_pro_7b.py --topology=v5e:2x2 --quantize=int8
 
-It needs the TPU compiler (pip install 'janus_jax[tpu]'), but no TPU. The step is the one that launch.train runs. A
-compilation takes from one minute (text alone) to more than ten (images with a tokenizer) and about 3 GB of memory. A
-config that does not fit is compiled several times, to find out what would. Times are predicted from the compiled
-program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use them to compare programs.
+It needs the TPU compiler (pip install -c constraints.txt -e '.[tpu]'), but no TPU. The step is the one that
+launch.train runs. A compilation takes 1 to 5 minutes for most configs, more for many rows per chip, and about 3 GB of
+memory. A config that does not fit is compiled several times, to find out what would. Times are predicted from the
+compiled program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use them to compare
+programs.
 """
 
 import json
@@ -29,7 +30,9 @@ from launch.cli import errors, model_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Path of a config file, as for launch.train.")
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "TPUs to compile for: v5p-128, v5e-16, v6e-64, ... or chips per axis, v5p:4x4x4, v5e:4x4."
+    "topology",
+    None,
+    "TPUs to compile for: v5p-128, v5e-16 (or v5litepod-16), v6e-64, ... or chips per axis, v5p:4x4x4, v5e:4x4.",
 )
 SLICES = flags.DEFINE_integer(
     "slices", 1, "Number of slices of that topology; config.mesh.data must be a multiple of it.", lower_bound=1
@@ -79,12 +82,12 @@ def _check_training(topology: str, options: dict[str, str]) -> None:
     result = check(CONFIG.value, topology, SLICES.value, options)
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
+    if not JSON.value:
+        print(format_report(result), flush=True)  # before the search, which takes several times as long
     others = [] if result.fits else list(fitting(CONFIG.value, result, SLICES.value, options))
     if JSON.value:
         print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other) for other in others]}))
-        return
-    print(format_report(result))
-    if not result.fits:
+    elif not result.fits:
         found = [format_line(other) for other in others] or ["nothing that was tried"]
         print("\nwould fit:", *found, sep="\n")
 
@@ -116,4 +119,4 @@ def _check_decoding(topology: str, options: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, hidden=[model_flags.BUCKETS.name])

@@ -103,18 +103,18 @@ def _prompts() -> dict[int, str]:
 def _work(model: ModelReader, prompts: Mapping[int, str]) -> ImageWork:
     """Raises UserError for options that are wrong, or that mean nothing for this kind of model."""
     reader = RequestReader(model.config, model.tokenizer)
+    texts, number = list(prompts.values()), NUM_IMAGES.value
     asked: dict[str, Any] = {"prompt_numbers": list(prompts), "seed": SEED.value}
-    texts, number, weight = list(prompts.values()), NUM_IMAGES.value, CFG_WEIGHT.value
+    if CFG_WEIGHT.value is not None:
+        asked["cfg_weight"] = CFG_WEIGHT.value
     if not isinstance(model.config, JanusFlowConfig):
         model_flags.refuse(FLOW_FLAGS, "a model that generates codes")
         asked |= {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K)}
-        weight = 5.0 if weight is None else weight
-        requests, sampling = reader.codes(texts, number, cfg_weight=weight, **asked)
-        return ImageWork(requests, number, {"cfg_weight": weight, "sampling": sampling})
+        requests, options = reader.codes(texts, number, **asked)
+        return ImageWork(requests, number, options)
     model_flags.refuse(CODE_FLAGS, "JanusFlow")
-    options = {flag.name: flag.value for flag in (NUM_STEPS, SOLVER)}
-    options["cfg_weight"] = 2.0 if weight is None else weight
-    requests = reader.latents(texts, number, **asked, **options)
+    asked |= {flag.name: flag.value for flag in (NUM_STEPS, SOLVER)}
+    requests, options = reader.latents(texts, number, **asked)
     vae = find_vae(model, CHECKPOINT.value or "", VAE.value)
     check_can_decode(model.config, vae is not None)
     shape, noise = latent_shape(model.config), None

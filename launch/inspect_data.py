@@ -57,9 +57,13 @@ def main() -> None:
     if PROCESS_INDEX.value >= PROCESS_COUNT.value:
         raise UserError(f"--process_index={PROCESS_INDEX.value}, expected less than {PROCESS_COUNT.value}")
     config = CONFIG.value
-    check_config(config)
     architecture = model_config(config)
+    check_config(config, architecture)
     tokenizer = open_tokenizer(config, architecture)
+    if SPLIT.value == "validation" and not config.data.held_out:
+        raise UserError(
+            "--split=validation: data.held_out=0 keeps no record apart; give the --config.data.held_out of the run"
+        )
     stream = open_stream(
         config,
         architecture,

@@ -39,6 +39,7 @@ TASK = flags.DEFINE_list(
     "default one to generate. Any other sample belongs to one task: it is left out if only others are named.",
 )
 NUM_OUTPUT_FILES = flags.DEFINE_integer("num_output_files", 64, "Largest number of files to write for each task.")
+ALLOW_EMPTY = flags.DEFINE_bool("allow_empty", False, "Accept an input that gives no record.")
 MAX_DROP_RATE = flags.DEFINE_float("max_drop_rate", 0.1, "Stop if a larger fraction of the samples is unusable.")
 
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "Path of a tokenizer.json, to store the length of each sample.")
@@ -79,6 +80,7 @@ def main() -> None:
     tasks, name = tuple(TASK.value), FORMAT.value or ""
     if not set(tasks) <= set(TASKS):
         raise UserError(f"--task={','.join(tasks)}: expected some of {', '.join(TASKS)}")
+    registry.check_tasks(name, tasks)
     options: dict[str, Any] = {
         flag.name: tuple(flag.value) if isinstance(flag.value, list) else flag.value for flag in OPTIONS
     }
@@ -93,6 +95,7 @@ def main() -> None:
         num_output_files=NUM_OUTPUT_FILES.value,
         tokenizer=TOKENIZER.value,
         max_drop_rate=MAX_DROP_RATE.value,
+        allow_empty=ALLOW_EMPTY.value,
         image_tokenizer=image_tokenizer,
     )
     pending = start(job)

@@ -19,13 +19,14 @@ FOLDERS = (*CODE, "tests")
 # Each package with the packages of janus_jax that it may import, itself left out. Modules at the top count as packages.
 BASE = {"errors", "batches", "storage", "text"}
 MODELS = {"ops", "hardware", "compiler_options", *BASE}
-RUNS = {"weights", "data", "models", "sharding", *MODELS}
+RUNS = {"weights", "data", "models", "sharding", "free_memory", *MODELS}
 MAY_IMPORT = {
     "errors": set(),
     "batches": set(),
     "storage": BASE,
     "text": BASE,
     "hardware": BASE,
+    "free_memory": set(),
     "compiler_options": {"hardware", "ops", *BASE},
     "ops": {"hardware", *BASE},
     "sharding": {"models", *MODELS},

@@ -8,7 +8,16 @@ import pytest
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.storage import absolute, disk_errors, new_folder, prepare_folder, read_json, write_whole
+from janus_jax.storage import (
+    absolute,
+    disk_errors,
+    matching,
+    new_folder,
+    prepare_folder,
+    read_json,
+    why_none,
+    write_whole,
+)
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
@@ -76,3 +85,26 @@ def test_a_bucket_stays_one_and_a_local_path_starts_at_the_root(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert os.fspath(absolute("gs://bucket/runs/x")) == "gs://bucket/runs/x"
     assert os.fspath(absolute("runs/x")) == str(tmp_path / "runs" / "x")
+
+
+def test_only_the_last_part_of_a_path_is_a_pattern_and_only_where_nothing_has_that_name(tmp_path):
+    folder = tmp_path / "exp[1]*?"
+    (tmp_path / "exp1xx").mkdir()
+    folder.mkdir()
+    for name in ("a-0", "a-1", "a-[0]", "b"):
+        (folder / name).write_text("")
+        (tmp_path / "exp1xx" / name).write_text("")
+
+    def found(pattern):
+        return [os.fspath(path.relative_to(folder)) for path in matching(folder / pattern)]
+
+    assert found("a-*") == ["a-0", "a-1", "a-[0]"]
+    assert found("a-[01]") == ["a-0", "a-1"]
+    assert found("a-[0]") == ["a-[0]"]
+    assert found("a-[[]*") == ["a-[0]"]
+    assert found("c*") == []
+    assert matching(folder) == [folder]
+    assert matching(tmp_path / "exp*" / "b") == []
+    assert sorted(path.name for path in (absolute(folder) / ".").glob("a-?")) == ["a-0", "a-1"]
+    assert "no folder" in why_none(tmp_path / "exp*" / "b") and "last part" in why_none(tmp_path / "exp*" / "b")
+    assert why_none(folder / "c*") == "" and "[[]" in why_none(folder / "c[1]*")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from etils import epath
@@ -27,6 +28,7 @@ from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.models.params import abstract_params, build
 from janus_jax.models.presets import VQ_TINY
+from janus_jax.ops.pixels import normalize
 from janus_jax.training.freezing import module_table, trainable_mask
 from janus_jax.training.metrics_log import read_metrics
 from janus_jax.training.setup import model_config
@@ -148,7 +150,7 @@ def _compare_solvers(generate: Generate) -> list[dict[str, Any]]:
 def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:
     """(images through the tokenizer and back, number of different codes that they use)."""
     params = load_params(open_params(workdir, VQ_TINY))
-    result = jax.jit(build(VQ_TINY).apply)({"params": params}, _pixels(images).astype(np.float32) / 127.5 - 1)
+    result = jax.jit(build(VQ_TINY).apply)({"params": params}, normalize(_pixels(images), jnp.float32))
     return to_images(result.reconstruction), len(np.unique(result.codes))
 
 

@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
-from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
+from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
 from janus_jax.compile_check.progress import compiling
-from janus_jax.models.config import FamilyConfig
+from janus_jax.models.config import FamilyConfig, ModelConfig
+from janus_jax.sharding import local_bytes
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
-from janus_jax.training.setup import model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[s
         mesh=dict(plan.mesh.shape),
         rows=config.train.batch_size,
         tokens=0 if isinstance(batch, ImageBatch) else config.train.batch_size * config.data.row_length,
-        images_at_most=config.train.batch_size * images_of_a_row(config),
+        images_at_most=config.train.batch_size * images_of_a_row(config, plan.architecture),
         steps=config.train.num_steps,
         remat=config.remat,
         state_bytes=_state_bytes(plan, batch),
@@ -96,12 +96,12 @@ def _state_bytes(plan: Plan, batch: Any) -> dict[str, int]:
     }
 
 
-def images_of_a_row(config: ConfigDict) -> int:
+def images_of_a_row(config: ConfigDict, model: ModelConfig) -> int:
     """Largest number of images that fit into a row. The data decide how much text there is, and so the real number.
 
     Kinds of images with fewer tokens are counted first. An image tokenizer has one image in a row.
     """
-    model, data = model_config(config), config.data
+    data = config.data
     if not isinstance(model, FamilyConfig):
         return 1
     # Tokens of an image with those that it needs around it: begin and end for understanding, begin for generation.

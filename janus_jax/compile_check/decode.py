@@ -7,14 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from janus_jax.compile_check.hlo import HBM, Computation, Module, collective_kind, parse
-from janus_jax.compile_check.program import Program, compile_program, local_bytes, needed_bytes, topology_devices
+from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
 from janus_jax.compile_check.progress import compiling
 from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.errors import UserError
 from janus_jax.inference.aot import ImageLoop, abstract_image_loop
 from janus_jax.models.config import JanusConfig, ModelConfig
 from janus_jax.models.params import flatten
-from janus_jax.sharding import make_mesh
+from janus_jax.sharding import local_bytes, make_mesh
 
 PROMPT_TOKENS = 64  # length of the padded prompt
 SCALARS = 8  # bytes of two arguments of the loop, the guidance weight and the number of codes

@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import importlib.metadata
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ TOPOLOGIES = {
     "v6e-128": "v6e:8x16",
     "v6e-256": "v6e:16x16",
 }
-_CLOUD_NAMES = {"v5litepod-": "v5e-"}  # start of a name that Google Cloud uses -> start of the name here
+_CLOUD_NAMES = {"v5litepod": "v5e", "v5lite": "v5e"}  # generation as Google Cloud writes it -> as it is called here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,30 +67,44 @@ class Program:
 
 
 def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
-    """Devices of a topology such as "v5p:4x4x4" or "v5p-128". That needs libtpu, but no hardware.
+    """Devices of a topology such as "v5p:4x4x4", "v5p-128" or "v5litepod-16". That needs libtpu, but no hardware.
 
     Raises UserError if libtpu is not installed, or if the topology is unknown.
     """
-    for cloud_start, start in _CLOUD_NAMES.items():
-        if name.startswith(cloud_start):
-            raise UserError(f"--topology={name}: {name} is {start}{name.removeprefix(cloud_start)} here")
+    libtpu_name = _libtpu_name(name)
     try:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError("--topology needs the TPU compiler: pip install 'janus_jax[tpu]'") from error
+        raise UserError("--topology needs the TPU compiler: pip install -c constraints.txt -e '.[tpu]'") from error
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # only TPU hosts have the metadata server that libtpu would ask
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # otherwise libtpu prints a harmless error
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # otherwise another one; any known name will do
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile, since none uses a chip
     from jax.experimental import topologies
 
-    libtpu_name = TOPOLOGIES.get(name, name)
     options = {"num_slices": slices} if slices > 1 else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=libtpu_name, **options).devices
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:200]
-        known = f"expected one of {', '.join(TOPOLOGIES)}, or chips per axis such as v5p:4x4x4 and v5e:16x16"
-        raise UserError(f"--topology={name}: {'unknown' if 'regex' in reason else reason}; {known}") from error
+        raise UserError(f"--topology={name}: {'unknown' if 'regex' in reason else reason}; {_known(name)}") from error
+
+
+def _libtpu_name(name: str) -> str:
+    """The name that libtpu has for a topology. Raises UserError for a slice that is not in the table."""
+    generation, separator, size = re.match(r"([^:-]*)([:-]?)(.*)", name.lower()).groups()
+    ours = f"{_CLOUD_NAMES.get(generation, generation)}{separator}{size}"
+    if separator == ":":  # chips per axis, which libtpu checks
+        return ours
+    if ours not in TOPOLOGIES:
+        raise UserError(f"--topology={name}: unknown; {_known(ours)}")
+    return TOPOLOGIES[ours]
+
+
+def _known(name: str) -> str:
+    """What could be meant by an unknown name: slices of its generation, or of all."""
+    same = [known for known in TOPOLOGIES if known[:3] == name[:3]]
+    return f"expected {', '.join(same or TOPOLOGIES)}, or chips per axis such as v5p:4x4x4 and v5e:16x16"
 
 
 def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, str]) -> tuple[Program | None, str]:
@@ -126,11 +139,6 @@ def needed_bytes(reason: str) -> int:
     """Bytes per device of a program that does not fit, from "Used 101.31G of 95.74G hbm"; 0 for other messages."""
     found = re.search(r"Used ([\d.]+)([KMGT]) of", reason)
     return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0
-
-
-def local_bytes(tree: Any) -> int:
-    """Bytes of the shards that one device has of a tree of arrays."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def write_program(program: Program, path: str) -> None:

@@ -109,10 +109,15 @@ def fitting(config: ConfigDict, failed: Check, slices: int, options: Mapping[str
         return tried
 
     policies = list(REMAT_POLICIES)
-    remats = (trial(remat=policy) for policy in policies[policies.index(config.remat) + 1 :])
-    yield from itertools.islice((remat for remat in remats if remat.fits), 1)
+    cheaper = policies[policies.index(config.remat) + 1 :]
     smallest = failed.mesh["data"] * failed.mesh["fsdp"] * config.train.micro_batches
     largest, fits, fails = None, 0, failed.rows // smallest
+    tell(
+        f"it does not fit: trying up to {len(cheaper)} cheaper remat policies ({', '.join(cheaper) or 'none is left'}) "
+        f"and {max(fails - 1, 0).bit_length()} smaller batches, each a compilation of its own"
+    )
+    remats = (trial(remat=policy) for policy in cheaper)
+    yield from itertools.islice((remat for remat in remats if remat.fits), 1)
     while fails - fits > 1:
         middle = (fits + fails) // 2
         tried = trial(batch=middle * smallest)

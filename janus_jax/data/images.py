@@ -8,13 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
+from janus_jax.data.image_metadata import without_metadata
 from janus_jax.errors import UserError
 
 MAX_PIXELS = 64 * 1024 * 1024  # Larger images are refused before they are decoded.
 # Pillow would try every format it knows. The formats left out start other programs (EPS) or read other files.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_ORIENTATION_TAG = 0x0112
+# How pixels are turned upright for each number of the EXIF tag, as in `PIL.ImageOps.exif_transpose`. That function also
+# rewrites all other tags, and fails on damaged ones that do not matter here.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 MIN_SIZE = 14  # Shortest side after resizing, in pixels.
 
 
@@ -34,24 +46,70 @@ class Normalization(NamedTuple):
         return (pixels.astype(np.float32) / 255 - mean) / std
 
 
+class DecodedImage(NamedTuple):
+    """A decoded image in RGB, and what was found on the way."""
+
+    image: PIL.Image.Image
+    animated: bool  # Whether the file is an animation, of which the image is the first frame.
+    metadata_ignored: bool  # Whether metadata that cannot be read was passed over.
+
+
 JANUS_NORMALIZATION = Normalization((0.5,) * 3, (0.5,) * 3)  # All released models: [-1, 1], grey padding.
 
 
 def decode_image(data: bytes, origin: str, training: bool = False) -> PIL.Image.Image:
+    """The image of `decode`."""
+    return decode(data, origin, training).image
+
+
+def decode(data: bytes, origin: str, training: bool = False) -> DecodedImage:
     """Decodes bytes in one of IMAGE_FORMATS to an RGB image, which is the first frame of an animation; see `to_rgb`.
+
+    Metadata such as colour profiles, comments and EXIF never decide whether there are pixels: where they cannot be
+    read, they are passed over.
 
     Raises:
         UserError: The image is unreadable, truncated, has 32 bits per channel, or is larger than MAX_PIXELS. The
             message names `origin`.
     """
     try:
-        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return _decode(data, origin, training)
+    except UserError as error:
+        pixels = without_metadata(data)
+        if pixels is None:
+            raise
+        try:
+            return _decode(pixels, origin, training)._replace(metadata_ignored=True)
+        except UserError:
+            raise error from None  # The image is damaged itself.
+
+
+def encoded_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that the header of an encoded image tells. Raises what Pillow raises for damaged headers."""
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
+            return header.size
+    except PIL.Image.DecompressionBombError:
+        raise
+    except Exception:
+        pixels = without_metadata(data)
+        if pixels is None:
+            raise
+        with PIL.Image.open(io.BytesIO(pixels), formats=IMAGE_FORMATS) as header:
+            return header.size
+
+
+def _decode(data: bytes, origin: str, training: bool) -> DecodedImage:
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except PIL.UnidentifiedImageError as error:
         # The text of this error holds a memory address, by which reports of equal runs would differ.
         raise UserError(f"{origin}: not a readable image (of no known format)") from error
     except Exception as error:  # Pillow's decoders raise many types for damaged files.
         raise UserError(f"{origin}: not a readable image ({error})") from error
-    return to_rgb(image, origin, training)
+    animated = bool(getattr(image, "is_animated", False))
+    rgb = to_rgb(image, origin, training)
+    return DecodedImage(rgb, animated, metadata_ignored=training and _orientation(image) is None)
 
 
 def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.Image.Image:
@@ -69,8 +127,9 @@ def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.I
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{origin}: image of {image.width}x{image.height} is over the limit of {MAX_PIXELS} pixels")
         image.load()
-        if training:
-            PIL.ImageOps.exif_transpose(image, in_place=True)
+        turn = _TURNS.get(_orientation(image) or 0) if training else None
+        if turn is not None:
+            image = image.transpose(turn)
         if image.mode.startswith("I;16"):
             image = PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         if image.mode in ("I", "F"):  # Its range is unknown, and `convert` would clip it to black or white.
@@ -84,6 +143,15 @@ def to_rgb(image: PIL.Image.Image, origin: str, training: bool = False) -> PIL.I
         raise
     except Exception as error:  # Pixels are decoded late, so damage may show only here.
         raise UserError(f"{origin}: not a readable image ({error})") from error
+
+
+def _orientation(image: PIL.Image.Image) -> int | None:
+    """The number of the EXIF tag, 1 where there is none; None if the metadata cannot be read."""
+    try:
+        number = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # Pillow raises many types for damaged EXIF.
+        return None
+    return number if isinstance(number, int) else None
 
 
 def load_image(path: str | os.PathLike) -> PIL.Image.Image:

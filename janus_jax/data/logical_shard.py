@@ -139,7 +139,8 @@ class LogicalShard:
         if isinstance(result, DroppedSample):
             report.drop(result)
             source = self._sources[name]
-            origin = f"{name}, {source.pattern}, {source.records:,} records, each counted whenever it is read"
+            times = report.seen * self._options.num_shards / source.records  # As far as this shard can tell.
+            origin = f"{name}, {source.pattern}, {source.records:,} records, read {times:.1f} times"
             report.check(self._options.max_drop_rate, f"data.max_drop_rate ({origin})", at_least=MIN_DROPS)
         else:
             report.keep()

@@ -10,6 +10,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from janus_jax.errors import UserError
+from janus_jax.storage import matching, why_none
 
 OPENING_THREADS = 16  # Reading the footer of a remote file takes a round trip.
 
@@ -46,6 +47,11 @@ class RecordSource(Sequence):
         self._first = first
         self._count = int(self._ends[-1]) - first if count is None else count
 
+    @property
+    def num_files(self) -> int:
+        """Number of files that stay open once records of all of them have been read."""
+        return len(self._files)
+
     def __len__(self) -> int:
         return self._count
 
@@ -69,7 +75,7 @@ class RecordSource(Sequence):
 
 
 def open_records(pattern: str, field: str, held_out: int = 0, validation: bool = False) -> RecordSource:
-    """The records of all files that match a glob pattern, in sorted order.
+    """The records of one file, or of all files that match a pattern (see `storage.matching`), in sorted order.
 
     Args:
         field: Config field of the pattern, for messages.
@@ -79,10 +85,13 @@ def open_records(pattern: str, field: str, held_out: int = 0, validation: bool =
     Raises:
         UserError: The pattern matches nothing, a file is not in ArrayRecord format, or no record is left.
     """
-    folder, name = epath.Path(pattern).parent, epath.Path(pattern).name
-    paths = sorted(str(path) for path in folder.glob(name)) if folder.exists() else []
+    paths = [str(path) for path in matching(pattern)] if pattern else []
     if not paths:
-        raise UserError(f"{field}: {pattern!r} matches no file")
+        raise UserError(f"{field}: {pattern!r} matches no file{why_none(pattern)}")
+    if epath.Path(paths[0]).is_dir():
+        raise UserError(
+            f"{field}: {paths[0]} is a folder, expected ArrayRecord files such as {paths[0]}/*.array_record"
+        )
     with ThreadPoolExecutor(OPENING_THREADS) as pool:
         files = list(pool.map(lambda path: _open(path, field), paths))
     names = [epath.Path(path).name for path in paths]

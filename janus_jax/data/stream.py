@@ -11,6 +11,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from janus_jax.data.dropped_samples import DropReport
 from janus_jax.data.logical_shard import LogicalShard
 from janus_jax.data.record_reader import RecordSource
 from janus_jax.data.shared_memory_ring import Ring
+from janus_jax.data.system_limits import require_shared_memory
 from janus_jax.errors import UserError
 
 PREFETCH = 2  # Number of blocks prepared ahead for each shard.
@@ -43,6 +45,7 @@ class StreamOptions:
     # Everything that the rows depend on, by the name of its config field; a state with other settings is refused.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     workers: int = 0  # Number of processes that decode and pack; 0 does it in a thread of this process.
+    shared_memory: bool = True  # Whether they hand over rows in shared memory; otherwise through pipes, more slowly.
     process_index: int = 0
     process_count: int = 1
 
@@ -87,6 +90,9 @@ class Stream:
         shards: The logical shards of this process, in order.
         join: Makes one batch of a block of each shard.
         block_bytes: Upper limit on the bytes of one shard's block.
+
+    Raises:
+        UserError: the workers would need more shared memory than there is.
     """
 
     def __init__(
@@ -99,9 +105,10 @@ class Stream:
         if not flags.FLAGS.is_parsed():  # Grain reads an absl flag when it starts its threads.
             flags.FLAGS.mark_as_parsed()
         self._shards, self._join, self._workers = shards, join, options.workers
+        self._ring_bytes = block_bytes if options.workers and options.shared_memory else 0  # 0: there are no rings
+        require_shared_memory(len(shards) * RING_SLOTS * self._ring_bytes, options.workers)
         self._settings = json.loads(json.dumps(options.settings))  # Tuples become lists, as in a restored state.
         self._states = {str(shard.index): shard.get_state() for shard in shards}
-        self._block_bytes = block_bytes
         self._iterator: grain.DatasetIterator | None = None
         self._rings: list[Ring | None] = []  # One per shard while there are workers.
 
@@ -163,13 +170,17 @@ class Stream:
                     ring.close()
 
     def _start(self) -> grain.DatasetIterator:
-        self._rings = [Ring(RING_SLOTS, self._block_bytes) if self._workers else None for _ in self._shards]
+        self._rings = [Ring(RING_SLOTS, self._ring_bytes) if self._ring_bytes else None for _ in self._shards]
         states = [self._states[str(shard.index)] for shard in self._shards]
         blocks = _Blocks(list(zip(self._shards, states, self._rings, strict=True)))
         if self._workers:
             ahead = PREFETCH * len(self._shards) // self._workers
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=ahead)
-            return iter(blocks.mp_prefetch(options, worker_init_fn=_end_with_parent))
+            dataset = blocks.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            if not self._ring_bytes:  # Grain itself shares arrays from a size on, too.
+                no_array = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+                dataset = grain.experimental.WithOptionsIterDataset(dataset, no_array)
+            return iter(dataset)
         ahead = PREFETCH * len(self._shards)
         return iter(grain.experimental.ThreadPrefetchIterDataset(blocks, prefetch_buffer_size=ahead))
 
@@ -196,24 +207,39 @@ def drop_reports(state: Mapping[str, Any]) -> dict[str, DropReport]:
     return merged
 
 
+def drop_metrics(state: Mapping[str, Any]) -> dict[str, float]:
+    """Shares of the samples of each source that were dropped, `dropped/SOURCE`, and by reason, `dropped/SOURCE/REASON`.
+
+    A reason for which nothing was dropped has no entry.
+    """
+    metrics = {}
+    for name, report in drop_reports(state).items():
+        metrics[f"dropped/{name}"] = report.rate
+        metrics |= {f"dropped/{name}/{reason}": count / report.seen for reason, count in report.reasons.items()}
+    return metrics
+
+
 def format_reports(state: Mapping[str, Any], patterns: Mapping[str, str]) -> str:
     """One line per source: samples, drops by reason, samples that were cut to fit into a row, the first drops.
 
-    A source of which no sample is in a delivered batch yet has no counts, and no line.
+    If the source that gave most samples has a notable loss, the last line says so. A source of which no sample is in a
+    delivered batch yet has no counts, and no line.
 
     Args:
         patterns: `Stream.patterns`.
     """
     lines = []
-    for name, report in drop_reports(state).items():
+    reports = drop_reports(state)
+    for name, report in reports.items():
         if not report.seen:
             continue
         cut = sum(shard["truncated"][name] for shard in state["shards"].values())
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(report.reasons.items()))
-        dropped = f"{report.dropped:,} dropped ({reasons})" if reasons else "none dropped"
+        dropped = f"{report.dropped:,} dropped ({report.describe_reasons()})" if report.dropped else "none dropped"
         examples = f"; first: {report.describe_examples()}" if report.examples else ""
         counts = f"{report.seen:,} samples, {dropped}, {cut:,} cut to fit into a row"
         lines.append(f"data {name} ({patterns[name]}): {counts}{examples}")
+    largest = max(reports, key=lambda name: reports[name].seen)
+    lines += filter(None, [reports[largest].notable_loss(f"data {largest} ({patterns[largest]})")])
     return "\n".join(lines)
 
 

@@ -67,14 +67,8 @@ class AnswerAndGenerate:
         self._captions = list(run.config.sample.prompts)
         reader = self._engine.reader
         number, seed = run.config.sample.num_images, run.config.seed
-        if isinstance(self._engine, JanusFlowEngine):
-            flow: dict[str, Any] = {"cfg_weight": 2.0, "num_steps": 30, "solver": "euler"}
-            self._prompts = reader.latents(self._captions, number, seed=seed, **flow)
-            self._options = flow
-        else:
-            codes: dict[str, Any] = {"cfg_weight": 5.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-            self._prompts, sampling = reader.codes(self._captions, number, seed=seed, **codes)
-            self._options = {"cfg_weight": 5.0, "sampling": sampling}
+        read = reader.latents if isinstance(self._engine, JanusFlowEngine) else reader.codes
+        self._prompts, self._options = read(self._captions, number, seed=seed)
 
     def is_due(self, moment: Moment) -> bool:
         return every(self._config.sample.every_steps, moment)

@@ -1,7 +1,7 @@
 """A conversation of several turns whose key-value cache is kept, so that a turn reads only its new tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from janus_jax.data.prompts import Message
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.padding import round_up
-from janus_jax.inference.requests import Answer, Image, TextRequest
+from janus_jax.inference.requests import Answer, Image, TextRequest, TurnOptions
 from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.inference.validation import user_message
 from janus_jax.models.llama import KVCache
@@ -49,33 +49,22 @@ class Conversation:
         images: Image | Sequence[Image] = (),
         *,
         on_text: Callable[[str], Any] | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 0.95,
-        top_k: int = 0,
-        seed: int = 0,
+        **options: Unpack[TurnOptions],
     ) -> Answer:
-        """Answers the next question; other options and errors are those of `Pipeline.answer`.
+        """Answers the next question; errors are those of `Pipeline.answer`.
 
         After an error the conversation is as before.
 
         Args:
             images: those of this question: one, or a list.
             on_text: called with the answer piece by piece while it is written; the pieces joined are its text.
+            options: max_new_tokens, temperature, top_p, top_k and seed; see `TurnOptions`.
         """
         attached: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
         messages = [*self._messages, user_message(question, len(attached))]
         all_images = [*self._images, *attached]
-        requests, sampling = self._engine.reader.text(
-            [messages],
-            [all_images],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            prompt_numbers=[len(self._messages) // 2],
-        )
+        turn = len(self._messages) // 2
+        requests, sampling = self._engine.reader.text([messages], [all_images], prompt_numbers=[turn], **options)
         tokens = self._decode(requests[0], sampling, on_text)
         answer = self._engine.to_answer(requests[0].prompt, tokens)
         self._images = all_images

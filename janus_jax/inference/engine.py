@@ -36,7 +36,7 @@ from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.sharding import decoding_shardings, row_shares, to_host
-from janus_jax.weights.weight_layout import undo_row_major
+from janus_jax.weights.weight_layout import undo_transposed
 
 GREEDY = Sampling()
 
@@ -294,5 +294,5 @@ def _unrolled(config: FamilyConfig, params: Params, dtype: DTypeLike, mesh: Mesh
     if mesh is None:
         return params
     shardings = decoding_shardings(config, mesh)
-    placed = undo_row_major(params, dtype)
+    placed = undo_transposed(params, dtype)
     return unflatten({path: jax.device_put(leaf, shardings[path]) for path, leaf in flatten(placed).items()})

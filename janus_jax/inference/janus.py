@@ -4,7 +4,7 @@ Letters: B prompts, G images per prompt, N codes per image.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from janus_jax.inference.decode_image import GuidedPrompts, ImageState, decode_p
 from janus_jax.inference.engine import GREEDY, Engine
 from janus_jax.inference.padding import next_power_of_two
 from janus_jax.inference.pipeline import Pipeline
-from janus_jax.inference.requests import ImageRequest
+from janus_jax.inference.requests import CodeOptions, ImageRequest
 from janus_jax.inference.sampling import Sampling, image_keys
 from janus_jax.models.config import JanusConfig
 from janus_jax.sharding import to_host
@@ -138,28 +138,29 @@ class JanusPipeline(Pipeline):
         super().__init__(JanusEngine(*args, **options))
 
     def generate_images(
-        self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
+        self,
+        prompt: str | Sequence[str],
+        num_images: int = 1,
+        *,
+        on_codes: Callable[[int], Any] | None = None,
+        **options: Unpack[CodeOptions],
     ) -> list[PIL.Image.Image]:
         """Generates `num_images` images of a prompt, or of each prompt of a list in order.
 
         Args:
-            options: those of `generate_codes`.
+            on_codes: called now and then with the number of codes that each image has.
+            options: cfg_weight, temperature, top_p, top_k, seed and prompt_numbers; see `CodeOptions`.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return self.decode_codes(self.generate_codes(prompts, num_images, **options))
+        return self.decode_codes(self.generate_codes(prompts, num_images, on_codes=on_codes, **options))
 
     def generate_codes(
         self,
         prompts: Sequence[str],
         num_images: int,
         *,
-        cfg_weight: float = 5.0,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | Sequence[int] = 0,
-        prompt_numbers: Sequence[int] | None = None,
         on_codes: Callable[[int], Any] | None = None,
+        **options: Unpack[CodeOptions],
     ) -> np.ndarray:
         """Image codes [len(prompts) * num_images, N] int32, the images of a prompt together.
 
@@ -167,28 +168,14 @@ class JanusPipeline(Pipeline):
         which may differ between batches of other shapes.
 
         Args:
-            cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
-            temperature: 0 is greedy.
-            top_p, top_k: sample only among the most probable codes; 1.0 and 0 keep all codes.
-            seed: one number, or one for each prompt.
-            prompt_numbers: one for each prompt; None numbers them 0, 1, 2, ...
-            on_codes: called now and then with the number of codes that each image has.
+            on_codes, options: those of `generate_images`.
 
         Raises:
             UserError: empty prompt, bad option, a prompt that does not fit the context, or images that do not fit the
                 memory.
         """
-        requests, sampling = self.engine.reader.codes(
-            prompts,
-            num_images,
-            cfg_weight=cfg_weight,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            prompt_numbers=prompt_numbers,
-        )
-        codes = self.engine.generate(requests, num_images, cfg_weight=cfg_weight, sampling=sampling, on_codes=on_codes)
+        requests, decoding = self.engine.reader.codes(prompts, num_images, **options)
+        codes = self.engine.generate(requests, num_images, on_codes=on_codes, **decoding)
         return codes.reshape(-1, self.config.image_tokens)
 
     def decode_codes(self, codes: np.ndarray) -> list[PIL.Image.Image]:

@@ -4,7 +4,7 @@ Letters: B prompts, G images per prompt, H W height and width of the latents, Z 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from janus_jax.errors import UserError
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.flow_sampling import decode_latents, sample_latents
 from janus_jax.inference.pipeline import Pipeline
-from janus_jax.inference.requests import ImageRequest
+from janus_jax.inference.requests import FlowOptions, ImageRequest
 from janus_jax.inference.sampling import image_keys
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
@@ -153,28 +153,30 @@ class JanusFlowPipeline(Pipeline):
         return latent_shape(self.config)
 
     def generate_images(
-        self, prompt: str | Sequence[str], num_images: int = 1, **options: Any
+        self,
+        prompt: str | Sequence[str],
+        num_images: int = 1,
+        *,
+        initial_noise: np.ndarray | None = None,
+        **options: Unpack[FlowOptions],
     ) -> list[PIL.Image.Image]:
         """Generates `num_images` images of a prompt, or of each prompt of a list in order.
 
         Args:
-            options: those of `generate_latents`.
+            initial_noise: floats in the shape of the latents, instead of noise from the seed.
+            options: cfg_weight, num_steps, solver, seed and prompt_numbers; see `FlowOptions`.
         """
         check_can_decode(self.config, self.engine.vae is not None)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return self.decode_latents(self.generate_latents(prompts, num_images, **options))
+        return self.decode_latents(self.generate_latents(prompts, num_images, initial_noise=initial_noise, **options))
 
     def generate_latents(
         self,
         prompts: Sequence[str],
         num_images: int,
         *,
-        cfg_weight: float = 2.0,
-        num_steps: int = 30,
-        solver: str = "euler",
-        seed: int | Sequence[int] = 0,
-        prompt_numbers: Sequence[int] | None = None,
         initial_noise: np.ndarray | None = None,
+        **options: Unpack[FlowOptions],
     ) -> np.ndarray:
         """Latents [len(prompts) * num_images, H, W, Z] float32, which a VAE decodes; the images of a prompt together.
 
@@ -182,38 +184,18 @@ class JanusFlowPipeline(Pipeline):
         which may differ between batches of other shapes.
 
         Args:
-            cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
-            num_steps: number of steps of the solver; the paper's figures are for 30.
-            solver: "euler" (the paper's) or "heun", which takes two passes through the model per step.
-            seed: one number, or one for each prompt.
-            prompt_numbers: one for each prompt; None numbers them 0, 1, 2, ...
-            initial_noise: floats in the shape of the result, instead of noise from the seed.
+            initial_noise, options: those of `generate_images`.
 
         Raises:
             UserError: empty prompt, bad option, noise of another shape, a prompt that does not fit the context, or
                 images that do not fit the memory.
         """
-        requests = self.engine.reader.latents(
-            prompts,
-            num_images,
-            cfg_weight=cfg_weight,
-            num_steps=num_steps,
-            solver=solver,
-            seed=seed,
-            prompt_numbers=prompt_numbers,
-        )
+        requests, decoding = self.engine.reader.latents(prompts, num_images, **options)
         shape = self.latent_shape
         if initial_noise is not None:
             noise = check_noise(initial_noise, (len(prompts) * num_images, *shape))
             initial_noise = noise.reshape(len(prompts), num_images, *shape)
-        latents = self.engine.generate(
-            requests,
-            num_images,
-            cfg_weight=cfg_weight,
-            num_steps=num_steps,
-            solver=solver,
-            initial_noise=initial_noise,
-        )
+        latents = self.engine.generate(requests, num_images, initial_noise=initial_noise, **decoding)
         return latents.reshape(-1, *shape)
 
     def decode_latents(self, latents: np.ndarray) -> list[PIL.Image.Image]:

@@ -83,7 +83,7 @@ def load(
         unrolled=True,
         shardings=shardings,
         quantization=quantization,
-        row_major=on_cpu and mesh is None,
+        transposed=on_cpu and mesh is None,
     )
     common = (params, reader.tokenizer, dtype, reader.normalization)
     if isinstance(config, JanusFlowConfig):

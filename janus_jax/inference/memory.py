@@ -4,8 +4,7 @@ The check counts the key-value caches and the largest temporary array: the atten
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +13,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from janus_jax.errors import UserError
+from janus_jax.free_memory import free_bytes
 from janus_jax.models.config import LlamaConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.sharding import cache_specs, row_shares
-
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-# Files of a control group (version 2, version 1): its limit, and the memory that it uses.
-_GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 class NotEnoughMemoryError(UserError):
@@ -55,18 +51,6 @@ def score_bytes(
 ) -> int:
     """Bytes that one device holds of the float32 attention scores of one layer, [rows, heads, queries, keys]."""
     return 4 * rows * config.num_heads * queries * keys // _parts(rows, mesh)
-
-
-def free_bytes(devices: Sequence[Any]) -> int | None:
-    """Memory that is free on each of the devices; None where neither they nor Linux report it."""
-    stats = [device.memory_stats() or {} for device in devices]
-    if all("bytes_limit" in each for each in stats):
-        return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
-    if jax.default_backend() == "cpu" and (PROC / "meminfo").exists():
-        kibibytes = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
-        available = int(kibibytes["MemAvailable"].split()[0]) * 1024
-        return int(min([available, *map(_free_of_group, _control_groups())]))
-    return None
 
 
 def check_fits(
@@ -120,23 +104,3 @@ def _parts(rows: int, mesh: Mesh | AbstractMesh | None) -> int:
         return 1
     shares = row_shares(mesh)
     return mesh.shape["tensor"] * (1 if rows % shares else shares)
-
-
-def _control_groups() -> Iterator[Path]:
-    """Folders of the control groups that this process is in, from the innermost to the outermost."""
-    for line in (PROC / "self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):  # version 2, version 1
-            root = CGROUPS / controllers
-            innermost = root / path.lstrip("/")
-            yield from (folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(root))
-
-
-def _free_of_group(folder: Path) -> float:
-    """Memory that the limit of a control group leaves; its file cache counts as free, since it is given back."""
-    for limit, used in _GROUP_FILES:
-        if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
-            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            file_cache = int(counts["active_file"]) + int(counts["inactive_file"])
-            return int(text) - int((folder / used).read_text()) + file_cache
-    return math.inf

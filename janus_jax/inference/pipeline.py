@@ -1,7 +1,7 @@
 """The public API that all models of the family have in common: questions, conversations and saving."""
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.chat_session import Conversation
 from janus_jax.inference.engine import Engine
-from janus_jax.inference.requests import Answer, Image, is_image
+from janus_jax.inference.requests import Answer, Image, TextOptions, is_image
 from janus_jax.inference.validation import user_message
 from janus_jax.models.config import FamilyConfig
 from janus_jax.models.params import Params
 from janus_jax.models.scan_layers import stack_layers
 from janus_jax.weights.reader import model_in_memory
-from janus_jax.weights.weight_layout import undo_row_major
+from janus_jax.weights.weight_layout import undo_transposed
 from janus_jax.weights.write_model import write_model
 
 
@@ -49,17 +49,19 @@ class Pipeline:
         return self.engine.tokenizer
 
     @overload
-    def chat(self, images: Image | Sequence[Image], prompt: str, **options: Any) -> str: ...
+    def chat(self, images: Image | Sequence[Image], prompt: str, **options: Unpack[TextOptions]) -> str: ...
     @overload
-    def chat(self, images: Sequence[Sequence[Image]], prompt: Sequence[str], **options: Any) -> list[str]: ...
+    def chat(
+        self, images: Sequence[Sequence[Image]], prompt: Sequence[str], **options: Unpack[TextOptions]
+    ) -> list[str]: ...
 
-    def chat(self, images: Any, prompt: str | Sequence[str], **options: Any) -> str | list[str]:
+    def chat(self, images: Any, prompt: str | Sequence[str], **options: Unpack[TextOptions]) -> str | list[str]:
         """Answers a question about images.
 
         Args:
             images: an image or a list of images for one question; for a list of questions a list of lists of images.
             prompt: a question, or a list of questions.
-            options: those of `answer`: max_new_tokens, temperature, top_p, top_k, seed, prompt_numbers.
+            options: max_new_tokens, temperature, top_p, top_k, seed and prompt_numbers; see `TextOptions`.
 
         Returns:
             The answer; a list of answers for a list of questions.
@@ -82,13 +84,7 @@ class Pipeline:
         self,
         conversations: Sequence[Sequence[Message]],
         images: Sequence[Sequence[Image]],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 0.95,
-        top_k: int = 0,
-        seed: int | Sequence[int] = 0,
-        prompt_numbers: Sequence[int] | None = None,
+        **options: Unpack[TextOptions],
     ) -> list[Answer]:
         """Continues conversations that end with a user's message.
 
@@ -98,26 +94,13 @@ class Pipeline:
         Args:
             conversations: messages whose texts hold an `<image_placeholder>` per image.
             images: those of each conversation, in the order of the placeholders.
-            max_new_tokens: length of the longest answer; None is 512, or what a prompt leaves of the context.
-            temperature: 0 is greedy.
-            top_p, top_k: sample only among the most probable tokens; 1.0 and 0 keep all tokens.
-            seed: one number, or one for each conversation.
-            prompt_numbers: one for each conversation; None numbers them 0, 1, 2, ...
+            options: those of `chat`.
 
         Raises:
             UserError: bad option, unreadable image, a prompt that does not fit the context, or a batch that does not
                 fit the memory.
         """
-        requests, sampling = self.engine.reader.text(
-            conversations,
-            images,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            prompt_numbers=prompt_numbers,
-        )
+        requests, sampling = self.engine.reader.text(conversations, images, **options)
         return self.engine.answer(requests, sampling)
 
     def conversation(self) -> Conversation:
@@ -143,7 +126,7 @@ class Pipeline:
         engine = self.engine
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(engine.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
-        params = undo_row_major(engine.params, engine.model.execution.dtype)
+        params = undo_transposed(engine.params, engine.model.execution.dtype)
         params = stack_layers(params, join=tuple)  # the writer reads layer by layer
         reader = model_in_memory(engine.config, params, engine.tokenizer, engine.normalization)
         write_model(reader, folder, format, dtype, vae=vae)

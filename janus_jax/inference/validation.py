@@ -48,14 +48,17 @@ class RequestReader:
         conversations: Sequence[Sequence[Message]],
         images: Sequence[Sequence[Any]],
         *,
-        max_new_tokens: int | None,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        seed: int | Sequence[int],
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 0.95,
+        top_k: int = 0,
+        seed: int | Sequence[int] = 0,
         prompt_numbers: Sequence[int] | None = None,
     ) -> tuple[list[TextRequest], Sampling]:
-        """Reads the arguments of `Pipeline.answer` and raises its errors, except that it only counts the images."""
+        """Reads the arguments of `Pipeline.answer` and raises its errors, except that it only counts the images.
+
+        The options are those of `TextOptions`.
+        """
         sampling = _sampling(temperature, top_p, top_k)
         if max_new_tokens is not None:
             _check_whole("max_new_tokens", max_new_tokens, 1)
@@ -73,33 +76,42 @@ class RequestReader:
         prompts: Sequence[str],
         num_images: int,
         *,
-        cfg_weight: float,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        seed: int | Sequence[int],
+        cfg_weight: float = 5.0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | Sequence[int] = 0,
         prompt_numbers: Sequence[int] | None = None,
-    ) -> tuple[list[ImageRequest], Sampling]:
-        """Reads the arguments of `JanusPipeline.generate_codes` and raises its errors."""
-        sampling = _sampling(temperature, top_p, top_k)
-        return self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers), sampling
+    ) -> tuple[list[ImageRequest], dict[str, Any]]:
+        """Reads the arguments of `JanusPipeline.generate_codes` and raises its errors.
+
+        Returns:
+            The requests, and the options of `JanusEngine.generate`.
+        """
+        options = {"cfg_weight": cfg_weight, "sampling": _sampling(temperature, top_p, top_k)}
+        return self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers), options
 
     def latents(
         self,
         prompts: Sequence[str],
         num_images: int,
         *,
-        cfg_weight: float,
-        num_steps: int,
-        solver: str,
-        seed: int | Sequence[int],
+        cfg_weight: float = 2.0,
+        num_steps: int = 30,
+        solver: str = "euler",
+        seed: int | Sequence[int] = 0,
         prompt_numbers: Sequence[int] | None = None,
-    ) -> list[ImageRequest]:
-        """Reads the arguments of `JanusFlowPipeline.generate_latents`, except the noise, and raises its errors."""
+    ) -> tuple[list[ImageRequest], dict[str, Any]]:
+        """Reads the arguments of `JanusFlowPipeline.generate_latents`, except the noise, and raises its errors.
+
+        Returns:
+            The requests, and the options of `JanusFlowEngine.generate`.
+        """
         _check_whole("num_steps", num_steps, 1, MAX_FLOW_STEPS)
         if not isinstance(solver, str) or solver not in SOLVERS:
             raise UserError(f"solver={solver!r} is not one of {sorted(SOLVERS)}")
-        return self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers)
+        options = {"cfg_weight": cfg_weight, "num_steps": num_steps, "solver": solver}
+        return self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers), options
 
     def _image_requests(
         self,

@@ -94,6 +94,16 @@ def init_params(
     return unflatten({path: fresh(path, declared) for path, declared in _declared(config).items()})
 
 
+def fresh_slice(config: ModelConfig, seed: int, path: str, layer: int | None) -> np.ndarray:
+    """Fresh float32 values of one parameter, or of one layer of a stacked one, without sampling the whole parameter.
+
+    They have the distribution of `init_params`, but are other values.
+    """
+    declared = _declared(config)[path]
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode()), 0 if layer is None else layer + 1])
+    return declared.distribution.sample(rng, declared.value.shape if layer is None else declared.value.shape[1:])
+
+
 def abstract_params(config: AnyConfig) -> Params:
     """Shapes and dtypes of the arrays of `init_params`, without allocating them."""
     return unflatten({path: declared.value for path, declared in _declared(config).items()})

@@ -148,6 +148,15 @@ SEMANTIC_VQ_TINY = SemanticTokenizerConfig(
     teacher=JANUS_PRO_TINY.siglip,
 )
 
+# Unlike the tiny one it can be written in the layout of Hugging Face, which fixes 32 normalisation groups of the image
+# tokenizer. It is for rehearsals with random weights, so it has the system prompt of the released models.
+JANUS_PRO_MINI = dataclasses.replace(
+    JANUS_PRO_TINY,
+    llama=dataclasses.replace(JANUS_PRO_TINY.llama, vocab_size=1024),
+    vq=dataclasses.replace(VQ_TINY, base_channels=32, channel_multipliers=(1, 1, 1, 1), norm_groups=32),
+    prompt_style="janus_pro",
+)
+
 VAE_TINY = VAEConfig(  # 8 x 8 latents for images of 32 px
     base_channels=16,
     channel_multipliers=(1, 2, 2),
@@ -179,6 +188,7 @@ PRESETS: dict[str, ModelConfig] = {
     "janus_1p3b": JANUS_1P3B,
     "janus_pro_1b": JANUS_PRO_1B,
     "janus_pro_7b": JANUS_PRO_7B,
+    "janus_pro_mini": JANUS_PRO_MINI,
     "janus_pro_tiny": JANUS_PRO_TINY,
     "janusflow_1p3b": JANUSFLOW_1P3B,
     "janusflow_tiny": JANUSFLOW_TINY,

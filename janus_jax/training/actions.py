@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from janus_jax.data.stream import drop_reports
+from janus_jax.data.stream import drop_metrics
 from janus_jax.models.params import Params
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import merge
@@ -131,11 +131,10 @@ class WriteMetrics:
 
     def __call__(self, moment: Moment) -> None:
         self._checkpoints.check()
-        dropped = {f"dropped/{name}": report.rate for name, report in drop_reports(self._batches.state).items()}
         others = {
             "learning_rate": float(self._schedule(moment.step - 1)),
             "memory/save_gib": self._checkpoints.host_gib,
-            **dropped,
+            **drop_metrics(self._batches.state),
         }
         means = self._log.write(moment.step, self._input_stall.take(), self._checkpoints.take_blocked(), others)
         for warning in self._warnings_of(moment.step, means):
@@ -158,4 +157,4 @@ class SaveCheckpoint:
         self._checkpoints.save(moment.state, self._batches.state)
 
     def close(self) -> None:
-        self._checkpoints.close()
+        pass  # the loop closes the checkpoints, after everything that works with them

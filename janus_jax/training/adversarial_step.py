@@ -59,7 +59,7 @@ def make_adversarial_step(
         weights: see `fsdp.sharded_gradient`, as for `micro_batches`.
         ema: decay of the average of the tokenizer's parameters, if the state has one.
     """
-    gradients = _sharded_gradients(objective, tokenizer_loss, adversarial, shardings, mesh, weights, micro_batches)
+    gradients = adversarial_gradients(objective, tokenizer_loss, adversarial, shardings, mesh, weights, micro_batches)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         adversary = state.adversary
@@ -82,7 +82,7 @@ def make_adversarial_step(
     return compiled_step(step, shardings, mesh)
 
 
-def _sharded_gradients(
+def adversarial_gradients(
     objective: Objective,
     tokenizer_loss: TokenizerLoss,
     adversarial: AdversarialConfig,
@@ -92,6 +92,8 @@ def _sharded_gradients(
     micro_batches: int,
 ) -> Any:
     """(trainable, fixed, discriminator, batch, weight) -> gradients of both networks, statistics, metrics.
+
+    Arguments are those of `make_adversarial_step`.
 
     The statistics are those of the reconstructions and of the images, averaged over micro-batches, and over devices
     where each device normalises with its own.

@@ -18,12 +18,38 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from janus_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
-from janus_jax.storage import absolute
+from janus_jax.storage import absolute, prepare_folder
 from janus_jax.training.freezing import merge, split
 from janus_jax.training.train_state import TrainState
-from janus_jax.weights.native import chunked, read_architecture
+from janus_jax.weights.native import ARCHITECTURE_FILE, chunked, open_params, read_architecture, saved_steps
+
+CONFIG_FILE = "config.json"  # the config of the last start in a workdir
+
+
+def has_checkpoint(workdir: epath.Path, config: ModelConfig) -> bool:
+    """Whether the workdir holds a checkpoint, so that a run of this architecture continues there.
+
+    A start that ended before its first checkpoint has left files that describe its model. They may be replaced.
+
+    Raises:
+        UserError: The checkpoints belong to another architecture, or the folder belongs to no run.
+    """
+    steps = saved_steps(workdir)
+    foreign = [name for name in ("params", CONFIG_FILE, TOKENIZER_FILE) if (workdir / name).exists()]
+    # Asked last, since the first process may be writing its files: model.json is the first of them.
+    begun = (workdir / ARCHITECTURE_FILE).exists()
+    if not steps:
+        if begun:  # by a run, so that only an exported model has more
+            foreign = [name for name in foreign if name == "params"]
+        if foreign:
+            raise UserError(f"--workdir={workdir}: holds {foreign[0]} of a model, expected a new folder or a run's")
+        return False
+    if begun and (saved := read_architecture(workdir)) != config:
+        raise UserError(f"{workdir}: holds another architecture than the config's: {differences(saved, config)}")
+    return True
 
 
 class Checkpoints:
@@ -33,31 +59,38 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.Path, config: ModelConfig, keep: int):
-        """Raises UserError when the workdir belongs to another architecture."""
-        self._workdir = workdir
-        if (workdir / "model.json").exists():
-            saved = read_architecture(workdir)
-            if saved != config:
-                raise UserError(
-                    f"{workdir}: holds another architecture than the config's: {differences(saved, config)}"
-                )
+        """Raises UserError when the folder of the checkpoints cannot be written."""
+        self._workdir, self._config = workdir, config
+        self._folder = prepare_folder("workdir", workdir / "checkpoints")
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        # Made by the first save, since its threads (Orbax 0.12.8) print a traceback when a mistake ends the command.
+        self._manager: ocp.CheckpointManager | None = None
+        self._opened = False  # whether a checkpoint of this process was opened again
         self._blocked = 0.0
         self.host_gib = 0.0
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
     def check(self) -> None:
-        """Raises OSError when a save in the background has failed."""
-        with self._writing():
+        """Raises OSError when a save in the background has failed, or when the first one cannot be opened again."""
+        if self._manager is None:
+            return
+        with self._writing(self._manager):
             self._manager.check_for_errors()
+        if not self._opened and not self._manager.is_saving_in_progress():
+            self._open_newest(self._manager)
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
         """Starts an asynchronous save of this step. Does nothing when the step is already saved.
 
         Raises:
-            OSError: This save could not begin, or the one before it could not be completed.
+            OSError: This save could not begin, or the one before it could not be completed, or cannot be opened again.
         """
         start = time.monotonic()
+        if self._manager is None:
+            with self._writing(None):
+                self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        else:
+            self._wait(self._manager)
+            self.check()
         step = int(state.step)
         if step not in self._manager.all_steps():
             params = merge(state.trainable, state.frozen)
@@ -73,7 +106,7 @@ class Checkpoints:
             # Orbax copies everything to the host before it writes. Frozen parameters count once although two items
             # hold them, since an array keeps its copy on the host.
             self.host_gib = _local_bytes((params, state.opt_state, state.ema, state.adversary)) / 2**30
-            with self._writing():
+            with self._writing(self._manager):
                 self._manager.save(step, args=ocp.args.Composite(**items))
         self._blocked += time.monotonic() - start
 
@@ -105,7 +138,7 @@ class Checkpoints:
                 permissions or the memory.
         """
         damaged: dict[int, str] = {}  # reasons by step; not the errors, whose frames would keep arrays
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = saved_steps(self._workdir)[::-1]
         self._require_average(steps, abstract_state.ema is not None)
         self._require_adversary(steps, abstract_state.adversary is not None)
         for step in steps:
@@ -165,7 +198,7 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as checkpointer:
-                return checkpointer.restore(self._workdir / "checkpoints" / str(step), args=items)
+                return checkpointer.restore(self._folder / str(step), args=items)
         except (TimeoutError, ConnectionError, PermissionError, MemoryError, jax.errors.JaxRuntimeError):
             raise  # the files may be intact
         except Exception as error:  # for damaged files Orbax raises errors of many types
@@ -175,7 +208,7 @@ class Checkpoints:
 
     def _require_average(self, steps: list[int], kept: bool) -> None:
         """Raises UserError when only the run or only the checkpoints keep an average of the parameters."""
-        with_average = [step for step in steps if (self._workdir / "checkpoints" / str(step) / "ema").exists()]
+        with_average = [step for step in steps if (self._folder / str(step) / "ema").exists()]
         if with_average and not kept:
             raise UserError(
                 f"config.train.ema=0, but checkpoint {with_average[0]} in {self._workdir} holds an average of "
@@ -199,22 +232,49 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for saves in progress. Raises OSError when one of them fails."""
-        with self._writing():
-            self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for saves in progress. Raises OSError when one of them fails, or the last cannot be opened again."""
+        if self._manager is None:
+            return
+        try:
+            self._wait(self._manager)
+            self._open_newest(self._manager)
+        finally:
+            self._manager.close()
+
+    def _wait(self, manager: ocp.CheckpointManager) -> None:
+        with self._writing(manager):
+            manager.wait_until_finished()
+
+    def _open_newest(self, manager: ocp.CheckpointManager) -> None:
+        """Opens the newest checkpoint as a later run will, but reads no values: what a save wrote may be incomplete.
+
+        Only the first process does so. Raises OSError when something is missing.
+        """
+        self._opened = True
+        step = manager.latest_step()
+        if jax.process_index() != 0 or step is None:
+            return
+        folder = self._folder / str(step)
+        alone = ocp.options.MultiprocessingOptions(active_processes={0})
+        try:
+            open_params(self._workdir, self._config, step=step)
+            if (folder / "ema").exists():
+                open_params(self._workdir, self._config, step=step, ema=True)
+            read_data_state(self._workdir, step)
+            with contextlib.closing(ocp.StandardCheckpointHandler(multiprocessing_options=alone)) as handler:
+                handler.metadata(folder / "opt_state")
+        except Exception as error:  # for missing files Orbax raises errors of many types
+            raise OSError(f"{folder}: was written, but cannot be opened again: {_reason(error)}") from error
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, manager: ocp.CheckpointManager | None) -> Iterator[None]:
         """Turns the errors that Orbax raises, of many types and some late, into an OSError that tells what is left."""
         try:
             yield
         except Exception as error:
             standard_logging.getLogger("asyncio").setLevel("CRITICAL")  # it would repeat the error for each array
-            raise OSError(
-                f"{self._workdir}: a checkpoint could not be written, the last complete one is "
-                f"{self._manager.latest_step()}: {_reason(error)}"
-            ) from error
+            left = "" if manager is None else f", the last complete one is {manager.latest_step()}"
+            raise OSError(f"{self._workdir}: a checkpoint could not be written{left}: {_reason(error)}") from error
 
     def _move_aside(self, damaged: dict[int, str]) -> None:
         if not damaged:
@@ -225,17 +285,17 @@ class Checkpoints:
             folder = self._workdir / "damaged_checkpoints"
             folder.mkdir(exist_ok=True)
             for step in damaged:
-                (self._workdir / "checkpoints" / str(step)).rename(folder / f"{step}-{int(time.time())}")
+                (self._folder / str(step)).rename(folder / f"{step}-{int(time.time())}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
-        self._manager.reload()
 
 
 def read_data_state(workdir: epath.PathLike, step: int) -> dict[str, Any]:
     """The state of the data stream alone. Raises UserError when it is damaged."""
     folder = absolute(workdir) / "checkpoints" / str(step) / "data"
+    alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()})
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=alone) as checkpointer:
             return checkpointer.restore(folder)
     except (ValueError, OSError) as error:
         raise UserError(f"{folder}: not a readable data state ({error})") from error

@@ -27,20 +27,26 @@ from janus_jax.weights.vae import VAE_FOLDER, load_vae, require_vae
 Preparation = Callable[[Any, int], Any]  # (batch of the stream, step) -> batch of the objective
 
 
-def open_vae(config: ConfigDict, architecture: ModelConfig, workdir: epath.Path) -> tuple[VAEConfig, Params] | None:
+def open_vae(
+    config: ConfigDict, architecture: ModelConfig, workdir: epath.Path | None
+) -> tuple[VAEConfig, Params] | None:
     """The VAE of a JanusFlow run: that in its workdir, which an earlier start wrote, otherwise `config.init.vae`.
 
     None for models without a VAE.
+
+    Args:
+        workdir: The folder of a run that continues; None for one that begins.
 
     Raises:
         UserError: No VAE is given where one is needed, or it does not fit the model.
     """
     if not isinstance(architecture, JanusFlowConfig) or architecture.latents_are_pixels:
         return None
-    saved = workdir / VAE_FOLDER
-    if not saved.exists() and not config.init.vae:
+    saved = None if workdir is None else workdir / VAE_FOLDER
+    folder = saved if saved is not None and saved.exists() else config.init.vae
+    if not folder:
         raise UserError("config.init.vae is empty, expected the folder of the VAE whose latents are learned")
-    vae = load_vae(saved if saved.exists() else config.init.vae, jnp.float32)
+    vae = load_vae(folder, jnp.float32)
     require_vae(architecture, vae[0])
     return vae
 

@@ -70,14 +70,19 @@ def train(
     run, state = open_run(config, workdir)
     # Around the end of the run too, so that a signal while the last checkpoint is written does not lose it.
     with StopRequest() as stop, contextlib.ExitStack() as ending:
-        return Trainer(run, state, stop, ending, watchdog, actions).train()
+        if watchdog is not None:
+            ending.callback(watchdog.close)  # with several processes, a save may wait for one that hangs
+        ending.push(_closing(run.checkpoints))
+        metrics = Trainer(run, state, stop, ending, watchdog, actions).train()
+    say(f"checkpoint {config.train.num_steps} in {run.workdir} is complete")
+    return metrics
 
 
 class Trainer:
     """Does the steps of a run, and between two steps the periodic actions that are due.
 
-    Owns the training state. Everything that it opens is closed by `ending`, the data first and the watchdog last. Of
-    several errors the first one is raised, since it may be the reason for the others.
+    Owns the training state. Everything that it opens is closed by `ending`, the data first. Of several errors the first
+    one is raised, since it may be the reason for the others.
     """
 
     def __init__(
@@ -191,8 +196,6 @@ class Trainer:
 
     def _close_with(self, ending: contextlib.ExitStack, run: Run) -> None:
         """Registers everything to be closed. The stack closes in reverse order."""
-        if self._watchdog is not None:
-            ending.callback(self._watchdog.close)  # with several processes, a save may wait for one that hangs
         ending.callback(lambda: say(format_reports(self._batches.state, run.stream.patterns)))
         for part in (self._input_stall, *self._actions, self._batches):
             ending.push(_closing(part))
@@ -201,14 +204,17 @@ class Trainer:
 
 
 def _closing(part: Any) -> Any:
-    """An exit function that closes a part. When an error ends the run already, one in closing is only logged."""
+    """An exit function that closes a part. When an error ends the run already, one in closing is only logged.
+
+    A signal is no error: its message promises that the last step is saved.
+    """
 
     def close(kind: Any, error: BaseException | None, trace: Any) -> None:
         del kind, trace
         try:
             part.close()
         except Exception as another:
-            if error is None:
+            if error is None or isinstance(error, KeyboardInterrupt):
                 raise
             logging.error("%s", another)
 

@@ -93,12 +93,14 @@ class Plan(NamedTuple):
     def new_state(self, params: Params, discriminator: Discriminator | None = None) -> TrainState:
         """The state before the first step, on the devices, without the networks that only the loss uses.
 
+        It takes over the arrays of `params`, which are donated.
+
         Args:
             discriminator: parameters and running statistics of the discriminator, where the run trains one.
         """
         create = functools.partial(create_state, mask=self.mask, optimizer=self.optimizer, ema=self.ema > 0)
         shardings = self.shardings._replace(loss_networks=None)
-        return jax.jit(create, out_shardings=shardings)(params, discriminator=discriminator)
+        return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params, discriminator=discriminator)
 
 
 def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
@@ -106,8 +108,8 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
 
     Raises UserError for a config that cannot work on this many devices.
     """
-    check_config(config)
     architecture = model_config(config)
+    check_config(config, architecture)
     mesh = make_mesh(config.mesh, devices)
     rows = batch_sharding(mesh, config.train.batch_size)
     micro_batches, device_rows = config.train.micro_batches, config.train.batch_size // row_shares(mesh)
@@ -116,7 +118,7 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     optimizer = make_optimizer(config.train)
     params = abstract_params(architecture)
     mask = trainable_mask(params, config.trainable)
-    run = execution(config, mesh.devices.flat[0].platform)
+    run = execution(config, architecture, mesh.devices.flat[0].platform)
     if run.attention == "flash" and isinstance(architecture, FamilyConfig):
         check_heads(architecture, mesh)
     if mesh.shape["fsdp"] > 1:

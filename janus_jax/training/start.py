@@ -10,16 +10,17 @@ from ml_collections import ConfigDict
 from janus_jax.data.stream import Stream
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, ModelConfig, VAEConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params, count
 from janus_jax.sharding import own_rows
 from janus_jax.storage import prepare_folder, write_whole
-from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.checkpointing import CONFIG_FILE, Checkpoints, has_checkpoint
 from janus_jax.training.freezing import format_table, merge, module_table
-from janus_jax.training.initialization import format_origins, initial_params
+from janus_jax.training.initialization import FRESH, format_origins, initial_params
 from janus_jax.training.latents import open_vae
 from janus_jax.training.loss_networks import initial_discriminator, open_loss_networks
-from janus_jax.training.plan import Plan, make_plan
+from janus_jax.training.memory import check_memory
+from janus_jax.training.plan import Plan, make_plan, tasks
 from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.train_state import TrainState
@@ -54,24 +55,27 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     architecture = plan.architecture
     tokenizer = open_tokenizer(config, architecture)
     workdir = prepare_folder("workdir", workdir)
-    checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
-    if tokenizer is not None:
+    continues = has_checkpoint(workdir, architecture)
+    if tokenizer is not None and continues:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
-    vae = open_vae(config, architecture, workdir)
-    loss_networks = open_loss_networks(config, architecture, plan.execution.dtype, plan.mesh)
+    vae = open_vae(config, architecture, workdir if continues else None)
     process_index, process_count = own_rows(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
-    run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
+    _say_what_is_left_out(config, held_out)
+    if config.check_memory:
+        say(check_memory(config, plan))
     say(format_table(module_table(abstract_params(architecture), plan.mask)))
-    if config.validate.every_steps and held_out is None:
-        say(f"validate.every_steps={config.validate.every_steps}, but data.held_out=0: nothing is validated")
-    state = (_restore(run) or _new_state(run))._replace(loss_networks=loss_networks)
+    loss_networks = open_loss_networks(config, architecture, plan.execution.dtype, plan.mesh)
+    checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
+    run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
+    restored = _restore(run)
+    state = (restored or _new_state(run))._replace(loss_networks=loss_networks)
     if config.data.stored_codes and isinstance(architecture, JanusConfig):
         vq = merge(state.trainable, state.frozen)["vq"]
         check_stored_codes(stream.patterns, architecture.vq, vq)
     if is_first_process():
-        _write_run(run, architecture)
+        _write_run(run, architecture, is_new=restored is None)
     return run, state
 
 
@@ -81,8 +85,8 @@ def is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints in the first process only."""
-    if is_first_process():
+    """Prints in the first process only, and no empty line."""
+    if text and is_first_process():
         print(text, flush=True)
 
 
@@ -94,7 +98,7 @@ def _restore(run: Run) -> TrainState | None:
     state, data_state = restored
     run.stream.set_state(data_state)
     say(f"resumed from checkpoint {int(state.step)} in {run.workdir}")
-    if changes := _changed_settings(run.workdir / "config.json", run.config):
+    if changes := _changed_settings(run.workdir / CONFIG_FILE, run.config):
         say(f"changed since the last start: {', '.join(changes)}")
     if int(state.step) >= run.config.train.num_steps:
         say(f"all {run.config.train.num_steps} steps are done; raise train.num_steps to train further")
@@ -104,6 +108,8 @@ def _restore(run: Run) -> TrainState | None:
 def _new_state(run: Run) -> TrainState:
     params, origins = initial_params(run.config, run.plan.architecture, run.plan.mesh, run.tokenizer)
     say(format_origins(origins))
+    if isinstance(run.plan.architecture, FamilyConfig) and all(origin.source == FRESH for origin in origins):
+        say("WARNING: all parameters are random, since init.checkpoint and the parts in config.init are empty")
     discriminator = None
     if run.plan.two_networks is not None:
         discriminator, origin = initial_discriminator(
@@ -137,16 +143,29 @@ def _flatten(fields: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _write_run(run: Run, architecture: ModelConfig) -> None:
+def _say_what_is_left_out(config: ConfigDict, held_out: Stream | None) -> None:
+    """Names the periodic actions that the config asks for, but that have nothing to work with."""
+    if config.validate.every_steps and held_out is None:
+        say(f"validate.every_steps={config.validate.every_steps}, but data.held_out=0: nothing is validated")
+    generates = "generate" in tasks(config)
+    if config.sample.every_steps and generates and not config.sample.prompts:
+        say(f"sample.every_steps={config.sample.every_steps}, but sample.prompts is empty: no images are generated")
+
+
+def _write_run(run: Run, architecture: ModelConfig, is_new: bool) -> None:
     """Writes the files that tell what the workdir holds. Called when nothing else can fail before the first step.
 
     Each start writes the same files again. Where that fails, the workdir stays readable.
+
+    Args:
+        is_new: Whether the run begins; it then replaces the VAE that an interrupted start may have left.
     """
     write_architecture(run.workdir, architecture)
-    write_whole(run.workdir / "config.json", _config_text(run.config))
+    write_whole(run.workdir / CONFIG_FILE, _config_text(run.config))
     if run.tokenizer is not None:
         run.tokenizer.save(run.workdir / FILE_NAME)
-    if run.vae is not None and not (run.workdir / VAE_FOLDER).exists():
+    if run.vae is not None and (is_new or not (run.workdir / VAE_FOLDER).exists()):
+        (run.workdir / VAE_FOLDER).rmtree(missing_ok=True)
         save_params(run.workdir / VAE_FOLDER, *run.vae)
 
 

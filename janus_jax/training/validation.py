@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from janus_jax.batches import ImageBatch, PackedBatch
 from janus_jax.data.images import CENTRE
 from janus_jax.data.records import TASKS
-from janus_jax.data.stream import Stream
+from janus_jax.data.stream import Stream, drop_metrics
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
@@ -93,7 +93,7 @@ class Validation:
         self._denominators: Denominators | None = None
 
     def evaluate(self, state: TrainState, keep_alive: Any = lambda: None) -> dict[str, float]:
-        """Metrics of all rows together: the same as if they were one batch.
+        """Metrics of all rows together: the same as if they were one batch. Drops of held-out samples are among them.
 
         Args:
             keep_alive: Called after each batch.
@@ -112,7 +112,8 @@ class Validation:
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = before[0] + total, before[1] + weight
             keep_alive()
-        return _means(sums)
+        dropped = {name: share for name, share in drop_metrics(self._stream.get_state()).items() if share}
+        return _means(sums) | dropped
 
     def close(self) -> None:
         self._stream.close()

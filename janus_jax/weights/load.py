@@ -16,7 +16,7 @@ from janus_jax.models.params import Params, unflatten
 from janus_jax.models.scan_layers import is_stacked, unstacked_path
 from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorReader, TensorSlice, slices_of
-from janus_jax.weights.weight_layout import is_read_every_step, row_major_path
+from janus_jax.weights.weight_layout import is_read_every_step, transposed_path
 
 _FLOATING = ("float32", "bfloat16", "float16", "float64")
 
@@ -28,7 +28,7 @@ def load_params(
     unrolled: bool = False,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     quantization: str | None = None,
-    row_major: bool = False,
+    transposed: bool = False,
     select: Callable[[str], bool] = lambda path: True,
 ) -> Params:
     """Loads parameters as a nested dict of arrays.
@@ -39,7 +39,7 @@ def load_params(
         shardings: the sharding of each array by its path in the result; None puts all on the default device.
         quantization: "int8" stores the weight matrices of the language model and its heads as int8 with scales
             (`weights.quantization`).
-        row_major: stores the weight matrices that decoding reads at every step transposed, and in the stored dtype
+        transposed: stores the weight matrices that decoding reads at every step transposed, and in the stored dtype
             where `dtype` is a wider one (`weights.weight_layout`).
         select: tells by its path in the reader whether a parameter is loaded.
 
@@ -50,7 +50,7 @@ def load_params(
     for path in filter(select, reader.parameters):
         info = reader.parameters[path]
         target = jax.dtypes.canonicalize_dtype(info.dtype if dtype is None else dtype)
-        forms = functools.partial(_read_forms, reader, info.dtype, target, quantization, row_major)
+        forms = functools.partial(_read_forms, reader, info.dtype, target, quantization, transposed)
         if is_stacked(path) and not unrolled:
             for name, values in _stack(slices_of(path, info), forms):
                 loaded[name] = _place(name, values, shardings)
@@ -103,21 +103,21 @@ def _read_forms(
     stored: np.dtype,
     target: np.dtype,
     quantization: str | None,
-    row_major: bool,
+    transposed: bool,
     part: TensorSlice,
 ) -> dict[str, np.ndarray]:
     """The arrays that stand for a slice in the result, by the path of its parameter there."""
     path, values = part.path, reader.read(part)
-    row_major = row_major and is_read_every_step(path)
+    transposed = transposed and is_read_every_step(path)
     scales = {}
     if quantization is not None and is_quantized(path):
         values, scale = quantize(cast(values, np.dtype(np.float32), path))
         scales = {scale_path(path): scale}
-    elif row_major and jnp.promote_types(stored, target) == target:
+    elif transposed and jnp.promote_types(stored, target) == target:
         values = cast(values, stored, path)  # exact, and less memory to read at every step
     else:
         values = cast(values, target, path)
-    return ({row_major_path(path): values.T} if row_major else {path: values}) | scales
+    return ({transposed_path(path): values.T} if transposed else {path: values}) | scales
 
 
 def _stack(

@@ -156,7 +156,8 @@ def params_path(folder: epath.PathLike, ema: bool = False, step: int | None = No
 def saved_steps(workdir: epath.PathLike) -> list[int]:
     """The steps of the complete checkpoints of a training workdir, in order."""
     folder = epath.Path(workdir) / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+    names = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    return sorted(int(path.name) for path in names if ocp.utils.is_checkpoint_finalized(path))
 
 
 def _read_dataclass(cls: type, fields: Fields) -> Any:

@@ -16,6 +16,7 @@ Our arrays are not compressed, since weights hardly compress. Each layer of a st
 import contextlib
 import json
 import os
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -202,6 +203,6 @@ def _tree_entry(path: str) -> dict[str, Any]:
 
 
 def _kvstore(folder: epath.Path) -> Any:
-    """A local folder or one in a bucket, as TensorStore names it."""
+    """A local folder or one in a bucket, as TensorStore names it. The name of a bucket is an encoded URL."""
     name = os.fspath(folder)
-    return f"{name}/" if "://" in name else {"driver": "file", "path": f"{name}/"}
+    return urllib.parse.quote(f"{name}/", safe=":/") if "://" in name else {"driver": "file", "path": f"{name}/"}

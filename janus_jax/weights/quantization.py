@@ -9,12 +9,9 @@ on a CPU needs (`weights.weight_layout`), and it is made from a whole tree of pa
 slice by slice. Here a quantised weight stays an array at a path, which is loaded, sharded and counted like any other.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.models.layers import SCALE
-from janus_jax.models.params import Params, flatten, unflatten
 
 QUANTIZATIONS = ("int8",)
 LARGEST = 127
@@ -43,15 +40,3 @@ def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scales = np.abs(matrix).max(axis=0) / LARGEST
     scales = np.where(scales == 0, 1, scales).astype(np.float32)
     return np.round(matrix / scales).astype(np.int8), scales
-
-
-def quantize_params(params: Params) -> Params:
-    """Quantises the parameters of a model whose layers are unrolled."""
-    result: dict[str, jax.Array] = {}
-    for path, leaf in flatten(params).items():
-        if is_quantized(path):
-            matrix, scales = quantize(np.asarray(leaf))
-            result |= {path: jnp.asarray(matrix), scale_path(path): jnp.asarray(scales)}
-        else:
-            result[path] = leaf
-    return unflatten(result)

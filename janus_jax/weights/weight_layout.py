@@ -1,9 +1,9 @@
-"""Weight matrices as a CPU reads them fastest in decoding: row-major [out, in], in the dtype in which they were stored.
+"""Weight matrices as a CPU reads them fastest in decoding: transposed to [out, in], in the dtype of the file.
 
 `ops.cpu.gemv` sums along the rows of such a matrix in float32, whatever the matrix's dtype. A bfloat16 matrix is half
 the memory to read, and one that was stored in bfloat16 has the same values in a float32 run.
 
-A row-major matrix has another path than a usual one, so that neither is taken for the other. `models.layers.Linear`
+A transposed matrix has another path than a usual one, so that neither is taken for the other. `models.layers.Linear`
 accepts both, and rounds activations to the dtype of the run in either case.
 """
 
@@ -22,15 +22,15 @@ def is_read_every_step(path: str) -> bool:
     return path.startswith(("llm/", "gen_head/", "gen_aligner/")) and path.endswith("/kernel")
 
 
-def row_major_path(path: str) -> str:
+def transposed_path(path: str) -> str:
     """The path of a weight matrix when it is stored as [out, in]."""
     return path.removesuffix("kernel") + TRANSPOSED
 
 
-def undo_row_major(params: Params, dtype: DTypeLike) -> Params:
+def undo_transposed(params: Params, dtype: DTypeLike) -> Params:
     """The same parameters with every weight matrix as [in, out], in the dtype of the run (int8 stays int8).
 
-    Matrices that were row-major become views of NumPy arrays in host memory.
+    Matrices that were transposed become views of NumPy arrays in host memory.
     """
     flat = flatten(params)
     matrices = {

@@ -1,11 +1,13 @@
 """Joins the processes of a run: one process per host of a TPU slice or cluster, or several on one machine."""
 
+import os
 import socket
 import time
 from typing import Any
 
 import jax
 from absl import flags
+from jax._src.clusters import ClusterEnv  # no public function tells what jax.distributed.initialize will find
 from jax._src.distributed import global_state as state  # public functions would wait for all devices
 
 from janus_jax.errors import UserError
@@ -66,7 +68,8 @@ def join() -> None:
     from each. A process that hangs still sends them; the `watchdog` is for that case.
 
     Raises:
-        UserError: Flags do not go together, or the other hosts cannot be found or joined.
+        UserError: Flags do not go together, the port of process 0 is in use, or the other hosts cannot be found or
+            joined.
     """
     limits: dict[str, Any] = {
         "heartbeat_timeout_seconds": PEER_TIMEOUT.value,
@@ -77,7 +80,10 @@ def join() -> None:
     if coordinator is None and count is None and process is None:
         if MULTIHOST.value:
             try:
+                _require_free_port_if_first()
                 jax.distributed.initialize(**limits)
+            except UserError:
+                raise
             except (ValueError, RuntimeError) as error:
                 raise UserError(
                     f"--multihost: the other hosts cannot be found or joined ({error}); on a machine that neither TPU "
@@ -89,9 +95,34 @@ def join() -> None:
     if process >= count:
         raise UserError(f"--process_id={process}, expected less than --num_processes={count}")
     address = _host_and_port(coordinator)
-    if process > 0:
+    if process == 0:
+        _require_free_port(address[1], f"--coordinator={coordinator}")
+    else:
         _wait_for(address, COORDINATOR_TIMEOUT.value)
     jax.distributed.initialize(coordinator, count, process, **limits)
+
+
+def _require_free_port_if_first() -> None:
+    """Checks the port that TPU metadata, GKE or Slurm give to process 0, if this is process 0."""
+    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, COORDINATOR_TIMEOUT.value)
+    coordinator, _, process, _ = found
+    if coordinator is not None and process == 0:
+        _require_free_port(int(coordinator.rpartition(":")[2]), "--multihost")
+
+
+def _require_free_port(port: int, flag: str) -> None:
+    """Raises UserError when process 0 cannot listen there. JAX (0.10.2) would end by a segmentation fault."""
+    dual = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
+        ).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(
+            f"{flag}: process 0 cannot listen on port {port} of this machine ({reason}); another run may still be "
+            "there, or choose another port"
+        ) from error
 
 
 def _host_and_port(coordinator: str) -> tuple[str, int]:

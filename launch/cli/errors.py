@@ -1,6 +1,8 @@
 """The frame that every command runs in: a mistake that a user can correct ends it with one line, not a traceback."""
 
+import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,10 +18,13 @@ from launch.cli import terminal
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], hidden: Sequence[str] = ()) -> None:
     """Parses the flags and calls `main()`.
 
     A user's mistake and Ctrl-C become one line on stderr and an exit code. Any other error keeps its traceback.
+
+    Args:
+        hidden: Flags shared with other commands that mean nothing here; --help leaves them out.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -40,7 +45,7 @@ def run(main: Callable[[], None]) -> None:
 
     terminal.accept_any_text()
     logging.set_verbosity(logging.WARNING)
-    _show_flags_of_launch()
+    _show_flags_of_launch(hidden)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -75,21 +80,23 @@ def out_of_memory(error: RuntimeError) -> str | None:
     return f"the memory of a device is not enough: {error}" if str(error).startswith("RESOURCE_EXHAUSTED") else None
 
 
-def _show_flags_of_launch() -> None:
-    """Lists the flags that a command shares with others in its --help.
+def _show_flags_of_launch(hidden: Sequence[str]) -> None:
+    """Lists the flags that a command shares with others in its --help, but for the hidden ones.
 
     By itself, absl lists there only the flags that the main module defines.
     """
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("launch."):
-            for flag in defined:
+            for flag in (flag for flag in defined if flag.name not in hidden):
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags and returns the remaining arguments; exits with one line where the flags are wrong."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(without_repeats(argv))
+    except SystemExit:  # absl's --help ends with 1
+        sys.exit(0)
     except Exception as error:
         mistake = _config_mistake(error)
         if mistake is not None:
@@ -99,6 +106,25 @@ def _parse(argv: list[str]) -> list[str]:
         if isinstance(error, flags.Error | TypeError | ValueError):
             sys.exit(_fail(error))
         raise
+
+
+def without_repeats(argv: Sequence[str]) -> list[str]:
+    """The arguments without earlier values of a field of the config that is given again: the last one counts.
+
+    ml_collections (1.1) would append the values of a tuple, so that a script's default and its override would both be
+    used. Arguments after `--` are left alone.
+    """
+    rest = list(argv)
+    groups: list[tuple[str | None, list[str]]] = []  # field and arguments that belong together
+    while rest and rest[0] != "--":
+        given = [rest.pop(0)]
+        field = re.fullmatch(r"--?(config\.[^=]+)(=.*)?", given[0], re.DOTALL)
+        if field and field[2] is None and rest and not rest[0].startswith("-"):
+            given.append(rest.pop(0))  # --config.FIELD VALUE
+        groups.append((field[1] if field else None, given))
+    last = {field: number for number, (field, _) in enumerate(groups)}
+    kept = [given for number, (field, given) in enumerate(groups) if field is None or last[field] == number]
+    return [*itertools.chain(*kept), *rest]
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:
@@ -133,7 +159,8 @@ def _config_mistake(error: BaseException) -> str | None:
         return str(cause)
     file = path.partition(":")[0]
     if not os.path.isfile(file):
-        return f"--config={path}: there is no file {file!r}; expected FILE.py or FILE.py:STAGE, as in configs/"
+        hint = f"did you mean {file}.py" if os.path.isfile(f"{file}.py") else "expected FILE.py or FILE.py:STAGE"
+        return f"--config={path}: there is no file {file!r}; {hint}, as in configs/"
     lines = [line for frame, line in traceback.walk_tb(cause.__traceback__) if frame.f_code.co_filename.endswith(file)]
     place = f" (line {lines[-1]})" if lines else ""
     return f"--config={path}: {type(cause).__name__}: {cause}{place}"

@@ -9,12 +9,13 @@
 #   launch/tpu/pod.sh delete
 #
 # SPOT=1 asks for capacity that may be taken away. `run` writes to $BUCKET/runs/$NAME and goes on from its last
-# checkpoint. So after a slice is lost: create, setup and run again. `run` waits half a minute, to report a mistake that
-# ends the training at once. Ctrl-C ends only the watching. docs/pods.md explains each step.
+# checkpoint. So after a slice is lost: delete, since its request keeps the name, then create, setup and run again. `run`
+# waits half a minute, to report a mistake that ends the training at once. Ctrl-C ends only the watching. docs/pods.md
+# explains each step.
 set -euo pipefail
 
 usage() {
-  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 

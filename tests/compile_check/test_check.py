@@ -149,7 +149,7 @@ def test_a_check_of_janusflow_counts_its_tokens_and_slots(uncompiled):
 def test_a_row_has_no_more_images_than_its_tokens_can_hold(stage, length, und_slots, gen_slots, images):
     config = janus_pro_7b.get_config(stage)
     config.data.update(row_length=length, und_slots=und_slots, gen_slots=gen_slots)
-    assert check_module.images_of_a_row(config) == images
+    assert check_module.images_of_a_row(config, model_config(config)) == images
 
 
 def test_rates_and_utilisation_follow_from_the_predicted_time():
@@ -223,7 +223,7 @@ def test_a_compilation_says_what_it_compiles_and_every_minute_that_it_still_does
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("v5litepod-16", "v5litepod-16 is v5e-16 here"), ("v5e-17", "v5e-16, v5e-32"), ("v5e:1", "v5e-16")],
+    [("v5litepod-17", "v5e-16, v5e-32"), ("v5e-17", "v5e-16, v5e-32"), ("v5e:1", "v5e-16"), ("tpu", "v6e-256")],
 )
 def test_an_unknown_topology_is_refused_with_the_known_ones(name, told):
     pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
@@ -232,7 +232,14 @@ def test_an_unknown_topology_is_refused_with_the_known_ones(name, told):
     assert told in str(caught.value) and "regex" not in str(caught.value)
 
 
-def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch):
+@pytest.mark.parametrize("name", ["v5litepod-16", "v5e-16", "V5E-16", "v5e:4x4", "v5litepod:4x4"])
+def test_a_slice_is_known_by_googles_name_too(name):
+    pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
+    devices = topology_devices(name)
+    assert (len(devices), devices[0].device_kind) == (16, "TPU v5 lite")
+
+
+def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch, capsys):
     """Here `context` fits with 256 rows, and `projections` with 64."""
     tried = []
 
@@ -247,6 +254,8 @@ def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch)
     found = [(check.remat, check.rows) for check in sweep.fitting(config, failed, 1, {})]
     assert found == [("context", 256), ("projections", 64)]
     assert tried == [("attention", 256), ("context", 256), ("projections", 128), ("projections", 64)]
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert "3 cheaper remat policies (attention, context, full)" in first and "2 smaller batches" in first
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import pytest
 from configs import janus_pro_7b
 from janus_jax.compile_check.estimate import estimate
 from janus_jax.compile_check.hlo import parse
-from janus_jax.compile_check.program import compile_program, local_bytes, topology_devices
+from janus_jax.compile_check.program import compile_program, topology_devices
 from janus_jax.errors import UserError
 from janus_jax.models.params import flatten
 from janus_jax.models.presets import JANUS_PRO_TINY, PRESETS
+from janus_jax.sharding import local_bytes
 from janus_jax.training.plan import abstract_batch, make_plan
 
 pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")

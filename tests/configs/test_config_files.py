@@ -14,13 +14,14 @@ from ml_collections import config_flags
 
 from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
-from janus_jax.training.setup import check_config, execution
+from janus_jax.models.presets import JANUS_PRO_1B
+from janus_jax.training.setup import check_config, execution, model_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")
 JANUS = ("janus_1p3b", "janus_pro_1b", "janus_pro_7b")
 RUNS = [(name, f"{stage}{debug}") for name in JANUS for stage in (*STAGES, "text_only") for debug in ("", ":debug")]
-RUNS += [("finetune", f"{name}{debug}") for name in JANUS for debug in ("", ":debug")]
+RUNS += [("finetune", f"{name}{debug}") for name in ("checkpoint", *JANUS) for debug in ("", ":debug")]
 RUNS += [("janusflow_1p3b", stage) for stage in STAGES]
 RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [
     ("vq16", stage) for stage in (None, "imagenet", "finetune")
@@ -45,7 +46,7 @@ def golden_file(name, stage):
 @pytest.mark.parametrize(("name", "stage"), RUNS)
 def test_resolved_config_equals_the_golden_file(name, stage):
     config = resolve(name, stage)
-    check_config(config)
+    check_config(config, JANUS_PRO_1B if config.model == "checkpoint" else model_config(config))
     assert as_text(config) == golden_file(name, stage).read_text()
 
 
@@ -98,7 +99,8 @@ def test_numbers_of_janusflow_are_those_of_its_table(stage):
     assert (train.learning_rate, train.warmup_steps, train.num_steps, train.batch_size, tuple(ratio)) == FLOW[stage]
     assert (train.schedule, train.weight_decay, train.clip_norm, train.ema) == ("constant", 0.0, 1.0, 0.99)
     assert config.data.drop_condition == 0.1 and config.data.crop.random and config.loss.alignment_layer == 6
-    assert execution(config, "tpu").attention == "flash" and execution(config, "cpu").attention == "xla"
+    attention = {platform: execution(config, model_config(config), platform).attention for platform in ("tpu", "cpu")}
+    assert attention == {"tpu": "flash", "cpu": "xla"}
 
 
 @pytest.mark.parametrize("name", [*JANUS, "janusflow_1p3b", "quickstart", "vq16", "semantic_vq16"])

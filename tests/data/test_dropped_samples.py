@@ -2,7 +2,17 @@ import json
 
 import pytest
 
-from janus_jax.data.dropped_samples import MAX_EXAMPLES, MAX_TEXT, DroppedSample, DropReport, Reason
+from janus_jax.data.dropped_samples import (
+    MAX_EXAMPLES,
+    MAX_NOTES,
+    MAX_TEXT,
+    OTHER_NOTES,
+    DroppedSample,
+    DropReport,
+    Note,
+    NoteCounts,
+    Reason,
+)
 from janus_jax.errors import UserError
 
 
@@ -69,3 +79,22 @@ def test_check_names_the_limit_and_the_first_ten_offenders():
         report.check(0.5, "--max_drop_rate")
     assert str(error.value).count("no_text (why)") == MAX_EXAMPLES
     report.check(0.0, "--max_drop_rate", at_least=13)
+
+
+def test_notes_are_counted_by_text_within_a_bound():
+    notes = NoteCounts()
+    for i in range(3 * MAX_NOTES):
+        notes.add(Note(f"key not read: {i}\x1b" + "x" * 10**5))
+        notes.add(Note("key not read: 0"))
+    total = NoteCounts()
+    total.merge(json.loads(json.dumps(notes.to_json())))
+    counts = total.to_json()
+    assert sum(counts.values()) == 6 * MAX_NOTES and counts["key not read: 0"] == 3 * MAX_NOTES
+    assert len(counts) == MAX_NOTES + 1 and counts[OTHER_NOTES] == 2 * MAX_NOTES + 1
+    assert all(text.isprintable() and len(text) <= MAX_TEXT for text in counts)
+
+
+def test_only_a_loss_above_one_percent_is_notable():
+    assert filled(99, [Reason.NO_TEXT]).notable_loss("x") == "" == DropReport().notable_loss("x")
+    line = filled(97, [Reason.NO_TEXT, Reason.BAD_JSON, Reason.NO_TEXT]).notable_loss("text/0")
+    assert line == "text/0 lost 3.0%: 3 of 100 samples dropped (bad_json 1, no_text 2)"

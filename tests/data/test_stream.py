@@ -11,7 +11,7 @@ from janus_jax.data.mixture import Mixture, WeightedRecords
 from janus_jax.data.packed_rows import packed_rows
 from janus_jax.data.record_reader import open_records
 from janus_jax.data.records import write_records
-from janus_jax.data.stream import StreamOptions, drop_reports, format_reports
+from janus_jax.data.stream import StreamOptions, drop_metrics, drop_reports, format_reports
 from janus_jax.errors import UserError
 from tests.helpers.tiny_data import (
     BOS,
@@ -202,13 +202,12 @@ def test_random_choices_differ_between_shards(open_stream):
     assert 0.2 < (dropped[:, 0] == dropped[:, 1]).mean() < 0.8
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (4, 0), (2, 1)])
-def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes, workers):
-    expected = take(open_stream(num_shards=4, batch_size=8), 4)
-    shares = [
-        take(open_stream(num_shards=4, batch_size=8, process_index=i, process_count=processes, workers=workers), 4)
-        for i in range(processes)
-    ]
+@pytest.mark.parametrize(("processes", "workers", "shared"), [(2, 0, True), (4, 0, True), (2, 1, True), (1, 2, False)])
+def test_rows_depend_neither_on_processes_nor_on_workers(open_stream, processes, workers, shared):
+    settings = {"num_shards": 4, "batch_size": 8}
+    expected = take(open_stream(**settings), 4)
+    settings |= {"process_count": processes, "workers": workers, "shared_memory": shared}
+    shares = [take(open_stream(process_index=i, **settings), 4) for i in range(processes)]
     assert same(joined(shares), expected)
 
 
@@ -339,7 +338,12 @@ def test_bad_records_are_left_out_counted_per_source_and_told(open_stream):
     assert report.rate == pytest.approx(2 / 12, abs=0.03)
     assert {sample.key for sample in report.examples} == {"long", "list:11"}
     line = f"data text/0 (in/memory-*): {report.seen:,} samples, {report.dropped} dropped (bad_record"
-    assert line in format_reports(state, stream.patterns)
+    metrics = drop_metrics(state)
+    assert metrics.pop("dropped/text/0") == report.rate == pytest.approx(sum(metrics.values()))
+    assert metrics.keys() == {"dropped/text/0/too_long", "dropped/text/0/bad_record"}
+    lines = format_reports(state, stream.patterns).splitlines()
+    assert lines[0].startswith(line) and len(lines) == 2
+    assert lines[1].startswith(f"data text/0 (in/memory-*) lost {report.rate:.1%}: {report.dropped} of {report.seen} ")
 
 
 def test_counts_go_on_after_a_resume(open_stream):
@@ -358,7 +362,7 @@ def test_stream_of_bad_records_only_aborts_instead_of_waiting_forever(open_strea
     stream = open_stream({"text": 1}, in_memory([b"\xc1"] * 8), workers=workers)
     with pytest.raises(
         UserError,
-        match=r"data\.max_drop_rate \(text/0, in/memory-\*, 8 records.*\)=0\.5: 100 of 100 samples dropped.*list:",
+        match=r"data\.max_drop_rate \(text/0, in/memory-\*, 8 records, read 25\.0 times\)=0\.5: 100 of 100 .*list:",
     ):
         next(stream)
 

@@ -54,6 +54,7 @@ def test_commands_flags_fields_files_and_links_exist(name):
         ("```\nmake quikstart\n```", "make quikstart"),
         ("`make lnt` finds mistakes.", "make lnt"),
         ("```\npip install -e '.[gpu]'\n```", "extra [gpu]"),
+        ("```\npip install -e '.[data,gpu]'\n```", "extra [gpu]"),
         ("In `janus_jax/modles/vq.py`.", "path janus_jax/modles/vq.py"),
         ("In `vqq.py`.", "file vqq.py"),
         ("Call `janus_jax.from_pretraned`.", "name janus_jax.from_pretraned"),

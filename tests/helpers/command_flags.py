@@ -37,5 +37,5 @@ def flags_of(module: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     modules = [f"launch.{path.stem}" for path in sorted((ROOT / "launch").glob("[!_]*.py"))]
-    modules.append("examples.digits.quickstart")
+    modules += ["examples.digits.quickstart", "examples.digits.example_data"]
     json.dump({module: flags_of(module) for module in modules}, sys.stdout, default=str)

@@ -115,8 +115,9 @@ def _command_problems(line: str) -> Iterator[str]:
         elif word == "make" and all("=" in before for before in words[:place]):
             makefile = (ROOT / "Makefile").read_text()
             yield from (f"make {target}" for target in rest if not re.search(rf"^{target}:", makefile, re.MULTILINE))
-        elif word.startswith(".[") and f'"{word[2:-1]}": ' not in (ROOT / "setup.py").read_text():
-            yield f"extra {word[1:]}"
+        elif word.startswith(".["):
+            setup = (ROOT / "setup.py").read_text()
+            yield from (f"extra [{extra}]" for extra in word[2:-1].split(",") if f'"{extra}": ' not in setup)
     if words and words[0].startswith("--"):  # only flags, to be added to a command
         yield from _argument_problems(words, all_flags())
 

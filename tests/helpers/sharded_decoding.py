@@ -21,57 +21,24 @@ from janus_jax.inference.flow_sampling import sample_latents
 from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.padding import Buckets
-from janus_jax.models.config import JanusConfig, JanusFlowConfig, LlamaConfig, SiglipConfig, UViTConfig, VQConfig
 from janus_jax.models.params import flatten, init_params
 from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
-from janus_jax.weights.quantization import quantize_params
+from tests.helpers.quantized import quantize_params
+from tests.helpers.small_models import DECODED, SMALL_FLOW
 
-CONFIG = JanusConfig(
-    llama=LlamaConfig(
-        vocab_size=384,
-        width=32,
-        depth=2,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=8,
-        mlp_dim=48,
-        max_length=128,
-        rope_theta=10000.0,
-        norm_eps=1e-6,
-        init_std=0.3,
-    ),
-    siglip=SiglipConfig(image_size=16, patch_size=8, width=16, depth=1, num_heads=4, mlp_dim=32, norm_eps=1e-6),
-    vq=VQConfig(
-        image_size=16,
-        base_channels=32,
-        channel_multipliers=(1, 1),
-        num_res_blocks=1,
-        z_channels=8,
-        num_codes=64,
-        code_dim=4,
-        norm_groups=8,
-        norm_eps=1e-6,
-        commitment=0.25,
-    ),
-    aligner_depth=2,
-    gen_aligner_depth=2,
-    image_head_width=32,
-    prompt_style="janus_pro_tiny",
+# Every head has keys and values of its own, so that heads can be divided into four; the image tokenizer halves once.
+CONFIG = dataclasses.replace(
+    DECODED,
+    llama=dataclasses.replace(DECODED.llama, num_kv_heads=4, init_std=0.3),
+    siglip=dataclasses.replace(DECODED.siglip, depth=1, num_heads=4),
+    vq=dataclasses.replace(DECODED.vq, channel_multipliers=(1, 1), norm_groups=8),
 )
-FLOW = JanusFlowConfig(
+FLOW = dataclasses.replace(
+    SMALL_FLOW,
     llama=CONFIG.llama,
     siglip=CONFIG.siglip,
-    uvit=UViTConfig(
-        latent_size=8,
-        latent_channels=4,
-        patch_size=2,
-        width=16,
-        time_width=32,
-        encoder_depth=1,
-        decoder_depth=1,
-        norm_eps=1e-6,
-    ),
+    uvit=dataclasses.replace(SMALL_FLOW.uvit, latent_size=8, latent_channels=4, width=16, time_width=32),
     prompt_style="janus_pro_tiny",
 )
 BUCKETS = Buckets(prompt=32, answer=16)

@@ -1,11 +1,13 @@
 """Small files in the public formats, whole and damaged."""
 
+import collections
 import io
 import tarfile
 
 import PIL.Image
 
-from janus_jax.data.dropped_samples import DroppedSample
+from janus_jax.data.dropped_samples import DroppedSample, Note
+from janus_jax.data.records import Record
 
 
 def image(file_format="PNG", size=(8, 6), colour=(200, 10, 10), mode="RGB", **options):
@@ -38,10 +40,16 @@ def link(name, target, kind=tarfile.SYMTYPE):
 def read_all(source):
     """(records, dropped samples) of all units, each read on its own."""
     items = [item for unit in source.units() for item in source.read(unit)]
-    return [item for item in items if not isinstance(item, DroppedSample)], [
+    return [item for item in items if isinstance(item, Record)], [
         item for item in items if isinstance(item, DroppedSample)
     ]
 
 
 def turns(*texts):
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+def read_notes(source):
+    """Note -> how often it comes, over all units."""
+    items = [item for unit in source.units() for item in source.read(unit)]
+    return dict(collections.Counter(item.text for item in items if isinstance(item, Note)))

@@ -184,6 +184,7 @@ def _small(config, data_folder, num_steps):
         workers=0,
     )
     config.mesh.fsdp = 1
+    config.check_memory = False
     config.checkpoint.every_steps = 2
     config.log_every = 1
     config.lock()

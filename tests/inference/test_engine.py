@@ -14,7 +14,7 @@ from janus_jax.inference.loading import load
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.padding import Buckets
 from janus_jax.inference.requests import ImageRequest
-from janus_jax.inference.sampling import Sampling, image_keys
+from janus_jax.inference.sampling import image_keys
 from janus_jax.inference.validation import user_message
 from janus_jax.models.scan_layers import stack_layers
 from janus_jax.weights.reader import model_in_memory
@@ -28,13 +28,13 @@ def requests(pipeline):
     image = dict(cfg_weight=2.0, temperature=1.0, top_p=1.0, top_k=0, seed=2)
     reader = pipeline.engine.reader
     questions, sampling = reader.text([[user_message("Is one odd?", 0)]], [[]], **text)
-    images, _ = reader.codes(["the digit one"], 2, **image)
-    return questions, images, sampling
+    images, options = reader.codes(["the digit one"], 2, **image)
+    return questions, sampling, images, options
 
 
 def run(engine, requests):
-    questions, images, sampling = requests
-    codes = engine.generate(images, 2, cfg_weight=2.0, sampling=Sampling.of(1.0))
+    questions, sampling, images, options = requests
+    codes = engine.generate(images, 2, **options)
     return engine.answer(questions, sampling), codes
 
 

@@ -3,14 +3,13 @@
 import dataclasses
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, Mesh
 
 from janus_jax.errors import UserError
-from janus_jax.inference.memory import cache_bytes, check_fits, free_bytes, score_bytes
+from janus_jax.inference.memory import cache_bytes, check_fits, score_bytes
 from janus_jax.models.execution import Execution
 from janus_jax.models.presets import JANUS_PRO_7B
 from janus_jax.sharding import MESH_AXES
@@ -105,31 +104,3 @@ def test_the_scores_of_a_long_prompt_count(monkeypatch):
         )
         with pytest.raises(UserError, match=message):
             check_fits(*request)
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "expected"),
-    [
-        ("0::/", {}, 8_000 * 1024),  # no limit anywhere
-        ("0::/job/part", {"job/part/memory.max": "max", "job/memory.max": "3000000"}, 3_000_000 - 1_000_000 + 700_000),
-        ("0::/", {"memory.max": "90000000"}, 8_000 * 1024),  # more than the machine has
-        ("0::/", {"memory.max": "1100000"}, 1_100_000 - 1_000_000 + 700_000),
-        ("4:memory:/job\n0::/", {"memory/memory.limit_in_bytes": "2000000"}, 2_000_000 - 1_500_000 + 700_000),
-    ],
-    ids=["none", "of a group around", "large", "version 2", "version 1"],
-)
-def test_a_cpu_has_what_the_machine_and_the_limits_of_its_groups_leave(groups, files, expected, tmp_path, monkeypatch):
-    """Without 700000 bytes of files, which the kernel gives back."""
-    monkeypatch.setattr("janus_jax.inference.memory.PROC", tmp_path / "proc")
-    monkeypatch.setattr("janus_jax.inference.memory.CGROUPS", tmp_path / "groups")
-    (tmp_path / "proc" / "self").mkdir(parents=True)
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    (tmp_path / "proc" / "self" / "cgroup").write_text(groups + "\n")
-    for name, limit in files.items():
-        folder = (tmp_path / "groups" / name).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / name).write_text(limit + "\n")
-        (folder / "memory.current").write_text("1000000\n")
-        (folder / "memory.usage_in_bytes").write_text("1500000\n")
-        (folder / "memory.stat").write_text("anon 5\ninactive_file 500000\nactive_file 200000\n")
-    assert free_bytes(jax.local_devices()[:1]) == expected

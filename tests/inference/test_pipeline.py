@@ -22,8 +22,8 @@ from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, count, flatten
 from janus_jax.sharding import MESH_AXES, make_mesh
 from janus_jax.weights.native import save_params
-from janus_jax.weights.quantization import quantize_params
-from janus_jax.weights.weight_layout import undo_row_major
+from janus_jax.weights.weight_layout import undo_transposed
+from tests.helpers.quantized import quantize_params
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +109,7 @@ def test_generated_images_are_the_decoded_codes(pipeline):
 def test_saved_and_loaded_model_is_the_same(pipeline, loaded, pictures):
     assert loaded.engine.pad([[1, 2, 3]]).tokens.shape == (1, pipeline.engine.buckets.prompt)
     assert loaded.config == pipeline.config
-    before, after = flatten(pipeline.params), flatten(undo_row_major(loaded.params, jnp.float32))
+    before, after = flatten(pipeline.params), flatten(undo_transposed(loaded.params, jnp.float32))
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
@@ -127,7 +127,7 @@ def test_a_loaded_model_has_its_weight_matrices_transposed_until_it_is_saved(pip
     wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(transposed["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
     loaded.save_pretrained(tmp_path / "again")
-    again = flatten(undo_row_major(from_pretrained(tmp_path / "again").params, jnp.float32))
+    again = flatten(undo_transposed(from_pretrained(tmp_path / "again").params, jnp.float32))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
@@ -168,7 +168,7 @@ def test_loading_in_bfloat16_rounds_the_parameters_and_transposed_they_compute_t
     loaded = from_pretrained(saved, jnp.bfloat16)
     assert kernel_dtypes(loaded) == {"bfloat16"}
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipeline.params)
-    restored = flatten(undo_row_major(loaded.params, jnp.bfloat16))
+    restored = flatten(undo_transposed(loaded.params, jnp.bfloat16))
     for path, leaf in flatten(rounded).items():
         np.testing.assert_array_equal(restored[path], leaf, err_msg=path)
     logits = [text_logits(loaded, params, rows=1) for params in (loaded.params, rounded)]
@@ -186,7 +186,7 @@ def test_weights_stored_in_bfloat16_stay_so_in_float32_and_change_nothing(pipeli
     assert kernel_dtypes(from_pretrained(tmp_path / "model", jnp.float16)) == {"float16"}
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
     wide = JanusPipeline(pipeline.config, widened, pipeline.tokenizer, buckets=pipeline.engine.buckets)
-    for path, leaf in flatten(undo_row_major(loaded.params, jnp.float32)).items():
+    for path, leaf in flatten(undo_transposed(loaded.params, jnp.float32)).items():
         np.testing.assert_array_equal(leaf, flatten(wide.params)[path], err_msg=path)
         assert leaf.dtype == jnp.float32
     question = [[user_message("Is one odd?", 1)]], [[pictures[0]]]

@@ -19,7 +19,8 @@ from janus_jax.inference.validation import user_message
 from janus_jax.models.params import bind, build, count, flatten, unflatten
 from janus_jax.models.scan_layers import stack_layers
 from janus_jax.sharding import MESH_AXES, make_mesh
-from janus_jax.weights.quantization import is_quantized, quantize, quantize_params
+from janus_jax.weights.quantization import is_quantized, quantize
+from tests.helpers.quantized import quantize_params
 
 QUESTIONS = ["Which digit?", "Is one odd?"]
 PROMPTS = ["seven", "the digit one"]

@@ -2,11 +2,14 @@
 
 import re
 import shutil
+import socket
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from examples.digits import data as digits
+from janus_jax.data.records import write_records
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
@@ -15,10 +18,18 @@ from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.weights.native import save_params
 from janus_jax.weights.reader import model_in_memory
 from janus_jax.weights.write_model import write_model
-from launch.cli import model_flags
+from launch.cli import distributed, errors, model_flags
 from tests.helpers.forked_commands import run_commands
 
 TRAIN = "--config=configs/quickstart.py:stage1"
+TEXT = (
+    TRAIN,
+    "--config.data.tokenizer={folder}/model/tokenizer.json",
+    "--config.data.ratio.understand=0.0",
+    "--config.data.ratio.text=1.0",
+    "--config.data.ratio.generate=0.0",
+    "--config.data.sources.text={folder}/text.array_record",
+)
 JOIN = (TRAIN, "--workdir={folder}/w", "--num_processes=2", "--process_id=1")
 
 # name: (command, its arguments, what the line must name). {folder} is the fixture's.
@@ -68,10 +79,20 @@ CASES = {
         [TRAIN, "--workdir={folder}/file/w", "--config.data.tokenizer={folder}/model/tokenizer.json"],
         "--workdir={folder}/file/w",
     ),
-    "workdir of another architecture": (
+    "workdir that is a model": (
         "train",
         [TRAIN, "--workdir={folder}/vq", "--config.data.tokenizer={folder}/model/tokenizer.json"],
-        "another architecture",
+        "--workdir={folder}/vq: holds params of a model",
+    ),
+    "missing data": (
+        "train",
+        [*TEXT, "--workdir={folder}/w", "--config.data.sources.text={folder}/nowhere/text-*"],
+        "data.sources.text: '{folder}/nowhere/text-*' matches no file: there is no folder '{folder}/nowhere'",
+    ),
+    "missing starting point": (  # found when all but the parameters is there
+        "train",
+        [*TEXT, "--workdir={folder}/w", "--config.init.checkpoint={folder}/nowhere"],
+        "init.checkpoint='{folder}/nowhere'",
     ),
     "missing special token": (
         "train",
@@ -174,6 +195,7 @@ def folder(tmp_path_factory):
         chunk.unlink()
     save_params(folder / "vq", VQ_TINY, params["vq"])
     (folder / "no_special.json").write_text(tokenizer.backend.to_str().replace("<end_of_image>", "<end>"))
+    write_records(folder / "text.array_record", digits.text_records())
     (folder / "images").mkdir()
     (folder / "images" / "00003.png").write_text("of another run")
     (folder / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
@@ -214,8 +236,9 @@ def test_a_failure_while_training_is_one_line_and_its_code_says_whether_a_restar
 
 
 @pytest.mark.parametrize("command", HELP)
-def test_help_lists_the_flags_that_commands_share(command, outcomes):
+def test_help_lists_the_flags_that_commands_share_and_is_no_error(command, outcomes):
     text = outcomes[command].out
+    assert outcomes[command].code == 0
     assert [name for name in HELP[command] if not re.search(rf"^  --(\[no\])?{name}: ", text, re.MULTILINE)] == []
 
 
@@ -233,3 +256,32 @@ def test_nothing_was_trained_before_the_errors(outcomes, folder):
 def test_flags_of_all_commands_that_load_a_model_name_their_value(flag, value, message):
     with flagsaver.flagsaver(**{flag: value}), pytest.raises(UserError, match=message):
         model_flags.load_options()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("--config.a=1 --config.b=2 --config.a=3", "--config.b=2 --config.a=3"),
+        ("--config.a 1 -config.a=2 --x=3 --x=4", "-config.a=2 --x=3 --x=4"),
+        ("--config.on --config.a=1 --config.on=False --config.a.b=2", "--config.a=1 --config.on=False --config.a.b=2"),
+        ("--config.a=1 -- --config.a=2", "--config.a=1 -- --config.a=2"),
+    ],
+)
+def test_of_a_field_that_is_given_twice_the_last_value_counts(given, kept):
+    assert errors.without_repeats(["train.py", *given.split()]) == ["train.py", *kept.split()]
+
+
+def test_a_port_in_use_is_a_mistake_of_process_0(monkeypatch):
+    """Of the flag, or of what describes the hosts; here Slurm, whose port depends on the job's number."""
+    flags.FLAGS.mark_as_parsed()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        given = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2, "process_id": 0}
+        with flagsaver.flagsaver(**given), pytest.raises(UserError, match=rf"^--coordinator=.* port {port} .*in use"):
+            distributed.join()
+        variables = {"JOB_ID": port, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": 0, "LOCALID": 0}
+        for name, value in variables.items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+        monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
+        with flagsaver.flagsaver(multihost=True), pytest.raises(UserError, match=rf"^--multihost: .* port {port} .*in"):
+            distributed.join()

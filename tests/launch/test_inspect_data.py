@@ -74,6 +74,7 @@ def outcomes(folder, written):
         "page": ["", f"--output={written}/page", "--rows=6", "--config.data.supervision=answers"],
         "page of images": ["vq=", f"--output={written}/images", "--rows=6", *mixed],
         "neither page nor dump": [""],
+        "held-out rows without any": ["", f"--output={written}/none", "--split=validation", "--config.data.held_out=0"],
     }
     lines = [
         ["launch.inspect_data", f"--config=tests/helpers/micro_experiment.py:{model}{folder}", *flags]
@@ -148,3 +149,8 @@ def test_the_page_of_an_image_tokenizer_shows_its_images_and_what_was_dropped(ou
 def test_a_page_or_a_dump_must_be_asked_for(outcomes):
     outcome = outcomes["neither page nor dump"]
     assert outcome.code == 2 and "expected either --output or --dump" in outcome.err
+
+
+def test_held_out_rows_need_records_that_are_held_out(outcomes):
+    outcome = outcomes["held-out rows without any"]
+    assert outcome.code == 2 and "--split=validation: data.held_out=0" in outcome.err

@@ -12,6 +12,9 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
+from configs.janus_pro_7b import get_config
+from janus_jax.data.packing import IMAGE_FEATURES, block_bytes
+from janus_jax.data.stream import RING_SLOTS
 from janus_jax.training.resilience.exit_codes import RESTART
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -183,3 +186,11 @@ def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     fields = dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
     assert int(fields["config.mesh.fsdp"]) == x * y * z
     assert int(fields["config.data.num_shards"]) % (hosts["parallelism"] * 4) == 0  # four workers a host
+    config = get_config("stage2")
+    assert fields["config"] == "configs/janus_pro_7b.py:stage2"
+    rows = config.train.batch_size // hosts["parallelism"]
+    slots = dict(zip(IMAGE_FEATURES, ((config.data.und_slots, 384), (config.data.gen_slots, 384)), strict=True))
+    (mount,), (volume,) = container["volumeMounts"], pods["volumes"]
+    assert (mount["mountPath"], mount["name"], volume["emptyDir"]["medium"]) == ("/dev/shm", volume["name"], "Memory")
+    needed = RING_SLOTS * block_bytes(rows, config.data.row_length, slots)
+    assert int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30 > 2 * needed

@@ -1,4 +1,7 @@
-"""One user's way through the commands: train, stop with Ctrl-C, go on, ask, generate."""
+"""One user's way through the commands: prepare, train, stop with Ctrl-C, go on, ask, generate, convert.
+
+All files lie in a folder whose name would be a pattern for a program that does not take it literally.
+"""
 
 import json
 import signal
@@ -8,6 +11,8 @@ import PIL.Image
 import pytest
 
 from examples.digits import data as digits
+from janus_jax.data.record_reader import open_records
+from janus_jax.data.records import TASKS
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.padding import Buckets
 from janus_jax.inference.validation import user_message
@@ -35,7 +40,8 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """data/ and images that were not trained on."""
-    folder = tmp_path_factory.mktemp("user")
+    folder = tmp_path_factory.mktemp("user") / "exp[1]*?"
+    (folder / "data").mkdir(parents=True)
     write_digit_files(folder / "data")
     _, held_out = digits.load_digits()
     for name, intensities in zip("ab", held_out.intensities, strict=False):
@@ -56,7 +62,7 @@ def train(folder, workdir, *overrides, **environment):
         f"--workdir={folder / workdir}",
         f"--config.checkpoint.every_steps={ENOUGH}",
         *(f"--config.{override}" for override in overrides),
-        cache=folder.parent / "compiled",
+        cache=cache(folder),
         **environment,
     )
 
@@ -142,13 +148,27 @@ def outcomes(folder, trained, tmp_path_factory):
         "lines": generate("lines", f"--prompts_file={folder / 'prompts.txt'}", *sampling),
         "argmax": generate("argmax", "--prompt=the digit one", "--temperature=0", "--seed=9"),
         "both": generate("both", f"--prompts_file={folder / 'prompts.txt'}", "--prompt_number=2"),
+        "convert": ("launch.convert", f"--input={trained[0]}", f"--output={folder / 'native'}", "--to=orbax"),
+        "prepare": (
+            "launch.prepare_data",
+            "--format=array_record",
+            f"--input={folder / 'data' / '*.array_record'}",
+            f"--output={folder / 'prepared'}",
+            "--num_workers=1",
+        ),
+        "inspect": (
+            "launch.inspect_data",
+            f"--config=tests/helpers/micro_experiment.py:{folder / 'data'}",
+            f"--config.data.sources.text={folder / 'data' / 'tex?.array_record'}",
+            f"--output={folder / 'inspected'}",
+        ),
     }
     written = tmp_path_factory.mktemp("written")
     return dict(zip(commands, run_commands(commands.values(), written, **cache_variables(cache(folder))), strict=True))
 
 
 def cache(folder):
-    return folder.parent / "compiled"
+    return folder.parent.parent / "compiled"
 
 
 def test_chat_prints_the_pipelines_answer_as_json_or_while_it_is_written(folder, model, outcomes):
@@ -209,6 +229,17 @@ def test_temperature_0_generates_the_most_probable_codes(folder, model, outcomes
     codes, _ = read_images(folder / "argmax", columns=2, rows=2)
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_array_equal(codes, codes[[0, 0, 0]])
+
+
+def test_the_other_commands_write_what_can_be_read_too(folder, model, outcomes):
+    for name in ("convert", "prepare", "inspect"):
+        assert outcomes[name].code == 0, outcomes[name].err
+    prepared = [open_records(f"{folder}/prepared/{task}-*.array_record", task) for task in TASKS]
+    sources = [open_records(f"{folder}/data/{task}.array_record", task) for task in TASKS]
+    assert [len(source) for source in prepared] == [len(source) for source in sources]
+    assert (folder / "inspected" / "inspect.html").exists()
+    (codes,) = from_pretrained(folder / "native").generate_codes(["the digit one"], 1, seed=3)
+    np.testing.assert_array_equal(codes, model.generate_codes(["the digit one"], 1, seed=3)[0])
 
 
 def test_a_batch_that_the_mesh_cannot_share_is_one_line(folder):

@@ -7,16 +7,18 @@ import pytest
 from etils import epath
 
 from janus_jax.data.prompts import STYLES
-from janus_jax.data.tokenizer import train_tokenizer
+from janus_jax.data.tokenizer import Tokenizer, train_tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.setup import open_stream, open_tokenizer
+from janus_jax.training.setup import model_config, open_stream, open_tokenizer
+from janus_jax.training.start import open_run
 from janus_jax.training.train_state import create_state
-from janus_jax.weights.native import save_params, write_architecture
+from janus_jax.weights.native import read_architecture, save_params, write_architecture
+from janus_jax.weights.vae import load_vae
 from tests.helpers.tiny_runs import MICRO_JANUS, MICRO_VAE, MICRO_VQ, flow_experiment, janus_experiment, vq_experiment
 
 
@@ -117,12 +119,38 @@ def test_tokenizer_larger_than_the_vocabulary_is_refused_with_both_sizes(data_fo
 
 
 def test_a_workdir_with_another_tokenizer_is_refused_and_keeps_its_own(data_folder, tmp_path):
+    config = janus_experiment(data_folder)
+    checkpoint(tmp_path, config)
     other = train_tokenizer(["other words"], vocab_size=300, extra_special_tokens=STYLES["janus_pro_tiny"][:2])
     other.save(tmp_path / "tokenizer.json")
     before = (tmp_path / "tokenizer.json").read_text()
     with pytest.raises(UserError, match=rf"{tmp_path}/tokenizer\.json: another vocabulary.*config\.data\.tokenizer"):
-        loop.train(janus_experiment(data_folder), tmp_path)
+        loop.train(config, tmp_path)
     assert (tmp_path / "tokenizer.json").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "params"])
+def test_a_workdir_that_is_a_model_is_refused_and_keeps_its_files(data_folder, tmp_path, name):
+    (tmp_path / name).write_text("of a model")
+    with pytest.raises(UserError, match=rf"--workdir={tmp_path}: holds {name} of a model"):
+        loop.train(janus_experiment(data_folder), tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "of a model"}
+
+
+def test_a_start_without_a_checkpoint_leaves_its_folder_to_another_model(data_folder, tmp_path):
+    """As after a kill: another architecture, another tokenizer, and a folder of a VAE in which nothing is yet."""
+    write_architecture(tmp_path, MICRO_VQ)
+    (tmp_path / "config.json").write_text("{}")
+    train_tokenizer(["other words"], vocab_size=300).save(tmp_path / "tokenizer.json")
+    (tmp_path / "vae").mkdir()
+    config = flow_experiment(data_folder)
+    open_run(config, tmp_path)
+    assert read_architecture(tmp_path) == model_config(config)
+    assert (
+        Tokenizer.from_file(tmp_path / "tokenizer.json").fingerprint()
+        == open_tokenizer(config, MICRO_JANUS).fingerprint()
+    )
+    assert load_vae(tmp_path / "vae")[0] == MICRO_VAE
 
 
 def test_workdir_below_a_file_is_refused_by_its_flag(data_folder, tmp_path):
@@ -132,9 +160,11 @@ def test_workdir_below_a_file_is_refused_by_its_flag(data_folder, tmp_path):
 
 
 def test_workdir_of_another_architecture_is_refused_with_the_difference(data_folder, tmp_path):
+    config = janus_experiment(data_folder)
+    checkpoint(tmp_path, config)
     write_architecture(tmp_path, MICRO_VQ)
     with pytest.raises(UserError, match=rf"{tmp_path}: .*another architecture.*VQConfig.*JanusConfig"):
-        loop.train(janus_experiment(data_folder), tmp_path)
+        loop.train(config, tmp_path)
 
 
 @pytest.mark.parametrize(

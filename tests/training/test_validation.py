@@ -1,10 +1,14 @@
 """Validation while training: which rows are evaluated, and that their numbers are those of one plain computation."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from janus_jax.batches import ImageBatch
+from janus_jax.data.record_reader import open_records
+from janus_jax.data.records import Record, write_records
 from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training.freezing import merge
@@ -60,6 +64,23 @@ def test_metrics_are_those_of_all_rows_as_one_batch(data_folder, tmp_path, exper
     if experiment is janus_experiment:
         tasks = ("understand", "text", "generate")
         assert means.keys() == {"loss", *(f"{kind}/{t}" for kind in ("loss", "accuracy", "perplexity") for t in tasks)}
+
+
+def test_dropped_held_out_samples_are_among_the_metrics(data_folder, tmp_path):
+    """Every second held-out record is bad; how many of them are read for the rows depends on the order."""
+    records = [stored.data for stored in open_records(str(data_folder / "generate.array_record"), "x")]
+    good = Record.deserialize(records[0])
+    bad = dataclasses.replace(good, images=(b"no image",), key="bad")
+    write_records(tmp_path / "half.array_record", [good] * 16 + [good, bad] * 4)
+    config = validated(vq_experiment(data_folder))
+    config.train.micro_batches = 2  # As above, so that the compiled programs are shared.
+    config.data.sources.generate, config.data.max_drop_rate = (str(tmp_path / "half.array_record"),), 0.9
+    plan = make_plan(config)
+    prepare = make_preparation(config, plan.architecture, plan.mesh, None)
+    validation = Validation(plan, held_out_stream(config), prepare, NUM_ROWS, 4, 0, 1)
+    means = validation.evaluate(plan.new_state(init_params(plan.architecture, seed=3)))
+    validation.close()
+    assert 0.2 < means["dropped/generate/0"] == means["dropped/generate/0/bad_image"] < 0.8
 
 
 def test_rows_do_not_depend_on_the_number_of_processes(data_folder):

@@ -14,7 +14,7 @@ from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.weights.load import load_params, read_param
 from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorsInMemory, TensorSlice, all_slices
-from janus_jax.weights.weight_layout import is_read_every_step, row_major_path
+from janus_jax.weights.weight_layout import is_read_every_step, transposed_path
 from tests.helpers.small_models import SMALL, random_params
 
 MATRIX = "llm/decoder/layers/mlp/up_proj/kernel"
@@ -60,30 +60,30 @@ def test_unrolled_layers_are_those_of_the_stacked_parameters(params):
     assert_equal(load_params(TensorsInMemory(params), jnp.bfloat16, unrolled=True), expected)
 
 
-def test_row_major_matrices_keep_a_narrower_stored_dtype(params):
+def test_transposed_matrices_keep_a_narrower_stored_dtype(params):
     expected = {}
     for path, leaf in flatten(unstack_layers(params)).items():
         narrow = leaf if leaf.dtype == jnp.bfloat16 else leaf.astype(np.float32)
-        expected |= {row_major_path(path): narrow.T} if is_read_every_step(path) else {path: np.float32(leaf)}
-    found = load_params(TensorsInMemory(params), jnp.float32, unrolled=True, row_major=True)
+        expected |= {transposed_path(path): narrow.T} if is_read_every_step(path) else {path: np.float32(leaf)}
+    found = load_params(TensorsInMemory(params), jnp.float32, unrolled=True, transposed=True)
     assert_equal(found, expected)
-    assert flatten(found)[row_major_path(MATRIX_OF_LAYER_1)].dtype == jnp.bfloat16
+    assert flatten(found)[transposed_path(MATRIX_OF_LAYER_1)].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("row_major", [False, True])
-def test_quantised_matrices_have_their_scales_beside_them(params, row_major):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_quantised_matrices_have_their_scales_beside_them(params, transposed):
     expected = {}
     for path, leaf in flatten(unstack_layers(params)).items():
         values, name = np.float32(leaf), path
         if is_quantized(path):
             values, expected[scale_path(path)] = quantize(values)
-        if row_major and is_read_every_step(path):
-            values, name = values.T, row_major_path(path)
+        if transposed and is_read_every_step(path):
+            values, name = values.T, transposed_path(path)
         expected[name] = values
     reader = TensorsInMemory(params)
-    assert_equal(load_params(reader, jnp.float32, unrolled=True, quantization="int8", row_major=row_major), expected)
-    stacked = flatten(load_params(reader, jnp.float32, quantization="int8", row_major=row_major))
-    for path in (row_major_path(MATRIX) if row_major else MATRIX, scale_path(MATRIX)):
+    assert_equal(load_params(reader, jnp.float32, unrolled=True, quantization="int8", transposed=transposed), expected)
+    stacked = flatten(load_params(reader, jnp.float32, quantization="int8", transposed=transposed))
+    for path in (transposed_path(MATRIX) if transposed else MATRIX, scale_path(MATRIX)):
         np.testing.assert_array_equal(stacked[path][1], expected[path.replace("/layers/", "/layers_1/")])
 
 

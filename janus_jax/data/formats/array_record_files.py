@@ -8,7 +8,7 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
-from janus_jax.data.formats.base import FileFormat, RecordOrDrop, Unit, files, guarded, name
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, guarded, name
 from janus_jax.data.records import Record
 
 UNIT_RECORDS = 1000
@@ -30,10 +30,11 @@ class ArrayRecordFiles(FileFormat):
             except (RuntimeError, ValueError):
                 units.append(Unit(path, UNREADABLE))
                 continue
-            units += [Unit(path, i, min(i + UNIT_RECORDS, count)) for i in range(0, count, UNIT_RECORDS)]
+            ranges = [Unit(path, i, min(i + UNIT_RECORDS, count)) for i in range(0, count, UNIT_RECORDS)]
+            units += ranges or [Unit(path)]  # So that a file without records is noted.
         return units
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
         try:
             source = ArrayRecordDataSource([unit.path])
             len(source)

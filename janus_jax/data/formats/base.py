@@ -2,18 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from etils import epath
 
-from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
-from janus_jax.data.records import Record
+from janus_jax.data.dropped_samples import DroppedSample, Note, Reason, SampleError
+from janus_jax.data.formats.safe_paths import is_hidden
+from janus_jax.data.records import TASKS, Record
 from janus_jax.errors import UserError
+from janus_jax.storage import LiteralPath, matching, why_none
 
 RecordOrDrop = Record | DroppedSample  # What a format gives for each sample.
+ReadItem = RecordOrDrop | Note  # What it gives for a file: samples, with notes between them.
 
-MAX_TEXT_BYTES = 4 << 20  # Limit for a line, a JSON element or a text in an archive; a longer one is taken for damage.
+# Limit for a JSON element, a text in an archive, or a line without images; a longer one is taken for damage.
+MAX_TEXT_BYTES = 4 << 20
 MAX_IMAGE_BYTES = 64 << 20  # Limit for an encoded image.
+MAX_LINE_BYTES = MAX_TEXT_BYTES + MAX_IMAGE_BYTES  # Limit for a line of JSON with its images.
 MAX_IMAGES = 64  # Limit for a sample.
 
 
@@ -35,18 +40,26 @@ class DatasetFormat(Protocol):
     def units(self) -> list[Unit]:
         """All units in a fixed order. Raises UserError when there is nothing to read."""
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
-        """The samples of a unit in their order in the file."""
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
+        """The samples of a unit in their order in the file, and notes on them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileFormat:
     """Base of the formats that read files. The fields of a subclass are its options."""
 
+    tasks_given: ClassVar[tuple[str, ...]] = TASKS  # Tasks of the records that files of the format can hold.
+
     input: tuple[str, ...]  # Files, folders or glob patterns.
 
     def identity(self) -> dict[str, Any]:
         return {"format": type(self).__name__} | dataclasses.asdict(self)
+
+    def units(self) -> list[Unit]:
+        raise NotImplementedError
+
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
+        raise NotImplementedError
 
 
 def guarded(key: str, build: Callable[[], Record]) -> RecordOrDrop:
@@ -70,17 +83,20 @@ def check_image_count(count: int) -> None:
 def files(patterns: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     """Files with one of the suffixes that match the patterns or lie directly in the folders, sorted, each once.
 
+    Hidden files such as `._00000.tar` are left out, unless a pattern names them.
+
     Raises:
         UserError: A pattern or folder has no such file.
     """
     found: set[str] = set()
     for pattern in patterns:
-        path = epath.Path(pattern)
-        folder, name = (path, "*") if path.is_dir() else (path.parent, path.name)
-        matches = [str(match) for match in folder.glob(name)] if folder.exists() else []
-        matches = [match for match in matches if match.endswith(tuple(suffixes)) and not epath.Path(match).is_dir()]
+        path = LiteralPath(pattern)
+        candidates = path.glob("*") if path.is_dir() else matching(pattern)
+        matches = [str(match) for match in candidates if match.name.endswith(tuple(suffixes)) and not match.is_dir()]
+        if path.is_dir() or not path.name.startswith("."):
+            matches = [match for match in matches if not is_hidden(name(match))]
         if not matches:
-            raise UserError(f"--input: {pattern!r} matches no file named *{', *'.join(suffixes)}")
+            raise UserError(f"--input: {pattern!r} matches no file named *{', *'.join(suffixes)}{why_none(pattern)}")
         found.update(matches)
     return sorted(found)
 

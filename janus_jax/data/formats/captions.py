@@ -55,11 +55,13 @@ class CaptionTasks:
 
 
 def clean_caption(value: Any, field: str) -> str:
-    """Cleans a caption from the web.
+    """Cleans a caption from the web, which is text, bytes, or a list of captions, of which the first is taken.
 
     HTML entities are decoded, runs of white space become one space, control characters and image markers are removed.
     Raises SampleError when nothing is left, or only the name of a file.
     """
+    if isinstance(value, list):
+        value = next((caption for caption in value if caption is not None), None)
     text = fields.as_text(value, field) if value is not None else ""
     text = " ".join(_CONTROL.sub(" ", html.unescape(text)).replace(IMAGE_MARKER, " ").split())
     if not text:

@@ -5,9 +5,8 @@ import json
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from etils import epath
-
 from janus_jax.data.dropped_samples import Reason, SampleError
+from janus_jax.data.formats import streams
 from janus_jax.data.formats.base import MAX_TEXT_BYTES
 
 _SPACE = " \t\r\n"
@@ -18,22 +17,26 @@ _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str, 
 
 
 class Element(NamedTuple):
-    """The byte range of an element, or the place and the reason why the list cannot be read further."""
+    """Where an element begins and its JSON text, or the place and the reason why the list cannot be read further."""
 
     begin: int
-    stop: int
+    data: bytes
     bad: SampleError | None
 
 
 def list_elements(path: str, start: int, stop: int) -> Iterator[Element]:
     """The elements of the list that begin in [start, stop); `stop` 0 means the end of the file.
 
-    Where the file does not continue as a list, the last element is bad, since nothing after it can be trusted.
+    Where the file does not continue as a list, the last element is bad, since nothing after it can be trusted. Offsets
+    count bytes of the text in UTF-8; a file in another encoding can only be read from its beginning.
     """
-    with epath.Path(path).open("rb") as file:
+    with streams.open_stream(path) if start else streams.open_text(path) as file:
+        if start:
+            file.seek(start)
         scanner = _Scanner(file, start)
         if start == 0 and not scanner.enter_list():
-            yield scanner.bad(Reason.CORRUPT, "not a JSON list")
+            detail = "not a JSON list; the name of a file with an object in each line must end with .jsonl"
+            yield scanner.bad(Reason.CORRUPT, detail)
             return
         while True:
             following = scanner.skip(_SPACE + ",")
@@ -43,7 +46,7 @@ def list_elements(path: str, start: int, stop: int) -> Iterator[Element]:
                 end = scanner.offset
                 if scanner.has_more_after_list():
                     detail = f"more data after the list's end at byte {end}"
-                    yield Element(end, end, SampleError(Reason.CORRUPT, detail))
+                    yield Element(end, b"", SampleError(Reason.CORRUPT, detail))
                 return
             if not following:
                 yield scanner.bad(Reason.CORRUPT, "the list is not closed")
@@ -58,7 +61,6 @@ class _Scanner:
     """Moves through a file, of which it holds at most two elements' worth of text."""
 
     def __init__(self, file: IO[bytes], start: int):
-        file.seek(start)
         self._file = file
         self._buffer = ""  # Latin-1 has a character per byte, so positions are byte offsets.
         self._position = 0
@@ -71,7 +73,7 @@ class _Scanner:
         return self._base + self._position
 
     def bad(self, reason: Reason, detail: str) -> Element:
-        return Element(self.offset, self.offset, SampleError(reason, detail))
+        return Element(self.offset, b"", SampleError(reason, detail))
 
     def skip(self, characters: str) -> str:
         """Moves past `characters`; returns the next character, or "" at the end of the file."""
@@ -110,9 +112,9 @@ class _Scanner:
                     continue
                 detail = f"element at byte {self.offset}: {error}; what follows is lost"
                 return self.bad(Reason.TOO_LARGE if cut_off else Reason.CORRUPT, detail)
-        begin = self.offset
+        element = Element(self.offset, self._buffer[self._position : end].encode("latin-1"), None)
         self._position = end
-        return Element(begin, self.offset, None)
+        return element
 
     def _fill(self) -> None:
         data = self._file.read(MAX_TEXT_BYTES)

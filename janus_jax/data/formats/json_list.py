@@ -1,102 +1,78 @@
-"""LLaVA and ShareGPT4V: a JSON list of conversations, which may have gigabytes, and folders of images."""
+"""LLaVA and ShareGPT4V: conversations as a JSON list, which may have gigabytes, or as JSON Lines, and their images."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-from etils import epath
-
-from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
-from janus_jax.data.formats import conversations, fields
-from janus_jax.data.formats.base import (
-    MAX_IMAGE_BYTES,
-    FileFormat,
-    RecordOrDrop,
-    Unit,
-    check_image_count,
-    files,
-    guarded,
-    name,
-)
+from janus_jax.data.dropped_samples import DroppedSample, Reason
+from janus_jax.data.formats import conversations, json_lines, streams
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, name
 from janus_jax.data.formats.json_elements import list_elements
-from janus_jax.data.formats.safe_paths import check_relative, read_below
+from janus_jax.data.formats.json_samples import object_items
+from janus_jax.data.formats.media_keys import IMAGE_KEYS
+from janus_jax.data.formats.pictures import Pictures
 from janus_jax.data.records import Record
-from janus_jax.errors import UserError
 
 UNIT_SAMPLES = 1000
-
-
-class ImageRoots(NamedTuple):
-    """Folders of images: the longest matching prefix of a path becomes its folder; other paths are in `default`."""
-
-    default: str
-    by_prefix: Mapping[str, str]
-
-    @classmethod
-    def parse(cls, roots: Sequence[str]) -> "ImageRoots":
-        """Parses roots of the form `DIR` or `PREFIX=DIR`. Raises UserError for a folder that does not exist."""
-        default, by_prefix = "", {}
-        for root in roots:
-            prefix, separator, folder = root.rpartition("=")
-            if not epath.Path(folder).is_dir():
-                raise UserError(f"--image_root={root}: {folder!r} is not a folder")
-            if separator:
-                by_prefix[prefix.rstrip("/") + "/"] = folder
-            else:
-                default = folder
-        return cls(default, by_prefix)
-
-    def read(self, path: str) -> bytes:
-        """The bytes of an image. Raises SampleError."""
-        check_relative(path)
-        prefixes = [prefix for prefix in self.by_prefix if path.startswith(prefix)]
-        if prefixes:
-            prefix = max(prefixes, key=len)
-            return read_below(self.by_prefix[prefix], path.removeprefix(prefix), MAX_IMAGE_BYTES)
-        if not self.default:
-            detail = f"{path!r} has no PREFIX of --image_root, and no other folder is given"
-            raise SampleError(Reason.MISSING_FILE, detail)
-        return read_below(self.default, path, MAX_IMAGE_BYTES)
+MESSAGES_KEYS = ("conversations", "messages", "conversation")  # The first that a sample has is read.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonList(FileFormat):
-    """Units are byte ranges with a fixed number of elements, found by one scan. No file is ever held in memory."""
+    """Units of a list are byte ranges with a fixed number of elements, found by one scan; of lines, byte ranges.
+
+    No file is ever held in memory. A key is file name and number of the element, or file name and line offset.
+    """
+
+    tasks_given = ("understand", "text")
 
     image_root: tuple[str, ...] = ()
+    follow_links: str = "inside"
 
     def __post_init__(self) -> None:
-        ImageRoots.parse(self.image_root)
+        self._pictures()
 
     def units(self) -> list[Unit]:
         units = []
-        for path in files(self.input, (".json",)):
-            elements = enumerate(list_elements(path, 0, 0))
-            starts = [(number, element.begin) for number, element in elements if number % UNIT_SAMPLES == 0]
-            starts = [(0, 0), *starts[1:]]  # The first unit begins with the bracket of the list.
-            # The last unit reaches to the end of the file, so that it meets and counts what stopped the scan.
-            stops = [begin for _, begin in starts[1:]] + [0]
-            units += [Unit(path, begin, stop, number) for (number, begin), stop in zip(starts, stops, strict=True)]
+        for path in files(self.input, (".json", *json_lines.SUFFIXES)):
+            units += _list_units(path) if path.endswith(".json") else json_lines.line_units(path)
         return units
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
-        roots = ImageRoots.parse(self.image_root)
-        with epath.Path(unit.path).open("rb") as file:
-            for number, (begin, stop, bad) in enumerate(list_elements(unit.path, unit.start, unit.stop), unit.first):
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
+        pictures = self._pictures()
+
+        def build(key: str, values: dict[str, Any]) -> Record:
+            messages = next((key for key in MESSAGES_KEYS if values.get(key) is not None), MESSAGES_KEYS[0])
+            return conversations.sample(key, values, messages, pictures)
+
+        read = (*MESSAGES_KEYS, *IMAGE_KEYS)
+        try:
+            if not unit.path.endswith(".json"):
+                for line in json_lines.read_lines(unit):
+                    yield from object_items(f"{name(unit.path)}:{line.offset}", line.data, read, build)
+                return
+            for number, element in enumerate(list_elements(unit.path, unit.start, unit.stop), unit.first):
                 key = f"{name(unit.path)}/{number}"
-                if bad:
-                    yield DroppedSample(key, bad.reason, bad.detail)
-                    continue
-                file.seek(begin)
-                yield self._item(key, file.read(stop - begin), roots)
+                if element.bad:
+                    yield DroppedSample(key, element.bad.reason, element.bad.detail)
+                else:
+                    yield from object_items(key, element.data, read, build)
+        except streams.damage() as error:
+            yield DroppedSample(name(unit.path), Reason.CORRUPT, f"{type(error).__name__}: {error}")
 
-    def _item(self, key: str, data: bytes, roots: ImageRoots) -> RecordOrDrop:
-        def build() -> Record:
-            sample = fields.as_object(fields.parse_json(data))
-            image = sample.get("image")
-            paths = [] if image is None else image if isinstance(image, list) else [image]
-            check_image_count(len(paths))
-            images = [roots.read(fields.as_text(path, "image")) for path in paths]
-            return conversations.conversation(key, sample.get("conversations"), images)
+    def _pictures(self) -> Pictures:
+        return Pictures.parse(self.image_root, self.follow_links)
 
-        return guarded(key, build)
+
+def _list_units(path: str) -> list[Unit]:
+    try:
+        if streams.text_file_encoding(path) != "utf-8":
+            return [Unit(path)]  # Offsets in the converted text do not lead to places in the file.
+        elements = enumerate(list_elements(path, 0, 0))
+        starts = [(number, element.begin) for number, element in elements if number % UNIT_SAMPLES == 0]
+    except streams.damage():
+        return [Unit(path)]  # Counted when it is read.
+    starts = [(0, 0), *starts[1:]]  # The first unit begins with the bracket of the list.
+    # The last unit reaches to the end of the file, so that it meets and counts what stopped the scan.
+    stops = [begin for _, begin in starts[1:]] + [0]
+    return [Unit(path, begin, stop, number) for (number, begin), stop in zip(starts, stops, strict=True)]

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from janus_jax.data.formats.base import RecordOrDrop, Unit, guarded
+from janus_jax.data.formats.base import ReadItem, Unit, guarded
 from janus_jax.data.records import Record
 
 UNIT_RECORDS = 1000
@@ -28,6 +28,6 @@ class Memory:
         count = len(self.records)
         return [Unit(self.name, i, min(i + UNIT_RECORDS, count)) for i in range(0, count, UNIT_RECORDS)]
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
         for record in self.records[unit.start : unit.stop]:
             yield guarded(record.key, lambda record=record: record)  # type: ignore[misc]

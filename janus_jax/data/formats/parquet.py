@@ -1,12 +1,13 @@
-"""Hugging Face parquet: images as struct<bytes, path> or lists of them, class labels, messages, or text."""
+"""Hugging Face parquet: images as struct<bytes, path>, paths or lists of them, class labels, messages, or text."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
-from janus_jax.data.formats.base import FileFormat, RecordOrDrop, Unit, files, name
+from janus_jax.data.formats.arrow_types import class_names, column_kinds
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, name
 from janus_jax.data.formats.columns import Columns, row_items
+from janus_jax.data.formats.pictures import Pictures
 from janus_jax.errors import UserError
 
 BATCH_ROWS = 16  # Number of rows read at a time, since a row group may hold gigabytes of images.
@@ -23,10 +24,10 @@ class Parquet(FileFormat):
     messages_column: str = ""
     text_column: str = ""
     image_root: tuple[str, ...] = ()
+    follow_links: str = "inside"
 
     def __post_init__(self) -> None:
-        if len(self.image_root) > 1:
-            raise UserError(f"--image_root={','.join(self.image_root)}: --format=parquet takes one folder")
+        self._pictures()
 
     def units(self) -> list[Unit]:
         units = []
@@ -38,35 +39,39 @@ class Parquet(FileFormat):
                 continue
             with file:
                 self._columns(file, path).captions(self.tasks, self.question)
-                units += [Unit(path, group, group + 1) for group in range(file.num_row_groups)]
+                groups = [Unit(path, group, group + 1) for group in range(file.num_row_groups)]
+                units += groups or [Unit(path)]  # So that a file without rows is noted.
         return units
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
-        key, row = f"{name(unit.path)}/{max(unit.start, 0)}", 0
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
+        key, row, pictures = f"{name(unit.path)}/{max(unit.start, 0)}", 0, self._pictures()
         try:
             with _library().ParquetFile(unit.path) as file:
-                columns, labels = self._columns(file, unit.path), _class_names(file)
+                columns = self._columns(file, unit.path)
+                names = class_names(file.schema_arrow).get(columns.caption, ())
                 captions = columns.captions(self.tasks, self.question)
-                batches = file.iter_batches(BATCH_ROWS, row_groups=[unit.start], columns=columns.used)
-                for batch in batches:
+                groups = list(range(unit.start, unit.stop))
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns.used):
                     values = {column: batch.column(column) for column in columns.used}
                     for i in range(batch.num_rows):
                         # Rows are converted one by one; `to_pylist` would hold a second copy of every image.
-                        root = self.image_root[0] if self.image_root else ""
-                        names = labels.get(columns.caption, ())
                         try:
                             content = {column: array[i].as_py() for column, array in values.items()}
                         except UnicodeDecodeError as error:
-                            yield DroppedSample(f"{key}/{row}", Reason.BAD_FIELD, f"text is not UTF-8 ({error.reason})")
+                            yield DroppedSample(f"{key}/{row}", Reason.BAD_TEXT, f"text is not UTF-8 ({error.reason})")
                         else:
-                            yield from row_items(f"{key}/{row}", content, columns, captions, names, root)
+                            yield from columns.notes
+                            yield from row_items(f"{key}/{row}", content, columns, captions, names, pictures)
                         row += 1
         except _damage() as error:
             yield DroppedSample(key, Reason.CORRUPT, f"{type(error).__name__}: {error}")
 
+    def _pictures(self) -> Pictures:
+        return Pictures.parse(self.image_root, self.follow_links)
+
     def _columns(self, file, path: str) -> Columns:
-        names = file.schema_arrow.names
-        columns = Columns.choose(names, self.image_column, self.messages_column, self.text_column, name(path))
+        names, kinds = file.schema_arrow.names, column_kinds(file.schema_arrow)
+        columns = Columns.choose(kinds, self.image_column, self.messages_column, self.text_column, name(path))
         twice = [column for column in columns.used if names.count(column) > 1]
         if twice:
             raise UserError(f"{name(path)}: {names.count(twice[0])} columns are named {twice[0]!r}, expected one")
@@ -85,16 +90,3 @@ def _damage() -> tuple[type[Exception], ...]:
     import pyarrow
 
     return (pyarrow.ArrowException, OSError, UnicodeDecodeError)
-
-
-def _class_names(file) -> dict[str, list[str]]:
-    """Names of the classes of each column, which Hugging Face keeps only in the metadata of the schema."""
-    try:
-        features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            column: [str(label) for label in feature["names"]]
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}

@@ -1,11 +1,11 @@
 """The formats by name, their options, and how to open a data set."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from janus_jax.data.formats.array_record_files import ArrayRecordFiles
-from janus_jax.data.formats.base import DatasetFormat
+from janus_jax.data.formats.base import DatasetFormat, FileFormat
 from janus_jax.data.formats.image_folder import ImageFolder
 from janus_jax.data.formats.json_list import JsonList
 from janus_jax.data.formats.parquet import Parquet
@@ -14,7 +14,7 @@ from janus_jax.data.formats.tfds_folder import TfdsFolder
 from janus_jax.data.formats.web_dataset import WebDataset
 from janus_jax.errors import UserError
 
-FORMATS: dict[str, Callable[..., DatasetFormat]] = {
+FORMATS: dict[str, type[FileFormat]] = {
     "llava": JsonList,
     "webdataset": WebDataset,
     "parquet": Parquet,
@@ -28,12 +28,14 @@ LIST_OPTIONS = {"image_root": "Folders of images given by their path: DIR, or PR
 TEXT_OPTIONS = {
     "question": "Question about a captioned image that its caption answers; may be empty.",
     "caption_key": "Field of the .json member that holds the caption, instead of the .txt member.",
-    "image_column": "Column of images (default: image, images or jpg).",
+    "image_column": "Column of images (default: image, images or jpg); none reads no images.",
     "messages_column": "Column of conversations (default: messages, conversations or conversation).",
     "text_column": "Column of captions or texts (default: caption, text, label or content).",
     "split": "Split to read, such as train (the default) or train[:10%].",
     "class_names": "Path of a file with a line per class, such as `n01440764 tench, Tinca tinca`.",
     "labels": "For one folder of images: path of a file of lines such as `ILSVRC2012_val_00000001.JPEG n01751748`.",
+    "follow_links": "Where links to images may lead: inside their own root folder (default), to any of the roots, or "
+    "anywhere.",
     "text_field": "Field that holds the text (default: text).",
     "messages_field": "Field that holds a conversation (default: messages).",
 }
@@ -42,6 +44,13 @@ TEXT_OPTIONS = {
 def option_names(format: str) -> set[str]:
     """Names of the options that a format takes."""
     return {field.name for field in dataclasses.fields(FORMATS[format])} - {"input"}  # type: ignore[arg-type]
+
+
+def check_tasks(format: str, tasks: Sequence[str]) -> None:
+    """Raises UserError if a format never gives records of any of these tasks. Without tasks, all of them are meant."""
+    possible = FORMATS[format].tasks_given if format in FORMATS else ()
+    if tasks and possible and not set(tasks) & set(possible):
+        raise UserError(f"--task={','.join(tasks)}: --format={format} gives only {' and '.join(possible)}")
 
 
 def option_help(option: str) -> str:

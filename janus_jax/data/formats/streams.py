@@ -1,8 +1,9 @@
-"""Compressed files as streams.
+"""Compressed files, and texts in another encoding than UTF-8, as streams.
 
 Memory is bounded however much a file expands, and a truncated file raises an error instead of just ending.
 """
 
+import codecs
 import gzip
 import io
 import zlib
@@ -11,8 +12,9 @@ from typing import IO, Any
 
 from etils import epath
 
-from janus_jax.data.formats.base import MAX_TEXT_BYTES
+from janus_jax.data.formats.base import MAX_LINE_BYTES
 from janus_jax.errors import UserError
+from janus_jax.text import text_encoding
 
 CHUNK = 1 << 20
 # Zstandard expands data up to 32,000 times. The output of one call cannot be limited, only its input.
@@ -32,6 +34,46 @@ def open_stream(path: str) -> IO[bytes]:
     if path.endswith(".zst"):
         return io.BufferedReader(_ZstdReader(file), CHUNK)
     return file
+
+
+def text_file_encoding(path: str) -> str:
+    """The encoding of an uncompressed or compressed text. Raises one of `damage()`."""
+    with open_stream(path) as stream:
+        return text_encoding(stream.read(4))
+
+
+def open_text(path: str) -> IO[bytes]:
+    """Opens a text as UTF-8. UTF-16 and UTF-32 with a byte order mark are converted. Raises one of `damage()`."""
+    encoding = text_file_encoding(path)
+    stream = open_stream(path)
+    return stream if encoding == "utf-8" else io.BufferedReader(_Utf8Reader(stream, encoding), CHUNK)
+
+
+class _Utf8Reader(io.RawIOBase):
+    """Converts a stream to UTF-8 in small pieces."""
+
+    def __init__(self, stream: IO[bytes], encoding: str):
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def readinto(self, buffer) -> int:
+        while not self._output:
+            data = self._stream.read(CHUNK)
+            self._output = self._decoder.decode(data, final=not data).encode()
+            if not data:
+                break
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
 
 
 class _ZstdReader(io.RawIOBase):
@@ -77,14 +119,14 @@ class _ZstdReader(io.RawIOBase):
 
 
 def lines(stream: IO[bytes], offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(offset, line) of every line that is not blank; the line is None if it is longer than MAX_TEXT_BYTES.
+    """(offset, line) of every line that is not blank; the line is None if it is longer than MAX_LINE_BYTES.
 
     Only a line feed ends a line; U+2028 and U+0085, which JSON strings may hold, do not. Raises one of `damage()`.
     """
-    while line := stream.readline(MAX_TEXT_BYTES + 1):
+    while line := stream.readline(MAX_LINE_BYTES + 1):
         start = offset
         offset += len(line)
-        if len(line) > MAX_TEXT_BYTES:
+        if len(line) > MAX_LINE_BYTES:
             while not line.endswith(b"\n") and (line := stream.readline(CHUNK)):
                 offset += len(line)
             yield start, None

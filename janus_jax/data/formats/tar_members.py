@@ -10,11 +10,13 @@ from typing import IO, NamedTuple
 
 from janus_jax.data.dropped_samples import Reason, SampleError
 from janus_jax.data.formats.base import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
-from janus_jax.data.formats.safe_paths import check_relative
+from janus_jax.data.formats.safe_paths import check_relative, is_hidden
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER_BYTES = 64 << 10  # Limit for a long name or an extended header.
 _SKIP = 1 << 20
+# Names need not be UTF-8. Other bytes are written as \xe9, so that different names stay different.
+_OTHER_BYTES = "backslashreplace"
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _WITHOUT_CONTENT = (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, *_DEVICES)
@@ -30,19 +32,23 @@ class Member(NamedTuple):
 
 
 def members(stream: IO[bytes]) -> Iterator[Member]:
-    """All files of an archive in order, without folders.
+    """All files of an archive in order, without folders and hidden files (see `is_hidden`).
 
     A link, a device, or a member whose name would leave the archive is bad but does not end the reading. Where the
-    archive is damaged or ends early, SampleError is raised after the complete members. Errors of the stream pass
-    through.
+    archive is damaged, ends early or has no byte at all, SampleError is raised after the complete members. Errors of
+    the stream pass through.
     """
     name: str | None = None
     size: int | None = None
     padding = 0  # Bytes to the next whole block; damage in them does not affect the member before.
+    is_first = True
     while True:
         if len(stream.read(padding)) < padding:
             raise SampleError(Reason.CORRUPT, "the archive ends inside a member")
         block = stream.read(BLOCK)
+        if is_first and not block:
+            raise SampleError(Reason.CORRUPT, "0 bytes, expected an archive")
+        is_first = False
         if not block.strip(b"\0"):
             if len(block) < BLOCK:  # Archives without the two closing blocks are common and complete.
                 if block:
@@ -51,7 +57,7 @@ def members(stream: IO[bytes]) -> Iterator[Member]:
             _finish(stream)
             return
         try:
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+            header = tarfile.TarInfo.frombuf(block, "utf-8", _OTHER_BYTES)
         except (tarfile.TarError, ValueError) as error:
             raise SampleError(Reason.CORRUPT, f"damaged header ({error})") from error
         if size is not None and header.type not in _EXTENDED:
@@ -64,7 +70,7 @@ def members(stream: IO[bytes]) -> Iterator[Member]:
                 raise SampleError(Reason.CORRUPT, f"an extended header of {header.size} bytes")
             content = _read(stream, header.size)
             if header.type == tarfile.GNUTYPE_LONGNAME:
-                name = content.rstrip(b"\0").decode("utf-8", "replace")
+                name = content.rstrip(b"\0").decode("utf-8", _OTHER_BYTES)
             elif header.type in _PAX:
                 values = _pax(content)
                 name = values.get("path", name)
@@ -82,8 +88,11 @@ def _stored(header: tarfile.TarInfo) -> int:
 
 
 def _member(stream: IO[bytes], header: tarfile.TarInfo, name: str) -> Member | None:
-    """Reads or skips the content of one member; None for a folder."""
+    """Reads or skips the content of one member; None for a folder and a hidden file."""
     if header.type == tarfile.DIRTYPE:
+        return None
+    if is_hidden(name):
+        _skip(stream, _stored(header))
         return None
     try:
         if header.type not in tarfile.REGULAR_TYPES:
@@ -131,6 +140,6 @@ def _pax(content: bytes) -> dict[str, str]:
         key, separator, value = content[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
         if not separator:
             raise SampleError(Reason.CORRUPT, "damaged extended header")
-        values[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+        values[key.decode("utf-8", _OTHER_BYTES)] = value.decode("utf-8", _OTHER_BYTES)
         content = content[int(length) :]
     return values

@@ -3,60 +3,49 @@
 Each line becomes a document, or a conversation if it has messages.
 """
 
-import codecs
 import dataclasses
 from collections.abc import Iterator
 
-from etils import epath
-
-from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
-from janus_jax.data.formats import conversations, fields, streams
-from janus_jax.data.formats.base import MAX_TEXT_BYTES, FileFormat, RecordOrDrop, Unit, files, guarded, name
+from janus_jax.data.dropped_samples import DroppedSample, Reason
+from janus_jax.data.formats import conversations, json_lines, streams
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, name
+from janus_jax.data.formats.json_samples import object_items
+from janus_jax.data.formats.media_keys import IMAGE_KEYS
+from janus_jax.data.formats.pictures import Pictures
 from janus_jax.data.records import Record
-
-UNIT_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextLines(FileFormat):
     """Units are byte ranges of uncompressed files and whole compressed files. A key is file name and line offset."""
 
+    tasks_given = ("understand", "text")
+
     text_field: str = "text"  # Some data sets use "content".
     messages_field: str = "messages"  # Used instead of the text if a line has it.
+    image_root: tuple[str, ...] = ()  # Folders of images of conversations.
+    follow_links: str = "inside"
+
+    def __post_init__(self) -> None:
+        self._pictures()
 
     def units(self) -> list[Unit]:
-        units = []
-        for path in files(self.input, (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")):
-            size = epath.Path(path).stat().length
-            step = UNIT_BYTES if path.endswith(".jsonl") else max(size, 1)
-            units += [Unit(path, start, min(start + step, size)) for start in range(0, size, step)]
-        return units
+        return [unit for path in files(self.input, json_lines.SUFFIXES) for unit in json_lines.line_units(path)]
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
-        """The lines that begin in the range of the unit."""
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
+        pictures = self._pictures()
+
+        def build(key: str, values: dict) -> Record:
+            if values.get(self.messages_field) is not None:
+                return conversations.sample(key, values, self.messages_field, pictures)
+            return conversations.plain(key, values, self.text_field)
+
+        read = (self.text_field, self.messages_field, *IMAGE_KEYS)
         try:
-            with streams.open_stream(unit.path) as stream:
-                offset = 0
-                if unit.start:  # Go to the first line that begins at or after `start`.
-                    stream.seek(unit.start - 1)
-                    offset = unit.start - 1
-                    while (part := stream.readline(streams.CHUNK)) and not part.endswith(b"\n"):
-                        offset += len(part)
-                    offset += len(part)
-                for start, line in streams.lines(stream, offset):
-                    if unit.path.endswith(".jsonl") and start >= unit.stop:
-                        return
-                    yield self._item(f"{name(unit.path)}:{start}", start, line)
+            for line in json_lines.read_lines(unit):
+                yield from object_items(f"{name(unit.path)}:{line.offset}", line.data, read, build)
         except streams.damage() as error:
             yield DroppedSample(name(unit.path), Reason.CORRUPT, f"{type(error).__name__}: {error}")
 
-    def _item(self, key: str, start: int, line: bytes | None) -> RecordOrDrop:
-        def build() -> Record:
-            if line is None:
-                raise SampleError(Reason.TOO_LARGE, f"a line of more than {MAX_TEXT_BYTES} bytes")
-            value = fields.as_object(fields.parse_json(line.removeprefix(codecs.BOM_UTF8) if start == 0 else line))
-            if value.get(self.messages_field) is not None:
-                return conversations.conversation(key, value[self.messages_field], ())
-            return conversations.document(key, value.get(self.text_field), self.text_field)
-
-        return guarded(key, build)
+    def _pictures(self) -> Pictures:
+        return Pictures.parse(self.image_root, self.follow_links)

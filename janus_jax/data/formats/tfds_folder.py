@@ -8,9 +8,10 @@ import numpy as np
 from etils import epath
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
-from janus_jax.data.formats.base import FileFormat, RecordOrDrop, Unit
-from janus_jax.data.formats.columns import Columns, row_items
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit
+from janus_jax.data.formats.columns import Columns, Kind, row_items
 from janus_jax.data.formats.image_folder import read_table
+from janus_jax.data.formats.pictures import Pictures
 from janus_jax.errors import UserError
 
 UNIT_ROWS = 1000
@@ -38,7 +39,7 @@ class TfdsFolder(FileFormat):
             raise UserError(f"--input={','.join(self.input)}: split {self.split!r} has no examples")
         return units
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
         examples, columns, names = self._open(unit.path)
         captions = columns.captions(self.tasks, self.question)
         prefix = "/".join(epath.Path(unit.path).parts[-2:])
@@ -54,7 +55,8 @@ class TfdsFolder(FileFormat):
             if all(value is None for value in row.values()):
                 yield DroppedSample(key, Reason.CORRUPT, f"an empty example, of {len(examples)}")
             else:
-                yield from row_items(key, row, columns, captions, names, "")
+                yield from columns.notes
+                yield from row_items(key, row, columns, captions, names, Pictures())
 
     def _open(self, path: str) -> tuple[Any, Columns, list[str]]:
         """The examples, their columns, and the names of the classes. Raises UserError."""
@@ -66,7 +68,8 @@ class TfdsFolder(FileFormat):
             raise UserError(f"--input={path}: not a prepared TFDS folder (no dataset_info.json)")
         try:
             builder = tfds.builder_from_directory(path)
-            columns = Columns.choose(list(builder.info.features), self.image_column, "", self.text_column, path)
+            kinds = {column: _kind(tfds.features, feature) for column, feature in builder.info.features.items()}
+            columns = Columns.choose(kinds, self.image_column, "", self.text_column, path)
             decoders = {columns.image: tfds.decode.SkipDecoding()} if columns.image else None
             examples = builder.as_data_source(self.split, decoders=decoders)
         except UserError:
@@ -82,6 +85,15 @@ class TfdsFolder(FileFormat):
                 raise UserError(f"--class_names={self.class_names}: has no line for the class {missing[0]}")
             names = [table[name] for name in names]
         return examples, columns, names
+
+
+def _kind(features: Any, feature: Any) -> Kind:
+    """Kind of a column by its TFDS feature."""
+    if isinstance(feature, features.Image | features.Video | features.Audio):
+        return Kind.MEDIA
+    if isinstance(feature, features.Sequence):
+        return _kind(features, feature.feature)
+    return Kind.TEXT if isinstance(feature, features.Text) else Kind.OTHER
 
 
 def _plain(value: Any) -> Any:

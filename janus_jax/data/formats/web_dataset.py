@@ -9,10 +9,10 @@ from typing import Any
 
 import PIL.Image
 
-from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
+from janus_jax.data.dropped_samples import DroppedSample, Note, Reason, SampleError
 from janus_jax.data.formats import fields, streams
-from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileFormat, RecordOrDrop, Unit, files, name
-from janus_jax.data.formats.captions import CaptionTasks, clean_caption
+from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileFormat, ReadItem, Unit, files, name
+from janus_jax.data.formats.captions import CAPTION_TASKS, CaptionTasks, clean_caption
 from janus_jax.data.formats.tar_members import members
 from janus_jax.data.images import decode_image
 
@@ -37,9 +37,11 @@ _ORIENTATIONS = {
 class WebDataset(FileFormat):
     """Units are whole archives; a truncated one gives its complete samples. A key is archive name and sample key.
 
-    The caption is the `.txt` member, or the field `caption` of the `.json` member if there is none. With `caption_key`
-    the caption is that field of the `.json` member, for captions that another model wrote.
+    The caption is the `.txt` member, or the field `caption` of the `.json` member if there is none or it cannot be
+    used. With `caption_key` the caption is that field of the `.json` member, for captions that another model wrote.
     """
+
+    tasks_given = CAPTION_TASKS
 
     tasks: tuple[str, ...] = ("generate",)
     question: str = "Describe the image in detail."
@@ -51,34 +53,57 @@ class WebDataset(FileFormat):
     def units(self) -> list[Unit]:
         return [Unit(path) for path in files(self.input, (".tar", ".tar.gz", ".tgz"))]
 
-    def read(self, unit: Unit) -> Iterator[RecordOrDrop]:
+    def read(self, unit: Unit) -> Iterator[ReadItem]:
         for key, group, bad in _groups(unit.path):
             key = f"{name(unit.path)}/{key}"  # It has no sample key if the archive itself is damaged.
             if bad:
                 yield DroppedSample(key, bad.reason, bad.detail)
-            else:
-                yield from self._captions().items(key, functools.partial(self._pair, group))
+                continue
+            notes: list[Note] = []
+            yield from self._captions().items(key, functools.partial(self._pair, group, notes))
+            yield from notes
 
     def _captions(self) -> CaptionTasks:
         return CaptionTasks(tasks=self.tasks, question=self.question)
 
-    def _pair(self, group: Mapping[str, bytes]) -> tuple[bytes, str]:
-        """Image and caption of a sample. Raises SampleError."""
+    def _pair(self, group: Mapping[str, bytes], notes: list[Note]) -> tuple[bytes, str]:
+        """Image and caption of a sample; what is passed over is added to `notes`. Raises SampleError."""
         images = [field for field in IMAGE_FIELDS if field in group]
         if not images:
             raise SampleError(Reason.NO_IMAGE, f"fields {sorted(group)[:8]}, expected one of {IMAGE_FIELDS}")
         if len(images) > 1:
             raise SampleError(Reason.IMAGE_COUNT, f"images {images}, expected one")
         metadata: dict[str, Any] = {}
+        damage: SampleError | None = None
         if "json" in group:
-            metadata = fields.as_object(fields.parse_json(group["json"].decode("utf-8", "replace")))
-        if self.caption_key:
-            caption = clean_caption(metadata.get(self.caption_key), self.caption_key)
-        elif "txt" in group:
-            caption = clean_caption(group["txt"].decode("utf-8", "replace"), "txt")
-        else:
-            caption = clean_caption(metadata.get("caption"), "caption")
+            try:
+                metadata = fields.as_object(fields.parse_json(group["json"]))
+            except SampleError as error:
+                damage = error
+        caption, unusable = self._caption(group, metadata, damage)
+        if unusable:
+            notes.append(Note(f"{unusable.reason} in .txt, caption taken from .json"))
+        if damage:
+            notes.append(Note(f"{damage.reason} in .json, caption taken from .txt"))
         return _upright(group[images[0]], metadata.get("exif")), caption
+
+    def _caption(
+        self, group: Mapping[str, bytes], metadata: Mapping[str, Any], damage: SampleError | None
+    ) -> tuple[str, SampleError | None]:
+        """The caption, and why the `.txt` member was not used if there is one. Raises SampleError."""
+        unusable = None
+        if "txt" in group and not self.caption_key:
+            try:
+                return clean_caption(group["txt"], "txt"), None
+            except SampleError as error:
+                unusable = error
+        if damage:
+            raise unusable or damage
+        field = self.caption_key or "caption"
+        try:
+            return clean_caption(metadata.get(field), field), unusable
+        except SampleError as error:
+            raise unusable or error from error
 
 
 def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], SampleError | None]]:
@@ -92,7 +117,7 @@ def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], SampleError | No
             for member in members(stream):
                 match = _NAME.fullmatch(member.name.removeprefix("./"))
                 if match is None and member.bad is None:
-                    continue  # No field, or a hidden file: WebDataset ignores it too.
+                    continue  # No field: WebDataset ignores it too.
                 member_key, field = match.groups() if match else (member.name, "")
                 if member_key != key:
                     if key is not None:

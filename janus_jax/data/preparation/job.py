@@ -30,6 +30,7 @@ class Job:
     settings: RecordSettings
     tokenizer: str  # Path of a tokenizer.json, or "".
     max_drop_rate: float  # Fraction of the samples that may be dropped.
+    allow_empty: bool  # Whether a data set without any record is fine.
     parts: tuple[tuple[Unit, ...], ...]  # Units of each part.
     identity: Mapping[str, Any]  # Everything that decides the bytes; an output folder of another identity is refused.
 
@@ -42,6 +43,7 @@ def make_job(
     num_output_files: int,
     tokenizer: str = "",
     max_drop_rate: float = 0.1,
+    allow_empty: bool = False,
     image_tokenizer: str = "",
 ) -> Job:
     """Cuts a data set into parts. Writes nothing.
@@ -61,8 +63,8 @@ def make_job(
     if tokenizer:
         Tokenizer.from_file(tokenizer)
     units = dataset.units()
-    if not units:
-        raise UserError("--input: the files are empty, expected at least one sample")
+    if not units and not allow_empty:
+        raise UserError("--input: the files are empty, expected at least one sample; --allow_empty accepts that")
     count = min(num_output_files, len(units))
     parts = tuple(tuple(units[i * len(units) // count : (i + 1) * len(units) // count]) for i in range(count))
     paths = sorted({unit.path for unit in units})
@@ -83,6 +85,7 @@ def make_job(
         settings=settings,
         tokenizer=tokenizer,
         max_drop_rate=max_drop_rate,
+        allow_empty=allow_empty,
         parts=parts,
         identity=json.loads(json.dumps(identity)),
     )

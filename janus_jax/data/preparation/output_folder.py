@@ -17,14 +17,15 @@ from typing import Any
 
 from etils import epath
 
-from janus_jax.data.dropped_samples import DropReport
+from janus_jax.data.dropped_samples import DropReport, NoteCounts
 from janus_jax.data.preparation.hashes import hash_json
 from janus_jax.data.preparation.job import Job
 from janus_jax.data.records import TASKS
 from janus_jax.errors import UserError
 from janus_jax.storage import write_whole
 
-COUNTS = ("other_tasks", "animated_images")  # Numbers that the manifest adds up over all parts.
+# Numbers that the manifest adds up over all parts.
+COUNTS = ("other_tasks", "animated_images", "image_metadata_ignored")
 
 
 def start(job: Job) -> list[int]:
@@ -60,16 +61,19 @@ def finish(job: Job) -> dict[str, Any]:
     """Writes the manifest and returns it.
 
     Raises:
-        UserError: A part is missing, or too many samples were dropped. The message has the first examples.
+        UserError: A part is missing, too many samples were dropped, or there is no record and `job.allow_empty` is
+            not set. The message has the first examples. Only in the last case the manifest is written.
     """
     output = epath.Path(job.output)
-    drops, counts, files = DropReport(), dict.fromkeys(COUNTS, 0), []
+    drops, counts, notes = DropReport(), dict.fromkeys(COUNTS, 0), NoteCounts()
+    files: list[dict[str, Any]] = []
     for part in range(len(job.parts)):
         if not _is_finished(job, part):
             raise UserError(f"--output={output}: part {part} was not written; run the command again")
         result = _read_json(_result_file(job, part))
         drops.merge(DropReport.from_json(result["drops"]))
-        counts = {name: counts[name] + result[name] for name in counts}
+        counts = {name: counts[name] + result.get(name, 0) for name in counts}  # Older versions knew fewer.
+        notes.merge(result.get("notes", {}))
         files += result["files"]
     drops.check(job.max_drop_rate, "--max_drop_rate")
     manifest = {
@@ -78,16 +82,27 @@ def finish(job: Job) -> dict[str, Any]:
         "identity": job.identity,
         "tasks": {task: _totals(files, task) for task in TASKS if any(file["task"] == task for file in files)},
         "drops": drops.to_json(),
+        "notes": notes.to_json(),
         **counts,
         "files": files,
     }
     write_whole(output / "manifest.json", _to_text(manifest))
     (output / ".incomplete").rmtree(missing_ok=True)
+    if not files and not job.allow_empty:
+        raise UserError(f"--output={output}: {_why_empty(drops, counts)}; --allow_empty accepts an empty output")
     return manifest
 
 
+def _why_empty(drops: DropReport, counts: Mapping[str, int]) -> str:
+    if not drops.seen and not counts["other_tasks"]:
+        return "no record was written, since the input holds no sample"
+    others = f"; {counts['other_tasks']:,} records are of other tasks than --task" if counts["other_tasks"] else ""
+    dropped = f"; {drops.dropped:,} samples dropped ({drops.describe_reasons()})" if drops.dropped else ""
+    return f"no record was written{others}{dropped}" + (f"; first: {drops.describe_examples()}" if dropped else "")
+
+
 def describe(manifest: Mapping[str, Any]) -> str:
-    """The counts of a manifest as lines of text."""
+    """The counts of a manifest as lines of text. A notable loss is the last line."""
     lines = []
     for task, totals in manifest["tasks"].items():
         tokens = "" if totals["tokens"] is None else f", {totals['tokens']:,} tokens"
@@ -99,6 +114,8 @@ def describe(manifest: Mapping[str, Any]) -> str:
     if "corrupt" in drops["reasons"]:
         lines.append("  corrupt: what follows the damage in its file or row group is lost and not counted")
     lines += [f"{name.replace('_', ' ')}: {manifest[name]:,}" for name in COUNTS if manifest[name]]
+    lines += [f"noted: {text}: {count:,}" for text, count in manifest["notes"].items()]
+    lines += filter(None, [DropReport.from_json(drops).notable_loss("the data set")])
     return "\n".join(lines)
 
 

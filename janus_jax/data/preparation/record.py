@@ -9,7 +9,16 @@ import numpy as np
 import PIL.Image
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
-from janus_jax.data.images import IMAGE_FORMATS, MAX_PIXELS, decode_image, generation_pixels, understanding_pixels
+from janus_jax.data.images import (
+    IMAGE_FORMATS,
+    MAX_PIXELS,
+    DecodedImage,
+    decode,
+    decode_image,
+    encoded_size,
+    generation_pixels,
+    understanding_pixels,
+)
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.data.records import Record
 from janus_jax.data.sample_builder import conversation
@@ -72,6 +81,7 @@ class PreparedRecord:
     record: Record
     pixels: np.ndarray | None  # [size, size, 3] uint8: the image whose codes must be computed, if any.
     animated: bool  # Whether an image is an animation, whose first frame is used.
+    metadata_ignored: bool = False  # Whether an image has metadata that cannot be read.
 
 
 def prepare_record(
@@ -83,13 +93,14 @@ def prepare_record(
     image as of the original. Codes are computed from the stored image, so that they equal those of the training step
     with "jpeg" too.
     """
-    images, pixels, animated = [], None, False
+    images, pixels, animated, metadata_ignored = [], None, False, False
     for data in record.images:
         opened = _open(record.key, data, settings)
         if isinstance(opened, DroppedSample):
             return opened
-        image, is_animated = opened
-        animated |= is_animated
+        image = opened.image
+        animated |= opened.animated
+        metadata_ignored |= opened.metadata_ignored
         if settings.image_size:
             resize = generation_pixels if record.task == "generate" else understanding_pixels
             image = PIL.Image.fromarray(resize(image, settings.image_size))
@@ -110,9 +121,8 @@ def prepare_record(
         )
     resized = bool(images) and settings.image_size > 0  # Codes of an earlier preparation would not fit.
     codes = b"" if resized else record.codes
-    return PreparedRecord(
-        dataclasses.replace(record, images=tuple(images), tokens=tokens, codes=codes), pixels, animated
-    )
+    record = dataclasses.replace(record, images=tuple(images), tokens=tokens, codes=codes)
+    return PreparedRecord(record, pixels, animated, metadata_ignored)
 
 
 def count_tokens(record: Record, tokenizer: Tokenizer, lengths: LengthSettings) -> int:
@@ -126,12 +136,10 @@ def count_tokens(record: Record, tokenizer: Tokenizer, lengths: LengthSettings) 
     return len(tokenizer.encode(text)) + len(record.images) * (lengths.understanding_tokens + 1)
 
 
-def _open(key: str, data: bytes, settings: RecordSettings) -> tuple[PIL.Image.Image, bool] | DroppedSample:
-    """(decoded image, whether it is an animation), or why the image cannot be used."""
+def _open(key: str, data: bytes, settings: RecordSettings) -> DecodedImage | DroppedSample:
+    """The decoded image, or why it cannot be used."""
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as header:
-            width, height = header.size
-            animated = bool(getattr(header, "is_animated", False))
+        width, height = encoded_size(data)
     except PIL.Image.DecompressionBombError as error:
         return DroppedSample(key, Reason.IMAGE_SHAPE, str(error))
     except PIL.UnidentifiedImageError:  # Its message holds a memory address, which differs between runs.
@@ -145,7 +153,7 @@ def _open(key: str, data: bytes, settings: RecordSettings) -> tuple[PIL.Image.Im
             key, Reason.IMAGE_SHAPE, f"{width}x{height} is more extreme than {settings.max_aspect:g} : 1"
         )
     try:
-        return decode_image(data, key, training=True), animated
+        return decode(data, key, training=True)
     except UserError as error:
         return DroppedSample(key, Reason.BAD_IMAGE, str(error))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from janus_jax.data.dropped_samples import DroppedSample, DropReport
+from janus_jax.data.dropped_samples import DroppedSample, DropReport, Note, NoteCounts
 from janus_jax.data.preparation.hashes import hash_file
 from janus_jax.data.preparation.job import Job
 from janus_jax.data.preparation.output_folder import COUNTS, count_file, finish, finish_part, start
@@ -37,12 +37,12 @@ def write_part(job: Job, part: int, encode: EncodeCodes | None = None) -> None:
         UserError: Too many samples were dropped.
     """
     settings = job.settings
-    drops, counts = DropReport(), dict.fromkeys(COUNTS, 0)
+    drops, counts, notes = DropReport(), dict.fromkeys(COUNTS, 0), NoteCounts()
     progress = _SampleCount(count_file(job, part))
     with contextlib.ExitStack() as stack:
         files = _PartFiles(job, part, stack)
         waiting: list[PreparedRecord] = []  # Records whose codes are computed together.
-        for prepared in _prepared_records(job, part, counts):
+        for prepared in _prepared_records(job, part, counts, notes):
             if isinstance(prepared, DroppedSample):
                 drops.drop(prepared)
                 drops.check(job.max_drop_rate, "--max_drop_rate", EARLY_DROPS)
@@ -50,6 +50,7 @@ def write_part(job: Job, part: int, encode: EncodeCodes | None = None) -> None:
             drops.keep()
             progress.update(drops.seen)
             counts["animated_images"] += prepared.animated
+            counts["image_metadata_ignored"] += prepared.metadata_ignored
             if prepared.pixels is None:
                 files.write(prepared.record)
                 continue
@@ -59,22 +60,30 @@ def write_part(job: Job, part: int, encode: EncodeCodes | None = None) -> None:
                 waiting = []
         if waiting:
             _write_with_codes(waiting, settings, encode, files)
-    finish_part(job, part, {"files": files.publish(), "drops": drops.to_json()} | counts)
+    finish_part(job, part, {"files": files.publish(), "drops": drops.to_json(), "notes": notes.to_json()} | counts)
     progress.close()
 
 
-def _prepared_records(job: Job, part: int, counts: dict[str, int]) -> Iterator[PreparedRecord | DroppedSample]:
-    """The samples of a part, prepared. Those of other tasks than the settings name are only counted."""
+def _prepared_records(
+    job: Job, part: int, counts: dict[str, int], notes: NoteCounts
+) -> Iterator[PreparedRecord | DroppedSample]:
+    """The samples of a part, prepared. Those of other tasks than the settings name, and notes, are only counted."""
     tasks = job.settings.tasks
     tokenizer = _open_tokenizer(job.tokenizer) if job.tokenizer else None
     for unit in job.parts[part]:
+        is_empty = unit.start == 0
         for record in job.dataset.read(unit):
-            if isinstance(record, DroppedSample):
+            is_empty = False
+            if isinstance(record, Note):
+                notes.add(record)
+            elif isinstance(record, DroppedSample):
                 yield record
             elif tasks and record.task not in tasks:
                 counts["other_tasks"] += 1
             else:
                 yield prepare_record(record, job.settings, tokenizer)
+        if is_empty:
+            notes.add(Note("file without samples"))
 
 
 class _PartFiles:

@@ -67,3 +67,27 @@ def test_links_and_missing_names(image_net):
     (image_net / "names.txt").write_text("n01 tench\nn02 crane\n")
     with pytest.raises(UserError, match=r"^--input=/nope: not a folder"):
         open_dataset("imagenet", "/nope", options).units()
+
+
+def test_hidden_files_and_folders_are_ignored(image_net):
+    for path in ("n01/._n01_9.JPEG", "n01/Thumbs.db", ".DS_Store", ".ipynb_checkpoints/x.JPEG", "__MACOSX/n01_9.JPEG"):
+        (image_net / "train" / path).parent.mkdir(exist_ok=True)
+        (image_net / "train" / path).write_bytes(b"x")
+    records, bad = read_all(
+        open_dataset("imagenet", str(image_net / "train"), {"class_names": str(image_net / "names.txt")})
+    )
+    assert len(records) == 3 and [item.key for item in bad] == ["n01/notes.txt"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_class_names_may_have_a_byte_order_mark(image_net, encoding):
+    (image_net / "names.txt").write_text("n01 Schleie, Tinca\r\nn02 Krähe\r\n", encoding=encoding)
+    options = {"class_names": str(image_net / "names.txt")}
+    records, _ = read_all(open_dataset("imagenet", str(image_net / "train"), options))
+    assert [record.messages[0].text for record in records] == ["Schleie", "Krähe", "Krähe"]
+
+
+def test_class_names_in_latin_1_are_refused_with_the_line(image_net):
+    (image_net / "names.txt").write_bytes(b"n01 tench\nn02 Kr\xe4he\n")
+    with pytest.raises(UserError, match=r"^--class_names=.*names\.txt: line 2 .*UTF-8"):
+        open_dataset("imagenet", str(image_net / "train"), {"class_names": str(image_net / "names.txt")}).units()

@@ -38,9 +38,9 @@ def test_the_four_shapes_of_llava(folder):
     samples = [
         sample("<image>\nWhat colour?", "Red.", "Large?", "No.", id="000000000001"),
         sample("Describe.\n<image>", "A plain field – 图片."),
-        {"id": "text-3", "model": "", "conversations": turns("Write about <image> tags.", "Rain.")},
+        {"id": "text-3", "model": "", "conversations": turns("Write about rain.", "Rain.")},
         sample("<image>\nor\n<image>?", "The second.", image=["coco/1.jpg", "2.png"]),
-        sample("<image>", "yes", image=None) | {"image": None},
+        sample("Yes?", "yes", image=None) | {"image": None},
     ]
     records, bad = read(folder, samples)
     assert bad == []
@@ -48,9 +48,9 @@ def test_the_four_shapes_of_llava(folder):
     assert [record.messages[0].text for record in records] == [
         "<image>\nWhat colour?",
         "<image>\nDescribe.",  # moved to the front, as LLaVA does
-        "Write about <image> tags.",
+        "Write about rain.",
         "<image>\nor\n<image>?",  # several keep their places
-        "<image>",
+        "Yes?",
     ]
     assert len(records[0].messages) == 4 and records[1].messages[1] == Message("assistant", "A plain field – 图片.")
     assert [len(record.images) for record in records] == [1, 1, 0, 2, 0] and records[0].images == (PNG,)
@@ -90,7 +90,9 @@ BAD = {
     "image is a folder": (sample("<image>", "a", image="coco"), Reason.MISSING_FILE),
     "image is a number": (sample("<image>", "a", image=3), Reason.BAD_FIELD),
     "a thousand images": (sample("<image>", "a", image=["2.png"] * 1000), Reason.TOO_LARGE),
-    "image is an empty path": (sample("<image>", "a", image=""), Reason.PATH_ESCAPE),
+    "image is an empty path": (sample("<image>", "a", image=""), Reason.MISSING_IMAGE),
+    "empty path without a marker": (sample("q", "a", image=""), Reason.MISSING_IMAGE),
+    "half of a character": (sample("q \ud83d", "a", image=None), Reason.BAD_TEXT),
     "parent folder": (sample("<image>", "a", image="../secret.png"), Reason.PATH_ESCAPE),
     "parent folder inside": (sample("<image>", "a", image="coco/../../secret.png"), Reason.PATH_ESCAPE),
     "far away": (sample("<image>", "a", image="../../../../etc/passwd"), Reason.PATH_ESCAPE),
@@ -146,12 +148,14 @@ def test_without_a_root_no_image_is_read(folder):
     assert [item.reason for item in read(folder, [sample("<image>", "a")], roots=())[1]] == [Reason.MISSING_FILE]
 
 
-def test_lone_surrogates_can_be_encoded_afterwards(folder):
-    question = b'{"from": "human", "value": "q\\ud800"}'
-    answer = b'{"from": "gpt", "value": "\\ude00a \\ud83d\\ude00"}'
-    records, _ = read(folder, None, raw=b'[{"conversations": [' + question + b", " + answer + b"]}]")
-    assert [message.text for message in records[0].messages] == ["q\ufffd", "\ufffda 😀"]
-    records[0].serialize()
+def test_escaped_halves_of_a_character_are_joined_and_one_alone_is_damage(folder):
+    def element(escaped):
+        return b'{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "%s"}]}' % escaped
+
+    raw = b"[" + element(rb"a \ud83d\ude00") + b"," + element(rb"\ude00a") + b"," + element(rb"a\ud800") + b"]"
+    records, bad = read(folder, None, raw=raw)
+    assert [record.messages[1].text for record in records] == ["a 😀"]
+    assert [item.reason for item in bad] == [Reason.BAD_TEXT] * 2
 
 
 GOOD = json.dumps(sample("<image>", "a")).encode()
@@ -168,7 +172,7 @@ DAMAGED = {
     "garbage": (bytes(range(256)) * 8, 0, [Reason.CORRUPT]),
     "HTML": (b"<html>", 0, [Reason.CORRUPT]),
     "garbage between elements": (b"[" + GOOD + b", oops, " + GOOD + b"]", 1, [Reason.CORRUPT]),
-    "not UTF-8": (b'[{"a": "\xff\xfe"},' + GOOD + b"]", 1, [Reason.BAD_JSON]),
+    "not UTF-8": (b'[{"a": "\xff\xfe"},' + GOOD + b"]", 1, [Reason.BAD_TEXT]),
     "NUL byte in text": (b'[{"a": "\0"},' + GOOD + b"]", 1, [Reason.BAD_JSON]),
     "NUL bytes between": (b"[" + GOOD + b",\0\0" + GOOD + b"]", 1, [Reason.CORRUPT]),
     "huge number": (b'[{"a": ' + b"9" * 10000 + b"}," + GOOD + b"]", 1, [Reason.BAD_JSON]),
@@ -213,3 +217,14 @@ def test_missing_file_and_root_are_errors(folder):
         open_dataset("llava", str(folder / "nope.json"), {}).units()
     with pytest.raises(UserError, match=r"^--image_root=coco=/nope: '/nope' is not a folder"):
         open_dataset("llava", str(folder / "data.json"), {"image_root": ("coco=/nope",)})
+    for prefix in ("", "coco="):
+        roots = tuple(f"{prefix}{folder / name}" for name in ("images", "images/coco"))
+        with pytest.raises(UserError, match=rf"^--image_root={roots[1]}: {folder}/images is there already"):
+            open_dataset("llava", str(folder / "data.json"), {"image_root": roots})
+
+
+def test_an_equals_sign_in_the_name_of_a_root_is_no_prefix(folder):
+    (folder / "split=train").mkdir()
+    (folder / "split=train" / "2.png").write_bytes(PNG)
+    records, bad = read(folder, [sample("<image>", "a", image="2.png")], roots=(str(folder / "split=train"),))
+    assert len(records) == 1 and bad == []

@@ -97,7 +97,7 @@ def test_messages_in_parts(tmp_path):
     }
     records, bad = read(tmp_path, columns)
     assert records[0].messages == (Message("user", "<image>\nWhat?"), Message("assistant", "A cat."))
-    assert [item.reason for item in bad] == [Reason.BAD_FIELD]
+    assert [item.reason for item in bad] == [Reason.UNREAD_MEDIA]
 
 
 def test_text_and_chosen_columns(tmp_path):
@@ -142,7 +142,7 @@ def test_a_row_that_is_not_utf8_is_lost_alone(tmp_path):
         ("a.parquet/0/0", "ab"),
         ("a.parquet/0/2", "end"),
     ]
-    assert [(item.key, item.reason) for item in bad] == [("a.parquet/0/1", Reason.BAD_FIELD)]
+    assert [(item.key, item.reason) for item in bad] == [("a.parquet/0/1", Reason.BAD_TEXT)]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import zstandard
 
 from janus_jax.data.dropped_samples import Reason
-from janus_jax.data.formats import streams, text_lines
+from janus_jax.data.formats import json_lines, streams
 from janus_jax.data.formats.registry import open_dataset
 from janus_jax.errors import UserError
 from tests.helpers.source_files import read_all
@@ -59,12 +59,15 @@ LINES = {
     "text is a number": (b'{"text": 3}', Reason.BAD_FIELD),
     "not JSON": (b"oops", Reason.BAD_JSON),
     "cut": (b'{"text": "a', Reason.BAD_JSON),
-    "NUL bytes": (b"\0\0\0", Reason.BAD_JSON),
-    "UTF-16": ('{"text": "a"}'.encode("utf-16-le"), Reason.BAD_JSON),
-    "not UTF-8": (b'{"text": "\xff"}', Reason.BAD_JSON),
+    "NUL bytes": (b"\0\0\0", Reason.BAD_TEXT),
+    "UTF-16": ('{"text": "a"}'.encode("utf-16-le"), Reason.BAD_TEXT),
+    "not UTF-8": (b'{"text": "\xff"}', Reason.BAD_TEXT),
+    "an image marker": (b'{"text": "see <image>"}', Reason.MISSING_IMAGE),
+    "half of a character": (b'{"text": "b\\ud800"}', Reason.BAD_TEXT),
     "deep": (b"[" * 100_000, Reason.BAD_JSON),
     "huge number": (b'{"text": ' + b"9" * 5000 + b"}", Reason.BAD_JSON),
     "huge": (b'{"text": "' + b"x" * (5 << 20) + b'"}', Reason.TOO_LARGE),
+    "many values": (b'{"text": "a", "images": [' + b"[]," * (2 << 20) + b"[]]}", Reason.TOO_LARGE),
     "byte order mark inside": (b'\xef\xbb\xbf{"text": "a"}', None),
     "Windows line": (b'{"text": "a"}\r', None),
     "two objects": (b'{"text": "a"} {"text": "b"}', Reason.BAD_JSON),
@@ -79,9 +82,23 @@ def test_bad_line_is_counted_and_its_neighbours_are_read(tmp_path, line, reason,
     assert texts(records) == (["good", "good"] if reason else ["good", "a", "good"])
 
 
-def test_byte_order_mark_and_lone_surrogates(tmp_path):
-    records, bad = read(tmp_path, b'\xef\xbb\xbf{"text": "a"}\n{"text": "b\\ud800"}')
-    assert texts(records) == ["a", "b\ufffd"] and bad == []
+def test_files_with_byte_order_marks_may_be_joined(tmp_path):
+    part = b'\xef\xbb\xbf{"text": "a"}\n'
+    records, bad = read(tmp_path, part * 3)
+    assert texts(records) == ["a"] * 3 and bad == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])  # Python writes them with their mark
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_other_encodings_with_a_mark(tmp_path, encoding, suffix, monkeypatch):
+    monkeypatch.setattr(streams, "CHUNK", 7)  # characters straddle the pieces
+    monkeypatch.setattr(json_lines, "UNIT_BYTES", 10)
+    values = ["Füchse", "狐狸" * 50, "🦊"]
+    lines = "".join(json.dumps({"text": value}, ensure_ascii=False) + "\n" for value in values)
+    records, bad = read(tmp_path, SUFFIXES[suffix](lines.encode(encoding)), suffix)
+    assert texts(records) == values and bad == []
+    records, bad = read(tmp_path, SUFFIXES[suffix](lines.encode(encoding)[:-1]), suffix)
+    assert texts(records)[:1] == values[:1] and [item.reason for item in bad] == [Reason.CORRUPT]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
@@ -111,7 +128,7 @@ def test_zstd_with_a_window_beyond_the_default_limit(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst"])
 def test_bomb_is_one_line_over_the_limit(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(streams, "MAX_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 1 << 20)
     data = SUFFIXES[suffix](LINE + bytes(100 << 20) + b"\n" + LINE)
     assert len(data) < 200_000
     records, bad = read(tmp_path, data, suffix)
@@ -124,7 +141,7 @@ def test_byte_ranges_give_every_line_once(tmp_path, monkeypatch, unit_bytes):
     (tmp_path / "a.jsonl").write_bytes(data)
     source = open_dataset("text", str(tmp_path / "a.jsonl"), {})
     whole, _ = read_all(source)
-    monkeypatch.setattr(text_lines, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(json_lines, "UNIT_BYTES", unit_bytes)
     parts, bad = read_all(source)
     assert bad == [] and len(whole) == 30 and parts == whole
 

@@ -10,7 +10,7 @@ from janus_jax.data.dropped_samples import Reason
 from janus_jax.data.formats import tfds_folder
 from janus_jax.data.formats.registry import open_dataset
 from janus_jax.errors import UserError
-from tests.helpers.source_files import image, read_all
+from tests.helpers.source_files import image, read_all, read_notes
 
 PNG, BLUE = image(), image(colour=(0, 0, 255))
 
@@ -44,7 +44,11 @@ def tfds_dataset(tmp_path_factory):
         features = {"text": tfds.features.Text()}
         examples = [{"text": f"text {i} é" if i else ""} for i in range(3)]
 
-    for builder in (Pictures, Texts):
+    class Masks(Tiny):
+        features = {"image": tfds.features.Image(), "mask": tfds.features.Image(), "text": tfds.features.Text()}
+        examples = [{"image": io.BytesIO(PNG), "mask": io.BytesIO(BLUE), "text": "a"}]
+
+    for builder in (Pictures, Texts, Masks):
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
@@ -96,3 +100,12 @@ def test_tfds_errors(tfds_dataset):
         open_dataset("tfds", "/nope", {}).units()
     with pytest.raises(UserError, match=r"^--input=.*: cannot be read as TFDS"):
         open_dataset("tfds", str(tfds_dataset / "texts" / "1.0.0"), {"split": "nope"}).units()
+
+
+def test_a_second_column_of_images_must_be_settled(tfds_dataset):
+    path = str(tfds_dataset / "masks" / "1.0.0")
+    with pytest.raises(UserError, match=r"'mask'.*--image_column=image.*--image_column=mask"):
+        open_dataset("tfds", path, {}).units()
+    source = open_dataset("tfds", path, {"image_column": "image"})
+    assert [record.images for record in read_all(source)[0]] == [(PNG,)]
+    assert read_notes(source) == {"column not read: mask": 1}

@@ -75,7 +75,8 @@ def test_key_ends_at_the_first_dot_of_the_base_name(tmp_path, name, key, field):
 CAPTIONS = {
     "white space": (b" two\n\nlines\t here ", "two lines here"),
     "entities": (b"&quot;Tom &amp; Jerry&quot; &#39;x&#39;", "\"Tom & Jerry\" 'x'"),
-    "not UTF-8": (b"caf\xe9 au lait", "caf\ufffd au lait"),
+    "byte order mark": (b"\xef\xbb\xbfcaf\xc3\xa9", "café"),
+    "UTF-16 with a mark": ("狐狸 fox".encode("utf-16"), "狐狸 fox"),
     "control characters": (b"a\0b \x1b[31mred\xc2\x85", "a b [31mred"),
     "only control characters": (b"\0\0", None),
     "an image marker": (b"an <image> of &lt;image&gt; tags", "an of tags"),
@@ -336,3 +337,33 @@ def test_no_file_and_wrong_tasks_are_errors(tmp_path):
         open_dataset("webdataset", str(tmp_path), {}).units()
     with pytest.raises(UserError, match=r"^--task=text: "):
         open_dataset("webdataset", str(tmp_path), {"tasks": ("text",)})
+
+
+@pytest.mark.parametrize("hidden", ["._0.png", "a/._0.png", "__MACOSX/a/._0.png", "__MACOSX/a/0.png", "a/.DS_Store"])
+@pytest.mark.parametrize("more", ["a/.git/0.png", "a/@eaDir/0.png", "a/Thumbs.db", "./a/.ipynb_checkpoints/0.png"])
+@pytest.mark.parametrize("folder", ["a/", "./a/", ""])
+def test_hidden_members_at_any_depth_belong_to_no_sample(tmp_path, hidden, more, folder):
+    members = [(hidden, b"x"), (f"{folder}0.png", PNG), (more, b"x" * 600), (f"{folder}0.txt", b"a square")]
+    records, bad = read(tmp_path, tar([*members, link(hidden, "/etc/passwd")]))
+    assert list(captions(records).values()) == ["a square"] and bad == []
+
+
+def test_hidden_archives_in_a_folder_are_left_out(tmp_path):
+    (tmp_path / "._00000.tar").write_bytes(b"AppleDouble")
+    assert captions(read(tmp_path, tar(PAIR))[0]) == {"0": "a square"}
+
+
+def test_an_archive_of_no_bytes_is_damage_and_one_without_members_is_not(tmp_path):
+    assert reasons(read(tmp_path, b"")[1]) == [Reason.CORRUPT]
+    assert reasons(read(tmp_path, gzip.compress(b""), name="0.tar.gz")[1]) == [Reason.CORRUPT] * 2
+    (tmp_path / "0.tar.gz").unlink()
+    assert read(tmp_path, tar([])) == ([], [])
+
+
+def test_names_that_are_not_utf8_stay_different(tmp_path):
+    data = tar(
+        [("caf\udce9.png", PNG), ("caf\udce9.txt", b"one"), ("caf\udcea.png", PNG), ("caf\udcea.txt", b"two")],
+        format=tarfile.GNU_FORMAT,
+        errors="surrogateescape",
+    )
+    assert captions(read(tmp_path, data)[0]) == {r"caf\xe9": "one", r"caf\xea": "two"}

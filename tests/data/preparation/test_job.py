@@ -10,7 +10,7 @@ from janus_jax.data.formats.memory import Memory
 from janus_jax.data.formats.registry import open_dataset
 from janus_jax.data.preparation import writer
 from janus_jax.data.preparation.job import Job, make_job
-from janus_jax.data.preparation.output_folder import done, finish, start
+from janus_jax.data.preparation.output_folder import describe, done, finish, start
 from janus_jax.data.preparation.record import LengthSettings, RecordSettings
 from janus_jax.data.preparation.writer import prepare, write_part
 from janus_jax.data.record_reader import open_records
@@ -250,3 +250,65 @@ def test_errors_before_any_work(tmp_path):
     assert done(unfinished) == (0, 0)
     write_part(unfinished, 1)
     assert done(unfinished) == (1, 12)
+
+
+def lines(tmp_path, *values):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
+    return open_dataset("text", str(tmp_path / "a.jsonl"), {})
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        ((), {}, "holds no sample"),
+        (({"text": ""},), {}, r"1 samples dropped \(no_text 1\); first: a\.jsonl:0"),
+        (({"text": "a"},), {"tasks": ("generate",)}, "1 records are of other tasks"),
+    ],
+    ids=["no sample", "all dropped", "other task"],
+)
+def test_an_output_without_records_is_an_error_unless_it_is_allowed(tmp_path, values, settings, message):
+    def of(**options):
+        source = lines(tmp_path, *values)
+        return make_job(
+            source, tmp_path / "out", RecordSettings(**settings), num_output_files=2, max_drop_rate=1.0, **options
+        )
+
+    with pytest.raises(UserError, match=rf"^--output=.*out: no record was written.*{message}.*--allow_empty"):
+        prepare(of())
+    counted = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest = prepare(of(allow_empty=True))
+    assert manifest == counted and manifest["tasks"] == {} and manifest["drops"]["seen"] == len(values) - len(settings)
+
+
+def test_a_data_set_without_units_may_be_allowed_too(tmp_path):
+    manifest = prepare(job(tmp_path / "out", records=(), allow_empty=True))
+    assert manifest["files"] == [] and manifest["drops"]["seen"] == 0
+
+
+def test_notes_of_all_parts_are_counted_in_the_manifest_and_told(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jsonl").write_text(json.dumps({"text": "a", "image_id": 1}) + "\n" if i else "")
+    source = open_dataset("text", str(tmp_path), {})
+    manifest = prepare(make_job(source, tmp_path / "out", RecordSettings(), num_output_files=3))
+    assert manifest["notes"] == {"file without samples": 1, "key not read: image_id": 2}
+    assert "noted: key not read: image_id: 2" in describe(manifest).splitlines()
+
+
+def test_ignored_image_metadata_is_counted(tmp_path):
+    image = flat_png(1)
+    records = [generate("c", image[:33] + bytes(4) + b"gAMA" + bytes(4) + image[33:], key="a"), generate("c", image)]
+    manifest = prepare(job(tmp_path / "out", records))
+    assert manifest["image_metadata_ignored"] == 1 and "image metadata ignored: 1" in describe(manifest)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_loss_above_one_percent_is_the_last_line_in_bold_on_a_terminal(tmp_path, monkeypatch, terminal, bad):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    records = [document("x", key=str(i)) for i in range(100 - bad)] + [BAD] * bad
+    last = describe(prepare(job(tmp_path / "out", records))).splitlines()[-1]
+    if bad == 1:  # one percent
+        assert "bad_image (" in last and "\x1b" not in last
+    else:
+        assert "2.0%" in last and "2 of 100" in last and "bad_image 2" in last
+        assert (last.startswith("\x1b[1m") and last.endswith("\x1b[0m")) == terminal

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from janus_jax.data.dropped_samples import Reason
+from janus_jax.data.dropped_samples import DroppedSample, Reason
 from janus_jax.data.images import decode_image, generation_pixels, understanding_pixels
 from janus_jax.data.preparation.record import LengthSettings, RecordSettings, count_tokens, prepare_record
 from janus_jax.data.prompts import Message
@@ -109,6 +109,80 @@ def png_text_bomb():
     body = b"zTXt" + b"k\0\0" + zlib.compress(bytes(200 << 20), 9)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     return PNG[:33] + chunk + PNG[33:]
+
+
+def chunk(kind, body, damaged=False):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ damaged)
+
+
+def segment(marker, body):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+NOISE = np.random.default_rng(0).bytes(3 << 20)
+UPRIGHT = PIL.Image.Exif()
+UPRIGHT[0x0112] = 6
+EXIF = UPRIGHT.tobytes()
+# EXIF whose orientation is whole, beside a tag whose value lies far outside.
+HALF_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHIII", 0x0112, 3, 1, 6, 0x829A, 5, 9, 2**30, 0)
+PROFILE = chunk(b"iCCP", b"n\0\0" + zlib.compress(NOISE))
+# Metadata that Pillow refuses the image for, or warns about: chunks of a PNG, segments of a JPEG.
+PNG_METADATA = {
+    "3 MB of profile": PROFILE,
+    "3 MB of zTXt": chunk(b"zTXt", b"n\0\0" + zlib.compress(NOISE)),
+    "3 MB of iTXt": chunk(b"iTXt", b"n\0\1\0en\0n\0" + zlib.compress(b"x" * (3 << 20))),
+    "20 MB of XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b" " * (20 << 20))),
+    "checksum of a comment": chunk(b"tEXt", b"n\0x", damaged=True),
+    "checksum of EXIF": chunk(b"eXIf", EXIF[6:], damaged=True),
+    "short gamma": chunk(b"gAMA", b""),
+    "short resolution": chunk(b"pHYs", b"1"),
+}
+JPEG_METADATA = {
+    "profile without a number": segment(0xE2, b"ICC_PROFILE\0"),
+    "3 MB of profile": b"".join(segment(0xE2, b"ICC_PROFILE\0\1\x32" + NOISE[:60_000]) for _ in range(50)),
+    "EXIF of noise": segment(0xE1, b"Exif\0\0" + NOISE[:300]),
+    "EXIF cut": segment(0xE1, EXIF[:20]),
+    "Adobe cut": segment(0xEE, b"Adobe"),
+}
+
+
+@pytest.mark.parametrize("metadata", PNG_METADATA.values(), ids=PNG_METADATA.keys())
+def test_metadata_of_a_png_never_decides_over_its_pixels(metadata):
+    image, expected = PNG[:33] + metadata + PNG[33:], decode_image(PNG, "x")
+    np.testing.assert_array_equal(decode_image(image, "x"), expected)
+    prepared = prepare_record(generate("c", image), RecordSettings(), None)
+    np.testing.assert_array_equal(decode_image(prepared.record.images[0], "x", training=True), expected)
+    assert prepared.metadata_ignored
+    assert not prepare_record(generate("c", PNG), RecordSettings(), None).metadata_ignored
+    np.testing.assert_array_equal(decode_image(PNG[:-12] + metadata + PNG[-12:], "x"), expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("metadata", JPEG_METADATA.values(), ids=JPEG_METADATA.keys())
+@pytest.mark.parametrize("training", [True, False])
+def test_metadata_of_a_jpeg_never_decides_over_its_pixels(metadata, training):
+    image, expected = JPEG[:2] + metadata + JPEG[2:], decode_image(JPEG, "x")
+    np.testing.assert_array_equal(decode_image(image, "x", training), expected)
+    assert not isinstance(prepare_record(generate("c", image), RecordSettings(), None), DroppedSample)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "image",
+    [
+        PNG[:33] + chunk(b"eXIf", EXIF[6:]) + PROFILE + PNG[33:],
+        JPEG[:2] + segment(0xE1, HALF_EXIF) + JPEG[2:],
+    ],
+    ids=["beside a large profile", "beside a damaged tag"],
+)
+def test_orientation_is_kept_beside_other_damage(image):
+    expected = decode_image(PNG if image.startswith(PNG[:8]) else JPEG, "x").transpose(PIL.Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(decode_image(image, "x", training=True), expected)
+
+
+def test_damaged_pixels_beside_large_metadata_are_still_damaged():
+    image = PNG[:33] + PROFILE + PNG[33 : len(PNG) // 2]
+    assert prepare_record(generate("c", image), RecordSettings(), None).reason is Reason.BAD_IMAGE
 
 
 DAMAGED = {
