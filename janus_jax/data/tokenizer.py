@@ -83,7 +83,8 @@ class Tokenizer:
                 decoded = self.decode(id for id in ids if id not in special.values())
                 found = [id for id in ids if id in special.values()]
                 if decoded != f"{probe} {probe}" or found != ([special[token]] if token else []):
-                    changes.append(f"{name}{f' around {token}' if token else ''}: {text!r} becomes {decoded!r}")
+                    before, after = (repr(each).replace(" ", "␣") for each in (text, decoded))  # no space gets lost
+                    changes.append(f"{name}{f' around {token}' if token else ''}: {before} becomes {after}")
                     break
         if changes:
             raise UserError(

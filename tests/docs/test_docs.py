@@ -85,9 +85,6 @@ def test_defaults_in_tables_of_flags_are_those_of_the_command():
 class Described:
     """In the place of an object of `cls`: takes the calls that its methods would take, and computes nothing."""
 
-    # Methods that pass keywords on, and who takes them.
-    PASSED_ON = {"chat": "answer", "generate_images": "generate_codes"}
-
     def __init__(self, cls):
         self._cls = cls
 
@@ -95,16 +92,14 @@ class Described:
         method = getattr(self._cls, name)
 
         def call(*args, **options):
-            signature = inspect.signature(method)
+            signature, hints = inspect.signature(method), typing.get_type_hints(method)
             signature.bind(self, *args, **options)
-            known = {*signature.parameters, *self._parameters(self.PASSED_ON.get(name))}
+            (passed_on,) = typing.get_args(hints["options"]) if "options" in hints else ({},)  # Unpack[a TypedDict]
+            known = {*signature.parameters, *getattr(passed_on, "__annotations__", {})}
             assert set(options) <= known, f"{name} has no {set(options) - known}"
-            return Described(typing.get_type_hints(method)["return"]) if name == "conversation" else None
+            return Described(hints["return"]) if name == "conversation" else None
 
         return call
-
-    def _parameters(self, name):
-        return inspect.signature(getattr(self._cls, name)).parameters if name else ()
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
