@@ -81,6 +81,11 @@ def tokenizer_loss(
         weights = jnp.ones(count) if batch.weights is None else batch.weights
         weights = weights / jnp.maximum(denominators["images"], 1)  # [B]; the sum over all images of the step is 1
         part = jnp.sum(weights)
+
+        def mean(values: jax.Array) -> jax.Array:
+            """The share of these images [B] in the mean. Not a product, which a TPU computes in bfloat16."""
+            return jnp.sum(weights * values)
+
         pixels = normalize(batch.pixels, jnp.float32)
         output = bind(model, params)(pixels)
         predicted = None
@@ -92,14 +97,14 @@ def tokenizer_loss(
         vq_terms = jax.vmap(lambda latents, codes: vq_loss(latents, codes, vq.commitment))
         codebook_term, commitment_term = vq_terms(output.latents, output.quantized)
         terms = {
-            "pixel": weights @ jnp.mean(error, axis=(1, 2, 3)),
-            "codebook": weights @ codebook_term,
-            "commitment": weights @ commitment_term,
+            "pixel": mean(jnp.mean(error, axis=(1, 2, 3))),
+            "codebook": mean(codebook_term),
+            "commitment": mean(commitment_term),
         }
         total = loss.pixel_weight * terms["pixel"] + terms["codebook"] + terms["commitment"]
         if perceptual is not None:
             distances = bind(perceptual, params[LPIPS])(pixels, reconstruction)  # [stages, B]
-            terms["perceptual"] = weights @ jnp.sum(distances, axis=0)
+            terms["perceptual"] = mean(jnp.sum(distances, axis=0))
             total += loss.perceptual_weight * terms["perceptual"]
         if loss.entropy_weight:
             codebook = tokenizer_params(params)["codebook"]
@@ -109,25 +114,33 @@ def tokenizer_loss(
             total += loss.entropy_weight * terms["entropy"]
         if teacher is not None:
             features = bind(teacher, params[TEACHER])(pixels)
-            terms["semantic"] = part + weights @ alignment_loss(predicted, features)  # 1 - cosine similarity
+            terms["semantic"] = part + mean(alignment_loss(predicted, features))  # 1 - cosine similarity
             total += loss.semantic_weight * terms["semantic"]
-        # Of the clipped reconstruction in 256 levels, as an image file would have it.
-        levels = to_levels(reconstruction).astype(jnp.float32) / 255
-        unit = batch.pixels.astype(jnp.float32) / 255
-        quality = {"psnr": psnr(unit, levels)}
-        if min(pixels.shape[1:3]) >= SSIM_WINDOW:
-            quality |= {"ssim": ssim(unit, levels, 1.0), "ssim/range_2": ssim(unit, levels, 2.0)}
         used = jnp.repeat((weights > 0).astype(jnp.float32), output.codes.shape[1])
         metrics = {
             "loss": (total, part),
             **{f"loss/{name}": (value, part) for name, value in terms.items()},
             CODE_COUNTS: (jnp.zeros(vq.num_codes).at[output.codes.reshape(-1)].add(used), part),
             "images": (jnp.asarray(count, jnp.float32), part),
-            **{name: (weights @ values, part) for name, values in quality.items()},
+            **{name: (mean(values), part) for name, values in _quality(batch.pixels, reconstruction).items()},
         }
         return TokenizerShare(total, pixels, reconstruction, metrics)
 
     return share
+
+
+def _quality(pixels: jax.Array, reconstruction: jax.Array) -> dict[str, jax.Array]:
+    """PSNR and SSIM of each image [B] and its clipped reconstruction in 256 levels, as an image file would have it.
+
+    Args:
+        pixels: [B, H, W, 3] uint8.
+        reconstruction: the same in [-1, 1], not clipped.
+    """
+    a, b = (levels.astype(jnp.float32) / 255 for levels in (pixels, to_levels(reconstruction)))
+    quality = {"psnr": psnr(a, b)}
+    if min(pixels.shape[1:3]) >= SSIM_WINDOW:
+        quality |= {"ssim": ssim(a, b, 1.0), "ssim/range_2": ssim(a, b, 2.0)}
+    return quality
 
 
 def tokenizer_params(params: Params) -> Params:
