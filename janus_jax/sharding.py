@@ -133,6 +133,12 @@ def to_host(x: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(x, tiled=True)
 
 
+def to_devices(values: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that every process holds whole -> a global array whose parts lie on their devices."""
+    whole = np.asarray(values)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 def spread_rows(x: jax.Array) -> jax.Array:
     """Divides the rows of an array over `data` and `fsdp`, in the same way as `spread_cache`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -3,6 +3,7 @@
     python -m launch.convert --input=Janus-Pro-1B --output=models/janus-pro-1b --to=orbax --verify
     python -m launch.convert --input=JanusFlow-1.3B --vae=sdxl-vae --output=models/janusflow --to=orbax --verify
     python -m launch.convert --input=runs/stage3 --output=export --to=hf --dtype=bfloat16
+    python -m launch.convert --input=runs/vq16 --output=export --to=llamagen
 
 The output gets its name only when it is complete and, with --verify, verified.
 """
@@ -16,8 +17,8 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusConfig, VAEConfig
-from janus_jax.models.params import Params
-from janus_jax.weights import verify
+from janus_jax.models.params import Params, count
+from janus_jax.weights import llamagen, verify
 from janus_jax.weights.load import load_params
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.original_tensors import check_loads
@@ -31,7 +32,11 @@ INPUT = flags.DEFINE_string("input", None, "Model folder or training workdir to 
 EMA = flags.DEFINE_bool("ema", False, "Read the average of the parameters over the steps of a training workdir.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must be new or empty.")
 TO = flags.DEFINE_enum(
-    "to", None, LAYOUTS, "Layout of the output: ours (orbax), transformers' (hf) or the original's (deepseek)."
+    "to",
+    None,
+    (*LAYOUTS, "llamagen"),
+    "Layout of the output: ours (orbax), transformers' (hf) or the original's (deepseek). An image tokenizer on its "
+    "own, such as LlamaGen's file, has the layouts orbax and llamagen, which writes OUTPUT/vq.pt.",
 )
 VAE = flags.DEFINE_string(
     "vae",
@@ -61,6 +66,11 @@ def main() -> None:
     errors.require("input", "to", *([] if DRY_RUN.value else ["output"]))
     layout, output = TO.value or "", OUTPUT.value or ""
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
+    if llamagen.is_image_tokenizer(INPUT.value or ""):
+        _convert_image_tokenizer(layout, output)
+        return
+    if layout == "llamagen":
+        raise UserError(f"--to=llamagen: {INPUT.value} is no image tokenizer on its own")
     reader = open_model(INPUT.value, EMA.value)
     vae_folder = _vae_folder(reader, layout)
     check_writable(reader, layout, open_vae(vae_folder)[0] if vae_folder else None, dtype)
@@ -74,6 +84,21 @@ def main() -> None:
     with Progress(size) as progress:
         write_model(reader, output, layout, dtype, progress.add, check, vae)
     print(f"wrote {progress.tensors} tensors")
+
+
+def _convert_image_tokenizer(layout: str, output: str) -> None:
+    """Converts an image tokenizer on its own and compares what was written with it."""
+    unused = [flag.name for flag in (VAE, DTYPE, DRY_RUN) if flags.FLAGS[flag.name].present]
+    if unused or layout not in ("orbax", "llamagen"):
+        wrong = f"--{unused[0]}" if unused else f"--to={layout}"
+        raise UserError(f"{wrong} is not for {INPUT.value}, an image tokenizer on its own")
+    tokenizer = llamagen.read_tokenizer(INPUT.value or "")
+    if layout == "orbax":
+        llamagen.write_folder(output, tokenizer, ema=EMA.value)
+    else:
+        llamagen.write_llamagen(output, tokenizer)
+    found = "with" if tokenizer.discriminator and layout == "llamagen" else "without"
+    print(f"wrote {output}: {count(tokenizer.params):,} parameters, {found} a discriminator")
 
 
 def _vae_folder(reader: ModelReader, layout: str) -> epath.Path | None:

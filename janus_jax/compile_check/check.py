@@ -89,6 +89,8 @@ def _state_bytes(plan: Plan, batch: Any) -> dict[str, int]:
         "trained parameters": trainable,
         "frozen parameters": local_bytes(state.frozen),
         "optimizer": local_bytes(state.opt_state),
+        "discriminator": local_bytes(state.adversary),
+        "networks of the loss": local_bytes(state.loss_networks),
         "gradients": trainable,
         "batch": local_bytes(batch),
     }

@@ -25,7 +25,7 @@ from janus_jax.inference.janus import JanusEngine
 from janus_jax.inference.janusflow import JanusFlowEngine
 from janus_jax.inference.requests import TextRequest
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import JanusConfig, JanusFlowConfig, VQConfig
+from janus_jax.models.config import ImageTokenizerConfig, JanusConfig, JanusFlowConfig, SemanticTokenizerConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, abstract_params, bind, build
 from janus_jax.ops.pixels import normalize
@@ -48,7 +48,7 @@ def make_sample_action(run: Run, log: SampleLog) -> Action:
     Raises:
         UserError: A caption of `sample.prompts` is empty or too long, or an image tokenizer has no image to show.
     """
-    if isinstance(run.plan.architecture, VQConfig):
+    if isinstance(run.plan.architecture, ImageTokenizerConfig):
         return ReconstructImages(run, log)
     return AnswerAndGenerate(run, log)
 
@@ -132,14 +132,16 @@ class ReconstructImages:
 
     def __init__(self, run: Run, log: SampleLog):
         config = run.plan.architecture
-        assert isinstance(config, VQConfig)
+        assert isinstance(config, ImageTokenizerConfig)
         self._every_steps, self._log = run.config.sample.every_steps, log
         size = run.config.data.image_size or config.image_size
         self._pixels = first_square_images(run.config, size, run.config.sample.num_images)
         dtype = run.plan.execution.dtype
-        model = build(config, Execution(dtype=dtype))
+        semantic = isinstance(config, SemanticTokenizerConfig)
+        model = build(config.vq if isinstance(config, SemanticTokenizerConfig) else config, Execution(dtype=dtype))
 
         def reconstruct(params: Params, pixels: jax.Array) -> jax.Array:
+            params = params["vq"] if semantic else params
             return bind(model, params)(normalize(pixels, dtype)).reconstruction.astype(jnp.float32)
 
         self._reconstruct = jax.jit(reconstruct, out_shardings=NamedSharding(run.plan.mesh, PartitionSpec()))

@@ -168,6 +168,47 @@ class VQConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticDecoderConfig:
+    """The causal transformer that turns codes into semantic features (Janus, appendix A)."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    norm_eps: float
+
+    def __post_init__(self):
+        _require_multiple("width", self.width, "num_heads", self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticTokenizerConfig:
+    """An image tokenizer whose codes are decoded to pixels and to the features of a SigLIP (Janus, appendix A).
+
+    The SigLIP is the teacher of its training. It is not part of the model.
+    """
+
+    vq: VQConfig
+    decoder: SemanticDecoderConfig
+    teacher: SiglipConfig
+
+    def __post_init__(self):
+        if self.teacher.num_tokens != self.vq.num_tokens or self.teacher.image_size != self.vq.image_size:
+            raise ValueError(
+                f"teacher: {self.teacher.num_tokens} features of an image of {self.teacher.image_size} pixels, but vq "
+                f"has {self.vq.num_tokens} codes of {self.vq.image_size} pixels: expected the same"
+            )
+
+    @property
+    def image_size(self) -> int:
+        return self.vq.image_size
+
+    @property
+    def downsampling(self) -> int:
+        return self.vq.downsampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JanusConfig:
     """Janus and Janus-Pro, which generate images as codes."""
 
@@ -274,10 +315,49 @@ class JanusFlowConfig:
         return (self.uvit.latent_size, self.uvit.latent_channels) == (self.siglip.image_size, 3)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchDiscriminatorConfig:
+    """The discriminator with which an image tokenizer is trained. Only training uses it."""
+
+    base_channels: int
+    num_layers: int  # number of convolutions with stride 2
+    norm_eps: float
+
+    def __post_init__(self):
+        if self.base_channels < 1 or self.num_layers < 1:
+            raise ValueError(f"base_channels={self.base_channels}, num_layers={self.num_layers}, expected at least 1")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels after each convolution but the last one, which has one: at most eight times the first."""
+        return tuple(self.base_channels * min(2**i, 8) for i in range(self.num_layers + 1))
+
+    def grid(self, side: int) -> int:
+        """Number of logits along a side of an image with `side` pixels; below 1 if the image is too small."""
+        for _ in range(self.num_layers):
+            side = (side - 2) // 2 + 1
+        return side - 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LPIPSConfig:
+    """The perceptual distance LPIPS on a VGG-16. Only training and evaluation of image tokenizers use it."""
+
+    widths: tuple[int, ...]  # channels of each stage, with the convolutions of `VGG_CONVOLUTIONS`
+
+    def __post_init__(self):
+        if len(self.widths) != len(VGG_CONVOLUTIONS):
+            raise ValueError(f"widths={self.widths}, expected {len(VGG_CONVOLUTIONS)} stages")
+
+
+VGG_CONVOLUTIONS = (2, 2, 3, 3, 3)  # number of convolutions of each stage of VGG-16, with a pooling between two stages
+
 FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
-ModelConfig = JanusConfig | JanusFlowConfig | VQConfig | VAEConfig
+ImageTokenizerConfig = VQConfig | SemanticTokenizerConfig
+ModelConfig = JanusConfig | JanusFlowConfig | ImageTokenizerConfig | VAEConfig
+LossNetworkConfig = PatchDiscriminatorConfig | LPIPSConfig | SiglipConfig  # networks that only the loss uses
 MetricConfig = ClipConfig | InceptionConfig | Mask2FormerConfig  # networks that measure images
-AnyConfig = ModelConfig | MetricConfig
+AnyConfig = ModelConfig | LossNetworkConfig | MetricConfig
 
 
 def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:

@@ -36,12 +36,13 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Normal with mean 0. A standard deviation of 0.02 is that of the LLM, 1 is that of torch.nn.Embedding."""
+    """A normal distribution. A standard deviation of 0.02 is that of the LLM, 1 is that of torch.nn.Embedding."""
 
     std: float
+    mean: float = 0.0
 
     def sample(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32) * np.float32(self.std)
+        return rng.standard_normal(shape, np.float32) * np.float32(self.std) + np.float32(self.mean)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,7 @@ class Conv(nn.Module):
     # none.
     axes: Axes | None = None
     use_bias: bool = True
+    distribution: Distribution | None = None  # values of a fresh filter; None is torch's default
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -60,7 +61,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         channels = ("conv_in", None) if x.shape[-1] > self.features else (None, "conv_out")
         axes = self.axes or (None, None, *(channels if math.prod(shape) >= LARGE else (None, None)))
-        kernel = self.param("kernel", declare(default, axes), shape)
+        kernel = self.param("kernel", declare(self.distribution or default, axes), shape)
         y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

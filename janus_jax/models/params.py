@@ -22,7 +22,11 @@ from janus_jax.models.config import (
     InceptionConfig,
     JanusConfig,
     JanusFlowConfig,
+    LPIPSConfig,
     Mask2FormerConfig,
+    PatchDiscriminatorConfig,
+    SemanticTokenizerConfig,
+    SiglipConfig,
     VAEConfig,
     VQConfig,
 )
@@ -31,8 +35,12 @@ from janus_jax.models.inception import Inception
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.lpips import LPIPS
 from janus_jax.models.mask2former import Mask2Former
+from janus_jax.models.patch_discriminator import PatchDiscriminator
 from janus_jax.models.sdxl_vae import VAE
+from janus_jax.models.semantic_tokenizer import SemanticTokenizer
+from janus_jax.models.siglip import Siglip
 from janus_jax.models.vq import VQModel
 
 Params = dict[str, Any]
@@ -40,10 +48,14 @@ MODULES: dict[type, type[nn.Module]] = {
     JanusConfig: Janus,
     JanusFlowConfig: JanusFlow,
     VQConfig: VQModel,
+    SemanticTokenizerConfig: SemanticTokenizer,
     VAEConfig: VAE,
     ClipConfig: Clip,
     InceptionConfig: Inception,
     Mask2FormerConfig: Mask2Former,
+    PatchDiscriminatorConfig: PatchDiscriminator,
+    LPIPSConfig: LPIPS,
+    SiglipConfig: Siglip,
 }
 
 

@@ -9,7 +9,10 @@ from janus_jax.models.config import (
     JanusConfig,
     JanusFlowConfig,
     LlamaConfig,
+    LPIPSConfig,
     ModelConfig,
+    SemanticDecoderConfig,
+    SemanticTokenizerConfig,
     SiglipConfig,
     UViTConfig,
     VAEConfig,
@@ -31,6 +34,13 @@ VQ_16 = VQConfig(
     norm_groups=32,
     norm_eps=1e-6,
     commitment=0.25,
+)
+
+# The paper gives depth, heads and width (appendix A), and the teacher; a resolution and other sizes are not stated.
+SEMANTIC_VQ_16 = SemanticTokenizerConfig(
+    vq=VQ_16,
+    decoder=SemanticDecoderConfig(width=768, depth=12, num_heads=12, mlp_dim=3072, norm_eps=1e-6),
+    teacher=_SIGLIP_LARGE_16_384,
 )
 
 _DEEPSEEK_LLM_1P3B = LlamaConfig(
@@ -91,6 +101,11 @@ JANUSFLOW_1P3B = JanusFlowConfig(
     prompt_style="janus",
 )
 
+LPIPS_VGG = LPIPSConfig(widths=(64, 128, 256, 512, 512))
+LPIPS, TEACHER = "lpips", "teacher"  # names of the perceptual network and of a SigLIP in a training state
+# Networks that only a loss uses and that no architecture names. They come from files of others, and are never trained.
+LOSS_NETWORKS: dict[str, LPIPSConfig] = {LPIPS: LPIPS_VGG}
+
 # Small models for a laptop's CPU, which run the same code: images of 32 px with 4 x 4 tokens each.
 VQ_TINY = VQConfig(
     image_size=32,
@@ -125,6 +140,12 @@ JANUS_PRO_TINY = JanusConfig(
     gen_aligner_depth=2,
     image_head_width=96,
     prompt_style="janus_pro_tiny",
+)
+
+SEMANTIC_VQ_TINY = SemanticTokenizerConfig(
+    vq=VQ_TINY,
+    decoder=SemanticDecoderConfig(width=64, depth=2, num_heads=2, mlp_dim=256, norm_eps=1e-6),
+    teacher=JANUS_PRO_TINY.siglip,
 )
 
 # Unlike the tiny one it can be written in the layout of Hugging Face, which fixes 32 normalisation groups of the image
@@ -172,6 +193,8 @@ PRESETS: dict[str, ModelConfig] = {
     "janusflow_1p3b": JANUSFLOW_1P3B,
     "janusflow_tiny": JANUSFLOW_TINY,
     "sdxl_vae": SDXL_VAE,
+    "semantic_vq16": SEMANTIC_VQ_16,
+    "semantic_vq_tiny": SEMANTIC_VQ_TINY,
     "vae_tiny": VAE_TINY,
     "vq16": VQ_16,
     "vq_tiny": VQ_TINY,

@@ -5,6 +5,7 @@ Letters: B images, P patches, N heads, H head dim, D width.
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from janus_jax.models.config import ClipTowerConfig, SiglipConfig
 from janus_jax.models.execution import Execution
@@ -60,3 +61,7 @@ class Siglip(nn.Module):
         x = x + pos_embed.astype(dtype)
         x, _ = run_layers(self, Block, c, c.depth, self.execution, x, None, None)
         return layer_norm(c.norm_eps, dtype, "norm")(x)
+
+    def init_all(self) -> None:
+        """Runs every submodule, on one image."""
+        self(jnp.zeros((1, self.config.image_size, self.config.image_size, 3)))

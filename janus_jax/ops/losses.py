@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from janus_jax.ops.codebook import l2_normalize
+
 LogitsFn = Callable[[Any, Float[Array, "T D"]], Float[Array, "T V"]]
 
 
@@ -157,3 +159,26 @@ def vq_loss(
     codebook_term = jnp.mean(jnp.square(jax.lax.stop_gradient(latents) - quantized))
     commitment_term = commitment * jnp.mean(jnp.square(latents - jax.lax.stop_gradient(quantized)))
     return codebook_term, commitment_term
+
+
+def code_entropy_loss(
+    latents: Float[Array, "T Q"], codebook: Float[Array, "C Q"], temperature: float, axes: tuple[str, ...] = ()
+) -> Float[Array, ""]:
+    """Mean entropy of the codes of each token, minus the entropy of the mean: low where tokens decide and codes vary.
+
+    A token takes each code with probability softmax(-d / temperature), d being the squared distances of unit vectors
+    (`compute_entropy_loss` of LlamaGen). Both arguments get a gradient. It needs arrays of [T, C].
+
+    Args:
+        axes: mesh axes over which the tokens are divided, so that the mean is that of all devices.
+    """
+    similarity = jnp.einsum(
+        "TQ,CQ->TC", l2_normalize(latents), l2_normalize(codebook), precision=jax.lax.Precision.HIGHEST
+    )
+    logits = (2 * similarity - 2) / temperature
+    log_probabilities = jax.nn.log_softmax(logits)
+    probabilities = jnp.exp(log_probabilities)
+    mean = jnp.mean(probabilities, axis=0)
+    mean = jax.lax.pmean(mean, axes) if axes else mean
+    of_the_mean = -jnp.sum(mean * jnp.log(mean + 1e-5))
+    return -jnp.mean(jnp.sum(probabilities * log_probabilities, axis=-1)) - of_the_mean

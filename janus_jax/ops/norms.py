@@ -20,12 +20,12 @@ def global_response_norm(
     Channels compete (ConvNeXt V2, section 3, algorithm 1); g and n in float32.
     """
     energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-    response = _safe_sqrt(energy)
+    response = safe_sqrt(energy)
     relative = response / (jnp.mean(response, axis=-1, keepdims=True) + eps)
     return bias.astype(x.dtype) + (scale.astype(x.dtype) * relative.astype(x.dtype) + 1) * x
 
 
-def _safe_sqrt(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+def safe_sqrt(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """sqrt with gradient 0 instead of infinity at 0, where a whole channel may be after the GELU of zeros."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)

@@ -5,7 +5,7 @@ be built on packages that `training` does not import.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from janus_jax.data.stream import drop_metrics
@@ -121,7 +121,9 @@ class WriteMetrics:
         batches: DevicePrefetch,
         checkpoints: Checkpoints,
         input_stall: InputStall,
+        warnings_of: Callable[[int, Mapping[str, float]], Sequence[str]],  # (step, metrics) -> sentences to show
     ):
+        self._warnings_of = warnings_of
         self._log, self._every_steps, self._schedule = log, every_steps, schedule
         self._batches, self._checkpoints, self._input_stall = batches, checkpoints, input_stall
 
@@ -136,7 +138,9 @@ class WriteMetrics:
             "memory/save_gib": self._checkpoints.host_gib,
             **drop_metrics(self._batches.state),
         }
-        self._log.write(moment.step, self._input_stall.take(), self._checkpoints.take_blocked(), others)
+        means = self._log.write(moment.step, self._input_stall.take(), self._checkpoints.take_blocked(), others)
+        for warning in self._warnings_of(moment.step, means):
+            self._log.say(f"warning: {warning}")
 
     def close(self) -> None:
         self._log.close()

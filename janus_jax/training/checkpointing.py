@@ -101,9 +101,11 @@ class Checkpoints:
             }
             if state.ema is not None:  # a whole model, like `params`
                 items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
+            if state.adversary is not None:
+                items["adversary"] = ocp.args.StandardSave(state.adversary)
             # Orbax copies everything to the host before it writes. Frozen parameters count once although two items
             # hold them, since an array keeps its copy on the host.
-            self.host_gib = _local_bytes((params, state.opt_state, state.ema)) / 2**30
+            self.host_gib = _local_bytes((params, state.opt_state, state.ema, state.adversary)) / 2**30
             with self._writing(self._manager):
                 self._manager.save(step, args=ocp.args.Composite(**items))
         self._blocked += time.monotonic() - start
@@ -121,7 +123,8 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """State and data state of the newest checkpoint that can be read; None when there is no checkpoint.
 
-        Damaged newer checkpoints are moved to `damaged_checkpoints/`, with a message.
+        Damaged newer checkpoints are moved to `damaged_checkpoints/`, with a message. The networks that only the loss
+        uses are in no checkpoint: the state has None in their place.
 
         Args:
             abstract_state: Shapes, dtypes and shardings of the state.
@@ -129,13 +132,15 @@ class Checkpoints:
 
         Raises:
             UserError: There are checkpoints, but none can be restored. They are damaged, or belong to a run that
-                trained other parameters, or that differs from this one in keeping an average of them.
+                trained other parameters, or that differs from this one in keeping an average of them or in training a
+                discriminator.
             OSError, MemoryError, JaxRuntimeError: The reason is not in the files but in the connection, the
                 permissions or the memory.
         """
         damaged: dict[int, str] = {}  # reasons by step; not the errors, whose frames would keep arrays
         steps = saved_steps(self._workdir)[::-1]
         self._require_average(steps, abstract_state.ema is not None)
+        self._require_adversary(steps, abstract_state.adversary is not None)
         for step in steps:
             try:
                 result = self.restore(step, abstract_state, mask)
@@ -169,6 +174,8 @@ class Checkpoints:
         }
         if abstract_state.ema is not None:
             items["ema"] = whole
+        if abstract_state.adversary is not None:
+            items["adversary"] = ocp.args.StandardRestore(abstract_state.adversary)
         reason = ""
         try:
             restored = self._read(step, ocp.args.Composite(**items))
@@ -179,7 +186,8 @@ class Checkpoints:
         trainable, frozen = split(restored["params"], mask)
         number = jax.device_put(jax.numpy.int32(step), abstract_state.step.sharding)
         average = None if abstract_state.ema is None else split(restored["ema"], mask)[0]
-        return TrainState(number, trainable, frozen, restored["opt_state"], average), restored["data"]
+        adversary = None if abstract_state.adversary is None else restored["adversary"]
+        return TrainState(number, trainable, frozen, restored["opt_state"], average, adversary), restored["data"]
 
     def _read(self, step: int, items: ocp.args.Composite) -> ocp.args.Composite:
         """The parts of a checkpoint that this process needs. Raises UserError when they cannot be read.
@@ -211,6 +219,16 @@ class Checkpoints:
             raise UserError(
                 f"config.train.ema is above 0, but no checkpoint in {self._workdir} holds an average of parameters: "
                 "expected 0, or a new workdir with init.checkpoint, where an average begins"
+            )
+
+    def _require_adversary(self, steps: list[int], trained: bool) -> None:
+        """Raises UserError when only the run or only the checkpoints have a discriminator."""
+        found = [step for step in steps if (self._workdir / "checkpoints" / str(step) / "adversary").exists()]
+        if steps and bool(found) != trained:
+            raise UserError(
+                f"config.loss.adversarial_weight is {'above 0' if trained else '0'}, but the checkpoints in "
+                f"{self._workdir} hold {'a' if found else 'no'} discriminator: expected the value of the run, or a new "
+                "workdir with init.checkpoint"
             )
 
     def close(self) -> None:

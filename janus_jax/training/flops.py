@@ -6,9 +6,26 @@ masks, norms and the optimizer do not count.
 """
 
 import math
+from typing import Any
 
-from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, LlamaConfig, ModelConfig, SiglipConfig
-from janus_jax.models.params import abstract_params, flatten
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from janus_jax.models.config import (
+    AnyConfig,
+    FamilyConfig,
+    ImageTokenizerConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    LlamaConfig,
+    LPIPSConfig,
+    ModelConfig,
+    PatchDiscriminatorConfig,
+    SemanticTokenizerConfig,
+    SiglipConfig,
+)
+from janus_jax.models.params import abstract_params, bind, build, flatten
 
 FORWARD, WEIGHT_GRADIENT, INPUT_GRADIENT = 1, 1, 1  # passes with two operations per weight and token each
 # Modules that make inputs of the LLM. If one of them is trained, a gradient passes through the LLM.
@@ -24,7 +41,7 @@ def step_flops(
     und_slots: int,
     gen_slots: int,
 ) -> float | None:
-    """Operations of one step. Image tokenizers are not counted and give None; neither is the VAE of JanusFlow.
+    """Operations of one step. None for image tokenizers (`image_tokenizer_flops`); JanusFlow's VAE is not counted.
 
     Args:
         trained: names of the top-level modules with trained parameters.
@@ -59,6 +76,57 @@ def step_flops(
         images = rows * und_slots
         encoder_passes = FORWARD + (WEIGHT_GRADIENT + INPUT_GRADIENT) * ("siglip" in trained)
         total += 2.0 * encoder_passes * images * _encoder_products(config.siglip)
+    return total
+
+
+def image_tokenizer_flops(
+    tokenizer: ImageTokenizerConfig,
+    images: int,
+    size: int,
+    discriminator: PatchDiscriminatorConfig | None,
+    lpips: LPIPSConfig | None,
+) -> float:
+    """Operations of one step that trains a whole image tokenizer.
+
+    The discriminator runs on images and on reconstructions. Both give a gradient to its weights, and the second one
+    also to the tokenizer. LPIPS and a teacher have no gradient of weights, and the second has none at all.
+
+    Args:
+        images: images of a step, on all devices together.
+        size: side of an image in pixels.
+        discriminator, lpips: None where the loss does not have them.
+    """
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    products = (FORWARD + WEIGHT_GRADIENT + INPUT_GRADIENT) * forward_products(tokenizer, image)
+    if discriminator is not None:
+        generator = FORWARD + WEIGHT_GRADIENT + 2 * INPUT_GRADIENT
+        products += (generator + FORWARD + WEIGHT_GRADIENT + INPUT_GRADIENT) * forward_products(discriminator, image)
+    if lpips is not None:  # `forward_products` counts both images
+        products += (FORWARD + INPUT_GRADIENT / 2) * forward_products(lpips, image, image)
+    if isinstance(tokenizer, SemanticTokenizerConfig):
+        products += FORWARD * forward_products(tokenizer.teacher, image)
+    return 2.0 * images * products
+
+
+def forward_products(config: AnyConfig, *inputs: jax.ShapeDtypeStruct) -> int:
+    """Multiply-adds of the convolutions and matrix products of one forward pass of a network."""
+    model = build(config)
+    return _products(jax.make_jaxpr(lambda params, *x: bind(model, params)(*x))(abstract_params(config), *inputs).jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+    """Multiply-adds of a program, with those of the programs inside it."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, features = equation.invars[1].aval.shape, equation.outvars[0].aval.shape[-1]
+            total += equation.outvars[0].aval.size * math.prod(kernel) // features
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += repeats * sum(_products(inner) for inner in jaxprs_in_params(equation.params))
     return total
 
 

@@ -18,7 +18,7 @@ from janus_jax.training.freezing import merge
 from janus_jax.training.objectives.base import Denominators, Metrics, Objective
 
 # The objectives return more than a training step reports, since validation wants it.
-VALIDATION_ONLY = ("accuracy/text",)
+_VALIDATION_ONLY = ("accuracy/text", "psnr", "ssim", "ssim/range_2")
 
 
 def sharded_gradient(
@@ -31,25 +31,20 @@ def sharded_gradient(
         weights: gathers the weights; the layers of the model use the same object. None on a mesh without `fsdp`.
         micro_batches: number of parts in which the rows of a device are computed, one after the other.
     """
-    trainable_specs, frozen_specs = _row_specs(shardings.trainable), _row_specs(shardings.frozen)
+    trainable_specs, frozen_specs = row_specs(shardings.trainable), row_specs(shardings.fixed)
 
     def device(trainable: Params, frozen: Params, rows: Any) -> tuple[Params, Metrics]:
         denominators = jax.lax.psum(objective.denominators(rows), ROW_AXES)
 
         def share(trainable: Params, part: Any) -> tuple[jax.Array, Metrics]:
-            total, metrics = objective.share(_whole(trainable, frozen, weights), part, denominators)
-            return total, {name: pair for name, pair in metrics.items() if name not in VALIDATION_ONLY}
+            total, metrics = objective.share(whole_params(trainable, frozen, weights), part, denominators)
+            return total, reported_by_a_step(metrics)
 
         gradient = jax.grad(share, has_aux=True)
-        grads, metrics = _sum_over_parts(lambda part: gradient(trainable, part), rows, micro_batches)
-        grads = jax.tree.map(
-            lambda grad, spec: jax.lax.psum(grad, [axis for axis in ROW_AXES if axis not in spec]),
-            grads,
-            trainable_specs,
-        )
-        return grads, jax.lax.psum(metrics, ROW_AXES)
+        grads, metrics = sum_over_parts(lambda part: gradient(trainable, part), rows, micro_batches)
+        return sum_over_replicas(grads, trainable_specs), jax.lax.psum(metrics, ROW_AXES)
 
-    return _over_rows(
+    return over_rows(
         device, mesh, (trainable_specs, frozen_specs, BATCH_SPEC), out_specs=(trainable_specs, PartitionSpec())
     )
 
@@ -64,21 +59,33 @@ def sharded_metrics(
     """
 
     def device(trainable: Params, frozen: Params, rows: Any, denominators: Denominators) -> Metrics:
-        params = _whole(trainable, frozen, weights)
-        metrics = _sum_over_parts(lambda part: objective.share(params, part, denominators)[1], rows, micro_batches)
+        params = whole_params(trainable, frozen, weights)
+        metrics = sum_over_parts(lambda part: objective.share(params, part, denominators)[1], rows, micro_batches)
         return jax.lax.psum(metrics, ROW_AXES)
 
-    in_specs = (_row_specs(shardings.trainable), _row_specs(shardings.frozen), BATCH_SPEC, PartitionSpec())
-    return _over_rows(device, mesh, in_specs, out_specs=PartitionSpec())
+    in_specs = (row_specs(shardings.trainable), row_specs(shardings.fixed), BATCH_SPEC, PartitionSpec())
+    return over_rows(device, mesh, in_specs, out_specs=PartitionSpec())
 
 
-def _whole(trainable: Params, frozen: Params, weights: WeightGatherer | None) -> Params:
+def reported_by_a_step(metrics: Metrics) -> Metrics:
+    """The metrics of an objective without those that only validation reports, which are then not computed."""
+    return {name: pair for name, pair in metrics.items() if name not in _VALIDATION_ONLY}
+
+
+def sum_over_replicas(grads: Params, specs: Any) -> Params:
+    """The sums of the gradients of all devices. Gathering weights has summed those of shards over `fsdp` already."""
+    return jax.tree.map(
+        lambda grad, spec: jax.lax.psum(grad, [axis for axis in ROW_AXES if axis not in spec]), grads, specs
+    )
+
+
+def whole_params(trainable: Params, frozen: Params, weights: WeightGatherer | None) -> Params:
     """All parameters; those outside the stacked layers gathered, since the layers gather their own."""
     params = merge(trainable, frozen)
     return params if weights is None else weights.outside_stacks(params)
 
 
-def _sum_over_parts(function: Callable[[Any], Any], rows: Any, micro_batches: int) -> Any:
+def sum_over_parts(function: Callable[[Any], Any], rows: Any, micro_batches: int) -> Any:
     """The sum of `function(part)` over equal parts of the rows, computed one after the other."""
     if micro_batches == 1:
         return function(rows)
@@ -92,7 +99,7 @@ def _sum_over_parts(function: Callable[[Any], Any], rows: Any, micro_batches: in
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _over_rows(device: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def over_rows(device: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """`device` on every device of the mesh. A `tensor` axis is left to XLA's partitioner, except for Pallas kernels."""
     partitioned = mesh.shape["tensor"] > 1
     return jax.shard_map(
@@ -105,7 +112,7 @@ def _over_rows(device: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs:
     )
 
 
-def _row_specs(shardings: Any) -> Any:
+def row_specs(shardings: Any) -> Any:
     """A PartitionSpec for every sharding of a tree, with the axes that divide rows and without `tensor`."""
     return jax.tree.map(
         lambda sharding: PartitionSpec(*(axis if axis in ROW_AXES else None for axis in sharding.spec)), shardings

@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
 from janus_jax.models.params import Params, abstract_params, flatten, init_params
 from janus_jax.sharding import param_shardings
 from janus_jax.training.checkpointing import differences
 from janus_jax.weights.load import read_param
 from janus_jax.weights.native import open_params, read_architecture
 from janus_jax.weights.open_model import open_model
-from janus_jax.weights.pretrained_parts import PARTS, open_part, same_function
+from janus_jax.weights.pretrained_parts import PARTS, open_llamagen_vq, open_part, same_function
 from janus_jax.weights.reader import TensorReader
 
 FRESH = "fresh"
@@ -100,6 +100,8 @@ def _open(field: str, location: str, architecture: ModelConfig, tokenizer: Token
             _require_same_ids(tokenizers.Tokenizer.from_file(str(saved_tokenizer)), tokenizer)
         return open_part(field, location, architecture)
     if not isinstance(architecture, FamilyConfig):
+        if isinstance(architecture, VQConfig) and epath.Path(location).is_file():
+            return open_llamagen_vq(location, architecture)
         saved = read_architecture(location)
         _require_same(saved, architecture)
         return open_params(location, saved)

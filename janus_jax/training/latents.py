@@ -21,7 +21,7 @@ from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import logit_normal_time
 from janus_jax.ops.pixels import normalize
-from janus_jax.sharding import BATCH_SPEC, param_shardings
+from janus_jax.sharding import BATCH_SPEC, param_shardings, to_devices
 from janus_jax.weights.vae import VAE_FOLDER, load_vae, require_vae
 
 Preparation = Callable[[Any, int], Any]  # (batch of the stream, step) -> batch of the objective
@@ -58,14 +58,8 @@ def make_preparation(
     if not isinstance(architecture, JanusFlowConfig):
         return lambda batch, step: batch
     prepare = _make_flow_preparation(architecture, config, mesh, vae[0] if vae else None)
-    params = {} if vae is None else jax.tree.map(_spread, vae[1], param_shardings(vae[0], mesh))
+    params = {} if vae is None else jax.tree.map(to_devices, vae[1], param_shardings(vae[0], mesh))
     return lambda batch, step: prepare(params, batch, np.int32(step))
-
-
-def _spread(values: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """An array that every process holds whole -> a global array whose parts lie on their devices."""
-    whole = np.asarray(values)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def _make_flow_preparation(

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from janus_jax.training.resilience.preemption import DataStalled, StopRequest
 from janus_jax.training.resilience.watchdog import Watchdog
 from janus_jax.training.sample_log import SampleLog
 from janus_jax.training.start import Run, is_first_process, open_run, say
+from janus_jax.training.tokenizer_warnings import tokenizer_warnings
 from janus_jax.training.train_state import TrainState
 from janus_jax.training.validation import Validation
 
@@ -124,6 +126,7 @@ class Trainer:
                 self._batches,
                 run.checkpoints,
                 self._input_stall,
+                functools.partial(tokenizer_warnings, config.loss),
             ),
             SaveCheckpoint(run.checkpoints, config.checkpoint.every_steps, self._batches),
             *others,

@@ -24,6 +24,7 @@ from janus_jax.data.stream import PREFETCH, RING_SLOTS
 from janus_jax.errors import UserError
 from janus_jax.free_memory import free_bytes, free_host_bytes
 from janus_jax.sharding import local_bytes, own_rows, row_shares
+from janus_jax.training.adversarial_step import adversarial_gradients
 from janus_jax.training.fsdp import sharded_gradient
 from janus_jax.training.liveness import peak_bytes
 from janus_jax.training.plan import Plan, abstract_batch, make_plan
@@ -58,14 +59,17 @@ class Memory:
 def estimate_memory(config: ConfigDict, plan: Plan) -> Memory:
     """What a run of `config` needs on each device and on the host of this process."""
     state, batch = plan.state, abstract_batch(config, plan)
-    gradients = local_bytes(state.trainable)
+    adversary = state.adversary
+    discriminator, others = (adversary.params, adversary.opt_state) if adversary else (None, None)
+    gradients = local_bytes((state.trainable, discriminator))
     device = {
-        "parameters": local_bytes((state.trainable, state.frozen, state.ema)),
+        "parameters": local_bytes((state.trainable, state.fixed, state.ema, discriminator)),
         "gradients": gradients,
-        "optimizer": local_bytes(state.opt_state),
+        "optimizer": local_bytes((state.opt_state, others)),
         ACTIVATIONS: _activation_bytes(plan, batch, gradients),
         BATCHES: (AHEAD + 2) * local_bytes(batch),  # those ahead, one on its way to the device, one in its step
     }
+    saved = state._replace(loss_networks=None)
     mine = list(plan.mesh.local_devices)
     rows = batch.rows if isinstance(batch, FlowBatch) else batch
     loaded = _bytes(rows) // own_rows(plan.rows, config.train.batch_size)[1]
@@ -73,7 +77,7 @@ def estimate_memory(config: ConfigDict, plan: Plan) -> Memory:
     host = {
         READING: (blocks + 1) * loaded + config.data.workers * WORKER_BYTES,
         "compilation": COMPILATION_BYTES,
-        "saving": int(SAVING_FACTOR * min(_bytes(state), len(mine) * local_bytes(state))),
+        "saving": int(SAVING_FACTOR * min(_bytes(saved), len(mine) * local_bytes(saved))),
     }
     return Memory(device, host, devices_in_host=len(mine) if mine[0].platform == "cpu" else 0)
 
@@ -125,8 +129,13 @@ def _activation_bytes(plan: Plan, batch: Any, gradients: int) -> int:
 
     A `tensor` axis divides most of them. The program of a device does not show it, since XLA divides it later.
     """
-    gradient = sharded_gradient(plan.objective, plan.shardings, plan.mesh, plan.execution.weights, plan.micro_batches)
-    jaxpr = jax.make_jaxpr(gradient)(plan.state.trainable, plan.state.frozen, batch).jaxpr
+    state, common = plan.state, (plan.shardings, plan.mesh, plan.execution.weights, plan.micro_batches)
+    if plan.two_networks is not None and state.adversary is not None:
+        gradient = adversarial_gradients(plan.objective, *plan.two_networks, *common)
+        arguments = (state.trainable, state.fixed, state.adversary.params, batch, jax.ShapeDtypeStruct((), np.float32))
+    else:
+        gradient, arguments = sharded_gradient(plan.objective, *common), (state.trainable, state.fixed, batch)
+    jaxpr = jax.make_jaxpr(gradient)(*arguments).jaxpr
     of_device = next(eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map")
     return max(0, peak_bytes(of_device) - gradients) // plan.mesh.shape["tensor"]
 

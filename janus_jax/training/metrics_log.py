@@ -14,7 +14,7 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.storage import write_whole
-from janus_jax.training.objectives.base import Metrics
+from janus_jax.training.objectives.base import Metrics, mean_metrics
 from janus_jax.training.tensorboard import TensorBoard
 
 
@@ -22,7 +22,8 @@ class MetricsLog:
     """Collects metrics per step without waiting for the devices, and writes their means.
 
     A line of `metrics.jsonl` holds the step and the means since the last line. Counts, such as `tokens/generate`, are
-    means per step. Further values of the same time are:
+    means per step. The usage and perplexity of codes are those of all images since the last line. Further values of the
+    same time are:
         images_per_second, tokens_per_second, steps_per_second: rates of the whole run, with all its processes.
         step_seconds/median, /p90, /max: time from the end of a step to the end of the next, without the first step of
             the process.
@@ -129,10 +130,11 @@ class MetricsLog:
         """
         pending = jax.device_get(self._pending)
         elapsed = time.monotonic() - self._started
-        means = {}
-        for key in pending[0]:
-            total, weight = (sum(float(metrics[key][i]) for metrics in pending) for i in (0, 1))
-            means[key] = total / weight if weight else float("nan")
+        sums = {
+            key: tuple(sum(np.asarray(metrics[key][i], np.float64) for metrics in pending) for i in (0, 1))
+            for key in pending[0]
+        }
+        means = mean_metrics(sums)
         rates = {
             f"{name}_per_second": sum(float(metrics[name][0]) for metrics in pending) / elapsed
             for name in ("images", "tokens")

@@ -18,18 +18,47 @@ from ml_collections import ConfigDict
 from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import (
+    FamilyConfig,
+    ImageTokenizerConfig,
+    JanusConfig,
+    ModelConfig,
+    SemanticTokenizerConfig,
+)
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, abstract_params, flatten
-from janus_jax.sharding import GatheredWeights, batch_sharding, check_heads, make_mesh, param_shardings, row_shares
-from janus_jax.training.flops import step_flops
+from janus_jax.models.patch_discriminator import NormStatistics
+from janus_jax.models.presets import LOSS_NETWORKS, LPIPS
+from janus_jax.sharding import (
+    ROW_AXES,
+    GatheredWeights,
+    batch_sharding,
+    check_heads,
+    make_mesh,
+    param_shardings,
+    row_shares,
+)
+from janus_jax.training.adversarial_step import make_adversarial_step
+from janus_jax.training.flops import image_tokenizer_flops, step_flops
 from janus_jax.training.freezing import trainable_mask
+from janus_jax.training.loss_networks import abstract_discriminator, abstract_loss_networks
+from janus_jax.training.objectives.adversarial import AdversarialConfig, adversarial_config
 from janus_jax.training.objectives.base import Objective
 from janus_jax.training.objectives.factory import make_objective
+from janus_jax.training.objectives.vq import TokenizerLoss, tokenizer_loss
 from janus_jax.training.optimizer import make_optimizer
 from janus_jax.training.setup import check_config, execution, generation_size, model_config
 from janus_jax.training.train_state import TrainState, create_state, state_shardings
 from janus_jax.training.train_step import make_train_step, make_validation_step
+
+Discriminator = tuple[Params, NormStatistics]
+
+
+class TwoNetworks(NamedTuple):
+    """What a run needs to train an image tokenizer against a discriminator."""
+
+    tokenizer_loss: TokenizerLoss
+    adversarial: AdversarialConfig
 
 
 class Plan(NamedTuple):
@@ -46,13 +75,14 @@ class Plan(NamedTuple):
     shardings: TrainState
     micro_batches: int
     ema: float
+    two_networks: TwoNetworks | None = None  # None: the run trains no discriminator
 
     def make_step(self) -> Any:
         """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
-        weights = self.execution.weights
-        return make_train_step(
-            self.objective, self.optimizer, self.shardings, self.mesh, weights, self.micro_batches, self.ema
-        )
+        common = (self.optimizer, self.shardings, self.mesh, self.execution.weights, self.micro_batches, self.ema)
+        if self.two_networks is not None:
+            return make_adversarial_step(self.objective, *self.two_networks, *common)
+        return make_train_step(self.objective, *common)
 
     def make_validation_step(self) -> Any:
         """The function that computes the metrics of held-out rows; see `make_validation_step`."""
@@ -60,10 +90,17 @@ class Plan(NamedTuple):
             self.objective, self.shardings, self.mesh, self.execution.weights, self.micro_batches
         )
 
-    def new_state(self, params: Params) -> TrainState:
-        """The state before the first step, on the devices. It takes over the arrays of `params`, which are donated."""
+    def new_state(self, params: Params, discriminator: Discriminator | None = None) -> TrainState:
+        """The state before the first step, on the devices, without the networks that only the loss uses.
+
+        It takes over the arrays of `params`, which are donated.
+
+        Args:
+            discriminator: parameters and running statistics of the discriminator, where the run trains one.
+        """
         create = functools.partial(create_state, mask=self.mask, optimizer=self.optimizer, ema=self.ema > 0)
-        return jax.jit(create, out_shardings=self.shardings, donate_argnums=0)(params)
+        shardings = self.shardings._replace(loss_networks=None)
+        return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params, discriminator=discriminator)
 
 
 def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
@@ -87,14 +124,20 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     if mesh.shape["fsdp"] > 1:
         specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh)).items()}
         run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
-    objective = make_objective(architecture, run, config.loss, tasks(config))
+    objective = make_objective(architecture, run, config.loss, tasks(config), ROW_AXES)
+    two_networks = _two_networks(config, architecture, run, device_rows // micro_batches, mask)
+    discriminator = abstract_discriminator(two_networks.adversarial.discriminator) if two_networks else None
+    networks = abstract_loss_networks(config, architecture, run.dtype)
     ema = config.train.ema
-    abstract = jax.eval_shape(lambda p: create_state(p, mask, optimizer, ema > 0), params)
+    abstract = jax.eval_shape(
+        lambda *parts: create_state(parts[0], mask, optimizer, ema > 0, *parts[1:]), params, discriminator, networks
+    )
     shardings = state_shardings(architecture, mask, optimizer, abstract, mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
-    return Plan(architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches, ema)
+    common = (architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches, ema)
+    return Plan(*common, two_networks)
 
 
 def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | ImageBatch:
@@ -109,7 +152,7 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
 
     architecture = plan.architecture
     if not isinstance(architecture, FamilyConfig):
-        assert isinstance(architecture, VQConfig)
+        assert isinstance(architecture, ImageTokenizerConfig)
         size = data.image_size or architecture.image_size
         return ImageBatch(pixels=array(jnp.uint8, size, size, 3))
     length = data.row_length
@@ -131,8 +174,29 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
     return FlowBatch(batch, latents, latents, time=array(jnp.float32, data.gen_slots))
 
 
+def _two_networks(
+    config: ConfigDict, architecture: ModelConfig, run: Execution, images: int, mask: dict[str, bool]
+) -> TwoNetworks | None:
+    """What an adversarial loss needs; None for a run without. `images` is the number on a device in a micro-batch."""
+    if not isinstance(architecture, ImageTokenizerConfig) or not config.loss.adversarial_weight:
+        return None
+    last = f"{'vq/' * isinstance(architecture, SemanticTokenizerConfig)}decoder/conv_out/kernel"
+    if config.loss.adaptive_weight and not mask[last]:
+        raise UserError(f"config.loss.adaptive_weight=True, but config.trainable freezes {last}")
+    size = config.data.image_size or architecture.image_size
+    adversarial = adversarial_config(config.loss, size, images, ROW_AXES, run)
+    return TwoNetworks(tokenizer_loss(architecture, run, config.loss, ROW_AXES), adversarial)
+
+
 def model_flops(config: ConfigDict, plan: Plan) -> float | None:
     """Floating-point operations that one step needs, on all devices together; None for models that are not counted."""
+    if isinstance(plan.architecture, ImageTokenizerConfig):
+        if not all(plan.mask.values()):
+            return None
+        discriminator = plan.two_networks.adversarial.discriminator if plan.two_networks else None
+        lpips = LOSS_NETWORKS[LPIPS] if config.loss.perceptual_weight else None
+        size = config.data.image_size or plan.architecture.image_size
+        return image_tokenizer_flops(plan.architecture, config.train.batch_size, size, discriminator, lpips)
     trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
     data = config.data
     rows = config.train.batch_size

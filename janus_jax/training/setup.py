@@ -25,11 +25,12 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import (
     AlignmentConfig,
     FamilyConfig,
+    ImageTokenizerConfig,
     JanusConfig,
     JanusFlowConfig,
     ModelConfig,
+    SemanticTokenizerConfig,
     VAEConfig,
-    VQConfig,
 )
 from janus_jax.models.execution import Execution
 from janus_jax.models.presets import PRESETS
@@ -59,6 +60,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "loss.chunk_size": (1, 2**30),
     "loss.z_loss": (0, 1e3),
     "loss.pixel_weight": (0, 1e6),
+    "loss.perceptual_weight": (0, 1e6),
+    "loss.adversarial_weight": (0, 1e6),
+    "loss.discriminator_start": (0, 2**31 - 1),
+    "loss.discriminator_channels": (1, 4096),
+    "loss.discriminator_layers": (1, 10),
+    "loss.semantic_weight": (0, 1e6),
+    "loss.entropy_weight": (0, 1e6),
+    "loss.entropy_temperature": (1e-6, 1e6),
+    "loss.min_code_usage": (0, 1),
     "loss.alignment_weight": (0, 1e6),
     "loss.alignment_width": (1, 2**20),
     "loss.time_location": (-100, 100),
@@ -123,7 +133,7 @@ def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
             raise UserError(f"config.data.gen_slots={config.data.gen_slots}, but a row has room for {room} images")
 
 
-def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig:
+def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTokenizerConfig:
     """The architecture that `config.model` names: a preset, or that of the folder `config.init.checkpoint`.
 
     JanusFlow gets the projector of an alignment loss with a weight, and none otherwise.
@@ -151,7 +161,7 @@ def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig
         raise UserError(f"config.loss.alignment_layer={config.loss.alignment_layer}: {error}") from error
 
 
-def _named_architecture(config: ConfigDict) -> JanusConfig | JanusFlowConfig | VQConfig:
+def _named_architecture(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTokenizerConfig:
     """The architecture of a preset or of a checkpoint, as it stands there."""
     if config.model == CHECKPOINT:
         if not config.init.checkpoint:
@@ -259,8 +269,13 @@ def open_stream(
         process_index=process_index,
         process_count=process_count,
     )
-    if isinstance(architecture, VQConfig):
+    if isinstance(architecture, ImageTokenizerConfig):
         size = data.image_size or architecture.image_size
+        if isinstance(architecture, SemanticTokenizerConfig) and size != architecture.image_size:
+            raise UserError(
+                f"data.image_size={size}, but the teacher of {config.model} has features of images of "
+                f"{architecture.image_size} pixels: expected that or 0"
+            )
         if size % architecture.downsampling:
             raise UserError(f"data.image_size={size} is not a multiple of {architecture.downsampling}")
         return square_images([records for records, _ in entries["generate"]], size, crop, options)

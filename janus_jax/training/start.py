@@ -11,13 +11,14 @@ from janus_jax.data.stream import Stream
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VAEConfig
-from janus_jax.models.params import Params, abstract_params
+from janus_jax.models.params import Params, abstract_params, count
 from janus_jax.sharding import own_rows
 from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.checkpointing import CONFIG_FILE, Checkpoints, has_checkpoint
 from janus_jax.training.freezing import format_table, merge, module_table
 from janus_jax.training.initialization import FRESH, format_origins, initial_params
 from janus_jax.training.latents import open_vae
+from janus_jax.training.loss_networks import initial_discriminator, open_loss_networks
 from janus_jax.training.memory import check_memory
 from janus_jax.training.plan import Plan, make_plan, tasks
 from janus_jax.training.setup import open_stream, open_tokenizer
@@ -65,10 +66,11 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     if config.check_memory:
         say(check_memory(config, plan))
     say(format_table(module_table(abstract_params(architecture), plan.mask)))
+    loss_networks = open_loss_networks(config, architecture, plan.execution.dtype, plan.mesh)
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
     run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
     restored = _restore(run)
-    state = restored or _new_state(run)
+    state = (restored or _new_state(run))._replace(loss_networks=loss_networks)
     if config.data.stored_codes and isinstance(architecture, JanusConfig):
         vq = merge(state.trainable, state.frozen)["vq"]
         check_stored_codes(stream.patterns, architecture.vq, vq)
@@ -108,7 +110,13 @@ def _new_state(run: Run) -> TrainState:
     say(format_origins(origins))
     if isinstance(run.plan.architecture, FamilyConfig) and all(origin.source == FRESH for origin in origins):
         say("WARNING: all parameters are random, since init.checkpoint and the parts in config.init are empty")
-    return run.plan.new_state(params)
+    discriminator = None
+    if run.plan.two_networks is not None:
+        discriminator, origin = initial_discriminator(
+            run.plan.two_networks.adversarial.discriminator, run.config.init.checkpoint, run.config.seed, run.plan.mesh
+        )
+        say(f"discriminator: {count(discriminator[0]):,} parameters, {origin}")
+    return run.plan.new_state(params, discriminator)
 
 
 def _config_text(config: ConfigDict) -> str:

@@ -1,7 +1,7 @@
 """The compiled programs over a training state: a training step, and the metrics of held-out rows.
 
-The training loop only knows the protocol `TrainStep`: it passes the state on and reads its field `step`. So another
-implementation may have a state with several networks and optimizers.
+The training loop only knows the protocol `TrainStep`: it passes the state on and reads its field `step`. The step of
+this file trains one network, that of `adversarial_step.py` two.
 """
 
 from collections.abc import Callable
@@ -47,15 +47,24 @@ def make_train_step(
     gradient = sharded_gradient(objective, shardings, mesh, weights, micro_batches)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradient(state.trainable, state.frozen, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        average = state.ema
-        if average is not None:
-            average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, average, trainable)
-        new = TrainState(state.step + 1, trainable, state.frozen, opt_state, average)
-        return new, metrics | gradient_norms(grads)
+        grads, metrics = gradient(state.trainable, state.fixed, batch)
+        return updated(state, grads, optimizer, ema), metrics | gradient_norms(grads)
 
+    return compiled_step(step, shardings, mesh)
+
+
+def updated(state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
+    """The state after a step of the optimizer, with the average moved towards the new parameters."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    average = state.ema
+    if average is not None:
+        average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, average, trainable)
+    return state._replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=average)
+
+
+def compiled_step(step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], shardings: Any, mesh: Mesh) -> Any:
+    """The `jax.jit` function of a `TrainStep`. Its argument `state` is donated."""
     return jax.jit(
         step,
         in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
@@ -76,7 +85,7 @@ def make_validation_step(
     metrics_of = sharded_metrics(objective, shardings, mesh, weights, micro_batches)
 
     def step(state: TrainState, batch: Any, denominators: Denominators) -> Metrics:
-        return metrics_of(state.trainable, state.frozen, batch, denominators)
+        return metrics_of(state.trainable, state.fixed, batch, denominators)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(

@@ -21,7 +21,7 @@ from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.training.latents import Preparation
-from janus_jax.training.objectives.base import Denominators
+from janus_jax.training.objectives.base import CODE_COUNTS, Denominators, mean_metrics
 from janus_jax.training.plan import Plan, tasks
 from janus_jax.training.setup import open_stream
 from janus_jax.training.train_state import TrainState
@@ -104,11 +104,13 @@ class Validation:
                 counts.append(jax.block_until_ready(self._count_denominators(batch)))
                 keep_alive()
             self._denominators = jax.tree.map(lambda *values: sum(values), *counts)
-        sums: dict[str, np.ndarray] = {}
+        sums: dict[str, tuple[Any, Any]] = {}
         for batch in self._batches():
             metrics = jax.device_get(self._step(state, batch, self._denominators))
             for name, pair in metrics.items():
-                sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+                total, weight = (np.asarray(half, np.float64) for half in pair)
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = before[0] + total, before[1] + weight
             keep_alive()
         dropped = {name: share for name, share in drop_metrics(self._stream.get_state()).items() if share}
         return _means(sums) | dropped
@@ -142,13 +144,14 @@ def without_rows(batch: PackedBatch | ImageBatch, kept: np.ndarray) -> PackedBat
     return jax.tree.map(lambda x: np.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, np.zeros((), x.dtype)), batch)
 
 
-def _means(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """Losses, accuracies, and the perplexity of each task whose loss is a cross-entropy."""
-    means = {
-        name: float(total / weight)
+def _means(sums: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Losses, accuracies, quality of images, use of codes, and the perplexity of each task with a cross-entropy."""
+    reported = {
+        name: (total, weight)
         for name, (total, weight) in sums.items()
-        if name.startswith(("loss", "accuracy")) and weight
+        if name.startswith(("loss", "accuracy", "psnr", "ssim", CODE_COUNTS)) and weight
     }
+    means = mean_metrics(reported)
     for task in TASKS:
         if f"accuracy/{task}" in means:
             with np.errstate(over="ignore"):

@@ -19,7 +19,15 @@ from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.data.prompts import STYLES
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, ModelConfig, VAEConfig, VQConfig
+from janus_jax.models.config import (
+    FamilyConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    ModelConfig,
+    SemanticTokenizerConfig,
+    VAEConfig,
+    VQConfig,
+)
 from janus_jax.models.params import Params, abstract_params, flatten, unflatten
 from janus_jax.models.scan_layers import is_stacked
 from janus_jax.storage import absolute, write_json
@@ -30,7 +38,13 @@ from janus_jax.weights.tokenizer_files import check_vocabulary
 
 ARCHITECTURE_FILE = "model.json"
 FORMAT_VERSION = 1
-KINDS: dict[str, type] = {"janus": JanusConfig, "janusflow": JanusFlowConfig, "vq": VQConfig, "vae": VAEConfig}
+KINDS: dict[str, type] = {
+    "janus": JanusConfig,
+    "janusflow": JanusFlowConfig,
+    "vq": VQConfig,
+    "semantic_vq": SemanticTokenizerConfig,
+    "vae": VAEConfig,
+}
 
 
 def write_architecture(folder: epath.PathLike, config: ModelConfig) -> None:

@@ -11,13 +11,24 @@ from absl import logging
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, LlamaConfig, ModelConfig, VQConfig
+from janus_jax.models.config import (
+    FamilyConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    LlamaConfig,
+    ModelConfig,
+    SemanticTokenizerConfig,
+    SiglipConfig,
+    VQConfig,
+)
+from janus_jax.models.presets import JANUS_PRO_TINY
 from janus_jax.weights.foreign import ForeignTensors
 from janus_jax.weights.json_fields import CONFIG_FILE, read_fields
 from janus_jax.weights.llama_config import LLAMA_DEFAULTS, read_llama
 from janus_jax.weights.locations import existing_path
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
-from janus_jax.weights.reader import PrefixedTensors, TensorReader
+from janus_jax.weights.open_model import open_model
+from janus_jax.weights.reader import PrefixedTensors, TensorReader, UnprefixedTensors
 from janus_jax.weights.tensor_files import open_tensors
 
 PARTS = ("siglip", "llm", "vq")
@@ -43,9 +54,12 @@ def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> Tens
     location = existing_path(location)
     if part == "vq" and isinstance(config, JanusConfig) and (location / ARCHITECTURE_FILE).exists():
         saved = read_architecture(location)
+        tensors: TensorReader = open_params(location, saved)
+        if isinstance(saved, SemanticTokenizerConfig):  # its tokenizer is whole without the semantic decoder
+            saved, tensors = saved.vq, UnprefixedTensors(tensors, "vq/")
         if same_function(saved, config.vq) != config.vq:
             raise UserError(f"{location}: holds another architecture than the config's image tokenizer")
-        return PrefixedTensors(open_params(location, saved), "vq/")
+        return PrefixedTensors(tensors, "vq/")
     _check_config(part, location, config)
     tensors = ForeignTensors(open_tensors(location), config, part, location, any_vocabulary=part == "llm")
     if part == "llm":
@@ -53,6 +67,37 @@ def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> Tens
         if rows > limit:
             raise UserError(f"{location}: embeds {rows} tokens, more than the {limit} of the config")
     return tensors
+
+
+def open_siglip(location: epath.PathLike, config: SiglipConfig) -> TensorReader:
+    """Opens an understanding encoder on its own: transformers' folder of a SigLIP, or a Janus model of any layout.
+
+    Raises:
+        UserError: nothing is there, or it has another architecture than `config`.
+    """
+    location = existing_path(location)
+    if (location / ARCHITECTURE_FILE).exists():
+        model = open_model(location)
+        if model.config.siglip != config:
+            raise UserError(f"{location}: its SigLIP has another architecture than the one that is expected, {config}")
+        return UnprefixedTensors(model, "siglip/")
+    return UnprefixedTensors(open_part("siglip", location, whole_model(config)), "siglip/")
+
+
+def open_llamagen_vq(file: epath.PathLike, config: VQConfig) -> TensorReader:
+    """Opens LlamaGen's file of an image tokenizer as a model of its own.
+
+    Raises:
+        UserError: nothing is there, or its tensors are not those of `config`.
+    """
+    file = existing_path(file)
+    return UnprefixedTensors(ForeignTensors(open_tensors(file), whole_model(config), "vq", file), "vq/")
+
+
+def whole_model(part: VQConfig | SiglipConfig) -> JanusConfig:
+    """A whole model with this part, since the tables of names are those of whole models."""
+    field = "vq" if isinstance(part, VQConfig) else "siglip"
+    return dataclasses.replace(JANUS_PRO_TINY, **{field: part})
 
 
 def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:
@@ -63,6 +108,9 @@ def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:
     """
     if isinstance(saved, VQConfig) and isinstance(wanted, VQConfig):
         return dataclasses.replace(saved, commitment=wanted.commitment, image_size=wanted.image_size)
+    if isinstance(saved, SemanticTokenizerConfig) and isinstance(wanted, SemanticTokenizerConfig):
+        vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)
+        return dataclasses.replace(saved, vq=vq)
     if isinstance(saved, JanusConfig) and isinstance(wanted, JanusConfig):
         # The image size of this VQ stays: it tells how many tokens the model generates.
         vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)

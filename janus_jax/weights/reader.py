@@ -114,6 +114,21 @@ class PrefixedTensors:
         return self._tensors.origin(part._replace(path=part.path.removeprefix(self._prefix)))
 
 
+class UnprefixedTensors:
+    """A reader of a part on its own, which is stored below a prefix of its paths."""
+
+    def __init__(self, tensors: TensorReader, prefix: str):
+        self._tensors, self._prefix = tensors, prefix
+        within = {path: info for path, info in tensors.parameters.items() if path.startswith(prefix)}
+        self.parameters = {path.removeprefix(prefix): info for path, info in within.items()}
+
+    def read(self, part: TensorSlice) -> np.ndarray:
+        return self._tensors.read(part._replace(path=self._prefix + part.path))
+
+    def origin(self, part: TensorSlice) -> str:
+        return self._tensors.origin(part._replace(path=self._prefix + part.path))
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelReader:
     """An opened model of the Janus family: a reader of its parameters, and what else belongs to it."""

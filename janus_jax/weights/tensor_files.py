@@ -25,13 +25,17 @@ class TensorFiles:
         files: name -> name of the file that holds it.
     """
 
-    def __init__(self, paths: list[epath.Path]):
-        """Raises UserError for a missing or damaged file, an unknown dtype, and a name that two files hold."""
+    def __init__(self, paths: list[epath.Path], part: str = ""):
+        """Raises UserError for a missing or damaged file, an unknown dtype, and a name that two files hold.
+
+        Args:
+            part: what to read of files of PyTorch, see `TorchFile`.
+        """
         self.tensors: dict[str, TensorInfo] = {}
         self.files: dict[str, str] = {}
         self._opened: dict[str, SafetensorsFile | TorchFile] = {}
         for path in paths:
-            file = SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+            file = SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path, part)
             self._opened[path.name] = file
             for name in file.tensors:
                 if name in self.tensors:

@@ -8,6 +8,7 @@ import argparse
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from janus_jax.errors import UserError
+from janus_jax.storage import disk_errors
 from janus_jax.weights.reader import TensorInfo
 from janus_jax.weights.safetensors_io import DTYPES
 
@@ -38,13 +40,22 @@ class TorchFile:
         tensors: name -> shape and dtype.
     """
 
-    def __init__(self, path: epath.Path):
-        """Raises UserError for a damaged file, for anything but tensors in it and for an unknown dtype."""
+    def __init__(self, path: epath.Path, part: str = ""):
+        """Opens a file.
+
+        Args:
+            part: reads what the state of a training script has under this key, in place of its weights. There are no
+                tensors then if it has nothing there.
+
+        Raises:
+            UserError: a damaged file, anything but tensors in it, or an unknown dtype.
+        """
         self.path = path
+        self._part = part
         self._mapped = zipfile.is_zipfile(path)  # versions before 1.6 wrote another format, which has to be read whole
         content = self._load()
         sets = [name for name in WEIGHTS if _is_set(content, name)]
-        if len(sets) > 1:
+        if len(sets) > 1 and not part:
             logging.warning(
                 "%s: holds the weights %s; reading %r, as LlamaGen does", path, " and ".join(map(repr, sets)), sets[0]
             )
@@ -91,13 +102,30 @@ class TorchFile:
         """Name -> tensor of the weights in the content of the file."""
         import torch
 
-        tensors = next((content[name] for name in WEIGHTS if _is_set(content, name)), content)
+        if self._part:
+            tensors = content[self._part] if _is_set(content, self._part) else {}
+        else:
+            tensors = next((content[name] for name in WEIGHTS if _is_set(content, name)), content)
         if not isinstance(tensors, dict):
             raise UserError(f"{self.path}: holds a {type(tensors).__name__}, expected a dictionary of tensors")
         for name, tensor in tensors.items():
             if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
                 raise UserError(f"{self.path}: {name!r} is a {type(tensor).__name__}, expected dense tensors only")
         return _unwrapped(tensors)
+
+
+def save_torch(path: epath.Path, content: Mapping[str, Mapping[str, np.ndarray] | int]) -> None:
+    """Writes dictionaries of tensors, and numbers, as `torch.save` does. Raises UserError when it cannot be written."""
+    import torch
+
+    tensors = {
+        name: {key: torch.from_numpy(values.copy()) for key, values in value.items()}
+        if isinstance(value, Mapping)
+        else value
+        for name, value in content.items()
+    }
+    with disk_errors(path, RuntimeError):  # as which PyTorch reports a full disk
+        torch.save(tensors, path)
 
 
 def _is_set(content: Any, name: str) -> bool:

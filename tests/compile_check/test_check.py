@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import janus_pro_7b, janusflow_1p3b, quickstart_flow
@@ -22,9 +23,10 @@ from janus_jax.compile_check.report import as_dict, format_report
 from janus_jax.compile_check.sweep import parse_sweep, with_variant
 from janus_jax.errors import UserError
 from janus_jax.hardware import Machine
+from janus_jax.models.config import PatchDiscriminatorConfig
 from janus_jax.models.params import abstract_params, flatten
-from janus_jax.models.presets import JANUS_PRO_7B
-from janus_jax.training.flops import step_flops
+from janus_jax.models.presets import JANUS_PRO_7B, LPIPS_VGG, PRESETS, VQ_TINY
+from janus_jax.training.flops import forward_products, image_tokenizer_flops, step_flops
 from janus_jax.training.plan import Plan
 from janus_jax.training.setup import model_config
 from launch.cli.errors import pairs
@@ -58,6 +60,26 @@ def make_check(**changes):
 # Janus-Pro-7B by hand: 30 layers of 4 x 4096^2 + 3 x 4096 x 11008 weights, a head of 4096 x 102400.
 LAYERS, HEAD = 30 * (4 * 4096**2 + 3 * 4096 * 11008), 4096 * 102400
 ATTENTION = 30 * 2 * 4096 * 4096 * 4096 / 2  # multiply-adds of a row: two products, the visible half
+
+
+def test_flops_of_an_image_tokenizer_are_counted_from_its_layers():
+    def products(config, size, number=1):
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        return forward_products(config, *[image] * number)
+
+    # VGG-16 without its classifier has 15.35 G multiply-adds for an image of 224 pixels; LPIPS reads two.
+    assert products(LPIPS_VGG, 224, 2) == pytest.approx(2 * 15.347e9, rel=1e-4)
+    siglip = PRESETS["janus_pro_tiny"].siglip
+    weights = 4 * siglip.width**2 + 2 * siglip.width * siglip.mlp_dim
+    tokens = siglip.num_tokens
+    layers = siglip.depth * tokens * (weights + 2 * tokens * siglip.width)
+    assert products(siglip, 32) == layers + tokens * siglip.patch_size**2 * 3 * siglip.width
+    patches = PatchDiscriminatorConfig(base_channels=4, num_layers=1, norm_eps=1e-5)
+    by_hand = 4 * 4 * 16 * 3 * 4 + 3 * 3 * 16 * 4 * 8 + 2 * 2 * 16 * 8  # 8 pixels -> 4, 3 and 2
+    assert products(patches, 8) == by_hand
+    total = image_tokenizer_flops(VQ_TINY, 5, 32, patches, LPIPS_VGG)
+    expected = 3 * products(VQ_TINY, 32) + 7 * products(patches, 32) + 1.5 * products(LPIPS_VGG, 32, 2)
+    assert total == 2 * 5 * expected
 
 
 def test_flops_of_text_rows_are_six_per_weight_and_token():
@@ -290,6 +312,7 @@ def test_a_sweep_of_which_all_is_impossible_is_an_error_with_every_reason(uncomp
 SWEEP = """
 import runpy, sys
 import jax
+import jax.numpy as jnp
 sys.path.insert(0, "tests/compile_check")
 from test_check import make_check
 from janus_jax.compile_check import sweep

@@ -23,7 +23,10 @@ JANUS = ("janus_1p3b", "janus_pro_1b", "janus_pro_7b")
 RUNS = [(name, f"{stage}{debug}") for name in JANUS for stage in (*STAGES, "text_only") for debug in ("", ":debug")]
 RUNS += [("finetune", f"{name}{debug}") for name in ("checkpoint", *JANUS) for debug in ("", ":debug")]
 RUNS += [("janusflow_1p3b", stage) for stage in STAGES]
-RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [("vq16", None)]
+RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [
+    ("vq16", stage) for stage in (None, "imagenet", "finetune")
+]
+RUNS += [("semantic_vq16", stage) for stage in ("imagenet", "pretrain")]
 RUNS += [("quickstart_flow", stage) for stage in (*STAGES, "ablation")]
 
 
@@ -100,7 +103,7 @@ def test_numbers_of_janusflow_are_those_of_its_table(stage):
     assert attention == {"tpu": "flash", "cpu": "xla"}
 
 
-@pytest.mark.parametrize("name", ["janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1p3b", "quickstart"])
+@pytest.mark.parametrize("name", [*JANUS, "janusflow_1p3b", "quickstart", "vq16", "semantic_vq16"])
 def test_an_unknown_stage_is_named(name):
     with pytest.raises(UserError, match="stage9"):
         resolve(name, "stage9")

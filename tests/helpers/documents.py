@@ -23,7 +23,7 @@ import janus_jax
 
 ROOT = Path(__file__).parents[2]
 # A config of each kind; a field that is named without a config exists in one of them.
-KINDS = ("janus_pro_1b.py:stage1", "janusflow_1p3b.py:stage1", "vq16.py")
+KINDS = ("janus_pro_1b.py:stage1", "janusflow_1p3b.py:stage1", "vq16.py", "semantic_vq16.py")
 ABSL_FLAGS = {"help", "helpfull", "helpshort"}
 FOLDERS = ("janus_jax", "configs", "launch", "examples", "benchmarks", "tests", "docs")
 POD_SCRIPT = "launch/tpu/pod.sh"

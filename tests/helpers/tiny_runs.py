@@ -161,6 +161,14 @@ def vq_experiment(data_folder, num_steps=4):
     return _small(vq_config("micro_vq"), data_folder, num_steps)
 
 
+def adversarial_experiment(data_folder, num_steps=4):
+    """A locked config of the image tokenizer and its discriminator, whose loss starts in step 3; keeps an average."""
+    config = vq_config("micro_vq")
+    config.train.ema = 0.9
+    config.loss.update(adversarial_weight=0.5, discriminator_start=3, discriminator_layers=1, discriminator_channels=4)
+    return _small(config, data_folder, num_steps)
+
+
 def _small(config, data_folder, num_steps):
     config.dtype, config.remat = "float32", "none"
     # The learning rate depends on the step but not on `num_steps`, so that runs of different lengths share a program.
@@ -184,11 +192,11 @@ def _small(config, data_folder, num_steps):
 
 
 def saved_state(workdir, step):
-    """Path -> leaf of everything that a checkpoint holds: parameters, their average, optimizer state, data state."""
+    """Path -> leaf of everything that a checkpoint holds: parameters, average, optimizer, discriminator, data."""
     folder = Path(workdir) / "checkpoints" / str(step)
     tree = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("params", "opt_state", "ema"):
+        for item in ("params", "opt_state", "ema", "adversary"):
             if (folder / item).exists():
                 tree[item] = checkpointer.restore(folder / item)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:

@@ -89,22 +89,27 @@ def from_torch(state, config):
     return unflatten(params)
 
 
+def original_vq_path(name, ndim):
+    """Key of the original VQ model, without prefix -> our path in a `VQConfig`."""
+    for pattern, replacement in _ORIGINAL_VQ:
+        name = re.sub(pattern, replacement, name)
+    path = our_path(f"model.vqmodel.{name}").removeprefix("vq/")
+    return path.removesuffix("weight") + ("scale" if ndim == 1 else "kernel") if path.endswith("weight") else path
+
+
 def from_original_vq(state, config):
     """Weights of the original VQ model, keys without prefix -> parameters of a `VQConfig`."""
-    renamed = {}
-    for name, value in state.items():
-        for pattern, replacement in _ORIGINAL_VQ:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
     flat = {}
-    for name, value in renamed.items():
-        path = our_path(f"model.vqmodel.{name}").removeprefix("vq/")
-        if path.endswith("weight"):
-            path = path.removesuffix("weight") + ("scale" if value.ndim == 1 else "kernel")
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-        flat[path] = jnp.asarray(value)
+    for name, value in state.items():
+        value = np.asarray(value)
+        flat[original_vq_path(name, value.ndim)] = jnp.asarray(hwio(value))
     assert {p: v.shape for p, v in flat.items()} == {p: v.shape for p, v in flatten(abstract_params(config)).items()}
     return unflatten(flat)
+
+
+def hwio(value):
+    """A filter of PyTorch in our order of axes; other tensors as they are."""
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
 
 
 def rule_weights(keys, shapes):

@@ -14,9 +14,16 @@ from janus_jax.training import loop, plan
 from janus_jax.training.metrics_log import read_metrics
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params, read_architecture
-from tests.helpers.tiny_runs import differing_leaves, flow_experiment, janus_experiment, saved_state, vq_experiment
+from tests.helpers.tiny_runs import (
+    adversarial_experiment,
+    differing_leaves,
+    flow_experiment,
+    janus_experiment,
+    saved_state,
+)
 
-EXPERIMENTS = {"janus": janus_experiment, "vq": vq_experiment, "flow": flow_experiment}
+# The tokenizer has two networks, two optimizers, running statistics and an average.
+EXPERIMENTS = {"janus": janus_experiment, "vq": adversarial_experiment, "flow": flow_experiment}
 
 
 class Runs(NamedTuple):
@@ -44,7 +51,7 @@ class WatchedBatches:
         return getattr(self._batches, name)
 
 
-def watched_train(config, workdir, make_step, number=0, action=None):
+def watched_train(config, workdir, maker, make_step, number=0, action=None):
     """Trains; returns how many batches were read, whatever ended the run."""
     watched = []
 
@@ -55,7 +62,7 @@ def watched_train(config, workdir, make_step, number=0, action=None):
     original = loop.DevicePrefetch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "DevicePrefetch", prefetch)
-        patch.setattr(plan, "make_train_step", make_step)
+        patch.setattr(plan, maker, make_step)
         if action is None:
             loop.train(config, workdir)
         else:
@@ -90,16 +97,18 @@ def runs(request, data_folder, tmp_path_factory):
         compiled.append(compiled[0] if compiled else original(*args))
         return compiled[0]
 
-    original = plan.make_train_step
+    maker = "make_adversarial_step" if name == "vq" else "make_train_step"
+    original = getattr(plan, maker)
     batches = [
-        watched_train(config, straight, make_step),
+        watched_train(config, straight, maker, make_step),
     ]
     config.validate.every_steps = 2 if name == "vq" else 0
     batches += [
-        watched_train(config, resumed, make_step, number, action),
-        watched_train(config, resumed, make_step),
+        watched_train(config, resumed, maker, make_step, number, action),
+        watched_train(config, resumed, maker, make_step),
     ]
     parts = {"params", "opt_state", "data"} | ({"ema"} if config.train.ema else set())
+    parts |= {"adversary"} if name == "vq" else set()
     return Runs(parts, straight, resumed, batches, validated={2, 4} if name == "vq" else set())
 
 

@@ -12,7 +12,7 @@ from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.training import loop, memory
 from janus_jax.training.memory import ACTIVATIONS, SAVING_FACTOR, WORKER_BYTES, check_memory, estimate_memory
 from janus_jax.training.plan import make_plan
-from tests.helpers.tiny_runs import MICRO_JANUS, janus_experiment
+from tests.helpers.tiny_runs import MICRO_JANUS, adversarial_experiment, janus_experiment
 
 
 @pytest.fixture
@@ -116,3 +116,15 @@ def test_the_1b_is_refused_on_a_laptop(stage, monkeypatch):
         check_memory(config, make_plan(config))
     assert len(jax.live_arrays()) <= before
     assert math.isclose(4 * count(abstract_params(JANUS_PRO_1B)) / 1e9, 8.31, abs_tol=0.01)
+
+
+def test_a_discriminator_counts_with_its_gradient_and_its_moments(data_folder):
+    config = adversarial_experiment(data_folder)
+    plan = make_plan(config)
+    both = 4 * (count(plan.state.trainable) + count(plan.state.adversary.params))
+    device = estimate_memory(config, plan).device
+    assert device["gradients"] == both
+    assert device["parameters"] == both + 4 * count(plan.state.ema)
+    assert device["optimizer"] == pytest.approx(2 * both, abs=64)  # and the counters of steps
+    config.loss.adversarial_weight = 0.0
+    assert device["activations"] > estimate_memory(config, make_plan(config)).device["activations"]

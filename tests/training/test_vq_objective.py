@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs.vq16 import vq_config
 from janus_jax.batches import ImageBatch
 from janus_jax.errors import UserError
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
+from janus_jax.ops.losses import code_entropy_loss
+from janus_jax.training.objectives.base import mean_metrics
 from janus_jax.training.objectives.factory import make_objective
 from tests.helpers.tiny_runs import MICRO_VQ
 
-LOSS = {"pixel_weight": 0.7, "perceptual_weight": 0.0, "adversarial_weight": 0.0}
+LOSS = vq_config("micro_vq").loss.to_dict() | {"pixel_weight": 0.7}
 MODEL = build(MICRO_VQ, Execution())
 # Zero but for rounding: a vector added to all keys shifts all scores of a query alike.
 NO_GRADIENT = re.compile(r"encoder/.*(attn_\d)/k/bias")
@@ -46,18 +49,25 @@ def test_loss_equals_numpy(params, images):
     pixel_error = np.mean((np.asarray(decoded, np.float64) - pixels) ** 2)
 
     total, metrics = jax.jit(make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS)))(params, images)
-    means = {name: float(value) / float(weight) for name, (value, weight) in metrics.items()}
+    means = mean_metrics(metrics)
+    quality = {name: means.pop(name) for name in ("psnr", "ssim", "ssim/range_2")}
+    levels = np.trunc(np.clip(127.5 * np.asarray(decoded, np.float64) + 128, 0, 255)) / 255
+    error = np.mean((levels - images.pixels / 255) ** 2, axis=(1, 2, 3))
+    assert quality["psnr"] == pytest.approx(np.mean(-10 * np.log10(error)), abs=1e-3)
+    assert quality["ssim"] < quality["ssim/range_2"] < 1
+    frequencies = np.unique(codes, return_counts=True)[1] / codes.size
     expected = {
         "loss": 0.7 * pixel_error + 1.25 * squared_error,
         "loss/pixel": pixel_error,
         "loss/codebook": squared_error,
         "loss/commitment": 0.25 * squared_error,
-        "codes_used": len(np.unique(codes)),
+        "codes/usage": len(frequencies) / 32,
+        "codes/perplexity": np.exp(-np.sum(frequencies * np.log(frequencies))),
         "images": 3,
     }
     assert means == pytest.approx(expected, rel=2e-6)
     assert float(total) == pytest.approx(expected["loss"], rel=2e-6)
-    assert 4 < expected["codes_used"] < 32
+    assert 4 < len(frequencies) < 32
 
 
 def test_encoder_learns_from_the_pixels_through_the_codes(params, images):
@@ -94,7 +104,19 @@ def test_encoder_learns_from_the_pixels_through_the_codes(params, images):
     assert zero == {path for path in flatten(actual) if NO_GRADIENT.fullmatch(path)}
 
 
-@pytest.mark.parametrize("term", ["perceptual_weight", "adversarial_weight"])
-def test_terms_that_do_not_exist_yet_are_refused(term):
-    with pytest.raises(UserError, match=rf"loss\.{term}=0\.5"):
-        make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS | {term: 0.5}))
+def test_absolute_differences_and_the_entropy_of_the_codes_are_options(params, images):
+    options = {"pixel_loss": "l1", "entropy_weight": 0.1}
+    objective = make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS | options))
+    means = mean_metrics(jax.jit(objective)(params, images)[1])
+    output = jax.jit(bind(MODEL, params))(jnp.asarray(images.pixels / 127.5 - 1, jnp.float32))
+    error = np.asarray(output.reconstruction, np.float64) - (images.pixels / 127.5 - 1)
+    entropy = code_entropy_loss(output.latents.reshape(-1, 4), params["codebook"], 0.01)
+    assert means["loss/pixel"] == pytest.approx(np.mean(np.abs(error)), rel=1e-5)
+    assert means["loss/entropy"] == pytest.approx(float(entropy), rel=1e-4) and abs(float(entropy)) > 0.1
+    terms = (0.7 * means["loss/pixel"], means["loss/codebook"], means["loss/commitment"], 0.1 * means["loss/entropy"])
+    assert means["loss"] == pytest.approx(sum(terms), rel=1e-6)
+
+
+def test_an_unknown_pixel_loss_is_refused():
+    with pytest.raises(UserError, match=r"config\.loss\.pixel_loss='l3'"):
+        make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS | {"pixel_loss": "l3"}))

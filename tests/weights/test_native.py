@@ -59,6 +59,8 @@ KINDS_OF_PRESETS = {
     "janusflow_tiny": "janusflow",
     "sdxl_vae": "vae",
     "vae_tiny": "vae",
+    "semantic_vq16": "semantic_vq",
+    "semantic_vq_tiny": "semantic_vq",
     "vq16": "vq",
     "vq_tiny": "vq",
 }

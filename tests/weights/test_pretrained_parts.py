@@ -137,6 +137,16 @@ def start(experiment, architecture):
     return initial_params(experiment, architecture, make_mesh(experiment.mesh))
 
 
+def test_an_image_tokenizer_starts_from_llamagens_file(small, experiment, llamagen):
+    experiment.init.checkpoint = str(llamagen)
+    params, origins = start(experiment, small[1].vq)
+    for path, leaf in flatten(small[2]["vq"]).items():
+        np.testing.assert_array_equal(flatten(params)[path], leaf, err_msg=path)
+    assert {origin.source for origin in origins} == {f"init.checkpoint={llamagen}"}
+    with pytest.raises(UserError, match=r"init\.checkpoint=.*do not fit the architecture"):
+        start(experiment, dataclasses.replace(small[1].vq, num_res_blocks=2))
+
+
 def test_a_run_starts_from_parts_and_says_what_is_fresh(small, experiment, llm, llamagen):
     experiment.init.update(llm=str(llm[0]), vq=str(llamagen))
     params, origins = start(experiment, small[1])

@@ -1,15 +1,17 @@
 """The interface of a training objective, and the parts that objectives over packed rows share.
 
-A metric is a pair (sum, weight). Both are summed over the global batch, so that means over several steps are exact.
+A metric is a pair (sum, weight). Both are summed over the global batch, so that means over several steps are exact. The
+sum is a scalar, except for `CODE_COUNTS`: one count per code.
 Letters: B rows, L tokens per row, T = B * L, D width.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from janus_jax.batches import Modality, PackedBatch
@@ -20,6 +22,7 @@ from janus_jax.models.params import Params
 from janus_jax.ops.losses import TokenLoss, chunked_cross_entropy
 from janus_jax.ops.scatter_tokens import segments_with
 
+CODE_COUNTS = "code_counts"  # metric of image tokenizers: how often each code was chosen
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Denominators = dict[str, jax.Array]
 
@@ -38,6 +41,27 @@ class Objective:
     def __call__(self, params: Params, batch: Any) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a whole batch."""
         return self.share(params, batch, self.denominators(batch))
+
+
+def code_usage(counts: np.ndarray) -> dict[str, float]:
+    """Share of the codes that were chosen at all, and the perplexity exp(-sum p log p) of their frequencies p.
+
+    The perplexity is the number of codes that, if used equally often, would have the same entropy.
+    """
+    frequencies = counts[counts > 0] / max(counts.sum(), 1)
+    perplexity = np.exp(-np.sum(frequencies * np.log(frequencies)))
+    return {"codes/usage": float(np.mean(counts > 0)), "codes/perplexity": float(perplexity)}
+
+
+def mean_metrics(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Name -> mean from sums and weights over any number of steps; not a number where the weight is 0."""
+    means: dict[str, float] = {}
+    for name, (total, weight) in sums.items():
+        if name == CODE_COUNTS:
+            means |= code_usage(np.asarray(total))
+        else:
+            means[name] = float(total) / float(weight) if weight else float("nan")
+    return means
 
 
 def check_normalization(loss: ConfigDict) -> None:

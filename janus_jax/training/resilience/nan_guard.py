@@ -9,6 +9,9 @@ from etils import epath
 
 from janus_jax.training.objectives.base import Metrics
 
+# The other losses are parts of the first one. A discriminator has a loss and a gradient of its own.
+_CHECKED = ("loss", "grad_norm", "loss/discriminator", "grad_norm/discriminator")
+
 
 class NanGuard:
     """Checks the metrics of each step after the next step was started, so that the devices never wait for the check.
@@ -38,7 +41,7 @@ class NanGuard:
             return
         step, metrics, batch = self._unchecked
         self._unchecked = None
-        if all(_is_finite(metrics[name]) for name in ("loss", "grad_norm") if name in metrics):
+        if all(_is_finite(metrics[name]) for name in _CHECKED if name in metrics):
             return
         values = {
             name: float(pair[0])
@@ -75,8 +78,9 @@ def _is_finite(pair: tuple[jax.Array, jax.Array]) -> bool:
 
 def _losses(metrics: Metrics) -> str:
     """The mean loss of each task in the step, e.g. "loss/generate 8.3, loss/text 2.1"."""
-    sums = {name: (float(total), float(weight)) for name, (total, weight) in metrics.items()}
-    means = {name: sums[name][0] / sums[name][1] for name in sums if name.startswith("loss/") and sums[name][1]}
+    losses = {name: pair for name, pair in metrics.items() if name.startswith("loss/")}
+    sums = {name: (float(total), float(weight)) for name, (total, weight) in losses.items()}
+    means = {name: total / weight for name, (total, weight) in sums.items() if weight}
     return ", ".join(f"{name} {mean:.4g}" for name, mean in sorted(means.items()))
 
 
