@@ -1,6 +1,7 @@
 # make quickstart        trains a tiny Janus-Pro, asks it, lets it generate images, writes a report
 # make quickstart-flow   does the same with a JanusFlow
 # make ablation-flow     adds to the latter a comparison with and without the alignment loss
+# make evaluate-demo     evaluates the quickstart's model on small benchmarks of digits
 # make test              runs the tests, without the long ones
 # make test-slow         runs the long tests
 # make lint              runs formatter, linter and type checker
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: quickstart quickstart-flow ablation-flow test test-slow lint clean
+.PHONY: quickstart quickstart-flow ablation-flow evaluate-demo test test-slow lint clean
 
 quickstart: .venv/quickstart.done
 	.venv/bin/python -m examples.digits.quickstart --output=quickstart
@@ -18,6 +19,9 @@ quickstart-flow: .venv/quickstart.done
 
 ablation-flow: .venv/quickstart.done
 	.venv/bin/python -m examples.digits.quickstart --model=flow --ablation
+
+evaluate-demo: .venv/quickstart.done .venv/eval.done
+	.venv/bin/python -m examples.digits.evaluate_demo
 
 test: .venv/test.done
 	$(PYTEST)
@@ -36,4 +40,4 @@ lint: .venv/test.done
 	touch $@
 
 clean:
-	rm -rf .venv quickstart quickstart-flow
+	rm -rf .venv quickstart quickstart-flow evaluate-demo

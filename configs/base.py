@@ -110,6 +110,14 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "num_images": 4,  # number of images per prompt
                 "prompts": (),  # captions to generate images of
             },
+            # Figures of a part of public benchmarks of questions, as eval/... beside the metrics (docs/evaluation.md).
+            "benchmarks": {
+                "every_steps": 0,  # steps between two evaluations; 0: never
+                "names": (),  # such as ("pope", "gqa")
+                "data": "",  # folder of their files, as --data of launch.evaluate
+                "limit": 200,  # number of questions of each benchmark, the first ones
+                "rows": 16,  # number of questions that are answered together
+            },
             # Steps to record into WORKDIR/profile. The first step of a process compiles, so leave it out.
             "profile": {"first_step": 0, "steps": 0},
         },

@@ -12,6 +12,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from janus_jax.evaluation.training_benchmarks import benchmark_measures
 from janus_jax.evaluation.training_samples import sample_actions
 from janus_jax.training.loop import train
 from janus_jax.training.resilience.exit_codes import RESTART
@@ -34,7 +35,7 @@ def main() -> None:
     config = CONFIG.value
     config.lock()  # this first access raises the error of a config file that failed
     try:
-        train(config, WORKDIR.value, watchdog, sample_actions(config))
+        train(config, WORKDIR.value, watchdog, sample_actions(config), benchmark_measures(config))
     except DataStalled as stop:
         errors.end_at_once(stop)
     except OSError as error:  # a disk, bucket or connection failed; a mistake of the user would be a UserError

@@ -19,7 +19,7 @@ from janus_jax.evaluation.predictions import read_predictions
 from janus_jax.evaluation.records import BatchFolder, ImagesRecord
 from janus_jax.evaluation.runner import ALONE, Model, Progress, Worker, run
 from janus_jax.evaluation.selection import requests_at
-from janus_jax.storage import new_folder, read_json
+from janus_jax.storage import read_json
 
 PLAN_FILE = "plan.json"
 ASKED = "asked"  # key of how the model was asked, which scoring does not need
@@ -177,31 +177,19 @@ def _images_of(request: Any, folder: epath.Path) -> ImagesRecord:
 
 
 def _score(benchmark: Benchmark | ImageBenchmark, records: Any, folder: epath.Path, **options: Any) -> list[str]:
-    """Scores, and returns what the user has to know."""
+    """Scores, writes the file for the official server, and returns what the user has to know."""
     try:
         results.score(benchmark, records, folder, **options)
     except UserError as error:
-        return [f"{benchmark.name} is not scored: {error}{_write_official(benchmark, folder)}"]
+        return [f"{benchmark.name} is not scored: {str(error).removeprefix(f'{benchmark.name}: ')}"]
+    problems = []
+    try:
+        results.write_submission(benchmark, records, folder)
+    except UserError as error:  # the scores stand without it
+        problems.append(f"{benchmark.name}: the file for its official server is not written: {error}")
     share = results.error_share(records)
-    if share <= results.MAX_ERROR_SHARE:
-        return []
-    first = next(record for record in records.values() if record.error)
-    return [f"{benchmark.name}: {share:.1%} of the requests have no result; index {first.index}: {first.error}"]
-
-
-def _write_official(benchmark: Any, folder: epath.Path) -> str:
-    """Writes generated images as the official script reads them, for a detector or judge; returns where they are.
-
-    Nothing is written and "" returned for questions, for images of another program, and while images are missing.
-    """
-    official = folder / "official"
-    if isinstance(benchmark.requests[0], Question) or not (folder / "images").exists():
-        return ""
-    if not official.exists():
-        try:
-            with new_folder(official) as partial:
-                benchmark.write_submission(folder / "images", partial)
-        except UserError:  # images are missing, which the score has said, or another worker was faster
-            if not official.exists():
-                return ""
-    return f"; the images for its official script are in {official}"
+    if share > results.MAX_ERROR_SHARE:
+        first = next(record for record in records.values() if record.error)
+        share_of = f"{share:.1%} of the requests have no result"
+        problems.append(f"{benchmark.name}: {share_of}; index {first.index}: {first.error}")
+    return problems

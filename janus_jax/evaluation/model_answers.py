@@ -15,8 +15,7 @@ from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageReference, ImageRequest, Question
 from janus_jax.evaluation.records import AnswerRecord
-from janus_jax.inference.janus import JanusPipeline
-from janus_jax.inference.janusflow import JanusFlowPipeline
+from janus_jax.inference.pipeline import Pipeline
 from janus_jax.inference.requests import TextRequest
 from janus_jax.inference.validation import RequestReader, user_message
 from janus_jax.models.config import FamilyConfig, JanusFlowConfig
@@ -53,14 +52,27 @@ class Decoding:
     seed: int = 0
 
 
+def published_generation(config: FamilyConfig, cfg_weight: float | None = None) -> dict[str, Any]:
+    """Options of images as published for the kind of model: codes without truncation, 30 steps of Euler for JanusFlow.
+
+    Args:
+        cfg_weight: None is that of the kind of model.
+    """
+    if isinstance(config, JanusFlowConfig):
+        return {"cfg_weight": 2.0 if cfg_weight is None else cfg_weight, "num_steps": 30, "solver": "euler"}
+    return {"cfg_weight": 5.0 if cfg_weight is None else cfg_weight, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+
+
 class ModelAnswers:
     """The model of an `evaluation.runner.run`.
 
     Answers are greedy. Image i of a request depends on its prompt, the seed, the request's index and i alone.
     """
 
-    def __init__(self, pipeline: JanusPipeline | JanusFlowPipeline, decoding: Decoding):
-        self._pipeline, self._decoding = pipeline, decoding
+    def __init__(self, pipeline: Pipeline, decoding: Decoding):
+        """Args: pipeline: one of a kind that generates images; for questions the base class is enough."""
+        self._pipeline: Any = pipeline
+        self._decoding = decoding
         self._requests = RequestMaker(pipeline.config, pipeline.tokenizer, decoding)
 
     def answer(self, questions: Sequence[Question]) -> list[AnswerRecord]:

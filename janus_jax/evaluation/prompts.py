@@ -42,7 +42,9 @@ def render(kind: str, item: Item, protocol: str) -> str:
         return _with_options(item, protocol)
     if kind == "caption":
         return _CAPTION
-    return question
+    if kind == "free":
+        return question
+    raise ValueError(f"kind {kind!r}, expected one of {', '.join(KINDS)}")
 
 
 def _with_options(item: Item, protocol: str) -> str:

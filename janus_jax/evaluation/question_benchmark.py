@@ -74,10 +74,11 @@ class QuestionBenchmark:
 
     def only(self, ids: Collection[str]) -> QuestionBenchmark:
         """The benchmark with some of its questions. Raises UserError for ids that it does not have."""
-        unknown = sorted(set(ids) - {question.id for question in self.requests})
+        ids = set(ids)
+        unknown = sorted(ids - {question.id for question in self.requests})
         if unknown:
             raise UserError(f"--samples: {self.name} has no questions {first_ten(unknown)}")
-        chosen = [question for question in self.requests if question.id in set(ids)]
+        chosen = [question for question in self.requests if question.id in ids]
         return self._only(chosen, f"{len(chosen)} chosen questions: not comparable with other figures.")
 
     def missing_images(self) -> list[str]:

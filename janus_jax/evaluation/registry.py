@@ -15,22 +15,20 @@ from janus_jax.evaluation.readers import official, parquet_items, tsv_items
 from janus_jax.evaluation.readers.find import OFFICIAL, PARQUET, Found, Source, find
 from janus_jax.evaluation.readers.parquet import Table
 from janus_jax.evaluation.readers.records import Item, first_ten
-from janus_jax.evaluation.readers.row_items import VIDEO
+from janus_jax.evaluation.readers.row_items import DEVELOPMENT, VIDEO
 from janus_jax.evaluation.scores import captions, chartqa, choices, gqa, mmmu, tables, vqa, yes_no
 
 _STEP_BY_STEP = (
     "You are a helpful assistant. Please answer truthfully and write out your thinking step by step to be sure you get "
     "the right answer."
 )
-
-
+_LEFT_OUT = {VIDEO: "about videos", DEVELOPMENT: "of the development split"}  # parts that are not asked
 TEST_DEV, TEST = "test-dev2015", "test2015"  # splits of VQAv2 whose answers are not public
 
 
 class Definition(NamedTuple):
     """What the library knows about a benchmark before any file is read."""
 
-    title: str
     kind: str  # of its prompts, one of prompts.KINDS
     rule: Rule
     submission: Submission
@@ -49,17 +47,15 @@ def _mmmu_answer(question: Question, answer: Answer) -> str:
 
 
 DEFINITIONS: dict[str, Definition] = {
-    "pope": Definition("POPE", "yes_no", yes_no.score_pope, submissions.PopeLines()),
-    "mme": Definition("MME", "yes_no_kept", yes_no.score_mme, submissions.MmeText()),
-    "mmbench": Definition("MMBench", "options", choices.score_mmbench, submissions.MmbenchSheet()),
+    "pope": Definition("yes_no", yes_no.score_pope, submissions.PopeLines()),
+    "mme": Definition("yes_no_kept", yes_no.score_mme, submissions.MmeText()),
+    "mmbench": Definition("options", choices.score_mmbench, submissions.MmbenchSheet()),
     "seed": Definition(
-        "SEED-Bench (image)",
         "options",
         choices.score_seed,
         submissions.JsonRecords("predictions.jsonl", "question_id", "prediction", lines=True),
     ),
     "vqav2": Definition(
-        "VQAv2",
         "short",
         vqa.score_vqav2,
         submissions.JsonRecords(
@@ -67,30 +63,26 @@ DEFINITIONS: dict[str, Definition] = {
         ),
     ),
     "gqa": Definition(
-        "GQA",
         "short",
         gqa.score,
         submissions.JsonRecords("testdev_balanced_predictions.json", "questionId", "prediction", convert=gqa.convert),
     ),
-    "mmmu": Definition("MMMU", "options", mmmu.score, submissions.JsonObject("predictions.json", _mmmu_answer)),
+    "mmmu": Definition("options", mmmu.score, submissions.JsonObject("predictions.json", _mmmu_answer)),
     "mmvet": Definition(
-        "MM-Vet", "free", _judged, submissions.JsonObject("predictions.json"), _STEP_BY_STEP, max_new_tokens=1024
+        "free", _judged, submissions.JsonObject("predictions.json"), _STEP_BY_STEP, max_new_tokens=1024
     ),
     "textvqa": Definition(
-        "TextVQA",
         "short",
         vqa.score_textvqa,
         submissions.JsonRecords("predictions.json", "question_id", "answer", numeric_id=True),
     ),
-    "chartqa": Definition("ChartQA", "short", chartqa.score, submissions.ChartQaList()),
+    "chartqa": Definition("short", chartqa.score, submissions.ChartQaList()),
     "coco_captions": Definition(
-        "COCO captions",
         "caption",
         captions.score,
         submissions.JsonRecords("predictions.json", "image_id", "caption", numeric_id=True),
     ),
     "flickr30k": Definition(
-        "Flickr30k captions",
         "caption",
         captions.score,
         submissions.JsonRecords("predictions.json", "image_id", "caption", numeric_id=True),
@@ -122,17 +114,15 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
     """The benchmark of one source. Raises UserError where its files are damaged."""
     definition = DEFINITIONS[source.benchmark]
     items = read_items(found, source)
-    repeated = [name for name, count in collections.Counter(item.id for item in items).items() if count > 1]
-    if repeated:
-        files = first_ten(source.paths)
-        raise UserError(f"{files}: ids repeated: {first_ten(repeated)}, expected each question once")
-    left_out = {index: item.id for index, item in enumerate(items) if item.fields.get("part") == VIDEO}
+    _check_items(items, source)
+    left_out = {index: item.id for index, item in enumerate(items) if item.fields.get("part") in _LEFT_OUT}
     questions = [
         _question(index, item, prompts.render(definition.kind, item, protocol))
         for index, item in enumerate(items)
         if index not in left_out
     ]
-    notes = [f"{len(left_out)} questions about videos are left out."] if left_out else []
+    parts = collections.Counter(items[index].fields["part"] for index in left_out)
+    notes = [f"{count} questions {_LEFT_OUT[part]} are left out." for part, count in parts.items()]
     submission = definition.submission
     if source.benchmark == "vqav2" and source.split == TEST_DEV:
         submission, note = _with_all_of_test(submission, found)
@@ -151,6 +141,17 @@ def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenc
         unasked=left_out,
         notes=notes,
     )
+
+
+def _check_items(items: Sequence[Item], source: Source) -> None:
+    """Raises UserError for repeated ids, and where some questions lack the right answer that others have."""
+    files = first_ten(source.paths)
+    repeated = [name for name, count in collections.Counter(item.id for item in items).items() if count > 1]
+    if repeated:
+        raise UserError(f"{files}: ids repeated: {first_ten(repeated)}, expected each question once")
+    without = [item.id for item in items if item.gold is None]
+    if 0 < len(without) < len(items):
+        raise UserError(f"{files}: questions without an answer: {first_ten(without)}, expected all or none to have one")
 
 
 def _with_all_of_test(submission: Submission, found: Found) -> tuple[Submission, str]:

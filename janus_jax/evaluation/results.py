@@ -53,7 +53,6 @@ def score(
     if isinstance(benchmark.requests[0], Question):
         answers = [record.to_answer() for record in ordered if isinstance(record, AnswerRecord)]
         scores = benchmark.score(answers)  # type: ignore[arg-type]
-        _write_submission(benchmark, answers, folder)  # type: ignore[arg-type]
     else:
         scores = benchmark.score(images or folder / "images")  # type: ignore[arg-type]
     samples = (
@@ -64,6 +63,26 @@ def score(
     write_whole(folder / SAMPLES_FILE, lines, shared=True)
     content = {**_to_json(benchmark.name, scores, ordered, notes), "plan_sha256": plan_sha256}
     write_json(folder / SCORES_FILE, content, shared=True)
+
+
+def write_submission(benchmark: Benchmark | ImageBenchmark, records: Mapping[int, Record], folder: epath.Path) -> None:
+    """Writes the file for the benchmark's official server or script. Benchmarks of images write theirs themselves.
+
+    The files are made in a folder of this process, and each gets its place in one step.
+
+    Raises UserError for an answer that the form cannot hold, or when an optional library is missing.
+    """
+    if not isinstance(benchmark.requests[0], Question):
+        return
+    ordered = [records[request.index] for request in benchmark.requests]
+    answers: Any = [record.to_answer() for record in ordered if isinstance(record, AnswerRecord)]
+    temporary = folder / f".submission-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    try:
+        for path in benchmark.write_submission(answers, temporary):
+            path.replace(folder / path.relative_to(temporary))
+    finally:
+        temporary.rmtree()
 
 
 def is_scored(folder: epath.Path, plan_sha256: str) -> bool:
@@ -131,7 +150,7 @@ def write_results(output: epath.Path) -> dict[str, Any]:
 
 
 def table_of(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table of all benchmarks, as text.
+    """The head and the rows of the table of all benchmarks as text, without columns that are empty.
 
     Args:
         content: of results.json.
@@ -153,7 +172,8 @@ def table_of(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [name, scores["headline"], format_metric(metric), *compared, of_users, str(metric["count"]), *counts]
         )
-    return head, rows
+    kept = [place for place in range(len(head)) if not rows or any(row[place] for row in rows)]
+    return [head[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 def format_metric(metric: Mapping[str, Any]) -> str:
@@ -220,14 +240,3 @@ def _sample(request: Any, record: Record, sample: SampleScore) -> dict[str, Any]
         "cluster": request.cluster,
         **read,
     }
-
-
-def _write_submission(benchmark: Benchmark, answers: Sequence[Answer], folder: epath.Path) -> None:
-    """Writes the benchmark's own files in a folder of this process, and puts each in its place in one step."""
-    temporary = folder / f".submission-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
-    try:
-        for path in benchmark.write_submission(answers, temporary):
-            path.replace(folder / path.relative_to(temporary))
-    finally:
-        temporary.rmtree()

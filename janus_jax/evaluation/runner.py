@@ -141,10 +141,13 @@ def _results(
 class Progress:
     """Counts the batches that all workers have finished, and prints it once in `seconds` and at the end."""
 
-    def __init__(self, name: str, plan: Plan, unit: str, seconds: float = 10.0, clock: Callable[[], float] = time.time):
+    def __init__(
+        self, name: str, plan: Plan, unit: str, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ):
         self._name, self._plan, self._unit, self._seconds, self._clock = name, plan, unit, seconds, clock
         self._start = self._shown = clock()
         self._before: int | None = None  # finished batches when this process began
+        self._done = -1  # number that was printed last
 
     def __call__(self, batches: BatchFolder, is_last: bool) -> None:
         """The `on_batch` of `run`."""
@@ -154,6 +157,9 @@ class Progress:
         done = len(batches.finished())
         self._before = done if self._before is None else self._before
         self._shown = now
+        if done == self._done:
+            return
+        self._done = done
         per_second = (done - self._before) / max(now - self._start, 1e-9)
         requests = self._plan.num_distinct / total
         line = f"{self._name}: {done}/{total} batches"

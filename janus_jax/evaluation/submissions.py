@@ -25,16 +25,20 @@ _MAX_CELL = 32767  # characters that a cell of a spreadsheet can hold
 def joined(
     path: epath.Path, pairs: Iterable[tuple[Key, Value]], keys: Sequence[Key], unasked: Collection[Key] = ()
 ) -> dict[Key, Value]:
-    """The value of each key. Raises UserError for keys that are missing, repeated or unknown, naming up to ten."""
+    """The value of each key. Raises UserError for keys that are missing, repeated or unknown, naming up to ten.
+
+    Args:
+        unasked: keys that may be there as well.
+    """
     found: dict[Key, Value] = {}
     repeated: list[Key] = []
     for key, value in pairs:
         if key in found:
             repeated.append(key)
         found[key] = value
-    asked = set(keys)
+    known = {*keys, *unasked}
     missing = [key for key in keys if key not in found]
-    extra = [key for key in found if key not in asked and key not in unasked]
+    extra = [key for key in found if key not in known]
     for what, wrong in (("missing", missing), ("repeated", repeated), ("unknown", extra)):
         if wrong:
             raise UserError(
@@ -106,13 +110,10 @@ class ChartQaList:
     def read(self, questions: Sequence[Question], unasked: Collection[str], path: epath.Path) -> list[Answer]:
         path = _inside(path, self.file)
         rows = records.records_of(path, records.read_json(path))
-        pairs = zip(
-            numbered([(row.text("imgname"), row.text("query")) for row in rows]),
-            [row.text("answer") for row in rows],
-            strict=True,
-        )
+        found = numbered([(row.text("imgname"), row.text("query")) for row in rows])
         keys = numbered([(question.fields["image"], _query(question)) for question in questions])
-        texts = joined(path, pairs, keys)
+        pairs = zip(found, [row.text("answer") for row in rows], strict=True)
+        texts = joined(path, pairs, keys, found if unasked else ())
         return [Answer(question.index, texts[key]) for question, key in zip(questions, keys, strict=True)]
 
 
@@ -197,7 +198,8 @@ class MmeText:
             asked = [question for question in questions if question.fields["task"] == task]
             keys = numbered([_mme_key(question) for question in asked])
             found = numbered([(cells[0], cells[1]) for _, cells in rows])
-            by_key = joined(file, zip(found, [cells[3] for _, cells in rows], strict=True), keys)
+            pairs = zip(found, [cells[3] for _, cells in rows], strict=True)
+            by_key = joined(file, pairs, keys, found if unasked else ())
             texts |= {question.id: by_key[key] for question, key in zip(asked, keys, strict=True)}
         return [Answer(question.index, texts[question.id]) for question in questions]
 

@@ -62,7 +62,7 @@ class AnswerAndGenerate:
 
     def __init__(self, run: Run, log: SampleLog):
         self._config, self._log = run.config, log
-        self._engine = _make_engine(run)
+        self._engine = engine_of_run(run)
         self._records, self._questions = self._first_questions()
         self._captions = list(run.config.sample.prompts)
         reader = self._engine.reader
@@ -163,8 +163,8 @@ class ReconstructImages:
         pass
 
 
-def _make_engine(run: Run) -> JanusEngine | JanusFlowEngine:
-    """An engine without parameters, whose programs take those of the training state."""
+def engine_of_run(run: Run) -> JanusEngine | JanusFlowEngine:
+    """An engine without parameters, whose programs take those of the training state (`Engine.with_params`)."""
     config, tokenizer = run.plan.architecture, run.tokenizer
     assert tokenizer is not None
     options: dict[str, Any] = {"dtype": run.plan.execution.dtype, "mesh": run.plan.mesh, "scan_layers": True}

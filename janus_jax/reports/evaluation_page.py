@@ -1,4 +1,4 @@
-"""The page of an evaluation: the table of figures, and for each benchmark its tables and its wrong answers with images.
+"""The page of an evaluation: the table of figures, and for each benchmark its wrong answers with images and its tables.
 
 It is made of what the files of a run hold (docs/evaluation.md), so that it can be made again without the model.
 """
@@ -57,8 +57,8 @@ def _section(section: Section) -> str:
     shown = "".join(map(_shown, section.shown))
     return (
         f'<section id="{escape(section.name)}"><h2>{escape(section.name)}</h2><p>{escape(section.summary)}</p>{notes}'
-        + (f'<div class="tables">{tables}</div>' if tables else "")
         + (f'<h3>{escape(section.heading)}</h3><ul class="samples">{shown}</ul>' if shown else "")
+        + (f'<div class="tables">{tables}</div>' if tables else "")
         + "</section>"
     )
 
@@ -92,7 +92,7 @@ STYLE = """
 :is(.overview, .tables) tr { border-bottom: 1px solid var(--line); }
 :is(.overview, .tables) tr > :not(:first-child) { text-align: right; padding: 0.4rem 0 0.4rem 1.25rem;
   white-space: nowrap; }
-.tables { display: flex; flex-wrap: wrap; gap: 2rem 3.5rem; margin-bottom: 2.5rem; }
+.tables { display: flex; flex-wrap: wrap; gap: 2rem 3.5rem; margin-top: 2.5rem; }
 .tables .scroll { max-width: 100%; }
 section > p + p { margin-top: -1rem; }
 section h3 { margin-bottom: 1rem; }
@@ -103,7 +103,7 @@ section h3 { margin-bottom: 1rem; }
 .samples .undecided, .samples .no-answer, .samples .differs { --state: var(--orange); }
 .samples .right, .samples .better { --state: var(--green); }
 .samples .images { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.5rem 0; }
-.samples img { --scale: 1; image-rendering: auto; border-radius: 0.25rem; }
+.samples img { --scale: 1; image-rendering: auto; border-radius: 0.25rem; width: max(var(--width), 8rem); }
 .samples .images img:not(:only-child) { width: calc(50% - 0.25rem); }
 .prompt { white-space: pre-wrap; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.1rem 0.75rem; margin-top: 0.5rem; }

@@ -56,6 +56,8 @@ class Action(Protocol):
 
 # What makes an action of another package once the run is set up, before its first step.
 ActionFactory = Callable[[Run, SampleLog], Action]
+# The same for an action that reports figures, which are written with the metrics of its step.
+MeasureFactory = Callable[[Run, MetricsLog], Action]
 
 
 def every(steps: int, moment: Moment) -> bool:

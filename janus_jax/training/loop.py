@@ -17,6 +17,7 @@ from janus_jax.hardware import peak_flops
 from janus_jax.training.actions import (
     Action,
     ActionFactory,
+    MeasureFactory,
     Moment,
     OtherWork,
     SaveCheckpoint,
@@ -45,6 +46,7 @@ def train(
     workdir: epath.PathLike,
     watchdog: Watchdog | None = None,
     actions: Sequence[ActionFactory] = (),
+    measures: Sequence[MeasureFactory] = (),
 ) -> dict[str, float]:
     """Trains one stage to `config.train.num_steps`. Continues by itself when the workdir holds a checkpoint.
 
@@ -55,6 +57,7 @@ def train(
     Args:
         watchdog: Ends the process when a step or the end of the run takes too long. Closed at the end.
         actions: Further periodic actions. They run after the checkpoint of their step was started.
+        measures: Periodic actions that report figures. They run before the metrics of their step are written.
 
     Returns:
         The last written metrics.
@@ -68,7 +71,7 @@ def train(
     run, state = open_run(config, workdir)
     # Around the end of the run too, so that a signal while the last checkpoint is written does not lose it.
     with StopRequest() as stop, contextlib.ExitStack() as ending:
-        return Trainer(run, state, stop, ending, watchdog, actions).train()
+        return Trainer(run, state, stop, ending, watchdog, actions, measures).train()
 
 
 class Trainer:
@@ -86,6 +89,7 @@ class Trainer:
         ending: contextlib.ExitStack,
         watchdog: Watchdog | None = None,
         actions: Sequence[ActionFactory] = (),
+        measures: Sequence[MeasureFactory] = (),
     ):
         config, plan = run.config, run.plan
         self._state, self._stop, self._watchdog = state, stop, watchdog
@@ -107,6 +111,7 @@ class Trainer:
         self._batches = DevicePrefetch(run.stream, plan.rows, stop.pending)
         self._actions: list[Action] = [
             *self._validation(run),
+            *(OtherWork(make(run, self._log), self._log) for make in measures),
             WriteMetrics(
                 self._log,
                 config.log_every,

@@ -77,6 +77,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "validate.num_rows": (1, 2**20),
     "sample.every_steps": (0, 2**31 - 1),
     "sample.num_images": (1, 1024),
+    "benchmarks.every_steps": (0, 2**31 - 1),
+    "benchmarks.limit": (1, 2**31 - 1),
+    "benchmarks.rows": (1, 2**20),
     "profile.first_step": (0, 2**31 - 1),
     "profile.steps": (0, 1000),
 }

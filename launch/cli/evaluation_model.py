@@ -10,7 +10,7 @@ from etils import epath
 from janus_jax.evaluation import job
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.evaluation.identity import hold_identity, identify_model, versions
-from janus_jax.evaluation.model_answers import ROLE_STRINGS, Decoding, ModelAnswers, RequestMaker
+from janus_jax.evaluation.model_answers import ROLE_STRINGS, Decoding, ModelAnswers, RequestMaker, published_generation
 from janus_jax.evaluation.results import RUN_FILE
 from janus_jax.evaluation.runner import StopSignal
 from janus_jax.inference.janusflow import check_can_decode
@@ -54,12 +54,8 @@ class OpenedModel(NamedTuple):
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Options of images, as published for the kind of model: no truncation of the codes, 30 steps of Euler."""
-        is_flow = isinstance(self.reader.config, JanusFlowConfig)
-        cfg_weight = (2.0 if is_flow else 5.0) if CFG_WEIGHT.value is None else CFG_WEIGHT.value
-        if is_flow:
-            return {"cfg_weight": cfg_weight, "num_steps": 30, "solver": "euler"}
-        return {"cfg_weight": cfg_weight, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        """Options of images."""
+        return published_generation(self.reader.config, CFG_WEIGHT.value)
 
     def decoding(self, benchmark: Benchmark | ImageBenchmark) -> Decoding:
         """How the requests of a benchmark are made; benchmarks of images have no options of questions."""

@@ -11,6 +11,7 @@ from janus_jax.data.images import decode_image
 from janus_jax.errors import UserError
 from janus_jax.evaluation import results
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
+from janus_jax.evaluation.identity import INFORMATION
 from janus_jax.reports.evaluation_page import Section, Shown, render
 from janus_jax.reports.text import format_table
 from janus_jax.storage import write_whole
@@ -36,8 +37,9 @@ def write(
         for name, scores in content["benchmarks"].items()
     ]
     head, rows = results.table_of(content)
-    path = output / "report.html"
-    write_whole(path, render(f"Evaluation of {content['model'] or 'a model'}", head, rows, sections), shared=True)
+    path, run = output / "report.html", content["run"] or {}
+    evaluated = run.get(INFORMATION, {}).get("checkpoint") or "predictions"
+    write_whole(path, render(f"Evaluation of {evaluated}", head, rows, sections), shared=True)
     return f"{format_table([head, *rows])}\n\npage: {path}"
 
 
@@ -54,7 +56,7 @@ def _section(
     metric = scores["metrics"].get(scores["headline"])
     summary = "These answers are scored elsewhere."
     if metric is not None:
-        summary = f"{scores['headline']}: {results.format_metric(metric)}. Samples: {metric['count']}."
+        summary = f"{scores['headline']}: {results.format_metric(metric)}, from {metric['count']}."
     judged = [sample for sample in samples if _is_judged(sample)]
     wrong = [sample for sample in judged if sample["score"] < 1]
     wrong.sort(key=lambda sample: (sample["parsed"] is not None, sample["score"]))  # the undecided ones first
@@ -131,7 +133,9 @@ def _verdict(sample: Mapping[str, Any]) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A JSON value for readers."""
+    """A JSON value for readers; objects of a list stand on lines of their own."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_as_text(inner)}" for name, inner in value.items() if inner not in ("", None))
     if isinstance(value, list):
-        return ", ".join(map(_as_text, value))
+        return ("\n" if any(isinstance(inner, Mapping) for inner in value) else ", ").join(map(_as_text, value))
     return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -81,7 +81,7 @@ setup() {
   rm "$archive"
   on_hosts all "set -e; mkdir -p janus_jax; tar -xzf janus_jax.tar.gz -C janus_jax; cd janus_jax; python3.11 -m venv .venv \
 || (sudo apt-get update && sudo apt-get install -y python3.11-venv && python3.11 -m venv .venv); \
-.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu]'"
+.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu,eval]'"
 }
 
 run() {

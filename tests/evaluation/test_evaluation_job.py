@@ -126,19 +126,26 @@ def test_a_benchmark_that_cannot_be_scored_does_not_stop_the_others(task, tmp_pa
         def score(self, folder):
             raise UserError("needs --detections")
 
-        def write_submission(self, images, folder):
-            (folder / "cat.png").write_bytes((images / "00000" / "00001.png").read_bytes())
-
     pictures = job.Task(Unscorable((), [ImageRequest(0, "a", "a cat", 2)]), epath.Path(tmp_path / "out" / "pictures"))
     for each in (pictures, task):
         job.hold_task(each, {}, {})
     (problem,) = job.evaluate([pictures, task], stub).problems
     assert "pictures" in problem and "--detections" in problem
-    official = pictures.folder / "official" / "cat.png"
-    assert str(official.parent) in problem
-    assert official.read_bytes() == (pictures.folder / "images" / "00000" / "00001.png").read_bytes()
     assert len(list((pictures.folder / "images" / "00000").iterdir())) == 2
     assert scores_of(task)["metrics"]["accuracy"]["count"] == 60
+
+
+def test_a_file_for_the_server_that_cannot_be_written_leaves_the_scores(task):
+    class Refusing:
+        def write(self, questions, answers, folder):
+            raise UserError("needs openpyxl")
+
+    refusing = dataclasses.replace(task, benchmark=dataclasses.replace(task.benchmark, submission=Refusing()))
+    job.hold_task(refusing, {}, {})
+    (problem,) = job.evaluate([refusing], stub).problems
+    assert "openpyxl" in problem
+    assert scores_of(task)["metrics"]["accuracy"]["count"] == 60
+    assert len(results.read_samples(task.folder)) == 60
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation import predictions, registry
 from janus_jax.evaluation.benchmark import Answer
 from tests.helpers.golden_evaluation import DATA, GOLDEN, expected
-from tests.helpers.small_benchmarks import write_captions, write_mme, write_mmvet
+from tests.helpers.small_benchmarks import png, write_captions, write_mme, write_mmvet
 
 FOLDERS = {
     "pope": "pope",
@@ -42,6 +42,14 @@ def test_a_written_file_scores_the_same(name, tmp_path):
     if len(paths) == 1:  # the file itself can be named as well
         again = predictions.read_predictions(benchmark, paths[0])
         assert again == benchmark.read_submission(tmp_path / "out")
+
+
+def test_a_part_is_read_from_the_file_of_all(tmp_path):
+    for name in ("chartqa", "pope", "gqa"):
+        benchmark, answers = golden_answers(name)
+        benchmark.write_submission(answers, tmp_path / name)
+        found = benchmark.first(3).read_submission(tmp_path / name)
+        assert [answer.index for answer in found] == [0, 1, 2]
 
 
 def test_forms():
@@ -94,6 +102,11 @@ def test_mme(tmp_path):
     assert benchmark.requests[0].prompt.endswith(
         "Please answer yes or no.\nAnswer the question using a single word or phrase."
     )
+    assert [question.images[0].read() for question in benchmark.requests[::2]] == [
+        png((0, 4, 99)),
+        png((40, 4, 99)),
+        png((0, 2, 99)),
+    ]
     texts = ["Yes.", "no", "Yes", "yes,\tI\nthink", "no idea", "No"]
     answers = [Answer(question.index, text) for question, text in zip(benchmark.requests, texts, strict=True)]
     scores = benchmark.score(answers)
@@ -105,6 +118,16 @@ def test_mme(tmp_path):
     assert paths[0].read_text().splitlines()[3].split("\t")[2:] == ["No", "yes, I think"]
     found = predictions.read_predictions(benchmark, tmp_path / "out")
     assert [answer.text for answer in found] == [" ".join(text.split()) for text in texts]
+
+
+@pytest.mark.parametrize("line", ["1.jpg\tIs it?\tYes\tno", "1.jpg\tIs it?", "1.jpg\tIs it?\tmaybe", ""])
+def test_damaged_lines_of_mme(line, tmp_path):
+    """The second one is a file of results, which has a column more."""
+    data = write_mme(tmp_path)
+    (data / "OCR.txt").write_text(line + "\n")
+    with pytest.raises(UserError) as error:
+        loaded("mme", data)
+    assert str(data / "OCR.txt") in str(error.value)
 
 
 def test_mmvet(tmp_path):

@@ -12,21 +12,22 @@ def png(colour):
     return buffer.getvalue()
 
 
-def write_images(folder, names):
+def write_images(folder, names, green=0):
     folder.mkdir(parents=True, exist_ok=True)
     for place, name in enumerate(names):
-        (folder / name).write_bytes(png((40 * place, 0, 99)))
+        (folder / name).write_bytes(png((40 * place, green, 99)))
 
 
 def write_mme(folder):
-    """Two tasks; the images lie in folders of the tasks."""
+    """Two tasks with different images of the same name, in the folders `existence` and `OCR/images`."""
     request = "Please answer yes or no."
     rows = {
         "existence": [("1.jpg", "a dog"), ("1.jpg", "a cat"), ("2.jpg", "a cup"), ("2.jpg", "a mug")],
-        "OCR": [("0001.jpg", "a text"), ("0001.jpg", "no text")],
+        "OCR": [("1.jpg", "a text"), ("1.jpg", "no text")],
     }
     for task, questions in rows.items():
-        write_images(folder / task, sorted({image for image, _ in questions}))
+        names = sorted({image for image, _ in questions})
+        write_images(folder / task if task == "existence" else folder / task / "images", names, green=len(questions))
         lines = [
             f"{image}\tIs there {what}? {request}\t{('Yes', 'No')[place % 2]}"
             for place, (image, what) in enumerate(questions)

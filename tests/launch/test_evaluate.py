@@ -23,6 +23,7 @@ from tests.helpers.small_models import DECODED, random_params
 
 DATA = REPOSITORY / "tests/data_files/evaluation"
 POPE = ("launch.evaluate", f"--data={DATA}/data/pope", "--benchmarks=pope")
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 MODEL_FLAGS = ("--rows=8", "--max_new_tokens=4", "--buckets=32,16")
 
 
@@ -164,9 +165,10 @@ def batch_files(output):
     return {path.name: path.read_bytes() for path in (output / "pope/batches").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_model_answers(model, folder):
     run = (*POPE, f"--checkpoint={model}", f"--output={folder}/run", "--limit=2", *MODEL_FLAGS)
-    (outcome,) = run_commands([run], folder)
+    (outcome,) = run_commands([run], folder, **QUICK)
     assert outcome.code == 0, outcome.err
     samples = samples_of(folder / "run")
     assert len(samples) == 2 and all(sample["tokens"] <= 4 and sample["sha256"] for sample in samples)
@@ -177,7 +179,7 @@ def test_a_model_answers(model, folder):
 @pytest.mark.slow
 def test_a_run_refuses_to_go_on_with_another_model_or_other_options(model, folder):
     run = [*POPE, f"--checkpoint={model}", f"--output={folder}/refused", "--limit=3", *MODEL_FLAGS]
-    (outcome,) = run_commands([run], folder)
+    (outcome,) = run_commands([run], folder, **QUICK)
     assert outcome.code == 0, outcome.err
     before = batch_files(folder / "refused")
     copied = folder / "other_model"
@@ -192,22 +194,34 @@ def test_a_run_refuses_to_go_on_with_another_model_or_other_options(model, folde
         "checkpoint.sha256=": [part.replace(str(model), str(copied)) for part in run],
         "requests.count=3": [*run, "--limit=4"],
     }
-    for field, outcome in zip(others, run_commands(others.values(), folder), strict=True):
+    for field, outcome in zip(others, run_commands(others.values(), folder, **QUICK), strict=True):
         assert outcome.code == 2 and f"begun with {field}" in outcome.err, outcome.err
     assert batch_files(folder / "refused") == before
 
 
-@pytest.mark.slow
-def test_kills_and_two_processes_give_the_bytes_of_one_process(model, folder):
-    """True processes with a model: one alone; two, of which one is killed and one is stopped by SIGTERM, then two."""
-    common = ["--rows=2", *MODEL_FLAGS[1:]]
+@pytest.fixture
+def start(model, folder):
+    """Starts a process of the command; all are ended when the test ends."""
+    processes = []
 
     def start(output, number, count):
-        arguments = [*POPE[1:], f"--checkpoint={model}", f"--output={folder}/{output}", *common]
+        arguments = [*POPE[1:], f"--checkpoint={model}", f"--output={folder}/{output}", "--rows=2", *MODEL_FLAGS[1:]]
         arguments += [f"--process_id={number}", f"--num_processes={count}"]
         command = [sys.executable, "-m", "launch.evaluate", *arguments]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"} | QUICK | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_kills_and_two_processes_give_the_bytes_of_one_process(start, folder):
+    """True processes with a model: one alone; two, of which one is killed and one is stopped by SIGTERM, then two."""
 
     def wait_for(output, number):
         end = time.monotonic() + 300

@@ -42,7 +42,7 @@ _NAMES = [
 _TSV_NAMES = [
     ("pope", r"pope\.tsv"),
     ("mme", r"mme\.tsv"),
-    ("mmbench", r"mmbench_(?P<split>(dev|test)(_(en|cn|\d{8}))?)(_v11)?(_legacy)?\.tsv"),
+    ("mmbench", r"mmbench_(?P<split>(dev|test)(_(en|cn))?)(_v11)?(_legacy)?(_\d{8})?\.tsv"),
     ("seed", r"seedbench_img\.tsv"),
     ("gqa", r"gqa_testdev_balanced\.tsv"),
     ("mmmu", r"mmmu_(?P<split>dev_val|test)\.tsv"),
@@ -66,7 +66,7 @@ _HEAD_BYTES = 1 << 16
 # Splits in the order of preference; the papers report the first. A train split is never evaluated.
 _SPLITS: Mapping[str, Sequence[str]] = {
     "vqav2": ("val2014", "validation", "val", "test-dev2015", "testdev", "test2015", "test"),
-    "mmbench": ("dev_en", "dev_20230712", "dev", "dev_cn", "test_en", "test", "test_cn"),
+    "mmbench": ("dev_en", "dev", "dev_cn", "test_en", "test", "test_cn"),
     "mmmu": ("validation", "val", "dev_val", "test"),
     "textvqa": ("val", "validation"),
     "coco_captions": ("", "val2014", "val", "validation"),
@@ -139,11 +139,17 @@ def find(data: epath.PathLike) -> Found:
     refused = {str(path): reason for path in files for pattern, reason in _REFUSED.items() if _fits(pattern, path)}
     if data.is_dir():
         sources = _sources(files)
+        for source in sources:
+            if not _is_whole(source):
+                refused |= {str(path): "without its file of questions" for path in source.paths}
+        sources = [source for source in sources if _is_whole(source)]
         return Found(data, tuple(sources), ImageFolders(tuple(folders)), refused)
     if str(data) in refused:
         raise UserError(f"--data={data} is {refused[str(data)]}")
     beside = [path for path in files if path.suffix == data.suffix]
     sources = [_only(source, data) for source in _sources(beside) if data in source.paths]
+    if any(not _is_whole(source) for source in sources):
+        raise UserError(f"--data={data} is without its file of questions")
     sources = sources or list(_renamed([data], ()))
     if not sources:
         raise UserError(f"--data={data}: not recognised as a file of a benchmark, by its name or its columns")
@@ -153,6 +159,11 @@ def find(data: epath.PathLike) -> Found:
 def _sources(files: Sequence[epath.Path]) -> list[Source]:
     sources = [*_official(files), *_tsv(files), *_parquet(files)]
     return [*sources, *_renamed(files, {source.benchmark for source in sources})]
+
+
+def _is_whole(source: Source) -> bool:
+    """Whether there are questions, not only the annotations of VQAv2."""
+    return "annotations" not in source.files or "questions" in source.files
 
 
 def _only(source: Source, file: epath.Path) -> Source:
@@ -172,7 +183,7 @@ def _walk(top: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
             inside: list[epath.Path] = []
             inner: list[epath.Path] = []
             images = 0
-            for path in folder.iterdir():
+            for path in _entries(folder):
                 if _has_file_ending(path):
                     inside.append(path)
                     images += path.suffix.lower() in _IMAGE_ENDINGS
@@ -187,6 +198,13 @@ def _walk(top: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
                 files += inside
         level = sorted(below)
     return folders, sorted(files)
+
+
+def _entries(folder: epath.Path) -> Iterator[epath.Path]:
+    try:
+        yield from folder.iterdir()
+    except OSError as error:
+        raise UserError(f"--data: {folder} cannot be read ({error.strerror or error})") from error
 
 
 def _has_file_ending(path: epath.Path) -> bool:
@@ -208,6 +226,8 @@ def _official(files: Sequence[epath.Path]) -> Iterator[Source]:
                 roles = groups.setdefault((benchmark, split), {})
                 roles.setdefault(_role(benchmark, named.get("role") or role), []).append(path)
     for (benchmark, split), roles in groups.items():
+        if split.startswith("train"):
+            continue
         if all(len(paths) == 1 for paths in roles.values()):
             yield Source(benchmark, OFFICIAL, split, roles)
             continue

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from janus_jax.evaluation.readers.records import FileImage
+from janus_jax.evaluation.readers.records import FileImage, file_exists
 
 _EXAMPLES = 5  # names that are looked for; a data set with the first few images missing is still found
 
@@ -14,6 +14,10 @@ class ImageFolders(NamedTuple):
     """The folders below the data folder, in which images may lie."""
 
     folders: tuple[epath.Path, ...]
+
+    def below(self, name: str) -> "ImageFolders":
+        """The folders of this name and those below them; all folders where there is none of this name."""
+        return ImageFolders(tuple(folder for folder in self.folders if name in folder.parts) or self.folders)
 
     def root(self, near: epath.Path, names: Sequence[str], examples: Sequence[str]) -> str:
         """The folder that holds the example images.
@@ -35,13 +39,13 @@ class ImageFolders(NamedTuple):
         nearest = sorted(self.folders, key=distance)
         for example in examples[:_EXAMPLES]:
             for folder in nearest:
-                if (folder / example).exists():
+                if file_exists(folder / example):
                     return str(folder)
         named = [folder for folder in nearest if folder.name in names]
         return str(named[0] if named else near.parent)
 
     def images(self, near: epath.Path, names: Sequence[str], files: Sequence[str]) -> list[FileImage]:
         """One image for each file name; equal names share an object."""
-        root = self.root(near, names, list(dict.fromkeys(files[: 100 * _EXAMPLES])))
+        root = self.root(near, names, list(dict.fromkeys(files)))
         made: dict[str, FileImage] = {}
         return [made.setdefault(file, FileImage(file, root, file)) for file in files]

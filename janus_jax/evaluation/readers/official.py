@@ -46,13 +46,9 @@ def read_mme(files: Files, folders: ImageFolders) -> list[Item]:
     for task in (*MME_PERCEPTION, *MME_COGNITION):
         if task not in files:
             continue
-        rows = []
-        for number, line in enumerate(records.read_text(files[task]).split("\n"), 1):
-            cells = line.rstrip("\r").split("\t")
-            if line.strip():
-                names = ("image", "question", "answer")[: len(cells)]
-                rows.append(Record(dict(zip(names, cells, strict=False)), f"{files[task]}: line {number}"))
-        images = folders.images(files[task], (task, "images"), [row.text("image") for row in rows])
+        rows = _mme_rows(files[task])
+        names = [row.text("image") for row in rows]  # the same in several tasks
+        images = folders.below(task).images(files[task], (task, "images"), names)
         for number, (row, image) in enumerate(zip(rows, images, strict=True)):
             items.append(
                 Item(
@@ -65,6 +61,20 @@ def read_mme(files: Files, folders: ImageFolders) -> list[Item]:
                 )
             )
     return items
+
+
+def _mme_rows(path: epath.Path) -> list[Record]:
+    rows = []
+    for number, line in enumerate(records.read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        cells = line.rstrip("\r\t").split("\t")
+        if len(cells) != 3:
+            raise UserError(f"{path}: line {number} has {len(cells)} columns, expected image, question and answer")
+        rows.append(Record(dict(zip(("image", "question", "answer"), cells, strict=True)), f"{path}: line {number}"))
+    if not rows:
+        raise UserError(f"{path}: empty, expected one question per line")
+    return rows
 
 
 def read_seed(files: Files, folders: ImageFolders) -> list[Item]:

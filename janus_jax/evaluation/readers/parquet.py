@@ -1,7 +1,5 @@
 """Hugging Face parquet files: rows without their images, and images that are read one row group at a time."""
 
-import base64
-import binascii
 import bisect
 import functools
 import hashlib
@@ -11,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation.readers.records import FileImage, Record
+from janus_jax.evaluation.readers.records import FileImage, Record, checked_size, decode_base64
 
 _CACHED_GROUPS = 4  # row groups of images that are kept in memory
 _BATCH_ROWS, _BATCH_IMAGES = 4096, 16  # rows that are read at a time without and with their images
@@ -117,13 +115,10 @@ def image_bytes(value: Any, origin: str, folder: str) -> bytes:
     if data is None and isinstance(value, dict) and isinstance(value.get("path"), str):
         return FileImage(value["path"], folder, value["path"]).read()
     if isinstance(data, str):
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise UserError(f"{origin} is not base64 ({error})") from error
+        return decode_base64(data, origin)
     if not isinstance(data, bytes):
         raise UserError(f"{origin} is {type(data).__name__}, expected the bytes of an image")
-    return data
+    return checked_size(data, origin)
 
 
 def content_names(table: Table, column: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Text files and records of benchmarks, checked: a mistake in them is a UserError that names the file and the field."""
 
 import ast
+import base64
 import json
 import math
 import os
@@ -44,7 +45,31 @@ class FileImage(NamedTuple):
             raise UserError(f"{os.path.join(self.root, self.path)}: {error.detail}") from error
 
     def exists(self) -> bool:
-        return epath.Path(self.root, self.path).exists()
+        return file_exists(epath.Path(self.root, self.path))
+
+
+def file_exists(path: epath.Path) -> bool:
+    """Whether there is such a file. A name that no file can have, such as one that is too long, is no error."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def decode_base64(text: str, origin: str) -> bytes:
+    """An encoded image from base64. Raises UserError naming `origin`."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise UserError(f"{origin} is not base64 ({error})") from error
+    return checked_size(data, origin)
+
+
+def checked_size(data: bytes, origin: str) -> bytes:
+    """The data. Raises UserError where it is larger than an image may be."""
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UserError(f"{origin} has {len(data)} bytes, an image at most {MAX_IMAGE_BYTES}")
+    return data
 
 
 class Record:
@@ -96,7 +121,7 @@ class Record:
         text = self.text(key)
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise self.error(key, "a list in Python's notation") from error
         if not isinstance(value, list):
             raise self.error(key, "a list in Python's notation")

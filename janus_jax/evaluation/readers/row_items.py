@@ -24,7 +24,8 @@ SEED_TYPES = (
     "Action Prediction",
     "Procedure Understanding",
 )
-VIDEO = "video"  # `fields["part"]` of questions that are read and not asked
+# Values of `fields["part"]` of questions that are read and not asked.
+VIDEO, DEVELOPMENT = "video", "dev"
 
 
 def seed_item(row: Record, images: Images) -> Item:

@@ -4,8 +4,6 @@ Cells are quoted like those of CSV: they may hold newlines, tabs and doubled quo
 they are read: only the place of each row is kept.
 """
 
-import base64
-import binascii
 import csv
 import hashlib
 import os
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation.readers.records import Record
+from janus_jax.evaluation.readers.records import Record, decode_base64
 
 MAX_ROW_BYTES = 256 << 20
 REFERENCE_LENGTH = 64  # An image cell of at most so many characters is the index of the row that has the image.
@@ -33,16 +31,16 @@ class TsvImage(NamedTuple):
     position: int  # in the cell, where it is a list of images
 
     def read(self) -> bytes:
-        with epath.Path(self.path).open("rb") as file:
-            file.seek(self.start)
-            row = next(csv.reader([file.read(self.length).decode()], delimiter="\t"))
         origin = f"{self.path}: image {self.name}"
-        cell = row[self.column]
-        encoded = Record({"image": cell}, origin).literal_list("image") if cell.startswith("[") else [cell]
         try:
-            return base64.b64decode(encoded[self.position], validate=True)
-        except (binascii.Error, ValueError, TypeError) as error:
-            raise UserError(f"{origin} is not base64 ({error})") from error
+            with epath.Path(self.path).open("rb") as file:
+                file.seek(self.start)
+                cell = next(csv.reader([file.read(self.length).decode()], delimiter="\t"))[self.column]
+        except (OSError, UnicodeDecodeError, csv.Error, StopIteration, IndexError) as error:
+            raise UserError(f"{origin} cannot be read, the file has changed ({type(error).__name__})") from error
+        if cell.startswith("["):
+            cell = Record({"image": cell}, origin).literal_list("image")[self.position]
+        return decode_base64(str(cell), origin)
 
 
 class Row(NamedTuple):

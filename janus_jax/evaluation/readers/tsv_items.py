@@ -7,7 +7,7 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.readers.records import Item
-from janus_jax.evaluation.readers.row_items import SEED_TYPES, mmbench_item, mmmu_item, options_of
+from janus_jax.evaluation.readers.row_items import DEVELOPMENT, SEED_TYPES, mmbench_item, mmmu_item, options_of
 from janus_jax.evaluation.readers.tsv import Row, read_rows
 from janus_jax.evaluation.scores.yes_no import MME_COGNITION, MME_PERCEPTION, POPE_SPLITS
 
@@ -58,12 +58,15 @@ def read_gqa(rows: Sequence[Row]) -> list[Item]:
 
 
 def read_mmmu(rows: Sequence[Row]) -> list[Item]:
-    """The validation part of a file that also holds the development part."""
-    chosen = [row for row in rows if row.record.optional("split") in ("", "validation", "val")]
-    return [
-        mmmu_item(row.record, row.record.optional("id") or row.record.name("index"), row.images, options_of(row.record))
-        for row in chosen or rows
-    ]
+    """Questions of the development split are left out of a file that also holds those of another one."""
+    splits = [row.record.optional("split") for row in rows]
+    items = []
+    for row, split in zip(rows, splits, strict=True):
+        name = row.record.optional("id") or row.record.name("index")
+        item = mmmu_item(row.record, name, row.images, options_of(row.record))
+        left_out = split == DEVELOPMENT and set(splits) != {DEVELOPMENT}
+        items.append(item._replace(fields={**item.fields, "part": DEVELOPMENT}) if left_out else item)
+    return items
 
 
 def read_mmvet(rows: Sequence[Row]) -> list[Item]:

@@ -57,9 +57,10 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
     for name, values in rules.items():
         for split in ("", "human", "augmented"):
             chosen = [place for place, question in enumerate(questions) if split in ("", question.fields["split"])]
-            metrics[f"{name}_{split}".rstrip("_")] = mean_metric(
-                [values[place] for place in chosen], [questions[place].cluster for place in chosen], scale=100
-            )
+            if chosen:
+                metrics[f"{name}_{split}" if split else name] = mean_metric(
+                    [values[place] for place in chosen], [questions[place].cluster for place in chosen], scale=100
+                )
     changed = sum(sample.score != sample.fields["raw"] for sample in samples)
     notes = ["The headline takes one final full stop off the answer; `raw` does not."]
     if samples and changed > CHANGED_SHARE * len(samples):

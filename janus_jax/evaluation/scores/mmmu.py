@@ -20,8 +20,6 @@ _NUMBERS = (
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
     re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),
 )
-# The official code lowers the case first, so its split before a capital letter never happens. Only lines are split.
-_SENTENCES = re.compile(r"\n")
 
 Value = str | float
 
@@ -31,24 +29,21 @@ def read_option(text: str, options: Mapping[str, str]) -> str | None:
     for mark in ",.!?;:'":
         text = text.strip(mark)
     text = f" {text} "
-    for form in ("({})", " {} "):
-        places = {letter: text.rfind(form.format(letter)) for letter in options}
-        found = {letter: place for letter, place in places.items() if place >= 0}
-        if found:
-            return max(found, key=lambda letter: found[letter])
+    places = [{letter: text.rfind(form.format(letter)) for letter in options} for form in ("({})", " {} ")]
     if len(text.split()) > _WORDS_OF_A_SENTENCE:
-        lowered = text.lower()
-        places = {letter: lowered.rfind(option.lower()) for letter, option in options.items()}
-        found = {letter: place for letter, place in places.items() if place >= 0}
-        if found:
-            return max(found, key=lambda letter: found[letter])
+        places.append({letter: text.lower().rfind(option.lower()) for letter, option in options.items()})
+    for found in places:
+        last = max(found, key=lambda letter: found[letter], default=None)
+        if last is not None and found[last] >= 0:
+            return last
     return None
 
 
 def read_open(text: str) -> set[Value]:
     """Texts and numbers that an open response may mean: what follows key words, and the numbers in it."""
     text = text.strip().strip(".").lower()
-    sentences = _SENTENCES.split(text)
+    # The official code splits before capital letters as well, but lowers the case first: only lines are split.
+    sentences = text.split("\n")
     keys = []
     for place, sentence in enumerate(sentences):
         words = _KEY_WORDS + (("=",) if place == len(sentences) - 1 else ())

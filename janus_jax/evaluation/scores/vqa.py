@@ -93,7 +93,7 @@ def normalised_accuracy(prediction: str, answers: Sequence[str], rule: Normalise
 def score_vqav2(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
     """Percent. `gold` is the list of the annotators' answers; `fields` has `answer_type` and `question_type`."""
     if tables.lacks_gold(questions):
-        return tables.unscored("The answers of this split are not public: upload predictions.json to EvalAI.", answers)
+        return tables.unscored("There are no annotations here: upload predictions.json to EvalAI.", answers)
     samples = []
     for question, answer in zip(questions, answers, strict=True):
         gold, processed = question.gold, answer.text if answer.converted else process_evalai(answer.text)

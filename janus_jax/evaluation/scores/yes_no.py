@@ -80,8 +80,9 @@ def score_pope(questions: Sequence[Question], answers: Sequence[Answer]) -> Scor
             labels = [samples[place].fields["labels"][kit] for place in chosen]
             right = [samples[place].fields[kit] for place in chosen]
             # In F1 lmms-eval forgets answers that it cannot read, and VLMEvalKit takes them for no.
-            outcomes = _outcomes(gold, labels if kit == "lmms_eval" else [label or "no" for label in labels])
-            outcomes[[label is None and kit == "lmms_eval" for label in labels]] = 0
+            outcomes = _outcomes(gold, [label or "no" for label in labels])
+            if kit == "lmms_eval":
+                outcomes[[label is None for label in labels]] = 0
             metrics[f"{kit}_f1_{split}"] = bootstrap_metric(cluster_totals(outcomes, clusters), f1_percent, len(gold))
             metrics[f"{kit}_accuracy_{split}"] = mean_metric(right, clusters, scale=100)
         found[f"confusion, {split}"] = tables.confusion(gold, readings)
