@@ -128,7 +128,7 @@ class ClipNetwork:
     def classify(self, images: Sequence[PIL.Image.Image], classifier: np.ndarray) -> list[int]:
         """The class of each of one or more RGB images: the one whose embedding is nearest."""
         # Few sizes of batches, since each size has a program of its own.
-        padded = [*images, *images[-1:] * (-len(images) % _CLASSIFIED)]
+        padded = [*images, *[images[-1]] * (-len(images) % _CLASSIFIED)]
         batches = self._network.batches(_image_embeddings, padded, lambda image: (self._pixels(image),))
         found = np.concatenate([embeddings for (embeddings,) in batches])[: len(images)]
         return np.argmax(found @ classifier.T, axis=1).tolist()

@@ -105,6 +105,7 @@ def test_colours_are_those_of_the_nearest_prompts(detector, folder):
     assert found == [COLORS[i] for i in clip.classify(crops, classifier)]
 
 
+@pytest.mark.slow  # covered in pieces by the tests above; `launch.evaluate` calls the same
 def test_geneval_from_images_to_scores(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("janus_jax.evaluation.detector.SHORT_SIDE", SCALE[1])
     monkeypatch.setattr("janus_jax.evaluation.detector.LONG_SIDE", SCALE[0])
