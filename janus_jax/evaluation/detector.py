@@ -32,16 +32,15 @@ class Detector:
         weights: short hash of the weights.
     """
 
-    def __init__(
-        self, loaded: LoadedDetector, mesh: Mesh | None = None, scale: tuple[int, int] = (LONG_SIDE, SHORT_SIDE)
-    ):
+    def __init__(self, loaded: LoadedDetector, mesh: Mesh | None = None, scale: tuple[int, int] | None = None):
         """Puts the weights on every device.
 
         Args:
             mesh: devices of this process; None takes all of them.
-            scale: largest long and short side of a resized image.
+            scale: largest long and short side of a resized image; None is 1333 and 800.
         """
-        self._network, self._scale = ReplicatedNetwork(loaded.config, loaded.params, mesh), scale
+        self._network = ReplicatedNetwork(loaded.config, loaded.params, mesh)
+        self._scale = scale or (LONG_SIDE, SHORT_SIDE)
         self.is_official, self.weights = loaded.layout == OFFICIAL, self._network.weights
         self.num_classes = loaded.config.num_classes
 

@@ -26,6 +26,8 @@ from janus_jax.ops.codebook import l2_normalize
 from janus_jax.weights.clip import ClipTokenizer, load_clip, read_clip_preprocessor, read_clip_tokenizer
 from janus_jax.weights.inception import load_inception
 
+_CLASSIFIED = 16  # images of a batch of `ClipNetwork.classify`
+
 
 class InceptionFeatures(NamedTuple):
     """What is kept of a set of images."""
@@ -124,9 +126,12 @@ class ClipNetwork:
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def classify(self, images: Sequence[PIL.Image.Image], classifier: np.ndarray) -> list[int]:
-        """The class of each RGB image: the one whose embedding is nearest."""
-        batches = self._network.batches(_image_embeddings, images, lambda image: (self._pixels(image),))
-        return [int(best) for (found,) in batches for best in np.argmax(found @ classifier.T, axis=1)]
+        """The class of each of one or more RGB images: the one whose embedding is nearest."""
+        # Few sizes of batches, since each size has a program of its own.
+        padded = [*images, *[images[-1]] * (-len(images) % _CLASSIFIED)]
+        batches = self._network.batches(_image_embeddings, padded, lambda image: (self._pixels(image),))
+        found = np.concatenate([embeddings for (embeddings,) in batches])[: len(images)]
+        return np.argmax(found @ classifier.T, axis=1).tolist()
 
     def _pixels(self, image: PIL.Image.Image) -> np.ndarray:
         return self._normalization(clip_pixels(image, self._config.image_size))

@@ -1,5 +1,6 @@
 """Deformable attention and windows against PyTorch, and against their definitions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ RNG = np.random.default_rng(0)
 def test_points_are_read_as_pytorch_does_also_outside():
     values = RNG.standard_normal((2, 5, 7, 3, 4)).astype(np.float32)
     points = RNG.uniform(-0.3, 1.3, (2, 6, 3, 8, 2)).astype(np.float32)
-    found = sample_bilinear(jnp.asarray(values), jnp.asarray(points))
+    found = jax.jit(sample_bilinear)(jnp.asarray(values), jnp.asarray(points))
     maps = torch.tensor(values).permute(0, 3, 4, 1, 2).reshape(6, 4, 5, 7)
     grid = torch.tensor(2 * points - 1).transpose(1, 2).reshape(6, 6, 8, 2)
     expected = torch.nn.functional.grid_sample(maps, grid, padding_mode="zeros", align_corners=False)
@@ -27,13 +28,14 @@ def test_points_on_positions_read_single_values():
     locations = np.zeros((1, 1, 1, 2, 2, 2), np.float32)
     locations[..., 0, :, :], locations[..., 1, :, :] = places, 0.5
     weights = np.array([0.1, 0.2, 0.3, 0.4], np.float32).reshape(1, 1, 1, 2, 2)
-    found = deformable_attention(jnp.asarray(values), [(2, 3), (1, 1)], jnp.asarray(locations), jnp.asarray(weights))
+    run = jax.jit(lambda v, x, w: deformable_attention(v, [(2, 3), (1, 1)], x, w))
+    found = run(values, locations, weights)
     rows = values[0, :, 0]
     np.testing.assert_allclose(found[0, 0, 0], 0.1 * rows[3] + 0.2 * rows[2] + 0.7 * rows[6], rtol=0, atol=1e-6)
 
 
 def test_sine_positions_have_the_row_first_and_end_at_a_whole_turn():
-    embedded = np.asarray(sine_positions(3, 5, 16)).reshape(3, 5, 16)
+    embedded = np.asarray(jax.jit(lambda: sine_positions(3, 5, 16))()).reshape(3, 5, 16)
     np.testing.assert_allclose(embedded[-1, 0, :2], [0, 1], atol=1e-5)  # sine and cosine of 2 pi
     np.testing.assert_allclose(embedded[0, 0, :2], [np.sin(2 * np.pi / 3), np.cos(2 * np.pi / 3)], atol=1e-5)
     np.testing.assert_allclose(
