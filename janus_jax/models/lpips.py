@@ -16,8 +16,8 @@ from janus_jax.ops.perceptual_distance import feature_distance
 
 # From pixels in [-1, 1] to the numbers that VGG-16 was trained on: ImageNet's mean and deviation for [0, 1], rounded as
 # in the code of LPIPS.
-_SHIFT = np.float32([-0.030, -0.088, -0.188])
-_SCALE = np.float32([0.458, 0.448, 0.450])
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 class VGG(nn.Module):
@@ -52,8 +52,8 @@ class LPIPS(nn.Module):
         Convolutions run in the compute dtype, all that follows in float32. The least side is 16 pixels.
         """
         trunk = VGG(self.config, self.execution, name="trunk")
-        features = zip(*(trunk((x.astype(jnp.float32) - _SHIFT) / _SCALE) for x in (a, b)), strict=True)
-        return jnp.stack([feature_distance(*pair, self._head(i, pair[0].shape[-1])) for i, pair in enumerate(features)])
+        pairs = zip(*(trunk((x.astype(jnp.float32) - _SHIFT) / _SCALE) for x in (a, b)), strict=True)
+        return jnp.stack([feature_distance(x, y, self._head(i, x.shape[-1])) for i, (x, y) in enumerate(pairs)])
 
     def init_all(self) -> None:
         """Runs every submodule, on the smallest images."""

@@ -62,7 +62,8 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if i < c.num_layers else 1
             conv = Conv(channels, 4, dtype, (1, 1), stride, _REPLICATED, False, _FRESH, name=f"conv_{i}")
             norm = f"norm_{i}"
-            x, statistics[norm] = BatchNorm(c.norm_eps, name=norm)(conv(x), running and running[norm], axes)
+            of_norm = None if running is None else running[norm]
+            x, statistics[norm] = BatchNorm(c.norm_eps, name=norm)(conv(x), of_norm, axes)
             x = nn.leaky_relu(x, 0.2)
         logits = Conv(1, 4, dtype, (1, 1), axes=_REPLICATED, distribution=_FRESH, name="logits")(x)
         return logits[..., 0].astype(jnp.float32), statistics

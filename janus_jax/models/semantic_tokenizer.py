@@ -44,7 +44,7 @@ class SemanticOutput(NamedTuple):
 
 class _LayerInputs(NamedTuple):
     mask: jax.Array  # [B, T, S], true where a code sees another
-    offset: jax.Array | None  # slot of the first new code; None without a cache
+    offset: jax.Array  # place of the first code in the image, and its slot in a cache
 
 
 class CausalBlock(nn.Module):
@@ -97,11 +97,11 @@ class SemanticDecoder(nn.Module):
         x = x + jax.lax.dynamic_slice_in_dim(positions, start, length).astype(dtype)
         slots = length if cache is None else cache.k.shape[2]
         visible = jnp.arange(slots) <= start + jnp.arange(length)[:, None]
-        shared = _LayerInputs(jnp.broadcast_to(visible, (batch, length, slots)), None if cache is None else start)
+        shared = _LayerInputs(jnp.broadcast_to(visible, (batch, length, slots)), start)
         per_layer = None if cache is None else (cache.k, cache.v)
         x, new = run_layers(self, CausalBlock, c, c.depth, self.execution, x, per_layer, shared)
         if cache is not None:
-            cache = SemanticCache(*new, cache.length + length)
+            cache = SemanticCache(new[0], new[1], cache.length + length)
         return layer_norm(c.norm_eps, dtype, "norm")(x), cache
 
 

@@ -97,7 +97,7 @@ def image_tokenizer_flops(
         discriminator, lpips: None where the loss does not have them.
     """
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    products = (FORWARD + WEIGHT_GRADIENT + INPUT_GRADIENT) * forward_products(tokenizer, image)
+    products: float = (FORWARD + WEIGHT_GRADIENT + INPUT_GRADIENT) * forward_products(tokenizer, image)
     if discriminator is not None:
         generator = FORWARD + WEIGHT_GRADIENT + 2 * INPUT_GRADIENT
         products += (generator + FORWARD + WEIGHT_GRADIENT + INPUT_GRADIENT) * forward_products(discriminator, image)

@@ -129,12 +129,12 @@ def _activation_bytes(plan: Plan, batch: Any, gradients: int) -> int:
 
     A `tensor` axis divides most of them. The program of a device does not show it, since XLA divides it later.
     """
-    state, common = plan.state, (plan.shardings, plan.mesh, plan.execution.weights, plan.micro_batches)
+    state = plan.state
+    common: tuple[Any, ...] = (plan.shardings, plan.mesh, plan.execution.weights, plan.micro_batches)
+    gradient, arguments = sharded_gradient(plan.objective, *common), [state.trainable, state.fixed, batch]
     if plan.two_networks is not None and state.adversary is not None:
         gradient = adversarial_gradients(plan.objective, *plan.two_networks, *common)
-        arguments = (state.trainable, state.fixed, state.adversary.params, batch, jax.ShapeDtypeStruct((), np.float32))
-    else:
-        gradient, arguments = sharded_gradient(plan.objective, *common), (state.trainable, state.fixed, batch)
+        arguments = [state.trainable, state.fixed, state.adversary.params, batch, jax.ShapeDtypeStruct((), np.float32)]
     jaxpr = jax.make_jaxpr(gradient)(*arguments).jaxpr
     of_device = next(eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map")
     return max(0, peak_bytes(of_device) - gradients) // plan.mesh.shape["tensor"]

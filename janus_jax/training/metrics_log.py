@@ -130,11 +130,11 @@ class MetricsLog:
         """
         pending = jax.device_get(self._pending)
         elapsed = time.monotonic() - self._started
-        sums = {
-            key: tuple(sum(np.asarray(metrics[key][i], np.float64) for metrics in pending) for i in (0, 1))
-            for key in pending[0]
-        }
-        means = mean_metrics(sums)
+
+        def total(key: str, half: int) -> np.ndarray:
+            return np.sum([np.asarray(metrics[key][half], np.float64) for metrics in pending], axis=0)
+
+        means = mean_metrics({key: (total(key, 0), total(key, 1)) for key in pending[0]})
         rates = {
             f"{name}_per_second": sum(float(metrics[name][0]) for metrics in pending) / elapsed
             for name in ("images", "tokens")

@@ -79,7 +79,8 @@ class Plan(NamedTuple):
 
     def make_step(self) -> Any:
         """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
-        common = (self.optimizer, self.shardings, self.mesh, self.execution.weights, self.micro_batches, self.ema)
+        common: tuple[Any, ...] = (self.optimizer, self.shardings, self.mesh, self.execution.weights)
+        common += (self.micro_batches, self.ema)
         if self.two_networks is not None:
             return make_adversarial_step(self.objective, *self.two_networks, *common)
         return make_train_step(self.objective, *common)

@@ -5,7 +5,7 @@ LlamaGen's file is a dictionary of state dicts: "model", perhaps "ema" with the 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -34,7 +34,7 @@ from janus_jax.weights.torch_io import save_torch
 
 FILE_NAME = "vq.pt"
 IMAGE_SIZE = 256  # of LlamaGen's training
-_FIXED = {"norm_groups": 32, "norm_eps": 1e-6, "commitment": 0.25}  # in LlamaGen's code
+_FIXED: dict[str, Any] = {"norm_groups": 32, "norm_eps": 1e-6, "commitment": 0.25}  # in LlamaGen's code
 _USAGE_BUFFER = ("quantize.codebook_used", 65536)  # a buffer that LlamaGen's class has and that nothing reads
 
 

@@ -96,8 +96,9 @@ def open_llamagen_vq(file: epath.PathLike, config: VQConfig) -> TensorReader:
 
 def whole_model(part: VQConfig | SiglipConfig) -> JanusConfig:
     """A whole model with this part, since the tables of names are those of whole models."""
-    field = "vq" if isinstance(part, VQConfig) else "siglip"
-    return dataclasses.replace(JANUS_PRO_TINY, **{field: part})
+    if isinstance(part, VQConfig):
+        return dataclasses.replace(JANUS_PRO_TINY, vq=part)
+    return dataclasses.replace(JANUS_PRO_TINY, siglip=part)
 
 
 def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:

@@ -16,6 +16,7 @@ from janus_jax.models.config import ImageTokenizerConfig, SemanticTokenizerConfi
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, bind, build
 from janus_jax.models.presets import LOSS_NETWORKS, LPIPS, TEACHER
+from janus_jax.models.vq import VQOutput
 from janus_jax.ops.image_metrics import SSIM_WINDOW, psnr, ssim, to_levels
 from janus_jax.ops.losses import code_entropy_loss, vq_loss
 from janus_jax.ops.pixels import normalize
@@ -72,9 +73,8 @@ def tokenizer_loss(
     model = build(config, execution)
     whole = Execution(dtype=execution.dtype, unroll_scan=execution.unroll_scan)  # other networks are not divided
     perceptual = build(LOSS_NETWORKS[LPIPS], whole) if loss.perceptual_weight else None
-    vq, teacher = config, None
-    if isinstance(config, SemanticTokenizerConfig):
-        vq, teacher = config.vq, build(config.teacher, whole)
+    vq = config.vq if isinstance(config, SemanticTokenizerConfig) else config
+    teacher = build(config.teacher, whole) if isinstance(config, SemanticTokenizerConfig) else None
 
     def share(params: Params, batch: ImageBatch, denominators: Denominators) -> TokenizerShare:
         count = batch.pixels.shape[0]
@@ -87,10 +87,8 @@ def tokenizer_loss(
             return jnp.sum(weights * values)
 
         pixels = normalize(batch.pixels, jnp.float32)
-        output = bind(model, params)(pixels)
-        predicted = None
-        if teacher is not None:
-            output, predicted = output.vq, output.predicted
+        whole_output = bind(model, params)(pixels)
+        output: VQOutput = whole_output if teacher is None else whole_output.vq
         reconstruction = output.reconstruction.astype(jnp.float32)
         error = reconstruction - pixels
         error = jnp.abs(error) if loss.pixel_loss == "l1" else jnp.square(error)
@@ -114,7 +112,7 @@ def tokenizer_loss(
             total += loss.entropy_weight * terms["entropy"]
         if teacher is not None:
             features = bind(teacher, params[TEACHER])(pixels)
-            terms["semantic"] = part + mean(alignment_loss(predicted, features))  # 1 - cosine similarity
+            terms["semantic"] = part + mean(alignment_loss(whole_output.predicted, features))  # 1 - cosine similarity
             total += loss.semantic_weight * terms["semantic"]
         used = jnp.repeat((weights > 0).astype(jnp.float32), output.codes.shape[1])
         metrics = {
