@@ -150,7 +150,7 @@ def _compare_solvers(generate: Generate) -> list[dict[str, Any]]:
 def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:
     """(images through the tokenizer and back, number of different codes that they use)."""
     params = load_params(open_params(workdir, VQ_TINY))
-    result = jax.jit(build(VQ_TINY).apply)({"params": params}, normalize(_pixels(images), jnp.float32))
+    result = jax.jit(build(VQ_TINY).apply)({"params": params}, normalize(jnp.asarray(_pixels(images)), jnp.float32))
     return to_images(result.reconstruction), len(np.unique(result.codes))
 
 

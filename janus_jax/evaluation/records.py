@@ -34,9 +34,10 @@ class AnswerRecord(NamedTuple):
     finish: str  # "stop" or "length"; "" with an error or where it is unknown
     error: str = ""
     images: tuple[str, ...] = ()  # SHA-256 of each encoded image of the question
+    converted: bool = False  # see `Answer`
 
     def to_answer(self) -> Answer:
-        return Answer(self.index, self.text, self.num_tokens, self.finish, self.error)
+        return Answer(self.index, self.text, self.num_tokens, self.finish, self.error, self.converted)
 
 
 class ImagesRecord(NamedTuple):
@@ -141,7 +142,7 @@ class BatchFolder:
             raise UserError(f"{path}: damaged ({error}); delete the file, and its batch will be done again") from error
 
     def _parse(self, fields: Any) -> Record:
-        types = {"index": int, "num_tokens": int, "images": list}
+        types = {"index": int, "num_tokens": int, "images": list, "converted": bool}
         if not isinstance(fields, dict) or fields.keys() != set(self._kind._fields):
             raise ValueError(f"expected an object with the fields {', '.join(self._kind._fields)}")
         for name, value in fields.items():

@@ -94,7 +94,9 @@ def is_scored(folder: epath.Path, plan_sha256: str) -> bool:
 def records_of_answers(answers: Iterable[Answer]) -> dict[int, AnswerRecord]:
     """Answers that another program wrote, as the records of a run."""
     return {
-        answer.index: AnswerRecord(answer.index, answer.text, answer.num_tokens, answer.finish, answer.error)
+        answer.index: AnswerRecord(
+            answer.index, answer.text, answer.num_tokens, answer.finish, answer.error, converted=answer.converted
+        )
         for answer in answers
     }
 

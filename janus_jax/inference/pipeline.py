@@ -49,7 +49,9 @@ class Pipeline:
         return self.engine.tokenizer
 
     @overload
-    def chat(self, images: Image | Sequence[Image], prompt: str, **options: Unpack[TextOptions]) -> str: ...
+    def chat(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, images: Image | Sequence[Image], prompt: str, **options: Unpack[TextOptions]
+    ) -> str: ...
     @overload
     def chat(
         self, images: Sequence[Sequence[Image]], prompt: Sequence[str], **options: Unpack[TextOptions]

@@ -5,7 +5,7 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.models.config import LPIPSConfig, PatchDiscriminatorConfig
+from janus_jax.models.config import LPIPSConfig, PatchDiscriminatorConfig, VQConfig
 from janus_jax.models.params import abstract_params, flatten, unflatten
 from janus_jax.weights import lpips
 from janus_jax.weights.discriminator import from_llamagen
@@ -13,6 +13,19 @@ from tests.helpers import REPOSITORY
 
 FOLDER = REPOSITORY / "tests" / "data_files" / "tokenizers"
 LPIPS_NARROW = LPIPSConfig(widths=(8, 16, 16, 24, 24))
+# The image tokenizer of the reference steps, of a size that LlamaGen's own classes can have.
+VQ_SMALL = VQConfig(
+    image_size=32,
+    base_channels=64,
+    channel_multipliers=(1, 2, 2),
+    num_res_blocks=1,
+    z_channels=16,
+    code_dim=4,
+    num_codes=32,
+    norm_groups=32,
+    norm_eps=1e-6,
+    commitment=0.25,
+)
 
 
 def load(name):

@@ -12,7 +12,6 @@ import pytest
 
 from configs.vq16 import vq_config
 from janus_jax.batches import ImageBatch
-from janus_jax.models.config import VQConfig
 from janus_jax.models.params import flatten
 from janus_jax.models.presets import LOSS_NETWORKS, PRESETS
 from janus_jax.training.plan import make_plan
@@ -20,6 +19,7 @@ from janus_jax.weights.discriminator import to_llamagen
 from tests.helpers import REPOSITORY
 from tests.helpers.tokenizer_reference import (
     LPIPS_NARROW,
+    VQ_SMALL,
     below,
     discriminator,
     load,
@@ -30,18 +30,6 @@ from tests.helpers.tokenizer_reference import (
 )
 from tests.helpers.torch_weights import from_original_vq, original_vq_path
 
-TOKENIZER = VQConfig(
-    image_size=32,
-    base_channels=64,
-    channel_multipliers=(1, 2, 2),
-    num_res_blocks=1,
-    z_channels=16,
-    code_dim=4,
-    num_codes=32,
-    norm_groups=32,
-    norm_eps=1e-6,
-    commitment=0.25,
-)
 # Their gradient is zero but for rounding, which Adam makes a step.
 NOISE = re.compile(r".*\.k\.bias|discriminator\.main\.11\.bias")
 
@@ -49,7 +37,7 @@ NOISE = re.compile(r".*\.k\.bias|discriminator\.main\.11\.bias")
 @pytest.fixture(scope="module", autouse=True)
 def networks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "reference_vq", TOKENIZER)
+        patch.setitem(PRESETS, "reference_vq", VQ_SMALL)
         patch.setitem(LOSS_NETWORKS, "lpips", LPIPS_NARROW)
         yield
 
@@ -79,7 +67,7 @@ def reference_config(start, adaptive):
 
 
 def first_state(plan, weights):
-    ours = from_original_vq({k: v for k, v in weights.items() if not k.startswith("discriminator.")}, TOKENIZER)
+    ours = from_original_vq({k: v for k, v in weights.items() if not k.startswith("discriminator.")}, VQ_SMALL)
     tensors = below(weights, "discriminator.")
     for number, channels in ((3, 16), (6, 32), (9, 64)):  # the statistics are fresh
         tensors |= {f"main.{number}.running_mean": np.zeros(channels), f"main.{number}.running_var": np.ones(channels)}
@@ -159,7 +147,7 @@ def test_all_terms_equal_the_original(steps):
 
 def test_the_same_codes_are_used(steps):
     for i, metrics in enumerate(steps.metrics):
-        expected = np.bincount(steps.reference[f"codes{i}"].ravel(), minlength=TOKENIZER.num_codes)
+        expected = np.bincount(steps.reference[f"codes{i}"].ravel(), minlength=VQ_SMALL.num_codes)
         np.testing.assert_array_equal(metrics["code_counts"], expected)
 
 

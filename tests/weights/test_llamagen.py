@@ -10,25 +10,13 @@ import torch
 
 from janus_jax.errors import UserError
 from janus_jax.inference.image_tokenizer import load_image_tokenizer
-from janus_jax.models.config import VQConfig
 from janus_jax.models.params import abstract_params, count, flatten
 from janus_jax.models.presets import VQ_16
 from janus_jax.weights.llamagen import read_tokenizer, to_original, write_folder, write_llamagen
 from tests.helpers import REPOSITORY
-from tests.helpers.tokenizer_reference import below, load, rule_value, shapes_of
+from tests.helpers.tokenizer_reference import VQ_SMALL, below, load, rule_value, shapes_of
 
-SMALL = VQConfig(
-    image_size=256,
-    base_channels=64,
-    channel_multipliers=(1, 2, 2),
-    num_res_blocks=1,
-    z_channels=16,
-    code_dim=4,
-    num_codes=32,
-    norm_groups=32,
-    norm_eps=1e-6,
-    commitment=0.25,
-)
+SMALL = dataclasses.replace(VQ_SMALL, image_size=256)
 
 
 @pytest.fixture(scope="module")
