@@ -24,11 +24,11 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_whole(path, "old")
 
-    def full_disk(self, text):
-        self.write_bytes(text[:1].encode())
+    def full_disk(self, content):
+        Path(self).write_bytes(content[:1])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(type(epath.Path(path)), "write_text", full_disk)
+    monkeypatch.setattr(type(epath.Path(path)), "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_whole(path, "new")
     assert Path(path).read_text() == "old" and os.listdir(tmp_path) == ["a.json"]

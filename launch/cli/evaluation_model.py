@@ -44,6 +44,18 @@ CFG_WEIGHT = flags.DEFINE_float(
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of images, 0 to 2**32 - 1. Answers are greedy.")
 VAE = flags.DEFINE_string("vae", None, "JanusFlow: folder of its VAE. The default is CHECKPOINT/vae.")
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id",
+    None,
+    "Number of this process, from 0. The default is what TPU_WORKER_ID or Slurm says, otherwise 0.",
+    lower_bound=0,
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "Number of processes that share the work. The default is what TPU_WORKER_HOSTNAMES or Slurm says, otherwise 1.",
+    lower_bound=1,
+)
 
 
 class OpenedModel(NamedTuple):
@@ -97,7 +109,7 @@ class OpenedModel(NamedTuple):
 
 def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[[], object]) -> job.Outcome:
     """Runs all benchmarks; see `job.evaluate`. All mistakes are reported before the weights are loaded."""
-    worker = this_worker()
+    worker = this_worker(PROCESS_ID.value, NUM_PROCESSES.value)
     take_own_chips(worker)
     if any(map(reconstruction_model.is_reconstruction, tasks)):
         return reconstruction_model.evaluate(tasks, CHECKPOINT.value or "", output, worker, on_scored)

@@ -8,34 +8,23 @@ import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from absl import flags
-
 from janus_jax.errors import UserError
 from janus_jax.evaluation.runner import Worker
 
-PROCESS_ID = flags.DEFINE_integer(
-    "process_id",
-    None,
-    "Number of this process, from 0. The default is what TPU_WORKER_ID or Slurm says, otherwise 0.",
-    lower_bound=0,
-)
-NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes",
-    None,
-    "Number of processes that share the work. The default is what TPU_WORKER_HOSTNAMES or Slurm says, otherwise 1.",
-    lower_bound=1,
-)
 DEVICES = Path("/dev")
 # Shape of the chips of a host, by their number (v5e and v6e have hosts of 1, 4 and 8 chips, v4 and v5p of 4).
 _HOST_BOUNDS = {1: "1,1,1", 4: "2,2,1", 8: "2,4,1"}
 
 
-def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
+def this_worker(number: int | None, count: int | None, environment: Mapping[str, str] = os.environ) -> Worker:
     """The number of this process and of all, from the flags or from what starts the processes of a slice or cluster.
 
-    Raises UserError for flags that do not go together, or variables that are not numbers.
+    Args:
+        number, count: the flags --process_id and --num_processes.
+
+    Raises:
+        UserError: the flags do not go together, or variables are not numbers.
     """
-    number, count = PROCESS_ID.value, NUM_PROCESSES.value
     if (number is None) != (count is None):
         raise UserError("expected --process_id and --num_processes together")
     if number is not None and count is not None:

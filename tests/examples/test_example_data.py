@@ -1,19 +1,26 @@
 """The example files are in the formats that the page on fine-tuning names: every sample is read, none dropped."""
 
+import subprocess
+import sys
 import tarfile
 
-from etils import epath
-
 from examples.digits.data import NAMES, load_digits
-from examples.digits.example_data import write_example
 from janus_jax.data.formats.registry import open_dataset
+from tests.helpers import REPOSITORY
 from tests.helpers.source_files import read_all
 
 NUM_IMAGES = 12
 
 
 def test_conversations_and_captions_name_the_digit_of_their_image(tmp_path):
-    write_example(epath.Path(tmp_path), NUM_IMAGES)
+    command = [
+        sys.executable,
+        "-m",
+        "examples.digits.example_data",
+        f"--output={tmp_path}",
+        f"--num_images={NUM_IMAGES}",
+    ]
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=120)
     labels = [NAMES[label] for label in load_digits()[0].labels[:NUM_IMAGES]]
     options = {"image_root": (str(tmp_path / "images"),)}
     conversations, dropped = read_all(open_dataset("llava", (str(tmp_path / "mine.json"),), options))

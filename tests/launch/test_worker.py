@@ -1,7 +1,6 @@
 """The number of a process that evaluates alone, and the variables with which it takes the chips of its host."""
 
 import pytest
-from absl.testing import flagsaver
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.runner import Worker
@@ -17,27 +16,26 @@ SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
     [({}, (0, 1)), (TPU, (3, 4)), (SLURM, (1, 2)), ({**TPU, **SLURM}, (3, 4)), ({"TPU_WORKER_ID": "0"}, (0, 1))],
 )
 def test_the_number_is_what_the_environment_says(environment, expected):
-    assert this_worker(environment) == Worker(*expected)
+    assert this_worker(None, None, environment) == Worker(*expected)
 
 
 def test_flags_come_first():
-    with flagsaver.flagsaver(process_id=1, num_processes=8):
-        assert this_worker(TPU) == Worker(1, 8)
+    assert this_worker(1, 8, TPU) == Worker(1, 8)
 
 
 @pytest.mark.parametrize(
     ("flags", "environment", "named"),
     [
-        ({"process_id": 0}, {}, "--num_processes"),
-        ({"num_processes": 2}, {}, "--process_id"),
-        ({"process_id": 2, "num_processes": 2}, {}, "--process_id=2"),
-        ({}, {"TPU_WORKER_ID": "x"}, "TPU_WORKER_ID=x"),
-        ({}, {"SLURM_PROCID": "2", "SLURM_NTASKS": "2"}, "SLURM_PROCID=2"),
+        ((0, None), {}, "--num_processes"),
+        ((None, 2), {}, "--process_id"),
+        ((2, 2), {}, "--process_id=2"),
+        ((None, None), {"TPU_WORKER_ID": "x"}, "TPU_WORKER_ID=x"),
+        ((None, None), {"SLURM_PROCID": "2", "SLURM_NTASKS": "2"}, "SLURM_PROCID=2"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_named(flags, environment, named):
-    with flagsaver.flagsaver(**flags), pytest.raises(UserError, match=named):
-        this_worker(environment)
+    with pytest.raises(UserError, match=named):
+        this_worker(*flags, environment)
 
 
 @pytest.fixture

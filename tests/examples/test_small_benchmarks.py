@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from examples.digits import data as digits
-from examples.digits.evaluate_demo import ROTATION, detect, write_benchmarks
+from examples.digits.small_benchmarks import ROTATION, detect, write_benchmarks
 from janus_jax.evaluation import registry
 from janus_jax.evaluation.benchmark import Answer
 from janus_jax.evaluation.image_benchmarks.geneval import open_geneval
