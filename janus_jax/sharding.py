@@ -87,7 +87,7 @@ def row_shares(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
-def own_rows(rows: NamedSharding, batch_size: int) -> tuple[int, int]:
+def rows_of_process(rows: NamedSharding, batch_size: int) -> tuple[int, int]:
     """(i, n): this process reads the i-th of n equal parts of the rows of a batch. Several may read the same part.
 
     Raises UserError if the devices of this process do not have such a part.

@@ -126,19 +126,19 @@ def parse(text: str) -> Module:
 def _instruction(line: str) -> Instruction:
     head = re.match(r"  (ROOT )?%([\w.\-]+) = ", line)
     assert head is not None
-    rest = line[head.end() :]
-    after_type = _closing(rest, 0) if rest[0] == "(" else rest.index(" ")
-    types, rest = rest[:after_type], rest[after_type:].lstrip()
-    open_at = rest.index("(")
-    close_at = _closing(rest, open_at)
-    argument = rest[open_at + 1 : close_at - 1]
+    unread = line[head.end() :]
+    after_type = _closing(unread, 0) if unread[0] == "(" else unread.index(" ")
+    types, unread = unread[:after_type], unread[after_type:].lstrip()
+    open_at = unread.index("(")
+    close_at = _closing(unread, open_at)
+    argument = unread[open_at + 1 : close_at - 1]
     return Instruction(
         name=head[2],
-        op=rest[:open_at],
+        op=unread[:open_at],
         shapes=tuple(_shapes(types)),
         operands=tuple(re.findall(r"%([\w.\-]+)", argument)),
         argument=argument,
-        attributes=rest[close_at:],
+        attributes=unread[close_at:],
         is_root=bool(head[1]),
     )
 

@@ -23,7 +23,7 @@ from janus_jax.batches import FlowBatch
 from janus_jax.data.stream import PREFETCH, RING_SLOTS
 from janus_jax.errors import UserError
 from janus_jax.free_memory import free_bytes, free_host_bytes
-from janus_jax.sharding import local_bytes, own_rows, row_shares
+from janus_jax.sharding import local_bytes, row_shares, rows_of_process
 from janus_jax.training.adversarial_step import adversarial_gradients
 from janus_jax.training.fsdp import sharded_gradient
 from janus_jax.training.liveness import peak_bytes
@@ -72,7 +72,7 @@ def estimate_memory(config: ConfigDict, plan: Plan) -> Memory:
     saved = state._replace(loss_networks=None)
     mine = list(plan.mesh.local_devices)
     rows = batch.rows if isinstance(batch, FlowBatch) else batch
-    loaded = _bytes(rows) // own_rows(plan.rows, config.train.batch_size)[1]
+    loaded = _bytes(rows) // rows_of_process(plan.rows, config.train.batch_size)[1]
     blocks = RING_SLOTS if config.data.workers else PREFETCH
     host = {
         READING: (blocks + 1) * loaded + config.data.workers * WORKER_BYTES,

@@ -12,7 +12,7 @@ from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params, count
-from janus_jax.sharding import own_rows
+from janus_jax.sharding import rows_of_process
 from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.checkpointing import CONFIG_FILE, Checkpoints, has_checkpoint
 from janus_jax.training.freezing import format_table, merge, module_table
@@ -59,7 +59,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     if tokenizer is not None and continues:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
     vae = open_vae(config, architecture, workdir if continues else None)
-    process_index, process_count = own_rows(plan.rows, config.train.batch_size)
+    process_index, process_count = rows_of_process(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
     _say_what_is_odd(config, architecture, tokenizer, held_out)
