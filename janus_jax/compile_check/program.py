@@ -102,7 +102,7 @@ def _libtpu_name(name: str) -> str:
 
 
 def _known(name: str) -> str:
-    """What could be meant by an unknown name: slices of its generation, or of all."""
+    """The names that an unknown one may stand for: slices of its generation, or of all generations."""
     same = [known for known in TOPOLOGIES if known[:3] == name[:3]]
     return f"expected {', '.join(same or TOPOLOGIES)}, or chips per axis such as v5p:4x4x4 and v5e:16x16"
 

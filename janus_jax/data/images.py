@@ -91,7 +91,7 @@ def encoded_size(data: bytes) -> tuple[int, int]:
             return header.size
     except PIL.Image.DecompressionBombError:
         raise
-    except Exception:
+    except Exception:  # Pillow raises many types for damaged headers; the metadata may be what is damaged.
         pixels = without_metadata(data)
         if pixels is None:
             raise

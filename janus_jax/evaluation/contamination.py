@@ -29,7 +29,7 @@ _HASH_SIZE = 8
 
 
 class ImageHash(NamedTuple):
-    """What two images are compared by."""
+    """The marks by which two images are compared."""
 
     sha256: bytes  # of the decoded pixels, so that another file format or other metadata does not hide an image
     difference: int  # 64 bits, one for each pair of neighbours of a tiny grey image: is the right one brighter?

@@ -6,17 +6,16 @@ the figures show where a run goes, and are comparable only with each other.
 
 from collections.abc import Sequence
 
-import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation import registry
+from janus_jax.evaluation.benchmark import Answer
 from janus_jax.evaluation.model_answers import Decoding, ModelAnswers, RequestMaker, published_generation
 from janus_jax.evaluation.plan import Plan, make_plan
 from janus_jax.evaluation.question_benchmark import QuestionBenchmark
 from janus_jax.evaluation.records import AnswerRecord
-from janus_jax.evaluation.training_samples import engine_of_run
+from janus_jax.evaluation.training_samples import engine_of_run, little_memory_ends_no_run
 from janus_jax.inference.pipeline import Pipeline
 from janus_jax.models.config import FamilyConfig
 from janus_jax.training.actions import Action, MeasureFactory, Moment, every
@@ -30,7 +29,7 @@ def benchmark_measures(config: ConfigDict) -> Sequence[MeasureFactory]:
 
 
 def make_benchmark_measure(run: Run, log: MetricsLog) -> Action:
-    """Raises UserError for an image tokenizer, unknown names, missing files, or a context that is too short."""
+    """Raises UserError for an image tokenizer, unknown or unscored benchmarks, missing files, or a short context."""
     fields, config = run.config.benchmarks, run.plan.architecture
     if not isinstance(config, FamilyConfig) or run.tokenizer is None:
         raise UserError(f"benchmarks.every_steps={fields.every_steps}: an image tokenizer answers no questions")
@@ -41,6 +40,9 @@ def make_benchmark_measure(run: Run, log: MetricsLog) -> Action:
     benchmarks = [benchmark.first(fields.limit) for benchmark in registry.load(fields.data, list(fields.names))]
     for benchmark in benchmarks:
         RequestMaker(config, run.tokenizer, _decoding(config, benchmark))
+        empty = benchmark.score([Answer(question.index, "") for question in benchmark.requests])
+        if not empty.headline:
+            raise UserError(f"benchmarks.names: {benchmark.name} cannot be scored here: {'; '.join(empty.notes)}")
     return MeasureBenchmarks(run, log, benchmarks)
 
 
@@ -67,16 +69,10 @@ class MeasureBenchmarks:
 
     def __call__(self, moment: Moment) -> None:
         engine = self._engine.with_params(moment.params(ema=moment.state.ema is not None))
-        try:
+        with little_memory_ends_no_run("benchmarks", moment.step):
             for benchmark, plan in self._parts:
                 model = ModelAnswers(Pipeline(engine), _decoding(engine.config, benchmark))
                 self._measure(benchmark, plan, model, moment)
-        except UserError as error:  # too little memory is no reason to end a run that trains
-            logging.error("no benchmarks after step %d: %s", moment.step, error)
-        except jax.errors.JaxRuntimeError as error:  # neither is what the check did not foresee, in a single process
-            if jax.process_count() > 1 or "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            logging.error("no benchmarks after step %d: %s", moment.step, str(error).splitlines()[0])
 
     def close(self) -> None:
         pass
@@ -89,8 +85,6 @@ class MeasureBenchmarks:
                 records |= {position: record._replace(index=benchmark.requests[position].index) for position in group}
             moment.keep_alive()
         scores = benchmark.score([records[position].to_answer() for position in range(len(benchmark.requests))])
-        if not scores.headline:
-            raise UserError(f"benchmarks.names: {benchmark.name} cannot be scored here: {'; '.join(scores.notes)}")
         metric, unanswered = scores.metrics[scores.headline], sum(bool(record.error) for record in records.values())
         name = f"eval/{benchmark.name}_{scores.headline}"
         self._log.report({name: metric.value, f"eval/{benchmark.name}_unanswered": float(unanswered)})

@@ -4,7 +4,8 @@ The prompts, questions and random keys are the same each time, so that the sampl
 are computed on the mesh of the run from its own arrays: there is no second copy of the weights.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -75,17 +76,11 @@ class AnswerAndGenerate:
 
     def __call__(self, moment: Moment) -> None:
         engine = self._engine.with_params(moment.params(ema=moment.state.ema is not None))
-        try:
+        with little_memory_ends_no_run("samples", moment.step):
             if self._questions:
                 self._answer(engine, moment)
             for i, caption in enumerate(self._captions):
                 self._generate(engine, moment, i, caption)
-        except UserError as error:  # too little memory is no reason to end a run that trains
-            logging.error("no samples after step %d: %s", moment.step, error)
-        except jax.errors.JaxRuntimeError as error:  # neither is what the check did not foresee, in a single process
-            if jax.process_count() > 1 or "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            logging.error("no samples after step %d: %s", moment.step, str(error).splitlines()[0])
 
     def close(self) -> None:
         pass
@@ -157,6 +152,23 @@ class ReconstructImages:
 
     def close(self) -> None:
         pass
+
+
+@contextlib.contextmanager
+def little_memory_ends_no_run(what: str, step: int) -> Iterator[None]:
+    """Logs that there are no samples or figures (`what`) when the memory is not enough; the training goes on.
+
+    With several processes, only what the check of the memory found beforehand is passed over, since all of them find
+    it; where one process alone meets an error later, the others wait for it.
+    """
+    try:
+        yield
+    except UserError as error:
+        logging.error("no %s after step %d: %s", what, step, error)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1 or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        logging.error("no %s after step %d: %s", what, step, str(error).splitlines()[0])
 
 
 def engine_of_run(run: Run) -> JanusEngine | JanusFlowEngine:

@@ -161,7 +161,6 @@ def test_captions(name, tmp_path):
 
 
 def test_mmbench_sheet(tmp_path):
-    pytest.importorskip("openpyxl")
     (benchmark,) = registry.load(DATA / "mmbench", ["mmbench"])
     answers = predictions.read_predictions(benchmark, GOLDEN / "predictions/mmbench.jsonl")
     answers = [answers[0]._replace(text="=A1\x07 or A"), *answers[1:]]

@@ -1,4 +1,4 @@
-"""What the columns of a parquet file hold, from their Arrow types and from Hugging Face's notes on them."""
+"""Finds out what the columns of a parquet file hold, from their Arrow types and from Hugging Face's notes on them."""
 
 import json
 from typing import Any

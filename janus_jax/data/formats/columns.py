@@ -26,7 +26,7 @@ class Kind(enum.Enum):
 
     MEDIA = enum.auto()  # Images, video or sound.
     BYTES = enum.auto()  # They are taken for media if the column's name says so.
-    TEXT = enum.auto()  # Or lists of texts, which may be paths of media.
+    TEXT = enum.auto()  # A text or a list of texts, which may be paths of media.
     OTHER = enum.auto()
 
 
