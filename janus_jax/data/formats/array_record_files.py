@@ -8,7 +8,7 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
-from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, guarded, name
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, guarded, name
 from janus_jax.data.records import Record
 
 UNIT_RECORDS = 1000
@@ -19,12 +19,14 @@ UNREADABLE = -1  # The `start` of the unit of a file that cannot be opened.
 class ArrayRecordFiles(FileFormat):
     """Units are ranges of records. A damaged record does not affect the others."""
 
+    suffixes = (".array_record",)
+
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"format": "Shards"}  # The name of this format in existing output folders.
 
     def units(self) -> list[Unit]:
         units = []
-        for path in files(self.input, (".array_record",)):
+        for path in self.files():
             try:
                 count = len(ArrayRecordDataSource([path]))
             except (RuntimeError, ValueError):

@@ -36,7 +36,9 @@ def _kind(type_) -> Kind:
     if types.is_struct(type_):
         # An encoded image or sound is {"bytes", "path"}; a list of them may be stored as lists of bytes and paths.
         parts = {type_.field(i).name: _kind(type_.field(i).type) for i in range(type_.num_fields)}
-        return Kind.MEDIA if {"bytes", "path"} <= parts.keys() or parts.get("bytes") is Kind.BYTES else Kind.OTHER
+        if {"bytes", "path"} <= parts.keys() or parts.get("bytes") is Kind.BYTES:
+            return Kind.MEDIA
+        return next((kind for kind in Kind if kind in parts.values()), Kind.OTHER)
     if types.is_binary(type_) or types.is_large_binary(type_) or types.is_fixed_size_binary(type_):
         return Kind.BYTES
     if types.is_string(type_) or types.is_large_string(type_):

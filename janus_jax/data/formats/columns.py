@@ -9,7 +9,7 @@ from janus_jax.data.dropped_samples import Note, Reason, SampleError
 from janus_jax.data.formats import conversations
 from janus_jax.data.formats.base import ReadItem, check_image_count, guarded
 from janus_jax.data.formats.captions import CaptionTasks, clean_caption
-from janus_jax.data.formats.media_keys import CONTENT_KEYS, looks_like_media
+from janus_jax.data.formats.media_keys import MEDIA_KEYS, looks_like_media
 from janus_jax.data.formats.pictures import Pictures, listed
 from janus_jax.errors import UserError
 
@@ -24,9 +24,9 @@ NO_COLUMN = "none"  # Value of --image_column for tables whose images are not wa
 class Kind(enum.Enum):
     """What a column holds, by its type."""
 
-    MEDIA = enum.auto()  # Images, video or sound.
-    BYTES = enum.auto()  # They are taken for media if the column's name says so.
-    TEXT = enum.auto()  # A text or a list of texts, which may be paths of media.
+    MEDIA = enum.auto()  # Images, video or sound, or a structure with them.
+    BYTES = enum.auto()  # They are taken for media if the column's name or their first bytes say so.
+    TEXT = enum.auto()  # A text or a structure of texts, which may be paths of media.
     OTHER = enum.auto()
 
 
@@ -42,7 +42,7 @@ class Columns:
     messages: str
     caption: str
     text: str
-    paths: tuple[str, ...] = ()  # Columns of text that may name media of a conversation.
+    suspects: tuple[str, ...] = ()  # Columns that may name or hold the media of a text or conversation.
     unread: tuple[str, ...] = ()  # Columns that look like media and are not read.
 
     @classmethod
@@ -89,8 +89,9 @@ class Columns:
                 f"{origin}: nobody reads the column {media[0]!r} of images, video or sound; give {known}"
                 f"--image_column={media[0]} to read it, or --image_column={NO_COLUMN} to read no images"
             )
-        paths = tuple(column for column in unread if messages and not image and kinds[column] is Kind.TEXT)
-        return cls(image=chosen, messages=messages, caption=caption, text=text, paths=paths, unread=unread)
+        is_checked = not caption and not image
+        suspects = tuple(column for column in others if is_checked and kinds[column] in (Kind.TEXT, Kind.BYTES))
+        return cls(image=chosen, messages=messages, caption=caption, text=text, suspects=suspects, unread=unread)
 
     def captions(self, tasks: tuple[str, ...], question: str) -> CaptionTasks | None:
         """Which records a row with a caption becomes; None if rows are conversations or texts.
@@ -101,7 +102,7 @@ class Columns:
 
     @property
     def used(self) -> list[str]:
-        return [column for column in (self.image, self.messages, self.caption, self.text, *self.paths) if column]
+        return [column for column in (self.image, self.messages, self.caption, self.text, *self.suspects) if column]
 
     @property
     def notes(self) -> list[Note]:
@@ -111,7 +112,7 @@ class Columns:
 
 def _is_media(column: str, kind: Kind) -> bool:
     """Whether a column must not be passed over without an option that says so."""
-    if kind is Kind.BYTES or (kind is Kind.TEXT and column.lower() in CONTENT_KEYS):
+    if kind is Kind.BYTES or (kind is Kind.TEXT and column.lower() in MEDIA_KEYS):
         return looks_like_media(column)
     return kind is Kind.MEDIA
 
@@ -130,11 +131,12 @@ def row_items(
         row: Python values. An image is anything that `pictures` reads, or a list of such values.
         class_names: Names of the classes, if the caption column holds integers.
     """
+    suspects = {name: row.get(name) for name in columns.suspects}
     if columns.messages:
 
         def build():
             images = listed(row.get(columns.image), columns.image)
-            conversations.check_unread({name: row.get(name) for name in columns.paths}, (), bool(images))
+            conversations.check_unread(suspects, (), bool(images))
             return conversations.conversation(key, row.get(columns.messages), images, pictures)
 
         yield guarded(key, build)
@@ -152,7 +154,12 @@ def row_items(
 
         yield from captions.items(key, pair)
     else:
-        yield guarded(key, lambda: conversations.document(key, row.get(columns.text), columns.text))
+
+        def read_text():
+            conversations.check_unread(suspects, (), has_images=False)
+            return conversations.document(key, row.get(columns.text), columns.text)
+
+        yield guarded(key, read_text)
 
 
 def _caption(value: Any, column: str, class_names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from janus_jax.data.dropped_samples import Reason, SampleError
 from janus_jax.data.formats import fields
 from janus_jax.data.formats.base import check_image_count
-from janus_jax.data.formats.media_keys import CONTENT_KEYS, IMAGE_KEYS, is_content, unread_keys
+from janus_jax.data.formats.media_keys import IMAGE_KEYS, is_content, unread_keys
 from janus_jax.data.formats.pictures import Pictures, listed
 from janus_jax.data.prompts import IMAGE_MARKER, Message
 from janus_jax.data.records import Record
@@ -16,10 +16,16 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _PART_SOURCES = ("image", "image_url", "source", "path", "url", "bytes")  # Fields of a part that hold its image.
-# Markers of other models, such as <image_1> and <|image|>. They would be learnt as words.
+# Markers of other models, such as <image_1>, <Image> and <|video|>. They would be learnt as words.
 _FOREIGN_MARKER = re.compile(
-    r"<\|?(image|img)[ _-]?\d+\|?>|<\|(image|video|audio)(_pad)?\|>|<img>[^<]+</img>|<image_placeholder>"
+    r"<\|?(image|img|video|audio)[ _-]?\d+\|?>|<\|(image|img|video|audio|vision)([ _-]?(pad|start|end))?\|>"
+    r"|<img>[^<]+</img>|<image[ _]?(placeholder|here|token|soft_token|pad)>|<start_of_image>"
+    r"|(?-i:(?!<image>))<\s*image\s*/?\s*>",
+    re.IGNORECASE,
 )
+# HTML, too. In conversations they are markers at the beginning of a user's message, or alone on its last line.
+_TAG = r"(?:<(?:img|video|audio|speech|sound)\s*/?>|\[(?:image|img|video|audio)\])"
+_MARKER_AT_EDGE = re.compile(rf"\A\s*({_TAG})|\n\s*({_TAG})\s*\Z", re.IGNORECASE)
 
 
 class _Turn(NamedTuple):
@@ -53,8 +59,8 @@ def conversation(key: str, messages: Any, images: Any, pictures: Pictures) -> Re
     images = listed(images, "image")
     check_image_count(max(len(images), sum(len(turn.images) for turn in turns)))
     named = _match([image for turn in turns for image in turn.images], images)
-    if foreign := next(filter(None, (_FOREIGN_MARKER.search(turn.text) for turn in turns)), None):
-        raise SampleError(Reason.MISSING_IMAGE, f"the marker {foreign[0]}, expected {IMAGE_MARKER}")
+    for turn in turns:
+        _check_markers(turn.text, at_edges=turn.role == "user")
     texts = [(turn.role, _marker_first(turn.text) if len(named) == 1 else turn.text) for turn in turns]
     return Record(
         task="understand" if named else "text",
@@ -79,14 +85,13 @@ def check_unread(values: Mapping[str, Any], read: Sequence[str], has_images: boo
     for name in unread_keys(values, read):
         beside_images = has_images and not name.lower().startswith(("video", "audio"))
         if not beside_images and is_content(name, values[name]):
-            raise SampleError(Reason.UNREAD_MEDIA, f"the key {name!r} is not read")
+            detail = f"the key {name!r} tells of an image, video or sound, and is not read"
+            raise SampleError(Reason.UNREAD_MEDIA, detail)
 
 
 def plain(key: str, values: Mapping[str, Any], text_key: str) -> Record:
     """A record of a JSON object with a text. Raises SampleError, also if it has images, which would not be learnt."""
-    for name in unread_keys(values, (text_key,)):
-        if name.lower() in CONTENT_KEYS:
-            raise SampleError(Reason.UNREAD_MEDIA, f"the key {name!r} is not read beside a text without messages")
+    check_unread(values, (text_key,), has_images=False)
     return document(key, values.get(text_key), text_key)
 
 
@@ -97,7 +102,22 @@ def document(key: str, text: Any, field: str) -> Record:
         raise SampleError(Reason.NO_TEXT, f"{field} is empty")
     if IMAGE_MARKER in text:
         raise SampleError(Reason.MISSING_IMAGE, f"{field} holds {IMAGE_MARKER}, but a document has no images")
+    _check_markers(text)
     return Record(task="text", messages=(Message("assistant", text),), key=key)
+
+
+def _check_markers(text: str, at_edges: bool = False) -> None:
+    """Raises SampleError for a marker of another model.
+
+    Args:
+        at_edges: Whether HTML tags at the beginning and the end of the text are markers.
+    """
+    found = _FOREIGN_MARKER.search(text) or (_MARKER_AT_EDGE.search(text) if at_edges else None)
+    if found:
+        marker = found[0].strip()
+        is_image = re.search("video|audio|speech|sound", marker, re.IGNORECASE) is None
+        reason = Reason.MISSING_IMAGE if is_image else Reason.UNREAD_MEDIA
+        raise SampleError(reason, f"the marker {marker}, expected {IMAGE_MARKER}")
 
 
 def _match(places: Sequence[Any], images: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
 from janus_jax.data.formats import conversations, json_lines, streams
-from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, name
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, name
 from janus_jax.data.formats.json_elements import list_elements
 from janus_jax.data.formats.json_samples import object_items
 from janus_jax.data.formats.media_keys import IMAGE_KEYS
@@ -25,6 +25,7 @@ class JsonList(FileFormat):
     """
 
     tasks_given = ("understand", "text")
+    suffixes = (".json", *json_lines.SUFFIXES)
 
     image_root: tuple[str, ...] = ()
     follow_links: str = "inside"
@@ -34,7 +35,7 @@ class JsonList(FileFormat):
 
     def units(self) -> list[Unit]:
         units = []
-        for path in files(self.input, (".json", *json_lines.SUFFIXES)):
+        for path in self.files():
             units += _list_units(path) if path.endswith(".json") else json_lines.line_units(path)
         return units
 

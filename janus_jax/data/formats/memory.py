@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from janus_jax.data.dropped_samples import Note
 from janus_jax.data.formats.base import ReadItem, Unit, guarded
 from janus_jax.data.records import Record
 
@@ -27,6 +28,9 @@ class Memory:
     def units(self) -> list[Unit]:
         count = len(self.records)
         return [Unit(self.name, i, min(i + UNIT_RECORDS, count)) for i in range(0, count, UNIT_RECORDS)]
+
+    def unread(self) -> list[Note]:
+        return []
 
     def read(self, unit: Unit) -> Iterator[ReadItem]:
         for record in self.records[unit.start : unit.stop]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
 from janus_jax.data.formats.arrow_types import class_names, column_kinds
-from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, name
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, name
 from janus_jax.data.formats.columns import Columns, row_items
 from janus_jax.data.formats.pictures import Pictures
 from janus_jax.errors import UserError
@@ -17,6 +17,8 @@ UNREADABLE = -1  # The `start` of the unit of a file whose footer cannot be read
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parquet(FileFormat):
     """Units are row groups. A key is file name, row group and row."""
+
+    suffixes = (".parquet",)
 
     tasks: tuple[str, ...] = ("generate",)  # Tasks of captions; conversations and texts have their own.
     question: str = "Describe the image in detail."
@@ -31,7 +33,7 @@ class Parquet(FileFormat):
 
     def units(self) -> list[Unit]:
         units = []
-        for path in files(self.input, (".parquet",)):
+        for path in self.files():
             try:
                 file = _library().ParquetFile(path)
             except _damage():
@@ -72,6 +74,8 @@ class Parquet(FileFormat):
     def _columns(self, file, path: str) -> Columns:
         names, kinds = file.schema_arrow.names, column_kinds(file.schema_arrow)
         columns = Columns.choose(kinds, self.image_column, self.messages_column, self.text_column, name(path))
+        unique = tuple(column for column in columns.suspects if names.count(column) == 1)
+        columns = dataclasses.replace(columns, suspects=unique)
         twice = [column for column in columns.used if names.count(column) > 1]
         if twice:
             raise UserError(f"{name(path)}: {names.count(twice[0])} columns are named {twice[0]!r}, expected one")

@@ -10,15 +10,14 @@ from etils import epath
 from janus_jax.data.dropped_samples import Reason, SampleError
 from janus_jax.data.formats import fields
 from janus_jax.data.formats.base import MAX_IMAGE_BYTES
+from janus_jax.data.formats.media_keys import BASE64_BEGINNINGS
 from janus_jax.data.formats.safe_paths import check_relative, link_targets, read_below
 from janus_jax.errors import UserError
 
 # Fields of an object that stands for an image: Hugging Face's bytes and path, OpenAI's url, Anthropic's data.
 _SOURCES = ("bytes", "path", "url", "data")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# How PNG, JPEG, WEBP and GIF begin in base64. A path as long as an image does not exist.
-_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD")
-_LONGEST_PATH = 4096
+_LONGEST_PATH = 4096  # Characters; a path as long as an image does not exist.
 
 
 class Pictures(NamedTuple):
@@ -83,7 +82,7 @@ class Pictures(NamedTuple):
             if not header.lower().endswith(";base64"):
                 raise SampleError(Reason.BAD_FIELD, f"{field} is {header[:80]!r}, expected a data URL in base64")
             return _from_base64(content, field)
-        if text.startswith(_BASE64) and (len(text) > _LONGEST_PATH or "." not in text):
+        if text.startswith(BASE64_BEGINNINGS) and (len(text) > _LONGEST_PATH or "." not in text):
             return _from_base64(text, field)
         if _URL.match(text):
             detail = f"{field} is {text[:200]!r}; images are read from --image_root and from data URLs, not fetched"

@@ -11,7 +11,7 @@ from janus_jax.errors import UserError
 
 FOLLOW_LINKS = ("inside", "roots", "anywhere")
 # What file managers and network drives leave behind, in lower case.
-_LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
+_LITTER = {"__macosx", "icon\r", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 
 def is_hidden(path: str) -> bool:

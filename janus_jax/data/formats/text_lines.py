@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from janus_jax.data.dropped_samples import DroppedSample, Reason
 from janus_jax.data.formats import conversations, json_lines, streams
-from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, files, name
+from janus_jax.data.formats.base import FileFormat, ReadItem, Unit, name
 from janus_jax.data.formats.json_samples import object_items
 from janus_jax.data.formats.media_keys import IMAGE_KEYS
 from janus_jax.data.formats.pictures import Pictures
@@ -20,6 +20,7 @@ class TextLines(FileFormat):
     """Units are byte ranges of uncompressed files and whole compressed files. A key is file name and line offset."""
 
     tasks_given = ("understand", "text")
+    suffixes = json_lines.SUFFIXES
 
     text_field: str = "text"  # Some data sets use "content".
     messages_field: str = "messages"  # Used instead of the text if a line has it.
@@ -30,7 +31,7 @@ class TextLines(FileFormat):
         self._pictures()
 
     def units(self) -> list[Unit]:
-        return [unit for path in files(self.input, json_lines.SUFFIXES) for unit in json_lines.line_units(path)]
+        return [unit for path in self.files() for unit in json_lines.line_units(path)]
 
     def read(self, unit: Unit) -> Iterator[ReadItem]:
         pictures = self._pictures()

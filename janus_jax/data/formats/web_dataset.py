@@ -11,8 +11,9 @@ import PIL.Image
 
 from janus_jax.data.dropped_samples import DroppedSample, Note, Reason, SampleError
 from janus_jax.data.formats import fields, streams
-from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileFormat, ReadItem, Unit, files, name
+from janus_jax.data.formats.base import MAX_IMAGE_BYTES, FileFormat, ReadItem, Unit, name
 from janus_jax.data.formats.captions import CAPTION_TASKS, CaptionTasks, clean_caption
+from janus_jax.data.formats.media_keys import is_media_file
 from janus_jax.data.formats.tar_members import members
 from janus_jax.data.images import decode_image
 
@@ -42,6 +43,7 @@ class WebDataset(FileFormat):
     """
 
     tasks_given = CAPTION_TASKS
+    suffixes = (".tar", ".tar.gz", ".tgz")
 
     tasks: tuple[str, ...] = ("generate",)
     question: str = "Describe the image in detail."
@@ -51,10 +53,14 @@ class WebDataset(FileFormat):
         self._captions()
 
     def units(self) -> list[Unit]:
-        return [Unit(path) for path in files(self.input, (".tar", ".tar.gz", ".tgz"))]
+        return [Unit(path) for path in self.files()]
 
     def read(self, unit: Unit) -> Iterator[ReadItem]:
-        for key, group, bad in _groups(unit.path):
+        for item in _groups(unit.path):
+            if isinstance(item, Note):
+                yield item
+                continue
+            key, group, bad = item
             key = f"{name(unit.path)}/{key}"  # It has no sample key if the archive itself is damaged.
             if bad:
                 yield DroppedSample(key, bad.reason, bad.detail)
@@ -85,6 +91,9 @@ class WebDataset(FileFormat):
             notes.append(Note(f"{unusable.reason} in .txt, caption taken from .json"))
         if damage:
             notes.append(Note(f"{damage.reason} in .json, caption taken from .txt"))
+        notes += [
+            Note(f"member not read: .{field}") for field in sorted({*group} - {images[0]}) if is_media_file(f".{field}")
+        ]
         return _upright(group[images[0]], metadata.get("exif")), caption
 
     def _caption(
@@ -106,8 +115,11 @@ class WebDataset(FileFormat):
             raise unusable or error from error
 
 
-def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], SampleError | None]]:
-    """(key, bytes of each field, error) of adjacent members with the same key; a bad member affects only its sample."""
+def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], SampleError | None] | Note]:
+    """(key, bytes of each field, error) of adjacent members with the same key, and notes on members without a field.
+
+    A bad member affects only its sample.
+    """
     key: str | None = None
     group: dict[str, bytes] = {}
     bad: SampleError | None = None
@@ -117,7 +129,8 @@ def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes], SampleError | No
             for member in members(stream):
                 match = _NAME.fullmatch(member.name.removeprefix("./"))
                 if match is None and member.bad is None:
-                    continue  # No field: WebDataset ignores it too.
+                    yield Note("member not read: a name without a suffix")  # WebDataset ignores it too.
+                    continue
                 member_key, field = match.groups() if match else (member.name, "")
                 if member_key != key:
                     if key is not None:

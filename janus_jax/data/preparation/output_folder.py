@@ -75,6 +75,8 @@ def finish(job: Job) -> dict[str, Any]:
         counts = {name: counts[name] + result.get(name, 0) for name in counts}  # Older versions knew fewer.
         notes.merge(result.get("notes", {}))
         files += result["files"]
+    for note in job.dataset.unread():
+        notes.add(note)
     drops.check(job.max_drop_rate, "--max_drop_rate")
     manifest = {
         "format_version": job.identity["format_version"],

@@ -103,6 +103,8 @@ def test_images_of_parts_and_beside_them_keep_their_order(folder):
     assert records[0].messages[0].text == "<image>\nor\n<image>"
 
 
+TEXT_TURNS = {"conversations": turns("What?", "Red.")}
+RAW_IMAGE = base64.b64encode(RED).decode()
 DROPPED = {
     "marker without an image": ({"conversations": QUESTION}, Reason.MISSING_IMAGE),
     "no list of images": ({"images": [], "conversations": QUESTION}, Reason.MISSING_IMAGE),
@@ -128,6 +130,13 @@ DROPPED = {
         {"img_url": "http://x.org/a.JPG?w=3", "conversations": turns("q", "a")},
         Reason.UNREAD_MEDIA,
     ),  # fmt: skip
+    "a list of media": ({"media": [{"type": "image", "path": "red.png"}], **TEXT_TURNS}, Reason.UNREAD_MEDIA),
+    "a file under any key": ({"attachments": ["red.png"], **TEXT_TURNS}, Reason.UNREAD_MEDIA),
+    "an image in an object": ({"metadata": {"image": "coco/1"}, **TEXT_TURNS}, Reason.UNREAD_MEDIA),
+    "base64 under any key": ({"blob": RAW_IMAGE, **TEXT_TURNS}, Reason.UNREAD_MEDIA),
+    "frames of a video": ({"frames": ["0001", "0002"], **TEXT_TURNS}, Reason.UNREAD_MEDIA),
+    "speech": ({"clip": "a.wav", **TEXT_TURNS}, Reason.UNREAD_MEDIA),
+    "a path without a suffix": ({"imgPath": "coco/1", **TEXT_TURNS}, Reason.UNREAD_MEDIA),
     "image inside a message": (
         {"messages": [{"role": "user", "content": "q", "images": ["red.png"]}, *messages("")[1:]]},
         Reason.UNREAD_MEDIA,
@@ -158,6 +167,38 @@ def test_an_image_that_is_announced_but_not_read_is_counted(folder, sample, reas
 def test_a_document_beside_an_image_is_counted(folder, key):
     records, bad = read_all(data_set(folder, [{"text": "a caption", key: "red.png"}, {"text": "b"}], "text"))
     assert [item.reason for item in bad] == [Reason.UNREAD_MEDIA] and len(records) == 1
+
+
+MARKERS = {
+    Reason.MISSING_IMAGE: ["<Image>", "<image >", "<image/>", "<IMAGE>", "<ImageHere>", "<image_soft_token>", "<img>\n",
+                           "<start_of_image>", "<|vision_start|><|image_pad|>", "[IMG]", "<image-2>"],
+    Reason.UNREAD_MEDIA: ["<video>\n", "<audio>", "<|audio_1|>", "<video1>", "[video]"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("marker", "reason"), [(marker, reason) for reason in MARKERS for marker in MARKERS[reason]])
+def test_a_marker_of_another_model_is_never_learnt_as_words(folder, marker, reason):
+    samples = [{"conversations": turns(text, "Red.")} for text in (f"{marker}What?", f"What?\n{marker}", "What?")]
+    records, bad = read_all(data_set(folder, samples))
+    assert [item.reason for item in bad] == [reason] * 2 and len(records) == 1
+
+
+def test_html_in_a_text_is_no_marker(folder):
+    texts = [
+        "How do I use <img> and <video> in HTML?",
+        'Is <img src="a.png"> right?',
+        "[imagine] <imagery> <audiobook>",
+    ]
+    samples = [{"conversations": turns(text, "<video>\n<source>\n</video>")} for text in texts]
+    samples += [{"conversations": turns("q", "a"), "id": "17", "source": "books", "scores": {"url": "http://x.org"}}]
+    records, bad = read_all(data_set(folder, samples))
+    assert bad == [] and [record.messages[0].text for record in records] == [*texts, "q"]
+
+
+def test_a_document_with_a_marker_or_beside_a_file_is_counted(folder):
+    samples = [{"text": "a <image_1> b"}, {"text": "a caption", "file_name": "red.png"}, {"text": "<video> is a tag"}]
+    records, bad = read_all(data_set(folder, samples, "text"))
+    assert [item.reason for item in bad] == [Reason.MISSING_IMAGE, Reason.UNREAD_MEDIA] and len(records) == 1
 
 
 def test_unread_keys_that_look_like_media_are_noted(folder):

@@ -193,3 +193,45 @@ def test_a_text_column_that_names_an_image_is_no_text(data_set):
     assert read_notes(source) == {"column not read: image_id": 3, "column not read: image_path": 3}
     records, bad = read_all(data_set(rows, image_column="none"))
     assert bad == [] and len(records) == 3
+
+
+# A column under a name that tells nothing, and a value of it that tells of an image, video or sound.
+ELSEWHERE = {
+    "bytes": (pa.binary(), RED),
+    "list of bytes": (pa.list_(pa.binary()), [RED]),
+    "MP4": (pa.binary(), b"\0\0\0 ftypisom"),
+    "path": (pa.string(), "coco/red.png"),
+    "URL": (pa.string(), "https://x.org/a.webp?w=3"),
+    "base64": (pa.string(), base64.b64encode(RED).decode()),
+    "structure with a path": (
+        pa.struct([("kind", pa.string()), ("path", pa.string())]),
+        {"kind": "a", "path": "a.wav"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "value"), ELSEWHERE.values(), ids=ELSEWHERE)
+@pytest.mark.parametrize("rows", ["messages", "text"])
+def test_media_under_any_name_make_no_text_of_a_row(data_set, kind, value, rows):
+    text = {"messages": (pa.list_(TURN), [TEXT_TURNS] * 2), "text": (pa.string(), ["a dog"] * 2)}[rows]
+    columns = {rows: text, "extra": (kind, [value, None])}
+    records, bad = read_all(data_set(columns))
+    assert [item.reason for item in bad] == [Reason.UNREAD_MEDIA] and len(records) == 1
+    records, bad = read_all(data_set(columns, image_column="none"))
+    assert bad == [] and len(records) == 2
+
+
+def test_an_image_deep_in_a_structure_is_an_error(data_set):
+    kind = pa.struct([("sample", pa.list_(pa.struct([("picture", IMAGE)])))])
+    columns = {"text": (pa.string(), ["a"]), "meta": (kind, [{"sample": [{"picture": of_red()}]}])}
+    with pytest.raises(UserError, match="'meta'"):
+        data_set(columns).units()
+
+
+def test_columns_of_numbers_texts_and_hashes_are_no_media(data_set):
+    columns = {
+        "text": (pa.string(), ["a"]), "md5": (pa.binary(), [b"\x01\xd8\xff"]), "url": (pa.string(), ["http://x.org/"]),
+        "meta": (pa.struct([("title", pa.string())]), [{"title": "on cat.gif"}]), "ids": (pa.list_(pa.int32()), [[1]]),
+    }  # fmt: skip
+    records, bad = read_all(data_set(columns))
+    assert bad == [] and len(records) == 1

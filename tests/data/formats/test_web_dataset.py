@@ -12,7 +12,7 @@ from janus_jax.data.formats import streams, tar_members
 from janus_jax.data.formats.registry import open_dataset
 from janus_jax.data.images import decode_image
 from janus_jax.errors import UserError
-from tests.helpers.source_files import image, link, read_all, tar
+from tests.helpers.source_files import image, link, read_all, read_notes, tar
 
 PNG = image()
 PAIR = (("0.png", PNG), ("0.txt", b"a square"))
@@ -346,6 +346,36 @@ def test_hidden_members_at_any_depth_belong_to_no_sample(tmp_path, hidden, more,
     members = [(hidden, b"x"), (f"{folder}0.png", PNG), (more, b"x" * 600), (f"{folder}0.txt", b"a square")]
     records, bad = read(tmp_path, tar([*members, link(hidden, "/etc/passwd")]))
     assert list(captions(records).values()) == ["a square"] and bad == []
+
+
+@pytest.mark.parametrize("litter", ["#recycle/0.png", "$RECYCLE.BIN/S-1/0.png", "a/ehthumbs.db", "a/Icon\r", "Icon\r"])
+def test_what_other_systems_leave_behind_belongs_to_no_sample(tmp_path, litter):
+    records, bad = read(tmp_path, tar([("a/0.png", PNG), (litter, b"x"), ("a/0.txt", b"a square")]))
+    assert list(captions(records).values()) == ["a square"] and bad == []
+
+
+def test_members_that_nobody_reads_are_noted(tmp_path):
+    members = [("README", b"x"), ("0.png", PNG), ("0.mask.png", PNG), ("0.mp4", b"x"), ("0.cls", b"3"), ("0.txt", b"a")]
+    (tmp_path / "a.tar").write_bytes(tar([*members, ("picture", PNG)]))
+    notes = read_notes(open_dataset("webdataset", str(tmp_path), {}))
+    without = "member not read: a name without a suffix"
+    assert notes == {"member not read: .mask.png": 1, "member not read: .mp4": 1, without: 2}
+
+
+def test_files_and_folders_beside_the_archives_are_noted(tmp_path):
+    for name in ("0.tar", "1.tar.bz2", "2.tar.bz2", "stats.json", "LICENSE", ".hidden"):
+        (tmp_path / name).write_bytes(tar(PAIR))
+    for folder, name in (("more", "3.tar"), ("images", "0.png")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(tar(PAIR))
+    source = open_dataset("webdataset", str(tmp_path), {})
+    texts = ["file not read: *.bz2"] * 2 + ["file not read: *.json", "file not read: *LICENSE", "folder not read: more"]
+    assert [unit.path for unit in source.units()] == [str(tmp_path / "0.tar")]
+    assert sorted(note.text for note in source.unread()) == texts
+    assert open_dataset("webdataset", str(tmp_path / "0.tar"), {}).unread() == []
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(UserError, match="folders in it such as 'more' are not searched"):
+        source.units()
 
 
 def test_hidden_archives_in_a_folder_are_left_out(tmp_path):
