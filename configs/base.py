@@ -29,6 +29,9 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "siglip": "",  # transformers' SiglipModel or SiglipVisionModel
                 "llm": "",  # transformers' LlamaForCausalLM, e.g. DeepSeek-LLM
                 "vq": "",  # LlamaGen's vq_ds16, or an image tokenizer trained here
+                # Whether a run is refused that would begin with a random model, since no other field here names a part
+                # of it. True in fine-tuning and in the stages 2 and 3, which go on from a model.
+                "required": False,
                 "vae": "",  # VAE whose latents JanusFlow learns: diffusers' AutoencoderKL or ours
             },
             "trainable": ((".*", True),),  # ordered (path regex, trained or not); every parameter must match

@@ -33,6 +33,7 @@ def stage_config(model: str, stage: str, numbers: dict[str, dict]) -> ConfigDict
         raise UserError(f"configs/{model}.py:{given}: expected one of {', '.join(TRAINABLE)}, or one with :debug")
     config = base_config(f"{model} {stage}", model)
     config.trainable = TRAINABLE[stage]
+    config.init.required = stage in ("stage2", "stage3") and not variant
     train = dict(numbers["stage2"] | {"ratio": (0, 1, 0)} if stage == TEXT_ONLY else numbers[stage])
     config.data.ratio = ratio(*map(float, train.pop("ratio")))
     config.train.update(train)

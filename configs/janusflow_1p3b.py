@@ -54,6 +54,7 @@ def get_config(stage: str = "stage1") -> ConfigDict:
     config = base_config(f"janusflow_1p3b {stage}", "janusflow_1p3b")
     add_flow_fields(config)
     config.trainable = TRAINABLE[stage]
+    config.init.required = stage != "stage1"
     train = dict(_NUMBERS[stage])
     shares = (float(share) if isinstance(share, int) else share for share in train.pop("ratio"))
     config.data.ratio = ratio(*shares)

@@ -84,6 +84,9 @@ class MeasureBenchmarks:
             for group, record in zip(batch.groups, answers, strict=True):
                 records |= {position: record._replace(index=benchmark.requests[position].index) for position in group}
             moment.keep_alive()
+            if moment.stop_requested():
+                self._log.say(f"{benchmark.name} after step {moment.step}: stopped by a signal, without a result")
+                return
         scores = benchmark.score([records[position].to_answer() for position in range(len(benchmark.requests))])
         metric, unanswered = scores.metrics[scores.headline], sum(bool(record.error) for record in records.values())
         name = f"eval/{benchmark.name}_{scores.headline}"

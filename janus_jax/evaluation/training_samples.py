@@ -80,6 +80,8 @@ class AnswerAndGenerate:
             if self._questions:
                 self._answer(engine, moment)
             for i, caption in enumerate(self._captions):
+                if moment.stop_requested():  # a signal leaves little time
+                    return
                 self._generate(engine, moment, i, caption)
 
     def close(self) -> None:

@@ -31,6 +31,8 @@ class Moment(NamedTuple):
     is_last: bool  # whether this process does no further step
     is_stopping: bool  # whether a signal asked to stop; there may be little time left
     keep_alive: Callable[[], None]  # to be called now and then by work that may take longer than a step
+    # Whether a signal has asked to stop meanwhile, for work that can end early. All processes must ask equally often.
+    stop_requested: Callable[[], bool]
 
     def params(self, ema: bool = False) -> Params:
         """All parameters of the model, without a copy. With `ema`, the trained ones are those of the moving average."""
@@ -64,7 +66,7 @@ def every(steps: int, moment: Moment) -> bool:
     """Whether an action is due that runs every so many steps (0: never) and after the last step of the whole run.
 
     It is not due in a run that stops because of a signal. After a restart its next interval comes as usual. A signal
-    that comes while an action works stops the run after the next step.
+    that comes while an action works stops the run after the next step. An action that takes long should end early then.
     """
     return bool(steps) and not moment.is_stopping and (moment.is_last or moment.step % steps == 0)
 
@@ -89,7 +91,10 @@ class OtherWork:
 
 
 class Validate:
-    """Evaluates held-out rows every `every_steps` steps and after the last one; the log gets `validation/...`."""
+    """Evaluates held-out rows every `every_steps` steps and after the last one; the log gets `validation/...`.
+
+    A signal ends it after the batch in hand, without a result.
+    """
 
     def __init__(self, validation: Validation, every_steps: int, log: MetricsLog):
         self._validation, self._every_steps, self._log = validation, every_steps, log
@@ -98,7 +103,10 @@ class Validate:
         return every(self._every_steps, moment)
 
     def __call__(self, moment: Moment) -> None:
-        means = self._validation.evaluate(moment.state, moment.keep_alive)
+        means = self._validation.evaluate(moment.state, moment.keep_alive, moment.stop_requested)
+        if means is None:
+            self._log.say(f"validation after step {moment.step}: stopped by a signal, without a result")
+            return
         self._log.report({f"validation/{name}": value for name, value in means.items()})
         losses = ", ".join(f"{name} {value:.4f}" for name, value in means.items() if name.startswith("loss"))
         self._log.say(f"validation after step {moment.step}: {losses}")

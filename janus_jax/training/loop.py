@@ -149,7 +149,7 @@ class Trainer:
                 self._between_steps(step - 1, metrics, is_last=True, is_stopping=True)
                 raise DataStalled(f"stopped by a signal while no data came after step {step - 1}, which is saved")
             metrics = self._do_step(step, rows)
-            is_stopping = self._stop.requested(step)  # asked once, so that a later signal waits for the next step
+            is_stopping = self._stop.requested()  # asked once, so that a later signal waits for the next step
             self._between_steps(step, metrics, is_stopping or step == self._num_steps, is_stopping)
             if is_stopping:
                 raise KeyboardInterrupt(f"stopped by a signal after step {step}, which is saved")
@@ -175,7 +175,7 @@ class Trainer:
             if self._watchdog is not None:
                 self._watchdog.step_ended(step)
 
-        moment = Moment(step, self._state, metrics, is_last, is_stopping, keep_alive)
+        moment = Moment(step, self._state, metrics, is_last, is_stopping, keep_alive, self._stop.requested)
         for action in self._actions:
             if action.is_due(moment):
                 self._nan_guard.check()  # so that nothing is written or saved that is not finite

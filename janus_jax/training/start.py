@@ -58,6 +58,8 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     continues = has_checkpoint(workdir, architecture)
     if tokenizer is not None and continues:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
+    if not continues:
+        _require_origin(config)
     vae = open_vae(config, architecture, workdir if continues else None)
     process_index, process_count = rows_of_process(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
@@ -156,6 +158,16 @@ def _say_what_is_odd(
     generates = isinstance(architecture, FamilyConfig) and "generate" in tasks(config)
     if config.sample.every_steps and generates and not config.sample.prompts:
         say(f"sample.every_steps={config.sample.every_steps}, but sample.prompts is empty: no images are generated")
+
+
+def _require_origin(config: ConfigDict) -> None:
+    """Raises UserError for a run that goes on from a model, if no field names one."""
+    names = ("checkpoint", "siglip", "llm", "vq")
+    if config.init.required and not any(config.init[name] for name in names):
+        raise UserError(
+            "config.init.checkpoint is empty, expected the folder of a model to go on from, or the workdir of an "
+            "earlier stage; config.init.required=False starts from random weights"
+        )
 
 
 def _write_run(run: Run, architecture: ModelConfig, is_new: bool) -> None:

@@ -5,7 +5,7 @@ Rows depend neither on the step nor on the number of processes or devices.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -92,17 +92,25 @@ class Validation:
         self._count_denominators = jax.jit(plan.objective.denominators, out_shardings=replicated)
         self._denominators: Denominators | None = None
 
-    def evaluate(self, state: TrainState, keep_alive: Any = lambda: None) -> dict[str, float]:
+    def evaluate(
+        self,
+        state: TrainState,
+        keep_alive: Callable[[], None] = lambda: None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
         """Metrics of all rows together: the same as if they were one batch. Drops of held-out samples are among them.
 
         Args:
             keep_alive: Called after each batch.
+            stop_requested: Asked after each batch whether to end without a result, which is then None.
         """
         if self._denominators is None:  # these do not depend on the state; the rows are read once more for them
             counts = []
             for batch in self._batches():
                 counts.append(jax.block_until_ready(self._count_denominators(batch)))
                 keep_alive()
+                if stop_requested():
+                    return None
             self._denominators = jax.tree.map(lambda *values: sum(values), *counts)
         sums: dict[str, tuple[Any, Any]] = {}
         for batch in self._batches():
@@ -112,6 +120,8 @@ class Validation:
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = before[0] + total, before[1] + weight
             keep_alive()
+            if stop_requested():
+                return None
         dropped = {name: share for name, share in drop_metrics(self._stream.get_state()).items() if share}
         return _means(sums) | dropped
 

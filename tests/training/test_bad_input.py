@@ -54,6 +54,7 @@ def no_step(monkeypatch):
         ({"mesh.data": 2, "mesh.fsdp": 3}, r"mesh\.data=2, mesh\.fsdp=3, mesh\.tensor=1"),
         ({"init.checkpoint": "/nowhere"}, r"/nowhere"),
         ({"init.vq": "/nowhere"}, r"/nowhere"),
+        ({"init.required": True}, r"init\.checkpoint is empty.*config\.init\.required=False starts from random"),
         # Numbers that cannot work and would otherwise end in a traceback.
         ({"log_every": 0}, r"log_every=0"),
         ({"checkpoint.every_steps": 0}, r"checkpoint\.every_steps=0"),

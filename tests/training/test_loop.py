@@ -25,6 +25,7 @@ from janus_jax.training import loop, plan
 from janus_jax.training.actions import every
 from janus_jax.training.checkpointing import Checkpoints, read_data_state
 from janus_jax.training.metrics_log import MetricsLog, read_metrics
+from janus_jax.training.plan import Plan
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.resilience.preemption import DataStalled
 from janus_jax.training.resilience.watchdog import Watchdog
@@ -89,7 +90,16 @@ def run(data_folder, tmp_path, monkeypatch):
     """Trains with a CountingStep; returns what `train` returns."""
 
     def train(
-        losses, log_every=1, every_steps=2, keep=10, step_fn=None, profile=(0, 0), watchdog=None, actions=(), **options
+        losses,
+        log_every=1,
+        every_steps=2,
+        keep=10,
+        step_fn=None,
+        profile=(0, 0),
+        watchdog=None,
+        actions=(),
+        validate=None,
+        **options,
     ):
         config = vq_experiment(data_folder, num_steps=len(losses))
         config.trainable = (("codebook", True), (".*", False))  # two moments instead of two hundred to save
@@ -97,6 +107,9 @@ def run(data_folder, tmp_path, monkeypatch):
         config.log_every = log_every
         config.profile.update(first_step=profile[0], steps=profile[1])
         config.checkpoint.update(every_steps=every_steps, keep=keep)
+        if validate:
+            config.data.held_out = 4
+            config.validate.update(validate)
         monkeypatch.setattr(plan, "make_train_step", lambda *_: step_fn or CountingStep(losses, **options))
         return loop.train(config, tmp_path, watchdog, actions)
 
@@ -378,6 +391,28 @@ def test_a_signal_ends_the_run_after_its_step_is_saved(run, tmp_path, number):
     assert saved_steps(tmp_path) == [2, 3]
     assert list(logged(tmp_path)) == [3]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_signal_while_validating_ends_it_after_its_batch_and_the_run_after_one_step(
+    run, tmp_path, monkeypatch, capsys, step
+):
+    """The last step of a run is saved as always."""
+    batches = []
+
+    def is_asked(state, *_):
+        batches.append(int(state.step))
+        if batches.count(step) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return {"loss": (1.0, 1.0)}
+
+    monkeypatch.setattr(Plan, "make_validation_step", lambda _: is_asked)
+    with pytest.raises(KeyboardInterrupt) if step == 2 else contextlib.nullcontext():
+        run([1.0] * 4, every_steps=100, validate={"every_steps": 2, "num_rows": 12})
+    assert batches == ([2] * 2 if step == 2 else [2] * 3 + [4] * 2)  # of three each
+    assert f"validation after step {step}: stopped by a signal" in capsys.readouterr().out
+    assert saved_steps(tmp_path) == [min(step + 1, 4)]
+    assert {number for number, line in logged(tmp_path).items() if "validation/loss" in line} == {2} - {step}
 
 
 def test_a_signal_whose_checkpoint_fails_does_not_call_the_step_saved(run, monkeypatch):

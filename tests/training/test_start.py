@@ -22,10 +22,12 @@ def test_samples_without_prompts_are_named(data_folder, tmp_path, capsys, prompt
 
 def test_a_run_that_starts_from_nothing_says_so_and_one_that_starts_from_a_part_does_not(data_folder, tmp_path, capsys):
     config = janus_experiment(data_folder)
+    assert not config.init.required
     open_run(config, tmp_path / "random")
     assert "WARNING: all parameters are random" in capsys.readouterr().out
     save_params(tmp_path / "vq", MICRO_VQ, init_params(MICRO_VQ, seed=0))
     config.init.vq = str(tmp_path / "vq")
+    config.init.required = True
     open_run(config, tmp_path / "part")
     assert "WARNING" not in capsys.readouterr().out
 

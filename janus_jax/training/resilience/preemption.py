@@ -23,7 +23,8 @@ class StopRequest:
     """
 
     def __enter__(self) -> "StopRequest":
-        self._requested = False
+        self._requested = self._agreed = False
+        self._asked = 0
         numbers = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
         self._previous = {number: signal.signal(number, self._request) for number in numbers}
         return self
@@ -32,11 +33,13 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def requested(self, step: int) -> bool:
-        """Whether the run shall end after this step. Must be called exactly once per step, in every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._requested
+    def requested(self) -> bool:
+        """Whether the run shall end now. Several processes agree on one of their questions, so all must ask alike."""
+        if jax.process_count() == 1:
+            return self._requested
+        self._asked += 1  # numbers all questions, of which each process must have asked the same ones
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._agreed
 
     def pending(self) -> bool:
         """Whether this process was asked to stop. Always false with several processes, which only stop together."""
@@ -46,7 +49,7 @@ class StopRequest:
         del frame
         self._requested = True
         signal.signal(number, signal.default_int_handler)
-        logging.warning("signal %d: saving a checkpoint after this step", number)
+        logging.warning("signal %d: ending the work in hand and one step at most, then saving a checkpoint", number)
 
 
 def stop_announced() -> bool:
