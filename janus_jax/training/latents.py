@@ -65,7 +65,21 @@ def make_preparation(
 def _make_flow_preparation(
     architecture: JanusFlowConfig, config: ConfigDict, mesh: Mesh, vae: VAEConfig | None
 ) -> Callable[[Params, PackedBatch, Any], FlowBatch]:
-    """The compiled preparation. Samples depend on seed, step and place in the batch, not on the number of devices."""
+    """The compiled preparation."""
+    shardings = NamedSharding(mesh, BATCH_SPEC)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    vae_shardings = param_shardings(vae, mesh) if vae else {}
+    prepare = flow_preparation(architecture, config, vae)
+    return jax.jit(prepare, in_shardings=(vae_shardings, shardings, replicated), out_shardings=shardings)
+
+
+def flow_preparation(
+    architecture: JanusFlowConfig, config: ConfigDict, vae: VAEConfig | None
+) -> Callable[[Params, PackedBatch, Any], FlowBatch]:
+    """The preparation as a pure function of (parameters of the VAE, rows, step).
+
+    Samples depend on seed, step and place in the batch, not on the number of devices.
+    """
     uvit, seed, loss = architecture.uvit, config.seed, config.loss
     encoder = build(vae, Execution(dtype=jnp.float32)) if vae else None  # float16 overflows, bfloat16 loses detail
 
@@ -85,7 +99,4 @@ def _make_flow_preparation(
             time=logit_normal_time(keys[0], images, loss.time_location, loss.time_scale),
         )
 
-    shardings = NamedSharding(mesh, BATCH_SPEC)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    vae_shardings = param_shardings(vae, mesh) if vae else {}
-    return jax.jit(prepare, in_shardings=(vae_shardings, shardings, replicated), out_shardings=shardings)
+    return prepare

@@ -23,9 +23,12 @@ from janus_jax.batches import FlowBatch
 from janus_jax.data.stream import PREFETCH, RING_SLOTS
 from janus_jax.errors import UserError
 from janus_jax.free_memory import free_bytes, free_host_bytes
+from janus_jax.models.config import JanusFlowConfig, VAEConfig
+from janus_jax.models.params import abstract_params
 from janus_jax.sharding import local_bytes, row_shares, rows_of_process
 from janus_jax.training.adversarial_step import adversarial_gradients
 from janus_jax.training.fsdp import sharded_gradient
+from janus_jax.training.latents import flow_preparation
 from janus_jax.training.liveness import peak_bytes
 from janus_jax.training.plan import Plan, abstract_batch, make_plan
 from janus_jax.training.prefetch import AHEAD
@@ -56,8 +59,12 @@ class Memory:
         return sum(size for what, size in self.device.items() if what != ACTIVATIONS)
 
 
-def estimate_memory(config: ConfigDict, plan: Plan) -> Memory:
-    """What a run of `config` needs on each device and on the host of this process."""
+def estimate_memory(config: ConfigDict, plan: Plan, vae: VAEConfig | None = None) -> Memory:
+    """What a run of `config` needs on each device and on the host of this process.
+
+    Args:
+        vae: The VAE that encodes the images of JanusFlow, on each device all images of its rows at once.
+    """
     state, batch = plan.state, abstract_batch(config, plan)
     adversary = state.adversary
     discriminator, others = (adversary.params, adversary.opt_state) if adversary else (None, None)
@@ -66,9 +73,12 @@ def estimate_memory(config: ConfigDict, plan: Plan) -> Memory:
         "parameters": local_bytes((state.trainable, state.fixed, state.ema, discriminator)),
         "gradients": gradients,
         "optimizer": local_bytes((state.opt_state, others)),
-        ACTIVATIONS: _activation_bytes(plan, batch, gradients),
+        # The next batch is encoded between two steps, so the larger of both counts.
+        ACTIVATIONS: max(_activation_bytes(plan, batch, gradients), _encoding_bytes(config, plan, vae, batch)),
         BATCHES: (AHEAD + 2) * local_bytes(batch),  # those ahead, one on its way to the device, one in its step
     }
+    if vae is not None:
+        device["VAE"] = _bytes(abstract_params(vae))
     saved = state._replace(loss_networks=None)
     mine = list(plan.mesh.local_devices)
     rows = batch.rows if isinstance(batch, FlowBatch) else batch
@@ -82,7 +92,7 @@ def estimate_memory(config: ConfigDict, plan: Plan) -> Memory:
     return Memory(device, host, devices_in_host=len(mine) if mine[0].platform == "cpu" else 0)
 
 
-def check_memory(config: ConfigDict, plan: Plan) -> str:
+def check_memory(config: ConfigDict, plan: Plan, vae: VAEConfig | None = None) -> str:
     """Compares the memory that a run needs with what is free. Processes of one run decide alike.
 
     Returns:
@@ -91,7 +101,7 @@ def check_memory(config: ConfigDict, plan: Plan) -> str:
     Raises:
         UserError: It is not enough.
     """
-    need = estimate_memory(config, plan)
+    need = estimate_memory(config, plan, vae)
     shortages, line = [], []
     for what, needed, parts, free in _comparisons(need, plan):
         listed = ", ".join(f"{part} {size / GB:.2f}" for part, size in parts.items())
@@ -101,7 +111,7 @@ def check_memory(config: ConfigDict, plan: Plan) -> str:
             shortages.append(text)
     if shortages:
         raise UserError(
-            f"the run needs an estimated {'; '.join(shortages)}. {_advice(config, plan, need)} "
+            f"the run needs an estimated {'; '.join(shortages)}. {_advice(config, plan, vae, need)} "
             "config.check_memory=False starts the run anyway"
         )
     return f"memory, estimated: {'; '.join(line)}" if line else "memory: what is free is not known here"
@@ -140,12 +150,22 @@ def _activation_bytes(plan: Plan, batch: Any, gradients: int) -> int:
     return max(0, peak_bytes(of_device) - gradients) // plan.mesh.shape["tensor"]
 
 
+def _encoding_bytes(config: ConfigDict, plan: Plan, vae: VAEConfig | None, batch: Any) -> int:
+    """Bytes on one device that encoding the images of its rows takes at most, besides its arguments; 0 without VAE."""
+    if vae is None or not isinstance(plan.architecture, JanusFlowConfig):
+        return 0
+    shares = row_shares(plan.mesh)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // shares, *x.shape[1:]), x.dtype), batch.rows)
+    prepare = flow_preparation(plan.architecture, config, vae)
+    return peak_bytes(jax.make_jaxpr(prepare)(abstract_params(vae), rows, np.int32(0)).jaxpr)
+
+
 def _bytes(tree: Any) -> int:
     """Bytes of a tree of abstract arrays, on all devices together."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _advice(config: ConfigDict, plan: Plan, need: Memory) -> str:
+def _advice(config: ConfigDict, plan: Plan, vae: VAEConfig | None, need: Memory) -> str:
     """What would fit, if anything of what is tried does."""
     nothing = (
         "Fewer rows at a time would not fit either. What would help: more devices (config.mesh.fsdp), fewer trained "
@@ -162,7 +182,7 @@ def _advice(config: ConfigDict, plan: Plan, need: Memory) -> str:
         smaller = config.copy_and_resolve_references()
         smaller.update_from_flattened_dict(change)
         smaller_plan = make_plan(smaller, list(plan.mesh.devices.flat))
-        need = estimate_memory(smaller, smaller_plan)
+        need = estimate_memory(smaller, smaller_plan, vae)
         if _fits(need, smaller_plan):
             fields = ", ".join(f"config.{field}={value}" for field, value in change.items())
             total = need.host_total if need.devices_in_host else need.device_certain

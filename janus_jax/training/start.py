@@ -53,20 +53,20 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     """
     plan = make_plan(config)
     architecture = plan.architecture
-    tokenizer = open_tokenizer(config, architecture)
     workdir = prepare_folder("workdir", workdir)
     continues = has_checkpoint(workdir, architecture)
-    if tokenizer is not None and continues:
-        _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
     if not continues:
         _require_origin(config)
+    tokenizer = open_tokenizer(config, architecture)
+    if tokenizer is not None and continues:
+        _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
     vae = open_vae(config, architecture, workdir if continues else None)
     process_index, process_count = rows_of_process(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
     _say_what_is_odd(config, architecture, tokenizer, held_out)
     if config.check_memory:
-        say(check_memory(config, plan))
+        say(check_memory(config, plan, vae[0] if vae else None))
     say(format_table(module_table(abstract_params(architecture), plan.mask)))
     loss_networks = open_loss_networks(config, architecture, plan.execution.dtype, plan.mesh)
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)

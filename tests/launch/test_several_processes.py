@@ -198,21 +198,25 @@ def test_when_a_process_dies_or_hangs_the_others_stop_with_a_message_in_bounded_
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_after_the_same_saved_step_and_damage_is_found_by_all(start, train, tmp_path):
-    processes = start(tmp_path, 2, 10**6, "--config.checkpoint.every_steps=1000000")
-    wait_for_step(processes, tmp_path, 3)
+    """Most of the time goes into validation, so that the signal comes there."""
+    validation = ("--config.data.held_out=4", "--config.validate.every_steps=3", "--config.validate.num_rows=4000")
+    processes = start(tmp_path, 2, 10**6, "--config.checkpoint.every_steps=1000000", *validation)
+    wait_for_step(processes, tmp_path, 2)
+    time.sleep(3)
     processes[1].send_signal(signal.SIGTERM)
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [130, 130], ends
+    assert "validation after step 3: stopped by a signal" in ends[0][0]
     (checkpoint,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     step = int(checkpoint.name)
     assert all(f"after step {step}, which is saved" in errors for _, errors in ends)
     assert max(line["step"] for line in read_metrics(tmp_path)) == step
-    train(tmp_path, 2, step + 1)
+    train(tmp_path, 2, step + 1, validation[0])
     for file in (tmp_path / "checkpoints" / str(step + 1) / "params").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     before = read_metrics(tmp_path)[-1]["loss"]
-    after = train(tmp_path, 2, step + 1)  # the last step again
+    after = train(tmp_path, 2, step + 1, validation[0])  # the last step again
     assert after[step + 1]["loss"] == pytest.approx(before, rel=1e-6)
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
 

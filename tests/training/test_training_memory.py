@@ -1,8 +1,10 @@
 """What a run needs in numbers that follow from its sizes, and when it is refused."""
 
+import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from configs import janus_pro_1b
@@ -12,7 +14,8 @@ from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.training import loop, memory
 from janus_jax.training.memory import ACTIVATIONS, SAVING_FACTOR, WORKER_BYTES, check_memory, estimate_memory
 from janus_jax.training.plan import make_plan
-from tests.helpers.tiny_runs import MICRO_JANUS, adversarial_experiment, janus_experiment
+from janus_jax.weights.vae import load_vae
+from tests.helpers.tiny_runs import MICRO_FLOW, MICRO_JANUS, adversarial_experiment, flow_experiment, janus_experiment
 
 
 @pytest.fixture
@@ -128,3 +131,15 @@ def test_a_discriminator_counts_with_its_gradient_and_its_moments(data_folder):
     assert device["optimizer"] == pytest.approx(2 * both, abs=64)  # and the counters of steps
     config.loss.adversarial_weight = 0.0
     assert device["activations"] > estimate_memory(config, make_plan(config)).device["activations"]
+
+
+def test_a_vae_counts_with_its_parameters_and_with_the_images_that_it_encodes_at_once(data_folder):
+    """A VAE of more channels than the micro one, so that encoding takes more than the step."""
+    config = flow_experiment(data_folder)
+    small, _ = load_vae(config.init.vae, np.float32)
+    vae = dataclasses.replace(small, base_channels=64 * small.base_channels)
+    need = estimate_memory(config, make_plan(config), vae)
+    assert need.device["VAE"] == 4 * count(abstract_params(vae))
+    images, size = config.train.batch_size * config.data.gen_slots, MICRO_FLOW.uvit.latent_size * vae.downsampling
+    layer = 4 * images * size**2 * vae.base_channels  # bytes of a layer of the first block, in float32
+    assert 2 * layer <= need.device[ACTIVATIONS] <= 6 * layer
