@@ -1,13 +1,14 @@
-"""COCO and Flickr30k captions: CIDEr, BLEU and ROUGE-L as in pycocoevalcap 1.2, without Java.
+"""COCO and Flickr30k captions: CIDEr, BLEU and ROUGE-L as in pycocoevalcap 1.2, without Java, and METEOR with it.
 
 CIDEr: Vedantam et al. 2015 (CIDEr-D, n up to 4, sigma 6). BLEU: Papineni et al. 2002, with the closest reference
-length. ROUGE-L: Lin 2004, beta 1.2. Texts are split as by the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1, which
-pycocoevalcap runs: of 3,800 sentences of DPG-Bench's prompts all but three agree. Rare abbreviations can differ, so
-exact comparisons need the Java program. METEOR is not here.
+length. ROUGE-L: Lin 2004, beta 1.2. `tokenize` splits texts as the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1
+does, which pycocoevalcap runs: of 3,800 sentences of DPG-Bench's prompts all but three agree. Rare abbreviations can
+differ, so `score` takes the Java program itself where it is installed (`java_captions`).
 """
 
 import collections
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from janus_jax.evaluation.benchmark import Answer, Question, SampleScore, Scores
+from janus_jax.evaluation.scores import java_captions
+from janus_jax.evaluation.scores.java_captions import JavaError, Words
 from janus_jax.evaluation.statistics import bootstrap_metric, mean_metric
 
-Words = tuple[str, ...]
 Counts = Mapping[Words, float]
 
 MAX_N = 4
@@ -132,9 +134,11 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) ->
 
 
 def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
-    """CIDEr, BLEU-1 to 4 and ROUGE-L times 100. `gold` is the list of reference captions of the image."""
-    hypotheses = [() if answer.error else tokenize(answer.text) for answer in answers]
-    references = [[tokenize(text) for text in question.gold] for question in questions]
+    """CIDEr, BLEU-1 to 4 and ROUGE-L times 100, and METEOR where Java is.
+
+    `gold` is the list of reference captions of the image. A note says which tokenizer found the words.
+    """
+    hypotheses, references, notes = _words(questions, answers)
     ciders = cider(hypotheses, references)
     rouges = [rouge_l(words, texts) for words, texts in zip(hypotheses, references, strict=True)]
     _, rows = bleu(hypotheses, references)
@@ -147,12 +151,43 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
     for n in range(MAX_N):
         metrics[f"bleu_{n + 1}"] = bootstrap_metric(rows, functools.partial(_bleu_percent, n=n), len(rows))
     metrics["rouge_l"] = mean_metric(rouges, scale=100)
+    readings: list[dict[str, float]] = [{"rouge_l": rouge} for rouge in rouges]
+    if not java_captions.missing():
+        try:
+            corpus, each = java_captions.meteor(hypotheses, references)
+            # Only the program itself can resample the figure of all captions; the mean of each is close to it.
+            metrics["meteor"] = mean_metric(each, scale=100)._replace(value=100 * corpus)
+            readings = [reading | {"meteor": value} for reading, value in zip(readings, each, strict=True)]
+            notes.append("METEOR's interval is that of the mean over captions.")
+        except JavaError as error:
+            notes.append(f"No METEOR: {error}.")
     samples = [
-        SampleScore(answer.index, None if answer.error else " ".join(words), value, {"rouge_l": rouge})
-        for answer, words, value, rouge in zip(answers, hypotheses, ciders, rouges, strict=True)
+        SampleScore(answer.index, None if answer.error else " ".join(words), value, reading)
+        for answer, words, value, reading in zip(answers, hypotheses, ciders, readings, strict=True)
     ]
-    note = "CIDEr weighs words by the references of the scored images, so figures of subsets are not comparable."
-    return Scores("cider", metrics, samples, {"undecided": sum(not words for words in hypotheses)}, notes=[note])
+    notes.append("CIDEr weighs words by the references of the scored images, so figures of subsets are not comparable.")
+    return Scores("cider", metrics, samples, {"undecided": sum(not words for words in hypotheses)}, notes=notes)
+
+
+def _words(
+    questions: Sequence[Question], answers: Sequence[Answer]
+) -> tuple[list[Words], list[list[Words]], list[str]]:
+    """Words of each answer and of its references, and a note that says which tokenizer found them."""
+    texts = ["" if answer.error else answer.text for answer in answers]
+    texts += [text for question in questions for text in question.gold]
+    reason = java_captions.missing()
+    if not reason:
+        try:
+            words, note = java_captions.tokenize_all(texts), "Words are those of the PTB tokenizer of pycocoevalcap."
+        except JavaError as error:
+            reason = str(error)
+    if reason:
+        words = list(map(tokenize, texts))
+        note = f"Words are those of our own tokenizer, and there is no METEOR: {reason}."
+    found = iter(words)
+    hypotheses = list(itertools.islice(found, len(answers)))
+    references = [list(itertools.islice(found, len(question.gold))) for question in questions]
+    return hypotheses, references, [note]
 
 
 def _bleu_percent(sums: np.ndarray, n: int) -> np.ndarray:
