@@ -87,6 +87,11 @@ def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
     return precision ** (1 / np.arange(1, MAX_N + 1)) * penalty[..., None]
 
 
+def bleu_percent(sums: np.ndarray, n: int) -> np.ndarray:
+    """BLEU-n times 100 of sums [..., 10] over one or more images."""
+    return 100 * bleu_of_sums(sums)[..., n - 1]
+
+
 def rouge_l(words: Words, references: Sequence[Words]) -> float:
     """F measure of the longest common subsequence; precision and recall are each the best over the references."""
     if not words or not any(references):
@@ -138,7 +143,11 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
 
     `gold` is the list of reference captions of the image. A note says which tokenizer found the words.
     """
-    hypotheses, references, notes = _words(questions, answers)
+    texts = ["" if answer.error else answer.text for answer in answers]
+    words, note = words_of([*texts, *(text for question in questions for text in question.gold)])
+    found, notes = iter(words), [note]
+    hypotheses = list(itertools.islice(found, len(answers)))
+    references = [list(itertools.islice(found, len(question.gold))) for question in questions]
     ciders = cider(hypotheses, references)
     rouges = [rouge_l(words, texts) for words, texts in zip(hypotheses, references, strict=True)]
     _, rows = bleu(hypotheses, references)
@@ -148,8 +157,8 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
 
     totals = np.stack([ciders, np.ones(len(ciders))], axis=1)
     metrics = {"cider": bootstrap_metric(totals, mean, len(ciders))}
-    for n in range(MAX_N):
-        metrics[f"bleu_{n + 1}"] = bootstrap_metric(rows, functools.partial(_bleu_percent, n=n), len(rows))
+    for n in range(1, MAX_N + 1):
+        metrics[f"bleu_{n}"] = bootstrap_metric(rows, functools.partial(bleu_percent, n=n), len(rows))
     metrics["rouge_l"] = mean_metric(rouges, scale=100)
     readings: list[dict[str, float]] = [{"rouge_l": rouge} for rouge in rouges]
     if not java_captions.missing():
@@ -169,29 +178,16 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
     return Scores("cider", metrics, samples, {"undecided": sum(not words for words in hypotheses)}, notes=notes)
 
 
-def _words(
-    questions: Sequence[Question], answers: Sequence[Answer]
-) -> tuple[list[Words], list[list[Words]], list[str]]:
-    """Words of each answer and of its references, and a note that says which tokenizer found them."""
-    texts = ["" if answer.error else answer.text for answer in answers]
-    texts += [text for question in questions for text in question.gold]
+def words_of(texts: Sequence[str]) -> tuple[list[Words], str]:
+    """Words of each text, and a note that says which tokenizer found them."""
     reason = java_captions.missing()
     if not reason:
         try:
-            words, note = java_captions.tokenize_all(texts), "Words are those of the PTB tokenizer of pycocoevalcap."
+            return java_captions.tokenize_all(texts), "Words are those of the PTB tokenizer of pycocoevalcap."
         except JavaError as error:
             reason = str(error)
-    if reason:
-        words = list(map(tokenize, texts))
-        note = f"Words are those of our own tokenizer, and there is no METEOR: {reason}."
-    found = iter(words)
-    hypotheses = list(itertools.islice(found, len(answers)))
-    references = [list(itertools.islice(found, len(question.gold))) for question in questions]
-    return hypotheses, references, [note]
-
-
-def _bleu_percent(sums: np.ndarray, n: int) -> np.ndarray:
-    return 100 * bleu_of_sums(sums)[..., n]
+    note = f"Words are those of our own tokenizer, and there is no METEOR: {reason}."
+    return list(map(tokenize, texts)), note
 
 
 def _ngrams(words: Words) -> Counts:
