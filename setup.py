@@ -62,5 +62,6 @@ setup(
     # Commands, configs, examples and benchmarks run from a checkout; site-packages gets the library alone.
     packages=find_packages(include=["janus_jax", "janus_jax.*"]),
     install_requires=CORE,
+    entry_points={"lmms_eval.models": ["janus_jax = janus_jax.evaluation.lmms_eval:manifest"]},  # read by lmms-eval
     extras_require={"quickstart": QUICKSTART, "data": DATA, "eval": EVAL, "test": TEST, "tpu": TPU, "cuda": CUDA},
 )

@@ -1,11 +1,13 @@
 """Compiles the training step of a config for TPUs that you do not have: does it fit, and how long will a step take?
 
-With --decode it compiles the loop that generates images with the model of the config instead.
+With --decode it compiles the loop that generates images with the model of the config instead, and with --benchmarks
+too all programs of an evaluation, and says how many hours the benchmarks take.
 
     python -m launch.compile_check --config=configs/janus_pro_7b.py:stage2 --topology=v5p-128
     python -m launch.compile_check --config=configs/janus_pro_7b.py:text_only --topology=v5e:16x16 \\
         --config.train.batch_size=256 --sweep='remat=full,projections;mesh=1x256x1,16x16x1'
     python -m launch.compile_check --decode --config=configs/janus_pro_7b.py --topology=v5e:2x2 --quantize=int8
+    python -m launch.compile_check --decode --benchmarks --config=configs/janus_pro_7b.py --topology=v5e:2x2
 
 It needs the TPU compiler (pip install -c constraints.txt -e '.[tpu]'), but no TPU. The step is the one that
 launch.train runs. A compilation takes 1 to 5 minutes for most configs, more for many rows per chip, and about 3 GB of
@@ -19,7 +21,8 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from janus_jax.compile_check import decode
+from janus_jax.compile_check import benchmark_hours, decode
+from janus_jax.compile_check.batches import check_batches
 from janus_jax.compile_check.check import check
 from janus_jax.compile_check.program import write_program
 from janus_jax.compile_check.report import as_dict, format_report
@@ -57,10 +60,13 @@ DECODE = flags.DEFINE_bool(
     "decode", False, "Whether to compile the loop that generates images; default --mesh=1,1,-1 and --dtype=bfloat16."
 )
 IMAGES = flags.DEFINE_integer("images", 16, "With --decode, number of images of one prompt.", lower_bound=1)
+BENCHMARKS = flags.DEFINE_bool(
+    "benchmarks", False, "With --decode, whether to predict how long launch.evaluate takes on the hosts of a slice."
+)
 for flag in (model_flags.DTYPE, model_flags.QUANTIZE, model_flags.MESH):
     flags.declare_key_flag(flag.name)  # shows the flag in --help
 # A compiled program has the lengths that it is asked for, so that --buckets means nothing here.
-TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, *model_flags.ALL)
+TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, BENCHMARKS, *model_flags.ALL)
 
 
 def main() -> None:
@@ -103,16 +109,17 @@ def _sweep(topology: str, options: dict[str, str]) -> None:
 
 
 def _check_decoding(topology: str, options: dict[str, str]) -> None:
-    result = decode.check_decoding(
-        CONFIG.value.model,
-        model_config(CONFIG.value),
-        topology,
-        model_flags.mesh_sizes() or {"data": 1, "fsdp": 1, "tensor": -1},
-        images=IMAGES.value,
-        dtype=model_flags.DTYPE.value or "bfloat16",
-        quantization=model_flags.QUANTIZE.value,
-        options=options,
-    )
+    mesh = model_flags.mesh_sizes() or {"data": 1, "fsdp": 1, "tensor": -1}
+    model = CONFIG.value.model, model_config(CONFIG.value), topology, mesh
+    precision = {"dtype": model_flags.DTYPE.value or "bfloat16", "quantization": model_flags.QUANTIZE.value}
+    if BENCHMARKS.value:
+        for flag in (IMAGES, HLO_OUTPUT):
+            if flags.FLAGS[flag.name].present:
+                raise UserError(f"--{flag.name} is for one program, but --benchmarks compiles several")
+        batches = check_batches(*model, **precision, options=options)
+        print(json.dumps(benchmark_hours.as_dict(batches)) if JSON.value else benchmark_hours.format_report(batches))
+        return
+    result = decode.check_decoding(*model, images=IMAGES.value, **precision, options=options)
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
     print(json.dumps(decode.as_dict(result)) if JSON.value else decode.format_report(result))

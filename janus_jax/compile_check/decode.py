@@ -78,8 +78,7 @@ def check_decoding(
     Raises:
         UserError: the model has no image codes; the topology or the mesh cannot work.
     """
-    if not isinstance(config, JanusConfig):
-        raise UserError(f"--decode: {name} generates no image codes, expected a Janus or Janus-Pro model")
+    config = require_codes(name, config)
     devices = topology_devices(topology)
     loop = abstract_image_loop(
         config,
@@ -115,6 +114,13 @@ def check_decoding(
         step=step,
         program=program,
     )
+
+
+def require_codes(name: str, config: ModelConfig) -> JanusConfig:
+    """Raises UserError for a model that generates no image codes."""
+    if not isinstance(config, JanusConfig):
+        raise UserError(f"--decode: {name} generates no image codes, expected a Janus or Janus-Pro model")
+    return config
 
 
 def judge(program: Program, loop: ImageLoop, floor_bytes: int) -> Step:

@@ -3,7 +3,7 @@
 Both ran on the same questions, so their difference is surer than the intervals of the two figures suggest.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,19 +11,10 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.evaluation.job import PLAN_FILE
+from janus_jax.evaluation.paired_figures import Sample, paired_figures
 from janus_jax.evaluation.results import read_samples, read_scores
-from janus_jax.evaluation.scores.yes_no import f1_percent
-from janus_jax.evaluation.statistics import (
-    PairedDifference,
-    cluster_totals,
-    detectable_difference,
-    mcnemar,
-    paired_bootstrap,
-    paired_difference,
-)
+from janus_jax.evaluation.statistics import PairedDifference, detectable_difference, mcnemar, paired_difference
 from janus_jax.storage import read_json
-
-Sample = Mapping[str, Any]
 
 
 class Comparison(NamedTuple):
@@ -31,7 +22,7 @@ class Comparison(NamedTuple):
 
     benchmark: str
     count: int  # type: ignore[assignment]  # requests that both have; hides a method of tuples
-    differences: Mapping[str, PairedDifference]  # A minus B, of the mean score and of F1 in percent
+    differences: Mapping[str, PairedDifference]  # A minus B, of the mean score in percent and of `paired_figures`
     mcnemar: float | None  # p-value; None where scores are not only 0 and 1
     detectable: float  # smallest difference of the mean score that this number of requests shows with 80 % power
     flipped: Sequence[tuple[Sample, Sample]]  # samples of A and B whose scores differ, the largest loss of B first
@@ -86,9 +77,7 @@ def _compare(name: str, a: epath.Path, b: epath.Path) -> Comparison:
     clusters = [x.get("cluster", x["index"]) for x, _ in pairs]
     percent = (100 * scores).tolist()
     differences = {"mean score": paired_difference([x for x, _ in percent], [y for _, y in percent], clusters)}
-    if all(x.get("gold") in ("yes", "no") for x, _ in pairs):
-        totals = [cluster_totals(_outcomes(pair[side] for pair in pairs), clusters) for side in (0, 1)]
-        differences["F1"] = paired_bootstrap(totals[0], totals[1], f1_percent, len(pairs))
+    differences |= paired_figures(name, pairs, clusters)
     is_binary = bool(np.isin(scores, (0, 1)).all())
     only_a, only_b = int((scores[:, 0] > scores[:, 1]).sum()), int((scores[:, 0] < scores[:, 1]).sum())
     flipped = sorted((pair for pair in pairs if pair[0]["score"] != pair[1]["score"]), key=_loss)
@@ -110,17 +99,6 @@ def _check_data(a: epath.Path, b: epath.Path) -> None:
     data = [read_json(folder / PLAN_FILE)["data"] for folder in (a, b)]
     if data[0] != data[1]:
         raise UserError(f"--compare: the data of {a} is {data[0]}, that of {b} is {data[1]}; expected the same")
-
-
-def _outcomes(samples: Iterable[Sample]) -> np.ndarray:
-    """True positives, false positives, true negatives and false negatives of each sample; undecided is wrong."""
-    rows = []
-    for sample in samples:
-        is_right, is_yes = sample["parsed"] == sample["gold"], sample["gold"] == "yes"
-        rows.append(
-            [is_right and is_yes, not is_right and not is_yes, is_right and not is_yes, not is_right and is_yes]
-        )
-    return np.array(rows, np.float64)
 
 
 def _loss(pair: tuple[Sample, Sample]) -> float:

@@ -19,7 +19,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageReference
 from janus_jax.evaluation.replicated_network import Progress, ReplicatedNetwork
 from janus_jax.evaluation.resize import MODES, clip_pixels, inception_pixels
-from janus_jax.evaluation.scores.frechet import Moments, Origin, moments
+from janus_jax.evaluation.scores.frechet import Moments, Origin, moments, total
 from janus_jax.models.config import ClipConfig, InceptionConfig
 from janus_jax.models.params import Params
 from janus_jax.ops.codebook import l2_normalize
@@ -62,16 +62,28 @@ class InceptionNetwork:
 
     def __call__(self, images: Sequence[ImageReference], progress: Progress | None = None) -> InceptionFeatures:
         """The features of images. Raises UserError for an empty list, and for the first unreadable image."""
+        (moments,), logits = self.in_folds(images, 1, progress)
+        return InceptionFeatures(moments, logits)
+
+    def in_folds(
+        self, images: Sequence[ImageReference], num_folds: int, progress: Progress | None = None
+    ) -> tuple[list[Moments], np.ndarray]:
+        """Moments of each part of the images, and logits [N, K]; image i belongs to part i modulo their number.
+
+        Raises UserError for an empty list, and for the first unreadable image.
+        """
         if not images:
             raise UserError("no images to compute features of")
         prepare = functools.partial(_inception_input, mode=self.origin.mode)
-        total, logits = None, []
+        folds: list[list[Moments]] = [[] for _ in range(num_folds)]
+        logits: list[np.ndarray] = []
+        first = 0
         for features, batch_logits in self._network.batches(_features, images, prepare, progress):
-            part = moments(features)
-            total = part if total is None else total + part
+            for number, fold in enumerate(folds):
+                fold[:] = [total([*fold, moments(features[(number - first) % num_folds :: num_folds])])]
+            first += len(features)
             logits.append(batch_logits)
-        assert total is not None
-        return InceptionFeatures(total, np.concatenate(logits))
+        return [total(fold) for fold in folds], np.concatenate(logits)
 
 
 class ClipNetwork:

@@ -32,9 +32,9 @@ class ImageLoop(NamedTuple):
 
     def lower(self) -> Any:
         """The lowered program, which can be compiled."""
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)  # guidance weight, and temperature
-        until = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        number: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)  # guidance weight, and temperature
+        until = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return image_program(self.mesh.devices.flat[0].platform).lower(
                 self.model, self.params, self.state, self.keys, number, until, sampling=Sampling(number)
@@ -47,35 +47,47 @@ def abstract_image_loop(
     *,
     images: int,
     prompt_length: int,
+    prompts: int = 1,
     dtype: DTypeLike = jnp.bfloat16,
     quantization: str | None = None,
 ) -> ImageLoop:
-    """The loop that generates `images` images of one prompt with guidance.
+    """The loop that generates `images` images with guidance, the same number of each of `prompts` prompts.
 
     Args:
         mesh: of any devices; those of a topology that is not attached are enough.
-        prompt_length: number of tokens, padding included.
+        prompt_length: number of tokens of each prompt, padding included.
 
     Raises:
         UserError: the mesh does not divide a parameter.
     """
     model: Any = build(config, decoding_execution(dtype, mesh.devices.flat[0].platform, on_mesh=True))
     params = abstract_decoding_params(config, mesh, dtype, quantization)
-    row = np.zeros((1, prompt_length), np.int32)
-    prompt = PaddedPrompts(row, row.astype(np.int8), row + 1, row)
-    prompts = GuidedPrompts(prompt, prompt, np.zeros(1, np.int32))
+    guided = guided_prompts(prompts, prompt_length)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-    state: ImageState = start_images.eval_shape(model, params, prompts, keys, jnp.float32(5), sampling=Sampling.of(1.0))
-    # Both halves of the guidance: 2 rows of the prompt, and 2 rows of codes per image.
-    prefix = abstract_cache(config.llama, model.execution, 2, prompt_length, mesh)
+    state: ImageState = start_images.eval_shape(model, params, guided, keys, jnp.float32(5), sampling=Sampling.of(1.0))
+    # Both halves of the guidance: 2 rows of each prompt, and 2 rows of codes per image.
+    prefix = abstract_cache(config.llama, model.execution, 2 * prompts, prompt_length, mesh)
     cache = abstract_cache(config.llama, model.execution, 2 * images, config.image_tokens, mesh)
     state = ImageState(
-        step=_replicated(state.step, mesh),
-        codes=_replicated(state.codes, mesh),
+        step=replicated(state.step, mesh),
+        codes=replicated(state.codes, mesh),
         cache=_slots_first(cache, model.execution),
         prefix=prefix,
     )
-    return ImageLoop(model, params, state, _replicated(keys, mesh), mesh)
+    return ImageLoop(model, params, state, replicated(keys, mesh), mesh)
+
+
+def guided_prompts(prompts: int, length: int) -> GuidedPrompts:
+    """Any prompts of one length, as the programs of images take them."""
+    conditional = text_prompts(prompts, length)
+    one = PaddedPrompts(*(array[:1] for array in conditional))  # prompts of one length share their unconditional one
+    return GuidedPrompts(conditional, one, np.zeros(prompts, np.int32))
+
+
+def text_prompts(prompts: int, length: int) -> PaddedPrompts:
+    """Any prompts of one length."""
+    rows = np.zeros((prompts, length), np.int32)
+    return PaddedPrompts(rows, rows.astype(np.int8), rows + 1, rows)
 
 
 def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, quantization: str | None) -> Params:
@@ -95,6 +107,11 @@ def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, 
     return unflatten(result)
 
 
+def replicated(leaf: Any, mesh: Mesh) -> Any:
+    """The shape of an array that every device holds whole."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+
 def _slots_first(cache: KVCache, execution: Execution) -> KVCache:
     """`decode_image.slots_first` of the shapes and shardings of a cache of unrolled layers."""
     reordered = jax.eval_shape(lambda cache: slots_first(cache, execution), cache)
@@ -106,7 +123,3 @@ def _slots_first(cache: KVCache, execution: Execution) -> KVCache:
 
     k, v = jax.tree.map(place, (reordered.k, reordered.v), (cache.k, cache.v))
     return cache._replace(k=k, v=v)
-
-
-def _replicated(leaf: Any, mesh: Mesh) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec()))

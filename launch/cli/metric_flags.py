@@ -19,6 +19,12 @@ _REFERENCE = flags.DEFINE_string(
     "Real images for the Fréchet distance: a folder, a .zip archive, or a .npz file of their moments. The default lies "
     "beside the benchmark's file.",
 )
+_FID_INTERVAL = flags.DEFINE_bool(
+    "fid_interval",
+    False,
+    "Whether coco_fid and mjhq_fid have an interval: a jackknife over ten parts of the generated images, ten more "
+    "distances.",
+)
 _DETECTIONS = flags.DEFINE_string(
     "detections", None, "GenEval: detections as JSON Lines, or the results file of its own script."
 )
@@ -41,6 +47,7 @@ def metric_options() -> MetricOptions:
         inception=_path(_INCEPTION.value),
         clip=_path(_CLIP.value),
         reference=_path(_REFERENCE.value),
+        fid_interval=_FID_INTERVAL.value,
         detections=_path(_DETECTIONS.value),
         detector=_path(_DETECTOR.value),
         answers=_path(_ANSWERS.value),

@@ -13,6 +13,7 @@ from janus_jax.evaluation.image_benchmarks.options import MetricOptions
 from janus_jax.evaluation.image_features import InceptionNetwork
 from janus_jax.evaluation.image_files import images_below
 from janus_jax.evaluation.scores.frechet import Gaussian, frechet_distance, inception_score, read_gaussian
+from janus_jax.evaluation.statistics import Z_95
 from tests.helpers.generated_images import COCO, write_coco, write_mjhq, write_run
 from tests.helpers.metric_networks import clip_folder, write_small_inception
 
@@ -54,6 +55,18 @@ def test_mjhq_as_a_whole_and_by_category(weights, tmp_path):
     assert scores.metrics["inception_score"].value == pytest.approx(inception_score(logits)[0], rel=1e-5)
     assert "fewer than 2048" in " ".join(scores.notes) and "resized as clean" in " ".join(scores.notes)
     assert any("food: 6 of 6 images" in line for line in lines)
+
+    # The interval of the same distance is a jackknife over parts of both categories.
+    options = MetricOptions(inception=weights, fid_interval=True, reference=tmp_path / "run/mjhq_fid/reference.npz")
+    fid = open_mjhq_fid(tmp_path / "mjhq/meta_data.json", options).score(folder).metrics["fid"]
+    assert fid.value == pytest.approx(scores.metrics["fid"].value, rel=1e-6) and fid.stderr > 0
+    assert fid.interval == pytest.approx((fid.value - Z_95 * fid.stderr, fid.value + Z_95 * fid.stderr))
+    assert scores.metrics["fid"].interval is None
+    images = [images_below(folder / f"{row:05d}")[0] for row in range(5)]
+    folds, _ = network.in_folds(images, 2)
+    for fold, part in zip(folds, (images[::2], images[1::2]), strict=True):
+        assert fold.count == len(part)
+        np.testing.assert_allclose(fold.total, network(part).moments.total, rtol=1e-4)
 
     # The stored moments give the same distance, and so does the archive of the same images.
     assert read_gaussian(tmp_path / "run/mjhq_fid/generated.npz").count == 12

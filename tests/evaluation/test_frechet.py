@@ -13,6 +13,7 @@ from janus_jax.evaluation.scores.frechet import (
     distance_notes,
     frechet_distance,
     inception_score,
+    jackknife_error,
     moments,
     read_gaussian,
     write_gaussian,
@@ -52,6 +53,20 @@ def test_moments_of_parts_add_up():
     np.testing.assert_allclose(total.products, whole.products, rtol=1e-13)
     covariance = Gaussian.of(total, ORIGIN, "p").covariance
     np.testing.assert_allclose(covariance, np.cov(FEATURES["p"].astype(float), rowvar=False), rtol=0, atol=1e-12)
+
+
+def test_the_jackknife_leaves_out_each_fold_in_turn():
+    features, reference = FEATURES["p"].astype(float), gaussian("q")
+    folds = [features[number::10] for number in range(10)]
+    distances = []
+    for number in range(10):
+        rest = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
+        images = Gaussian(rest.mean(0), np.cov(rest, rowvar=False), len(rest), ORIGIN, "rest")
+        distances.append(frechet_distance(reference, images))
+    expected = np.sqrt(0.9 * np.sum((np.array(distances) - np.mean(distances)) ** 2))
+    assert jackknife_error([moments(fold) for fold in folds], reference) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(UserError, match="features per image"):
+        jackknife_error([moments(fold[:, :2]) for fold in folds], reference)
 
 
 @pytest.mark.parametrize(("splits", "shuffle"), [(10, True), (10, False), (1, True), (1, False)])

@@ -1,9 +1,11 @@
 """PSNR and SSIM against their definitions, written as loops over windows."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from janus_jax.evaluation.scores.pixels import psnr, ssim
+from janus_jax.ops import image_metrics
 
 RNG = np.random.default_rng(3)
 IMAGE = RNG.random((12, 15, 3))
@@ -35,3 +37,10 @@ def test_ssim_equals_its_definition(data_range):
 def test_psnr_of_a_known_error():
     assert psnr(np.zeros((2, 2, 3)), np.full((2, 2, 3), 0.1)) == pytest.approx(20, abs=1e-12)
     assert psnr(IMAGE, IMAGE) == np.inf
+
+
+@pytest.mark.parametrize("data_range", [1.0, 2.0])
+def test_training_measures_the_same_on_the_device(data_range):
+    pair = [jnp.asarray(image, jnp.float32)[None] for image in (IMAGE, OTHER)]
+    assert image_metrics.ssim(*pair, data_range)[0] == pytest.approx(ssim(IMAGE, OTHER, data_range), abs=2e-6)
+    assert image_metrics.psnr(*pair)[0] == pytest.approx(psnr(IMAGE, OTHER), abs=1e-5)

@@ -15,6 +15,8 @@ from tests.helpers.generated_images import geneval_cases, write_folder, write_mj
 from tests.helpers.metric_networks import write_small_inception
 from tests.helpers.small_models import SMALL, random_params
 
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the commands wait for the compiler, not for its result
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -57,7 +59,7 @@ def commands(folder):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    return dict(zip(commands(folder), run_commands(commands(folder).values(), folder), strict=True))
+    return dict(zip(commands(folder), run_commands(commands(folder).values(), folder, **QUICK), strict=True))
 
 
 def results(folder, name):

@@ -54,6 +54,34 @@ def test_names_of_mmdet_reach_every_parameter_and_come_back(loaded):
         np.testing.assert_array_equal(merge[ours], unfold[:, theirs])
 
 
+def test_names_of_mmdet_are_those_of_its_checkpoints():
+    """Written down from a public converter (`convert_lineformer_to_hf.py`) that uses up a file of mmdet 2.28."""
+    pairs, weights = [], ["level_encoding", "lateral_convs.0.conv", "output_convs.0.conv"]  # with and without a bias
+    pairs += [f"input_convs.{i}.{part}" for i in range(3) for part in ("conv", "gn")]
+    pairs += ["lateral_convs.0.gn", "output_convs.0.gn", "mask_feature"]
+    layer = [f"attentions.0.{part}" for part in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")]
+    layer += ["norms.0", "norms.1", "ffns.0.layers.0.0", "ffns.0.layers.1"]
+    pairs += [f"encoder.layers.{i}.{part}" for i in range(6) for part in layer]
+    pairs, weights = ([f"pixel_decoder.{name}" for name in names] for names in (pairs, weights))
+    layer = ["attentions.0.attn.out_proj", "attentions.1.attn.out_proj", "norms.0", "norms.1", "norms.2"]
+    layer += ["ffns.0.layers.0.0", "ffns.0.layers.1"]
+    pairs += [f"transformer_decoder.layers.{i}.{part}" for i in range(9) for part in layer]
+    pairs += ["transformer_decoder.post_norm", "cls_embed", "mask_embed.0", "mask_embed.2", "mask_embed.4"]
+    weights += ["query_embed", "query_feat", "level_embed"]
+    fused = [f"transformer_decoder.layers.{i}.attentions.{j}.attn.in_proj." for i in range(9) for j in range(2)]
+    pairs, weights, fused = ([f"panoptic_head.{name}" for name in names] for names in (pairs, weights, fused))
+    pairs += ["backbone.patch_embed.projection", "backbone.patch_embed.norm", *(f"backbone.norm{i}" for i in range(4))]
+    block = ["norm1", "norm2", "attn.w_msa.qkv", "attn.w_msa.proj", "ffn.layers.0.0", "ffn.layers.1"]
+    blocks = [f"backbone.stages.{s}.blocks.{i}." for s, depth in enumerate((2, 2, 18, 2)) for i in range(depth)]
+    pairs += [f"{name}{part}" for name in blocks for part in block]
+    pairs += [f"backbone.stages.{s}.downsample.norm" for s in range(3)]
+    weights += [f"backbone.stages.{s}.downsample.reduction" for s in range(3)]
+    names = {f"{name}.{kind}" for name in pairs for kind in ("weight", "bias")} | {f"{name}.weight" for name in weights}
+    names |= {f"{name}{kind}" for name in fused for kind in ("weight", "bias")}
+    names |= {f"{name}attn.w_msa.relative_position_bias_table" for name in blocks}
+    assert set(their_shapes(SWIN_SMALL, OFFICIAL)) == names
+
+
 def test_swin_small_has_the_number_of_parameters_of_the_paper():
     assert count(abstract_params(SWIN_SMALL)) == pytest.approx(68.7e6, rel=2e-3)  # 69M in table 1 of the paper
     shapes = their_shapes(SWIN_SMALL, OFFICIAL)

@@ -22,15 +22,18 @@ from janus_jax.evaluation.scores.frechet import (
     distance_notes,
     frechet_distance,
     inception_score,
+    jackknife_error,
     read_gaussian,
+    total,
     write_gaussian,
 )
-from janus_jax.evaluation.statistics import mean_metric
+from janus_jax.evaluation.statistics import Z_95, mean_metric
 
 COCO_CAPTIONS = 30_000
 MJHQ_CATEGORIES = (
     *("animals", "art", "fashion", "food", "indoor", "landscape", "logo", "people", "plants", "vehicles"),
 )
+FOLDS = 10  # parts of the generated images, one of which the jackknife leaves out
 _MIN_FOR_INCEPTION_SCORE = 10
 _WHOLE = "all"  # name of the group of a benchmark without categories
 
@@ -65,15 +68,16 @@ class Distribution:
         network = InceptionNetwork.from_file(weights, self.mode)
         real = self._real(source, network)
         groups = {group: [image for image, _ in pairs] for group, pairs in self._groups(images).items()}
-        moments, logits = self._measure(network, groups, "generated")
+        folds, logits = self._measure(network, groups, "generated", FOLDS if self.options.fid_interval else 1)
+        moments = {group: total(parts) for group, parts in folds.items()}
         generated = {group: Gaussian.of(moments[group], network.origin, f"images of {group}") for group in moments}
-        whole = Gaussian.of(_sum(moments), network.origin, "the generated images")
+        whole = Gaussian.of(total(moments.values()), network.origin, "the generated images")
         distances = {
             group: Metric(frechet_distance(generated[group], real[group]), moments[group].count)
             for group in moments
             if len(moments) > 1 and group in real
         }
-        metrics = {"fid": Metric(frechet_distance(whole, real[_WHOLE]), len(images))}
+        metrics = {"fid": self._distance(whole, real[_WHOLE], folds)}
         if len(images) >= _MIN_FOR_INCEPTION_SCORE:
             ordered = np.concatenate(list(logits.values()))
             for name, shuffle in (("inception_score", True), ("inception_score_unshuffled", False)):
@@ -85,6 +89,7 @@ class Distribution:
         notes = [
             *self.notes,
             f"resized as {self.mode}, Inception weights {network.origin.weights}, real images {source.name}",
+            *[f"the interval is a jackknife over {FOLDS} parts of the generated images"] * self.options.fid_interval,
             *distance_notes(whole, real[_WHOLE]),
             *clip_notes,
         ]
@@ -122,14 +127,23 @@ class Distribution:
         return groups
 
     def _measure(
-        self, network: InceptionNetwork, groups: Mapping[str, Sequence[ImageReference]], what: str
-    ) -> tuple[dict[str, Moments], dict[str, np.ndarray]]:
-        """Moments and logits of each group."""
-        moments, logits = {}, {}
+        self, network: InceptionNetwork, groups: Mapping[str, Sequence[ImageReference]], what: str, num_folds: int = 1
+    ) -> tuple[dict[str, list[Moments]], dict[str, np.ndarray]]:
+        """Moments of each fold of each group, and logits of each group."""
+        folds, logits = {}, {}
         for group, images in groups.items():
             label = what if group == _WHOLE else f"{what}, {group}"
-            moments[group], logits[group] = network(images, self.options.progress(f"{self.name}: {label}"))
-        return moments, logits
+            progress = self.options.progress(f"{self.name}: {label}")
+            folds[group], logits[group] = network.in_folds(images, num_folds, progress)
+        return folds, logits
+
+    def _distance(self, whole: Gaussian, real: Gaussian, folds: Mapping[str, Sequence[Moments]]) -> Metric:
+        """The distance, with the interval of a jackknife over the folds of the generated images if it is asked for."""
+        distance, count = frechet_distance(whole, real), whole.count or 0
+        if not self.options.fid_interval:
+            return Metric(distance, count)
+        stderr = jackknife_error([total(parts) for parts in zip(*folds.values(), strict=True)], real)
+        return Metric(distance, count, stderr, (distance - Z_95 * stderr, distance + Z_95 * stderr))
 
     def _real(self, source: epath.Path, network: InceptionNetwork) -> dict[str, Gaussian]:
         """The real images, as a whole and by category where they are images in folders of these names."""
@@ -140,9 +154,10 @@ class Distribution:
         for image in images_below(source):
             parent = image.name.replace(":", "/").split("/")[-2]
             groups.setdefault(parent if parent in categories else _WHOLE, []).append(image)
-        moments, _ = self._measure(network, dict(sorted(groups.items())), "real")
+        folds, _ = self._measure(network, dict(sorted(groups.items())), "real")
+        moments = {group: total(parts) for group, parts in folds.items()}
         real = {group: Gaussian.of(moments[group], network.origin, f"real images of {group}") for group in moments}
-        return {**real, _WHOLE: Gaussian.of(_sum(moments), network.origin, "the real images")}
+        return {**real, _WHOLE: Gaussian.of(total(moments.values()), network.origin, "the real images")}
 
     def _clip_scores(self, images: Sequence[ImageFile]) -> tuple[np.ndarray | None, list[str]]:
         if self.options.clip is None:
@@ -230,10 +245,3 @@ def _annotation(record: Record) -> tuple[int, int, str]:
         if type(value) is not int:
             raise record.error(key, "a whole number")
     return numbers[0], numbers[1], record.text("caption")  # type: ignore[return-value]
-
-
-def _sum(moments: Mapping[str, Moments]) -> Moments:
-    first, *others = moments.values()
-    for other in others:
-        first = first + other
-    return first

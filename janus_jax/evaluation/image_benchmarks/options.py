@@ -20,6 +20,7 @@ class MetricOptions:
     inception: epath.Path | None = None  # weights of Inception, for Fréchet distance and Inception score
     clip: epath.Path | None = None  # folder of CLIP, for the CLIP score
     reference: epath.Path | None = None  # folder or archive of real images, or `.npz` with their moments
+    fid_interval: bool = False  # whether the Fréchet distance gets an interval, ten more distances
     detections: epath.Path | None = None  # detections or verdicts of GenEval
     detector: epath.Path | None = None  # weights of GenEval's detector, which makes the detections; needs CLIP too
     answers: epath.Path | None = None  # answers to DPG-Bench's questions

@@ -1,13 +1,14 @@
-"""COCO and Flickr30k captions: CIDEr, BLEU and ROUGE-L as in pycocoevalcap 1.2, without Java.
+"""COCO and Flickr30k captions: CIDEr, BLEU and ROUGE-L as in pycocoevalcap 1.2, without Java, and METEOR with it.
 
 CIDEr: Vedantam et al. 2015 (CIDEr-D, n up to 4, sigma 6). BLEU: Papineni et al. 2002, with the closest reference
-length. ROUGE-L: Lin 2004, beta 1.2. Texts are split as by the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1, which
-pycocoevalcap runs: of 3,800 sentences of DPG-Bench's prompts all but three agree. Rare abbreviations can differ, so
-exact comparisons need the Java program. METEOR is not here.
+length. ROUGE-L: Lin 2004, beta 1.2. `tokenize` splits texts as the Penn Treebank tokenizer of Stanford CoreNLP 3.4.1
+does, which pycocoevalcap runs: of 3,800 sentences of DPG-Bench's prompts all but three agree. Rare abbreviations can
+differ, so `score` takes the Java program itself where it is installed (`java_captions`).
 """
 
 import collections
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from janus_jax.evaluation.benchmark import Answer, Question, SampleScore, Scores
+from janus_jax.evaluation.scores import java_captions
+from janus_jax.evaluation.scores.java_captions import JavaError, Words
 from janus_jax.evaluation.statistics import bootstrap_metric, mean_metric
 
-Words = tuple[str, ...]
 Counts = Mapping[Words, float]
 
 MAX_N = 4
@@ -85,6 +87,11 @@ def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
     return precision ** (1 / np.arange(1, MAX_N + 1)) * penalty[..., None]
 
 
+def bleu_percent(sums: np.ndarray, n: int) -> np.ndarray:
+    """BLEU-n times 100 of sums [..., 10] over one or more images."""
+    return 100 * bleu_of_sums(sums)[..., n - 1]
+
+
 def rouge_l(words: Words, references: Sequence[Words]) -> float:
     """F measure of the longest common subsequence; precision and recall are each the best over the references."""
     if not words or not any(references):
@@ -132,9 +139,15 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) ->
 
 
 def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
-    """CIDEr, BLEU-1 to 4 and ROUGE-L times 100. `gold` is the list of reference captions of the image."""
-    hypotheses = [() if answer.error else tokenize(answer.text) for answer in answers]
-    references = [[tokenize(text) for text in question.gold] for question in questions]
+    """CIDEr, BLEU-1 to 4 and ROUGE-L times 100, and METEOR where Java is.
+
+    `gold` is the list of reference captions of the image. A note says which tokenizer found the words.
+    """
+    texts = ["" if answer.error else answer.text for answer in answers]
+    words, note = words_of([*texts, *(text for question in questions for text in question.gold)])
+    found, notes = iter(words), [note]
+    hypotheses = list(itertools.islice(found, len(answers)))
+    references = [list(itertools.islice(found, len(question.gold))) for question in questions]
     ciders = cider(hypotheses, references)
     rouges = [rouge_l(words, texts) for words, texts in zip(hypotheses, references, strict=True)]
     _, rows = bleu(hypotheses, references)
@@ -144,19 +157,37 @@ def score(questions: Sequence[Question], answers: Sequence[Answer]) -> Scores:
 
     totals = np.stack([ciders, np.ones(len(ciders))], axis=1)
     metrics = {"cider": bootstrap_metric(totals, mean, len(ciders))}
-    for n in range(MAX_N):
-        metrics[f"bleu_{n + 1}"] = bootstrap_metric(rows, functools.partial(_bleu_percent, n=n), len(rows))
+    for n in range(1, MAX_N + 1):
+        metrics[f"bleu_{n}"] = bootstrap_metric(rows, functools.partial(bleu_percent, n=n), len(rows))
     metrics["rouge_l"] = mean_metric(rouges, scale=100)
+    readings: list[dict[str, float]] = [{"rouge_l": rouge} for rouge in rouges]
+    if not java_captions.missing():
+        try:
+            corpus, each = java_captions.meteor(hypotheses, references)
+            # Only the program itself can resample the figure of all captions; the mean of each is close to it.
+            metrics["meteor"] = mean_metric(each, scale=100)._replace(value=100 * corpus)
+            readings = [reading | {"meteor": value} for reading, value in zip(readings, each, strict=True)]
+            notes.append("METEOR's interval is that of the mean over captions.")
+        except JavaError as error:
+            notes.append(f"No METEOR: {error}.")
     samples = [
-        SampleScore(answer.index, None if answer.error else " ".join(words), value, {"rouge_l": rouge})
-        for answer, words, value, rouge in zip(answers, hypotheses, ciders, rouges, strict=True)
+        SampleScore(answer.index, None if answer.error else " ".join(words), value, reading)
+        for answer, words, value, reading in zip(answers, hypotheses, ciders, readings, strict=True)
     ]
-    note = "CIDEr weighs words by the references of the scored images, so figures of subsets are not comparable."
-    return Scores("cider", metrics, samples, {"undecided": sum(not words for words in hypotheses)}, notes=[note])
+    notes.append("CIDEr weighs words by the references of the scored images, so figures of subsets are not comparable.")
+    return Scores("cider", metrics, samples, {"undecided": sum(not words for words in hypotheses)}, notes=notes)
 
 
-def _bleu_percent(sums: np.ndarray, n: int) -> np.ndarray:
-    return 100 * bleu_of_sums(sums)[..., n]
+def words_of(texts: Sequence[str]) -> tuple[list[Words], str]:
+    """Words of each text, and a note that says which tokenizer found them."""
+    reason = java_captions.missing()
+    if not reason:
+        try:
+            return java_captions.tokenize_all(texts), "Words are those of the PTB tokenizer of pycocoevalcap."
+        except JavaError as error:
+            reason = str(error)
+    note = f"Words are those of our own tokenizer, and there is no METEOR: {reason}."
+    return list(map(tokenize, texts)), note
 
 
 def _ngrams(words: Words) -> Counts:

@@ -4,8 +4,11 @@ Letters: N images, D features per image, K classes.
 """
 
 import dataclasses
+import functools
 import io
+import operator
 import zipfile
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -49,7 +52,7 @@ class Gaussian:
     name: str  # what messages call the set
 
     @classmethod
-    def of(cls, moments: Moments, origin: Origin, name: str) -> Self:
+    def of(cls, moments: Moments, origin: Origin | None, name: str) -> Self:
         """The distribution with these moments. Raises UserError for fewer than two images, which have no covariance."""
         count, total, products = moments.count, moments.total, moments.products
         if count < 2:
@@ -64,6 +67,11 @@ def moments(features: np.ndarray) -> Moments:
     return Moments(len(features), features.sum(axis=0), features.T @ features)
 
 
+def total(parts: Iterable[Moments]) -> Moments:
+    """The moments of all parts of a set of images together."""
+    return functools.reduce(operator.add, parts)
+
+
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|difference of the means|^2 + tr(A) + tr(B) - 2 tr((A B)^1/2).
 
@@ -73,14 +81,46 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     Raises:
         UserError: the features differ in number, or in how they were computed.
     """
+    _check_comparable(a, b)
+    return _distance(a, b, _root(a.covariance))
+
+
+def jackknife_error(folds: Sequence[Moments], reference: Gaussian) -> float:
+    """The standard error of the distance to a reference, from leaving out each fold of the images in turn.
+
+    It is the delete-one-group jackknife (Shao and Tu 1995, section 2.3) for equal folds. The reference counts as
+    exact, and its matrix root is computed once.
+
+    Raises UserError when two folds or more do not leave enough images, or as `frechet_distance` does.
+    """
+    whole, root = total(folds), _root(reference.covariance)
+    distances = []
+    for number, fold in enumerate(folds):
+        rest = Moments(whole.count - fold.count, whole.total - fold.total, whole.products - fold.products)
+        images = Gaussian.of(rest, reference.origin, f"the images without fold {number}")
+        _check_comparable(reference, images)
+        distances.append(_distance(reference, images, root))
+    spread = np.array(distances) - np.mean(distances)
+    return float(np.sqrt((len(folds) - 1) / len(folds) * (spread @ spread)))
+
+
+def _check_comparable(a: Gaussian, b: Gaussian) -> None:
     if a.mean.shape != b.mean.shape:
         raise UserError(f"{a.name} has {a.mean.size} features per image, {b.name} has {b.mean.size}")
     if a.origin and b.origin:
         for field, ours, theirs in zip(Origin._fields, a.origin, b.origin, strict=True):
             if ours != theirs:
                 raise UserError(f"{field} {ours!r} of {a.name} differs from {theirs!r} of {b.name}, expected the same")
-    eigenvalues, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(np.maximum(eigenvalues, 0))) @ vectors.T
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric root of a covariance matrix."""
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(eigenvalues, 0))) @ vectors.T
+
+
+def _distance(a: Gaussian, b: Gaussian, root: np.ndarray) -> float:
+    """The distance of two sets, given the root of the first covariance."""
     joint = np.linalg.eigvalsh(root @ b.covariance @ root)
     overlap = 2 * np.sqrt(np.maximum(joint, 0)).sum()
     return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - overlap)

@@ -102,7 +102,8 @@ def score_mme(questions: Sequence[Question], answers: Sequence[Answer]) -> Score
     samples = []
     for question, answer in zip(questions, answers, strict=True):
         read = None if answer.error else mme_label(answer.text)
-        samples.append(SampleScore(answer.index, read, float(read == question.gold)))
+        task = {"task": question.fields["task"]}
+        samples.append(SampleScore(answer.index, read, float(read == question.gold), task))
     present = {question.fields["task"] for question in questions}
     metrics = {}
     for name, tasks in (("perception", MME_PERCEPTION), ("cognition", MME_COGNITION)):
@@ -123,7 +124,12 @@ def score_mme(questions: Sequence[Question], answers: Sequence[Answer]) -> Score
 
 
 def mme_points(scores: Sequence[float], pairs: Sequence[tuple[str, str]]) -> Metric:
-    """The points of the questions' tasks together.
+    """The points of the questions' tasks together; the arguments are those of `mme_totals`."""
+    return bootstrap_metric(mme_totals(scores, pairs), mme_sum, len(scores))
+
+
+def mme_totals(scores: Sequence[float], pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Sums of each image, [images, 4 tasks]: right answers, answers, images with all right, images; per task.
 
     Args:
         scores: 0 or 1 per question.
@@ -133,15 +139,16 @@ def mme_points(scores: Sequence[float], pairs: Sequence[tuple[str, str]]) -> Met
     for value, pair in zip(scores, pairs, strict=True):
         images.setdefault(pair, []).append(value)
     tasks = sorted({task for task, _ in images})
-    totals = np.zeros((len(images), len(tasks), 4))  # right answers, answers, images with all right, images
+    totals = np.zeros((len(images), len(tasks), 4))
     for place, ((task, _), values) in enumerate(images.items()):
         totals[place, tasks.index(task)] = sum(values), len(values), all(values), 1
+    return totals.reshape(len(images), -1)
 
-    def points(sums: np.ndarray) -> np.ndarray:
-        right, count, both, number = np.moveaxis(sums.reshape(*sums.shape[:-1], len(tasks), 4), -1, 0)
-        return (100 * right / np.maximum(count, 1) + 100 * both / np.maximum(number, 1)).sum(axis=-1)
 
-    return bootstrap_metric(totals.reshape(len(images), -1), points, len(scores))
+def mme_sum(sums: np.ndarray) -> np.ndarray:
+    """Points of sums [..., 4 tasks] over images, as `mme_totals` orders them."""
+    right, count, both, number = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 4), -1, 0)
+    return (100 * right / np.maximum(count, 1) + 100 * both / np.maximum(number, 1)).sum(axis=-1)
 
 
 def _outcomes(gold: Sequence[str], read: Sequence[str | None]) -> np.ndarray:
