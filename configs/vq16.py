@@ -32,6 +32,8 @@ def vq_config(model: str) -> ConfigDict:
     # Whether images are resized by halves first and cropped at whole pixels, exactly as in LlamaGen's script. The
     # difference is not visible.
     config.data.crop.halving = False
+    # Size of the codebook, and numbers of a code; 0: those of the model.
+    config.codebook = {"num_codes": 0, "code_dim": 0}
     config.train.update(
         batch_size=128,
         num_steps=400_360,  # 40 epochs of the 1,281,167 images of ImageNet, without the last partial batch of each
