@@ -7,6 +7,7 @@ while the image is not.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -170,18 +171,17 @@ class Reconstruction:
         self, samples: Sequence[SampleScore], originals: Sequence[CroppedImage], files: Sequence[ImageFile]
     ) -> list[SampleScore]:
         assert self.lpips is not None
-        pairs = [
-            lambda original=original, file=file: (
-                np.float32(original.values()),
-                np.float32(self._read(file).levels) / 255,
-            )
-            for original, file in zip(originals, files, strict=True)
-        ]
+        pairs = [functools.partial(self._pair, original, file) for original, file in zip(originals, files, strict=True)]
         distances = self.lpips(pairs, self.options.progress(f"{self.name}: LPIPS")).tolist()
         return [
             sample._replace(fields={**sample.fields, "lpips": distance})
             for sample, distance in zip(samples, distances, strict=True)
         ]
+
+    def _pair(self, original: CroppedImage, file: ImageFile) -> tuple[np.ndarray, np.ndarray]:
+        """An image and its reconstruction from 0 to 1, float32 [size, size, 3]."""
+        image, levels = original.values(), self._read(file).levels
+        return image.astype(np.float32), levels.astype(np.float32) / 255
 
     def _rfid(self, originals: Sequence[CroppedImage], files: Sequence[ImageFile]) -> tuple[Metric, list[str]]:
         weights = self.options.require("inception", self.name, "the weights file of pytorch-fid")
