@@ -18,7 +18,7 @@ from tests.helpers.tiny_runs import (
 
 STEPS = 60
 # Kills of each kind of run: a Janus, and an image tokenizer with its discriminator, which saves two networks.
-KILLS = {"": 20, "adversarial=": 8}
+KILLS = {"": 20, "adversarial=": 5}
 
 
 @pytest.fixture
