@@ -57,7 +57,7 @@ def compare(case: str, config: ConfigDict, bar: float | None = None) -> list[Res
     with _sides(config) as (ours, theirs):
         losses = np.array([[float(step()) for _ in range(BATCHES)] for step in (ours, theirs)])
         error = float(np.max(np.abs(losses[0] / losses[1] - 1)))
-        ours_seconds, their_seconds = _interleaved(case, ours, theirs)
+        ours_seconds, their_seconds = interleaved(case, ours, theirs)
     return [
         Result(f"{case}: largest relative difference of {BATCHES} losses", error, "", ("<=", LOSS_TOLERANCE)),
         Result(
@@ -66,7 +66,7 @@ def compare(case: str, config: ConfigDict, bar: float | None = None) -> list[Res
             "x",
             (">=", bar) if bar else None,
             f"{1e3 * ours_seconds:.1f} ms",
-            f"{1e3 * their_seconds:.1f} ms, {_torch_threads()} threads",
+            f"{1e3 * their_seconds:.1f} ms, {torch_threads()} threads",
         ),
     ]
 
@@ -230,7 +230,7 @@ def _their_loss(peer: Any, batch: dict[str, Any]) -> Any:
     return text + torch.nn.functional.cross_entropy(image_logits, batch["image_targets"])
 
 
-def _interleaved(case: str, ours: Step, theirs: Step) -> tuple[float, float]:
+def interleaved(case: str, ours: Step, theirs: Step) -> tuple[float, float]:
     """Median seconds of a step of each side, over rounds in turns of about SECONDS seconds.
 
     As in training, the next step is started without waiting for the last one.
@@ -253,7 +253,7 @@ def _seconds(step: Step, number: int) -> float:
     return (time.perf_counter() - start) / number
 
 
-def _torch_threads() -> int:
+def torch_threads() -> int:
     import torch
 
     return torch.get_num_threads()

@@ -18,7 +18,7 @@ def get_config(stage: str = "imagenet") -> ConfigDict:
         raise UserError(f"configs/semantic_vq16.py:{stage}: expected one of {', '.join(STEPS)}")
     config = vq_config("semantic_vq16")
     config.name = f"semantic_vq16_{stage}"
-    config.data.crop = {"random": True, "max_zoom": 1.25, "flip": True}
+    config.data.crop.update(random=True, max_zoom=1.25, flip=True)
     config.train.num_steps = STEPS[stage]
     config.loss.update(perceptual_weight=1.0, adversarial_weight=0.5)
     add_semantic_fields(config)

@@ -18,7 +18,7 @@ def get_config(stage: str = "imagenet") -> ConfigDict:
     config = vq_config("vq16")
     config.name = f"vq16_{stage}"
     config.data.image_size = 256  # the model is convolutional: it is trained at 256 and used at 384 pixels
-    config.data.crop = {"random": True, "max_zoom": 1.25, "flip": True}  # released script: min_crop_frac 0.8
+    config.data.crop.update(random=True, max_zoom=1.25, flip=True)  # released script: min_crop_frac 0.8
     config.loss.update(perceptual_weight=1.0, adversarial_weight=0.5)
     if stage == "finetune":
         config.loss.discriminator_start = 0
@@ -29,6 +29,11 @@ def vq_config(model: str) -> ConfigDict:
     """An unlocked config of an image tokenizer, for VQ-16 and for the tiny tokenizer of the quickstart."""
     config = base_config(model, model)
     config.data.image_size = 0  # side of the training images in pixels; 0: that of the model
+    # Whether images are resized by halves first and cropped at whole pixels, exactly as in LlamaGen's script. The
+    # difference is not visible.
+    config.data.crop.halving = False
+    # Size of the codebook, and numbers of a code; 0: those of the model.
+    config.codebook = {"num_codes": 0, "code_dim": 0}
     config.train.update(
         batch_size=128,
         num_steps=400_360,  # 40 epochs of the 1,281,167 images of ImageNet, without the last partial batch of each

@@ -5,6 +5,7 @@
 Suites, each needs the extra [test]:
     data       the training stream, compared with a plain loop and a PyTorch DataLoader
     inference  decoding, compared with transformers and the memory bandwidth, on a CPU or a GPU
+    tokenizer  the step of an image tokenizer and its discriminator, compared with PyTorch on a CPU
     training   the training step, compared with transformers on a CPU
 
 It runs from a checkout: the suites are in benchmarks/, which is not installed.
@@ -19,11 +20,11 @@ import jax
 from absl import flags
 from etils import epath
 
-from benchmarks import data, inference, training
+from benchmarks import data, inference, tokenizer, training
 from benchmarks.result import Result, format_results
 from launch.cli import errors
 
-SUITES = {"data": data.run, "inference": inference.run, "training": training.run}
+SUITES = {"data": data.run, "inference": inference.run, "tokenizer": tokenizer.run, "training": training.run}
 SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "Suite to run. Required.")
 JSON = flags.DEFINE_string("json", None, "File for the results, written after each result. Default: print only.")
 

@@ -186,6 +186,8 @@ class Crop(NamedTuple):
     random: bool = False  # Whether the place is random (JanusFlow); otherwise it is the centre (Janus, 4.2).
     max_zoom: float = 1.0  # The short side is sampled between size and max_zoom * size (LlamaGen: 1.25).
     flip: bool = False  # Whether half of the images are mirrored (LlamaGen).
+    # Whether images are resized by halves first and places are whole pixels, exactly as in LlamaGen's script.
+    halving: bool = False
 
 
 CENTRE = Crop()
@@ -197,8 +199,13 @@ def generation_pixels(
     """Resizes the short side to `size` (bicubic) and crops the long side: uint8 [size, size, 3] (Janus, 4.2).
 
     Args:
-        crop: Where the image is cropped, and augmentation. Every value but the default needs `rng`.
+        crop: Where the image is cropped, and augmentation. A random place, zoom and flip need `rng`.
+
+    Raises:
+        UserError: With `crop.halving`, the image is too long.
     """
+    if crop.halving:
+        return _halving_crop(image, size, crop, rng)
     zoom, x, y, mirror = rng.random(4) if rng else (0.0, 0.5, 0.5, 1.0)
     if not crop.random:
         x = y = 0.5
@@ -213,6 +220,37 @@ def generation_pixels(
     box = (left * scale_x, top * scale_y, right, bottom)
     pixels = np.asarray(image.resize((size, size), PIL.Image.Resampling.BICUBIC, box))
     return np.ascontiguousarray(pixels[:, ::-1]) if crop.flip and mirror < 0.5 else pixels
+
+
+def _halving_crop(image: PIL.Image.Image, size: int, crop: Crop, rng: np.random.Generator | None) -> np.ndarray:
+    """`generation_pixels` for a crop with `halving`. Short side, top and left are sampled with both ends included."""
+    zoomed = math.ceil(size * crop.max_zoom)
+    resized = _resized_in_halves(image, int(rng.integers(size, zoomed, endpoint=True)) if rng else size)
+    room = (resized.height - size, resized.width - size)
+    top, left = (int(rng.integers(0, r, endpoint=True)) if rng and crop.random else r // 2 for r in room)
+    pixels = np.asarray(resized.crop((left, top, left + size, top + size)))
+    return np.ascontiguousarray(pixels[:, ::-1]) if crop.flip and rng and rng.random() < 0.5 else pixels
+
+
+def _resized_in_halves(image: PIL.Image.Image, short_side: int) -> PIL.Image.Image:
+    """Resizes the short side as LlamaGen's script does (`dataset/augmentation.py`).
+
+    The image is halved, by means of 2 x 2 pixels, while its short side is at least twice the one that is wanted. Then
+    it is resized as a whole (bicubic).
+
+    Raises:
+        UserError: The image is so long that the whole of it would have more than MAX_PIXELS.
+    """
+    size = image.size
+    while min(image.size) >= 2 * short_side:
+        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
+    scale = short_side / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"image of {size[0]}x{size[1]}: {width}x{height} after resizing, expected at most {MAX_PIXELS} pixels"
+        )
+    return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def to_images(pixels: np.ndarray) -> list[PIL.Image.Image]:

@@ -230,7 +230,7 @@ class SampleBuilder:
         """The image to generate: [1, size, size, 3] uint8. Raises SampleError."""
         if not record.images:
             raise SampleError(Reason.NO_IMAGE, "the record holds codes but no image, and data.stored_codes is False")
-        pixels = generation_pixels(_decode(record.images[0]), self.generation_size, self.crop, rng)
+        pixels = _cropped(_decode(record.images[0]), self.generation_size, self.crop, rng)
         return _stack([pixels], self.generation_size)
 
     def _codes(self, record: Record) -> np.ndarray:
@@ -273,10 +273,10 @@ def square_image(stored: StoredRecord, rng: np.random.Generator, size: int, crop
         key = record.key
         if not record.images:
             raise SampleError(Reason.NO_IMAGE, "no image for the image tokenizer")
-        image = _decode(record.images[0])
+        pixels = _cropped(_decode(record.images[0]), size, crop, rng)
     except SampleError as error:
         return DroppedSample(key, error.reason, error.detail)
-    return BuiltSample({"pixels": generation_pixels(image, size, crop, rng)}, key, False)
+    return BuiltSample({"pixels": pixels}, key, False)
 
 
 def open_record(stored: StoredRecord) -> Record:
@@ -294,6 +294,13 @@ def _decode(data: bytes) -> PIL.Image.Image:
         return decode_image(data, "image", training=True)
     except UserError as error:
         raise SampleError(Reason.BAD_IMAGE, str(error)) from error
+
+
+def _cropped(image: PIL.Image.Image, size: int, crop: Crop, rng: np.random.Generator) -> np.ndarray:
+    try:
+        return generation_pixels(image, size, crop, rng)
+    except UserError as error:
+        raise SampleError(Reason.IMAGE_SHAPE, str(error)) from error
 
 
 def _stack(images: list[np.ndarray], size: int) -> np.ndarray:

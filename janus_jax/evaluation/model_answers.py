@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import PIL.Image
+import PIL.PngImagePlugin
 
 from janus_jax.data.images import decode_image
 from janus_jax.data.prompts import STYLES, Message, format_conversation
@@ -178,10 +179,12 @@ def with_role_strings(config: FamilyConfig, role_strings: str) -> FamilyConfig:
     return dataclasses.replace(config, prompt_style=VLMEVALKIT_STYLES.get(config.prompt_style, config.prompt_style))
 
 
-def to_png(image: PIL.Image.Image) -> bytes:
-    """The image as a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+def to_png(image: PIL.Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """The image as a PNG file, with texts in chunks of it by their keywords."""
+    buffer, chunks = io.BytesIO(), PIL.PngImagePlugin.PngInfo()
+    for keyword, text in (texts or {}).items():
+        chunks.add_text(keyword, text)
+    image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 

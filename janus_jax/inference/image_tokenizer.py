@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import JanusConfig, VQConfig
 from janus_jax.models.params import Params, bind, build, fingerprint
 from janus_jax.ops.pixels import normalize
+from janus_jax.weights.llamagen import is_image_tokenizer, read_tokenizer
 from janus_jax.weights.load import load_params
 from janus_jax.weights.locations import existing_path
-from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
 from janus_jax.weights.open_model import open_model
 
 
@@ -30,19 +29,9 @@ class ImageTokenizer:
         apply = bind(build(config), params)
         self._encode = jax.jit(lambda pixels: apply(normalize(pixels, jnp.float32), method="encode"))
 
-        def decode(codes: jax.Array, grid: tuple[int, int]) -> jax.Array:
-            return apply(codes, grid, method="decode").astype(jnp.float32)
-
-        self._decode = jax.jit(decode, static_argnums=1)
-
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, size, size, 3] -> int32 [B, N]."""
         return np.asarray(self._encode(pixels))
-
-    def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> the images that their codes decode to, in the same form."""
-        height, width = (side // self.config.downsampling for side in pixels.shape[1:3])
-        return np.stack([np.asarray(image) for image in to_images(self._decode(self._encode(pixels), (height, width)))])
 
     @property
     def sha256(self) -> str:
@@ -50,19 +39,27 @@ class ImageTokenizer:
         return fingerprint(self.config, self.params)
 
 
-def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:
-    """Loads the image tokenizer of a Janus model in any layout, or one that was trained here, in float32.
+def load_image_tokenizer(location: epath.PathLike, ema: bool = False) -> ImageTokenizer:
+    """Loads the image tokenizer of a Janus model in any layout, one that was trained here, or LlamaGen's file.
+
+    It is loaded in float32.
+
+    Args:
+        ema: take the average of the parameters over the steps of the training.
 
     Raises:
-        UserError: neither is there, or it is damaged.
+        UserError: none of them is there, it is damaged, or it keeps no average.
     """
-    folder = existing_path(folder)
-    config = _architecture(folder)
-    if isinstance(config, VQConfig):
-        return ImageTokenizer(config, load_params(open_params(folder, config), jnp.float32))
-    reader = open_model(folder)
+    location = existing_path(location)
+    if is_image_tokenizer(location):
+        saved = read_tokenizer(location)
+        params = saved.ema if ema else saved.params
+        if params is None:
+            raise UserError(f"--ema, but {location} keeps no average of its parameters")
+        return ImageTokenizer(saved.config, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params))
+    reader = open_model(location, ema)
     if not isinstance(reader.config, JanusConfig):
-        raise UserError(f"{folder}: holds a JanusFlow model, which has no image tokenizer")
+        raise UserError(f"{location}: holds a JanusFlow model, which has no image tokenizer")
     params = load_params(reader, jnp.float32, select=lambda path: path.startswith("vq/"))
     return ImageTokenizer(reader.config.vq, params["vq"])
 
@@ -79,13 +76,7 @@ def image_lengths(folder: epath.PathLike) -> tuple[int, int] | None:
     None for an image tokenizer, which has no language model.
     """
     folder = existing_path(folder)
-    config = _architecture(folder)
-    if config is not None and not isinstance(config, FamilyConfig):
+    if is_image_tokenizer(folder):
         return None
     model = open_model(folder).config
     return model.siglip.num_tokens, model.image_tokens
-
-
-def _architecture(folder: epath.Path) -> ModelConfig | None:
-    """The architecture of a folder in our layout, None for other folders."""
-    return read_architecture(folder) if (folder / ARCHITECTURE_FILE).exists() else None

@@ -99,6 +99,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "profile.steps": (0, 1000),
 }
 
+MAX_CODEBOOK = {"num_codes": 2**22, "code_dim": 4096}
+
 
 def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
     """Raises UserError for a value that cannot work and would otherwise end in a traceback or an endless wait.
@@ -143,6 +145,8 @@ def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTok
             model.
     """
     architecture = _named_architecture(config)
+    if isinstance(architecture, ImageTokenizerConfig):
+        return _with_codebook(config, architecture)
     if not isinstance(architecture, JanusFlowConfig):
         return architecture
     if missing := sorted({"alignment_weight", "time_location", "time_scale"} - set(config.loss)):
@@ -159,6 +163,17 @@ def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTok
         return dataclasses.replace(architecture, alignment=alignment)
     except ValueError as error:
         raise UserError(f"config.loss.alignment_layer={config.loss.alignment_layer}: {error}") from error
+
+
+def _with_codebook(config: ConfigDict, architecture: ImageTokenizerConfig) -> ImageTokenizerConfig:
+    """The image tokenizer with the codebook of `config.codebook`; its fields are those of `VQConfig`, 0 keeps one."""
+    chosen = {name: value for name, value in config.get("codebook", {}).items() if value}
+    for name, value in chosen.items():
+        if not 1 <= value <= MAX_CODEBOOK[name]:
+            raise UserError(f"config.codebook.{name}={value}, expected 0 to {MAX_CODEBOOK[name]}")
+    if isinstance(architecture, SemanticTokenizerConfig):
+        return dataclasses.replace(architecture, vq=dataclasses.replace(architecture.vq, **chosen))
+    return dataclasses.replace(architecture, **chosen)
 
 
 def _named_architecture(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTokenizerConfig:

@@ -46,7 +46,7 @@ def open_held_out(
         "ratio": {task: float(task in tasks(config)) for task in config.data.ratio},
         "drop_condition": 0.0,
         "first_sentence": 0.0,
-        "crop": CENTRE._asdict(),
+        "crop": CENTRE._replace(halving=config.data.crop.get("halving", False))._asdict(),
         "workers": 0,
     }
     return open_stream(

@@ -112,7 +112,7 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
     worker = this_worker(PROCESS_ID.value, NUM_PROCESSES.value)
     take_own_chips(worker)
     if any(map(reconstruction_model.is_reconstruction, tasks)):
-        return reconstruction_model.evaluate(tasks, CHECKPOINT.value or "", output, worker, on_scored)
+        return reconstruction_model.evaluate(tasks, CHECKPOINT.value or "", EMA.value, output, worker, on_scored)
     opened = _open()
     makers = {task.benchmark.name: opened.requests(task.benchmark) for task in tasks}
     if not all(task.is_questions for task in tasks) and isinstance(opened.reader.config, JanusFlowConfig):

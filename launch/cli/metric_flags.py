@@ -1,4 +1,4 @@
-"""Flags of files that scores of images need besides the images."""
+"""Flags of what scores of images need besides the images."""
 
 from absl import flags
 from etils import epath
@@ -39,6 +39,26 @@ _RULE = flags.DEFINE_enum(
     "rule", RULES[0], RULES, "DPG-Bench: official repeats two mistakes of the official script, all_rows does not."
 )
 
+_LPIPS_TRUNK = flags.DEFINE_string(
+    "lpips_trunk", None, "Reconstruction: VGG-16 for LPIPS, torchvision's vgg16-397923af.pth or timm/vgg16.tv_in1k."
+)
+_LPIPS_HEADS = flags.DEFINE_string(
+    "lpips_heads", None, "Reconstruction: lpips/weights/v0.1/vgg.pth of the package lpips."
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size",
+    None,
+    "Reconstruction: pixels per side of the images that the tokenizer reads. The default is its own size.",
+    lower_bound=1,
+)
+_EVAL_SIZE = flags.DEFINE_integer(
+    "eval_size",
+    None,
+    "Reconstruction: pixels per side to which images and reconstructions are resized before they are compared. The "
+    "default is --image_size. LlamaGen's figures at 384 pixels are measured at 256.",
+    lower_bound=7,
+)
+
 
 def metric_options() -> MetricOptions:
     """The options of the flags. Raises UserError for a file that does not exist."""
@@ -51,6 +71,10 @@ def metric_options() -> MetricOptions:
         detections=_path(_DETECTIONS.value),
         detector=_path(_DETECTOR.value),
         answers=_path(_ANSWERS.value),
+        lpips_trunk=_path(_LPIPS_TRUNK.value),
+        lpips_heads=_path(_LPIPS_HEADS.value),
+        image_size=_IMAGE_SIZE.value,
+        eval_size=_EVAL_SIZE.value,
         dpg_rule=_RULE.value,
         store=_path(output),
     ).checked()

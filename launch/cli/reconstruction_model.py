@@ -1,4 +1,7 @@
-"""The run of `launch.evaluate --benchmarks=reconstruction`, whose model is an image tokenizer, of its own or Janus'."""
+"""The run of `launch.evaluate --benchmarks=reconstruction`, whose model is an image tokenizer or a VAE.
+
+It may be one on its own or that of a Janus or JanusFlow model.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -8,29 +11,35 @@ from etils import epath
 from janus_jax.errors import UserError
 from janus_jax.evaluation import job
 from janus_jax.evaluation.identity import hold_identity, versions
-from janus_jax.evaluation.image_benchmarks.reconstruction import ReconstructionModel
+from janus_jax.evaluation.image_benchmarks.autoencoders import open_autoencoder
+from janus_jax.evaluation.image_benchmarks.reconstruction import Reconstruction, ReconstructionModel
 from janus_jax.evaluation.results import RUN_FILE
 from janus_jax.evaluation.runner import StopSignal, Worker
-from janus_jax.inference.image_tokenizer import load_image_tokenizer
 
 
 def is_reconstruction(task: job.Task) -> bool:
     """Whether the requests of a task are images to reconstruct."""
-    return getattr(task.benchmark.requests[0], "image", None) is not None
+    return isinstance(task.benchmark, Reconstruction)
 
 
 def evaluate(
-    tasks: Sequence[job.Task], checkpoint: str, output: epath.Path, worker: Worker, on_scored: Callable[[], object]
+    tasks: Sequence[job.Task],
+    checkpoint: str,
+    ema: bool,
+    output: epath.Path,
+    worker: Worker,
+    on_scored: Callable[[], object],
 ) -> job.Outcome:
     """Runs it; see `job.evaluate`. Raises UserError for other benchmarks beside it, or a folder without a tokenizer."""
     others = [task.benchmark.name for task in tasks if not is_reconstruction(task)]
     if others:
         raise UserError(f"--benchmarks={others[0]}: an image tokenizer is evaluated alone, without other benchmarks")
-    tokenizer = load_image_tokenizer(checkpoint)
-    identity = {"tokenizer": tokenizer.sha256, "device": jax.devices()[0].device_kind, "versions": versions()}
+    (task,) = tasks
+    assert isinstance(task.benchmark, Reconstruction)
+    autoencoder, options = open_autoencoder(checkpoint, ema), task.benchmark.options
+    model = ReconstructionModel(autoencoder, options.image_size, options.eval_size)
+    identity = {"tokenizer": autoencoder.sha256, "device": jax.devices()[0].device_kind, "versions": versions()}
     hold_identity(output / RUN_FILE, identity, {"checkpoint": checkpoint})
-    for task in tasks:
-        job.hold_task(task, {"image_size": tokenizer.config.image_size}, {})
-    model = ReconstructionModel(tokenizer)
+    job.hold_task(task, {"image_size": model.image_size, "eval_size": model.eval_size}, {})
     with StopSignal() as stop:
         return job.evaluate(tasks, lambda task: model, worker, stop=lambda: stop.requested, on_scored=on_scored)

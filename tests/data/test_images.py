@@ -9,6 +9,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from janus_jax.data import images
 from janus_jax.data.images import Crop, decode_image, generation_pixels, load_image, to_images, understanding_pixels
 from janus_jax.errors import UserError
+from tests.helpers import REPOSITORY
 from tests.helpers.tiny_data import encoded, random_image
 
 EXTREME = [(1, 1), (1, 700), (900, 1), (2, 1001), (1500, 3), (384, 384), (5, 5), (1000, 333), (1023, 767), (767, 1023)]
@@ -275,3 +276,39 @@ def test_half_of_the_crops_are_mirrored():
     mirrored = [np.array_equal(crop, plain[:, ::-1]) for crop in crops]
     assert all(flip or np.array_equal(crop, plain) for flip, crop in zip(mirrored, crops, strict=True))
     assert abs(np.mean(mirrored) - 0.5) < 5 * 0.5 / np.sqrt(200)
+
+
+class Drawn:
+    """A generator that returns given whole numbers in turn, and mirrors nothing."""
+
+    def __init__(self, numbers):
+        self.numbers = list(numbers)
+
+    def integers(self, low, high, endpoint):
+        assert endpoint and low <= self.numbers[0] <= high
+        return self.numbers.pop(0)
+
+    def random(self):
+        return 1.0
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_crops_with_halving_equal_those_of_llamagen(case):
+    with np.load(REPOSITORY / "tests/data_files/tokenizers/crops.npz", allow_pickle=False) as arrays:
+        image, size, centre, at_random, drawn = (
+            arrays[f"{case}/{name}"] for name in ("image", "size", "center", "random", "drawn")
+        )
+    picture, size = PIL.Image.fromarray(image), int(size)
+    np.testing.assert_array_equal(generation_pixels(picture, size, Crop(halving=True)), centre)
+    crop, rng = Crop(random=True, max_zoom=1.25, flip=True, halving=True), Drawn(drawn)
+    np.testing.assert_array_equal(generation_pixels(picture, size, crop, rng), at_random)
+    assert not rng.numbers
+
+
+def test_crops_with_halving_reach_both_ends_and_refuse_what_no_memory_holds():
+    image = PIL.Image.fromarray(np.arange(10, dtype=np.uint8)[None, :, None].repeat(8, 0).repeat(3, 2))
+    crop = Crop(random=True, halving=True)
+    starts = {generation_pixels(image, 8, crop, np.random.default_rng(seed))[0, 0, 0] for seed in range(60)}
+    assert starts == {0, 1, 2}
+    with pytest.raises(UserError, match="image of 70000x4: 17920000x1024"):
+        generation_pixels(PIL.Image.new("RGB", (70000, 4)), 1024, Crop(halving=True))

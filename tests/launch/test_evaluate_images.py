@@ -53,7 +53,9 @@ def commands(folder):
         "without detections": [*geneval[:2], f"--output={folder}/none", *geneval[3:]],
         "no such file": [*geneval, "--detections=none.jsonl"],
         "mjhq": [*mjhq, inception],
-        "reconstruction": [*tokenizer, f"--output={folder}/reconstructions", "--rows=2"],
+        "reconstruction": [*tokenizer, f"--output={folder}/reconstructions", "--rows=2", "--image_size=16"],
+        "one file of LPIPS": [*tokenizer, f"--output={folder}/none", f"--lpips_heads={folder}/real"],
+        "odd size": [*tokenizer, f"--output={folder}/none", "--image_size=9"],
     }
 
 
@@ -83,8 +85,15 @@ def test_an_image_tokenizer_is_run_and_scored(outcomes, folder):
     scores = results(folder / "reconstructions", "reconstruction")
     assert scores["headline"] == "ssim" and 0 < scores["metrics"]["psnr"]["value"] < 40
     assert len(list((folder / "reconstructions/reconstruction/images").glob("*/00000.png"))) == 3
+    used, usage = (scores["metrics"][name]["value"] for name in ("codes_used", "code_usage"))
+    assert 1 <= used <= SMALL.vq.num_codes and usage == used / SMALL.vq.num_codes
+    lines = (folder / "reconstructions/reconstruction/samples.jsonl").read_text().splitlines()
+    for sample in map(json.loads, lines):
+        assert {"psnr", "ssim", "ssim_range_2", "codes_used"} <= sample["fields"].keys()
 
 
 def test_mistakes_name_the_flag(outcomes):
     assert outcomes["without detections"].code == 1 and "--detections" in outcomes["without detections"].err
+    assert outcomes["one file of LPIPS"].code == 2 and "--lpips_trunk is missing" in outcomes["one file of LPIPS"].err
+    assert outcomes["odd size"].code == 2 and "--image_size=9 is not a multiple of 2" in outcomes["odd size"].err
     assert outcomes["no such file"].code == 2 and "--detections=none.jsonl" in outcomes["no such file"].err

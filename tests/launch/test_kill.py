@@ -16,17 +16,19 @@ from tests.helpers.tiny_runs import (
     write_digit_files,
 )
 
-STEPS, KILLS = 60, 20
+STEPS = 60
+# Kills of each kind of run: a Janus, and an image tokenizer with its discriminator, which saves two networks.
+KILLS = {"": 20, "adversarial=": 5}
 
 
 @pytest.fixture
 def start(tmp_path, tmp_path_factory):
     data = write_digit_files(tmp_path / "data")
 
-    def start_run(workdir, steps):
+    def start_run(workdir, steps, kind=""):
         return start_command(
             "launch.train",
-            f"--config=tests/helpers/micro_experiment.py:{data}",
+            f"--config=tests/helpers/micro_experiment.py:{kind}{data}",
             f"--workdir={tmp_path / workdir}",
             f"--config.train.num_steps={steps}",
             "--config.checkpoint.every_steps=1",  # saves are nearly always under way
@@ -64,17 +66,18 @@ def alive(process):
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_at_the_bits_of_one_that_was_not(start, tmp_path):
+@pytest.mark.parametrize("kind", KILLS)
+def test_a_run_killed_many_times_ends_at_the_bits_of_one_that_was_not(start, tmp_path, kind):
     def finish(process):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
 
-    finish(start("straight", STEPS))
+    finish(start("straight", STEPS, kind))
     rng = random.Random(0)
     metrics = tmp_path / "killed" / "metrics.jsonl"
     reached = 0
-    for _ in range(KILLS):
-        process = start("killed", STEPS)
+    for _ in range(KILLS[kind]):
+        process = start("killed", STEPS, kind)
         end = time.monotonic() + 300
         while process.poll() is None and (not metrics.exists() or last_step(metrics) <= reached):
             assert time.monotonic() < end
@@ -83,7 +86,7 @@ def test_a_run_killed_twenty_times_ends_at_the_bits_of_one_that_was_not(start, t
         process.kill()
         process.communicate(timeout=60)
         reached = min(last_step(metrics), STEPS - 1)
-    finish(start("killed", STEPS))
+    finish(start("killed", STEPS, kind))
     assert differing_leaves(saved_state(tmp_path / "straight", STEPS), saved_state(tmp_path / "killed", STEPS)) == []
     losses = [
         [(line["step"], line["loss"]) for line in read_metrics(tmp_path / name)] for name in ("straight", "killed")

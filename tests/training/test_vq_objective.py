@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import semantic_vq16, vq16
 from configs.vq16 import vq_config
 from janus_jax.batches import ImageBatch
 from janus_jax.errors import UserError
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
+from janus_jax.models.presets import SEMANTIC_VQ_16, VQ_16
 from janus_jax.ops.losses import code_entropy_loss
 from janus_jax.training.objectives.base import mean_metrics
 from janus_jax.training.objectives.factory import make_objective
+from janus_jax.training.plan import abstract_batch, make_plan
+from janus_jax.training.setup import model_config
 from tests.helpers.tiny_runs import MICRO_VQ
 
 LOSS = vq_config("micro_vq").loss.to_dict() | {"pixel_weight": 0.7}
@@ -120,3 +124,20 @@ def test_absolute_differences_and_the_entropy_of_the_codes_are_options(params, i
 def test_an_unknown_pixel_loss_is_refused():
     with pytest.raises(UserError, match=r"config\.loss\.pixel_loss='l3'"):
         make_objective(MICRO_VQ, Execution(), ConfigDict(LOSS | {"pixel_loss": "l3"}))
+
+
+def test_another_codebook_and_size_of_images_are_fields_of_the_config():
+    """Of an ordinary and of a semantic tokenizer. Nothing else of the architecture changes."""
+    config = vq16.get_config()
+    config.codebook.update(num_codes=65536, code_dim=16)
+    assert model_config(config) == dataclasses.replace(VQ_16, num_codes=65536, code_dim=16)
+    config.data.image_size = 512
+    plan = make_plan(config, jax.devices()[:1])
+    assert abstract_batch(config, plan).pixels.shape == (128, 512, 512, 3)
+    assert plan.state.trainable["codebook"].shape == (65536, 16)
+    semantic = semantic_vq16.get_config()
+    semantic.codebook.num_codes = 4096
+    assert model_config(semantic).vq == dataclasses.replace(SEMANTIC_VQ_16.vq, num_codes=4096)
+    config.codebook.num_codes = -1
+    with pytest.raises(UserError, match=r"config\.codebook\.num_codes=-1, expected 0 to"):
+        model_config(config)

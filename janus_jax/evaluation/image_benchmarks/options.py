@@ -10,6 +10,7 @@ from etils import epath
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageBenchmark
 
+_LPIPS = ("lpips_trunk", "lpips_heads")
 _LINES = 10  # lines of progress of a set of images
 
 
@@ -24,6 +25,10 @@ class MetricOptions:
     detections: epath.Path | None = None  # detections or verdicts of GenEval
     detector: epath.Path | None = None  # weights of GenEval's detector, which makes the detections; needs CLIP too
     answers: epath.Path | None = None  # answers to DPG-Bench's questions
+    lpips_trunk: epath.Path | None = None  # VGG-16, for the LPIPS of reconstructions
+    lpips_heads: epath.Path | None = None  # weights of its channels
+    image_size: int | None = None  # pixels of the images that an image tokenizer reads; None: its own size
+    eval_size: int | None = None  # pixels of images and reconstructions when they are compared; None: `image_size`
     dpg_rule: str = "all_rows"  # one of `scores.dpg.RULES`
     store: epath.Path | None = None  # folder of a run, in which moments of images are kept; None keeps none
     report: Callable[[str], object] = logging.info  # gets a line of progress now and then
@@ -64,8 +69,11 @@ class MetricOptions:
 
     def checked(self) -> Self:
         """The same options. Raises UserError naming the flag of the first file that does not exist."""
-        for field in ("inception", "clip", "reference", "detections", "detector", "answers"):
+        for field in ("inception", "clip", "reference", "detections", "detector", "answers", *_LPIPS):
             path = getattr(self, field)
             if path is not None and not path.exists():
                 raise UserError(f"--{field}={path}: no such file or folder")
+        missing = [field for field in _LPIPS if getattr(self, field) is None]
+        if 0 < len(missing) < len(_LPIPS):
+            raise UserError(f"--{missing[0]} is missing: LPIPS needs both --lpips_trunk and --lpips_heads")
         return self
