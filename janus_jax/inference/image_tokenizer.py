@@ -12,7 +12,7 @@ from etils import epath
 
 from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import CodeModelConfig, FamilyConfig, ModelConfig, VQConfig
 from janus_jax.models.params import Params, bind, build, fingerprint
 from janus_jax.ops.pixels import normalize
 from janus_jax.weights.load import load_params
@@ -61,10 +61,11 @@ def load_image_tokenizer(folder: epath.PathLike) -> ImageTokenizer:
     if isinstance(config, VQConfig):
         return ImageTokenizer(config, load_params(open_params(folder, config), jnp.float32))
     reader = open_model(folder)
-    if not isinstance(reader.config, JanusConfig):
-        raise UserError(f"{folder}: holds a JanusFlow model, which has no image tokenizer")
+    vq = reader.config.vq if isinstance(reader.config, CodeModelConfig) else None
+    if vq is None:
+        raise UserError(f"{folder}: holds a {type(reader.config).__name__} without an image tokenizer")
     params = load_params(reader, jnp.float32, select=lambda path: path.startswith("vq/"))
-    return ImageTokenizer(reader.config.vq, params["vq"])
+    return ImageTokenizer(vq, params["vq"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -83,7 +84,7 @@ def image_lengths(folder: epath.PathLike) -> tuple[int, int] | None:
     if config is not None and not isinstance(config, FamilyConfig):
         return None
     model = open_model(folder).config
-    return model.siglip.num_tokens, model.image_tokens
+    return model.understanding.num_tokens, model.image_tokens
 
 
 def _architecture(folder: epath.Path) -> ModelConfig | None:

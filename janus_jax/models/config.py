@@ -54,6 +54,9 @@ class SiglipConfig:
         return "gelu"
 
 
+EncoderConfig = SiglipConfig  # an encoder of understanding images: `models.encoders` has the modules
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipTowerConfig:
     """The transformer of either tower of CLIP."""
@@ -221,9 +224,65 @@ class JanusConfig:
     prompt_style: str  # a key of `data.prompts.STYLES`
 
     @property
+    def understanding(self) -> SiglipConfig:
+        """What gives an understanding image its size and its number of tokens."""
+        return self.siglip
+
+    @property
     def image_tokens(self) -> int:
         """Number of tokens of a generated image."""
         return self.vq.num_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JanusVariantConfig:
+    """Janus with its encoders and tasks as choices, for comparisons such as Table 5 of Janus.
+
+    Understanding images are read by an encoder of their own, or as codes of the image tokenizer. The language model
+    sees codes, read or generated, as vectors of a table or as features of a semantic decoder.
+    """
+
+    llama: LlamaConfig
+    encoder: EncoderConfig | None  # of understanding images; None: they are read as codes
+    vq: VQConfig | None  # image tokenizer; None: the model has no codes
+    semantic: SemanticDecoderConfig | None  # embeds codes; None: a table does
+    understands: bool  # whether it answers questions about images
+    generates: bool  # whether it generates images
+    shared_aligner: bool  # whether codes that were read pass the generation adaptor, too (paper: not stated)
+    aligner_depth: int  # number of linear layers of the understanding adaptor
+    gen_aligner_depth: int  # number of linear layers of the adaptor of codes
+    image_head_width: int  # hidden width of the image head
+    prompt_style: str  # a key of `data.prompts.STYLES`
+
+    def __post_init__(self):
+        if not (self.understands or self.generates):
+            raise ValueError("understands=False and generates=False, expected at least one task")
+        if (self.generates or self.semantic or not self.encoder) and self.vq is None:
+            raise ValueError("vq is missing, expected an image tokenizer for a model that reads or generates codes")
+        if self.encoder and not self.understands:
+            raise ValueError("encoder is that of understanding images, but understands=False")
+
+    @property
+    def reads_codes(self) -> bool:
+        """Whether understanding images are read as codes."""
+        return self.understands and self.encoder is None
+
+    @property
+    def has_aligner(self) -> bool:
+        """Whether understanding images have an adaptor of their own."""
+        return self.understands and not (self.reads_codes and self.shared_aligner)
+
+    @property
+    def understanding(self) -> EncoderConfig | VQConfig:
+        """What gives an understanding image its size and its number of tokens."""
+        encoder = self.encoder or self.vq
+        assert encoder is not None  # see __post_init__
+        return encoder
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of tokens of a generated image; 0 for a model without codes."""
+        return self.vq.num_tokens if self.vq else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,6 +364,11 @@ class JanusFlowConfig:
             raise ValueError(f"uvit.time_width={self.uvit.time_width} must be llama.width={self.llama.width}")
 
     @property
+    def understanding(self) -> SiglipConfig:
+        """What gives an understanding image its size and its number of tokens."""
+        return self.siglip
+
+    @property
     def image_tokens(self) -> int:
         """Number of positions of a generated image: one for the time, then its latents."""
         return 1 + self.uvit.num_tokens
@@ -352,9 +416,10 @@ class LPIPSConfig:
 
 VGG_CONVOLUTIONS = (2, 2, 3, 3, 3)  # number of convolutions of each stage of VGG-16, with a pooling between two stages
 
-FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
+CodeModelConfig = JanusConfig | JanusVariantConfig  # models whose images are codes
+FamilyConfig = JanusConfig | JanusVariantConfig | JanusFlowConfig  # models that answer questions and generate images
 ImageTokenizerConfig = VQConfig | SemanticTokenizerConfig
-ModelConfig = JanusConfig | JanusFlowConfig | ImageTokenizerConfig | VAEConfig
+ModelConfig = FamilyConfig | ImageTokenizerConfig | VAEConfig
 LossNetworkConfig = PatchDiscriminatorConfig | LPIPSConfig | SiglipConfig  # networks that only the loss uses
 MetricConfig = ClipConfig | InceptionConfig | Mask2FormerConfig  # networks that measure images
 AnyConfig = ModelConfig | LossNetworkConfig | MetricConfig

@@ -22,6 +22,7 @@ from janus_jax.models.config import (
     InceptionConfig,
     JanusConfig,
     JanusFlowConfig,
+    JanusVariantConfig,
     LPIPSConfig,
     Mask2FormerConfig,
     PatchDiscriminatorConfig,
@@ -34,6 +35,7 @@ from janus_jax.models.execution import Execution
 from janus_jax.models.inception import Inception
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
+from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.lpips import LPIPS
 from janus_jax.models.mask2former import Mask2Former
@@ -46,6 +48,7 @@ from janus_jax.models.vq import VQModel
 Params = dict[str, Any]
 MODULES: dict[type, type[nn.Module]] = {
     JanusConfig: Janus,
+    JanusVariantConfig: JanusVariant,
     JanusFlowConfig: JanusFlow,
     VQConfig: VQModel,
     SemanticTokenizerConfig: SemanticTokenizer,
