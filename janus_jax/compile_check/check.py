@@ -106,7 +106,7 @@ def images_of_a_row(config: ConfigDict, model: ModelConfig) -> int:
         return 1
     # Tokens of an image with those that it needs around it: begin and end for understanding, begin for generation.
     kinds = {
-        "understand": (model.siglip.num_tokens + 2, data.und_slots),
+        "understand": (model.understanding.num_tokens + 2, data.und_slots),
         "generate": (model.image_tokens + 1, data.gen_slots),
     }
     images, room = 0, data.row_length

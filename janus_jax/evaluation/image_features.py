@@ -20,7 +20,7 @@ from janus_jax.evaluation.benchmark import ImageReference
 from janus_jax.evaluation.replicated_network import Progress, ReplicatedNetwork
 from janus_jax.evaluation.resize import MODES, clip_pixels, inception_pixels
 from janus_jax.evaluation.scores.frechet import Moments, Origin, moments, total
-from janus_jax.models.config import ClipConfig, InceptionConfig
+from janus_jax.models.metric_config import ClipConfig, InceptionConfig
 from janus_jax.models.params import Params
 from janus_jax.ops.codebook import l2_normalize
 from janus_jax.weights.clip import ClipTokenizer, load_clip, read_clip_preprocessor, read_clip_tokenizer

@@ -26,7 +26,7 @@ from janus_jax.inference.janus import JanusEngine
 from janus_jax.inference.janusflow import JanusFlowEngine
 from janus_jax.inference.requests import TextRequest
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import ImageTokenizerConfig, JanusConfig, JanusFlowConfig, SemanticTokenizerConfig
+from janus_jax.models.config import CodeModelConfig, ImageTokenizerConfig, JanusFlowConfig, SemanticTokenizerConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, abstract_params, bind, build
 from janus_jax.ops.pixels import normalize
@@ -180,7 +180,7 @@ def engine_of_run(run: Run) -> JanusEngine | JanusFlowEngine:
     options: dict[str, Any] = {"dtype": run.plan.execution.dtype, "mesh": run.plan.mesh, "scan_layers": True}
     if isinstance(config, JanusFlowConfig):
         return JanusFlowEngine(config, abstract_params(config), tokenizer, vae=run.vae, **options)
-    assert isinstance(config, JanusConfig)
+    assert isinstance(config, CodeModelConfig)
     return JanusEngine(config, abstract_params(config), tokenizer, **options)
 
 

@@ -76,7 +76,7 @@ class Conversation:
         engine, ids, limit = self._engine, request.prompt, request.max_new_tokens
         reused = self._reusable(ids)
         new = ids[reused:]
-        num_new_images = new.count(engine.tokenizer.image_id) // engine.config.siglip.num_tokens
+        num_new_images = new.count(engine.tokenizer.image_id) // engine.config.understanding.num_tokens
         pixels = engine.pixels([request.images[len(request.images) - num_new_images :]])
         prompts = engine.pad([new])
         prompts = prompts._replace(positions=prompts.positions + reused)
@@ -115,7 +115,7 @@ class Conversation:
             reused = min(len(self._cached), len(ids) - 1)
         image_tokens = ids[reused:].count(self._engine.tokenizer.image_id)
         # The features of an image are read together: if a part of one is left, everything is read again.
-        return 0 if image_tokens % self._engine.config.siglip.num_tokens else reused
+        return 0 if image_tokens % self._engine.config.understanding.num_tokens else reused
 
     def _new_slots(self, start: int, needed: int) -> int:
         """Number of slots of the cache that a turn allocates; 0 if the old cache is large enough."""

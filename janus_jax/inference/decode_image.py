@@ -24,8 +24,10 @@ from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.execution import ROWS_FIRST, Execution
 from janus_jax.models.janus import Janus
+from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.params import Params, bind
+from janus_jax.models.semantic_tokenizer import SemanticCache
 from janus_jax.ops.sampling import guide
 from janus_jax.sharding import row_shares, spread_cache, spread_rows
 
@@ -50,11 +52,12 @@ class ImageState(NamedTuple):
     codes: jax.Array  # [B G, N]
     cache: KVCache  # 2 B G rows of codes; its keys and values as `slots_first` orders them
     prefix: KVCache  # 2 B rows: the prompts
+    semantic: SemanticCache | None = None  # B G rows of codes; None: the model embeds each code on its own
 
 
 @program(static_argnames="model")
 def start_images(
-    model: Janus,
+    model: Janus | JanusVariant,
     params: Params,
     prompts: GuidedPrompts,
     keys: jax.Array,
@@ -91,6 +94,7 @@ def start_images(
         codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
         cache=slots_first(spread_cache(empty), model.execution),
         prefix=spread_cache(prefix),
+        semantic=apply(batch * images, method="empty_cache") if _has_semantic_decoder(model) else None,
     )
 
 
@@ -101,7 +105,7 @@ def image_program(platform: str) -> Any:
 
 
 def continue_images(
-    model: Janus,
+    model: Janus | JanusVariant,
     params: Params,
     state: ImageState,
     keys: jax.Array,
@@ -117,18 +121,29 @@ def continue_images(
     images = 2 * keys.shape[0] // prefix.segment_ids.shape[0]
     prompt_lengths = jnp.repeat(prefix.segment_ids.sum(axis=1), images)
 
-    def body(step: jax.Array, carry: tuple[jax.Array, KVCache]) -> tuple[jax.Array, KVCache]:
-        codes, cache = carry
+    def body(
+        step: jax.Array, carry: tuple[jax.Array, KVCache, SemanticCache | None]
+    ) -> tuple[jax.Array, KVCache, SemanticCache | None]:
+        codes, cache, semantic = carry
         code = jax.lax.dynamic_slice_in_dim(codes, step - 1, 1, axis=1)
-        x = apply(jnp.concatenate([code, code]), method="embed_codes")
+        if semantic is None:
+            x = apply(jnp.concatenate([code, code]), method="embed_codes")
+        else:
+            x, semantic = apply(code, semantic, method="embed_next_codes")
+            x = jnp.concatenate([x, x])
         positions = (prompt_lengths + step - 1)[:, None]
         hidden, cache = apply(x, positions, jnp.ones_like(positions), cache, prefix)
         new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
         codes = jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1)
-        return codes, _stored_slots_first(spread_cache(cache), model.execution)
+        return codes, _stored_slots_first(spread_cache(cache), model.execution), semantic
 
-    codes, cache = jax.lax.fori_loop(state.step, until, body, (state.codes, slots_first(state.cache, model.execution)))
-    return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix)
+    carry = (state.codes, slots_first(state.cache, model.execution), state.semantic)
+    codes, cache, semantic = jax.lax.fori_loop(state.step, until, body, carry)
+    return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix, semantic)
+
+
+def _has_semantic_decoder(model: Janus | JanusVariant) -> bool:
+    return isinstance(model, JanusVariant) and model.config.semantic is not None
 
 
 def slots_first(cache: KVCache, execution: Execution) -> KVCache:
@@ -169,7 +184,7 @@ def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def decode_pixels(model: Janus, params: Params, codes: jax.Array) -> jax.Array:
+def decode_pixels(model: Janus | JanusVariant, params: Params, codes: jax.Array) -> jax.Array:
     """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1].
 
     Each device of a mesh decodes its images one after the other; B must be a multiple of `row_shares`. This bounds

@@ -17,6 +17,7 @@ from janus_jax.inference.compiled_programs import program, traced
 from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.janus import Janus
+from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.llama import KVCache, init_cache
 from janus_jax.models.params import Params, bind
 from janus_jax.sharding import spread_cache
@@ -34,7 +35,7 @@ class TextState(NamedTuple):
 
 @program(static_argnames=("model", "slots", "eos_id"), donate_argnames="cache")
 def start_text(
-    model: Janus,
+    model: Janus | JanusVariant,
     params: Params,
     prompts: PaddedPrompts,
     pixels: jax.Array | None,
@@ -73,7 +74,7 @@ def start_text(
 
 @program(static_argnames=("model", "eos_id"), donate_argnames="state")
 def continue_text(
-    model: Janus,
+    model: Janus | JanusVariant,
     params: Params,
     state: TextState,
     keys: jax.Array,

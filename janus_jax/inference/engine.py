@@ -208,7 +208,7 @@ class Engine(ABC):
         slots = max(len(attached) for attached in images)
         if slots == 0:
             return None
-        size = self.config.siglip.image_size
+        size = self.config.understanding.image_size
         pixels = np.zeros((len(images), slots, size, size, 3), np.uint8)
         for row, attached in enumerate(images):
             for slot, image in enumerate(attached):

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, VQConfig
+from janus_jax.models.config import CodeModelConfig, VQConfig
 from janus_jax.models.params import Params, bind, build, fingerprint
 from janus_jax.ops.pixels import normalize
 from janus_jax.weights.llamagen import is_image_tokenizer, read_tokenizer
@@ -58,10 +58,11 @@ def load_image_tokenizer(location: epath.PathLike, ema: bool = False) -> ImageTo
             raise UserError(f"--ema, but {location} keeps no average of its parameters")
         return ImageTokenizer(saved.config, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params))
     reader = open_model(location, ema)
-    if not isinstance(reader.config, JanusConfig):
-        raise UserError(f"{location}: holds a JanusFlow model, which has no image tokenizer")
+    vq = reader.config.vq if isinstance(reader.config, CodeModelConfig) else None
+    if vq is None:
+        raise UserError(f"{location}: holds a {type(reader.config).__name__} without an image tokenizer")
     params = load_params(reader, jnp.float32, select=lambda path: path.startswith("vq/"))
-    return ImageTokenizer(reader.config.vq, params["vq"])
+    return ImageTokenizer(vq, params["vq"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,4 +80,4 @@ def image_lengths(folder: epath.PathLike) -> tuple[int, int] | None:
     if is_image_tokenizer(folder):
         return None
     model = open_model(folder).config
-    return model.siglip.num_tokens, model.image_tokens
+    return model.understanding.num_tokens, model.image_tokens

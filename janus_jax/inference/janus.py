@@ -19,7 +19,7 @@ from janus_jax.inference.padding import next_power_of_two
 from janus_jax.inference.pipeline import Pipeline
 from janus_jax.inference.requests import CodeOptions, ImageRequest
 from janus_jax.inference.sampling import Sampling, image_keys
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import CodeModelConfig
 from janus_jax.sharding import to_host
 
 PIXEL_CHUNK = 16  # most images per device and VQ decoding call, a power of two: bounds the memory of a call
@@ -29,7 +29,7 @@ PORTION = 64  # number of codes between two reports of progress
 class JanusEngine(Engine):
     """Answers, and generates image codes by guided next-token prediction."""
 
-    config: JanusConfig
+    config: CodeModelConfig
 
     def generate(  # type: ignore[override]  # the options of codes
         self,
@@ -86,8 +86,9 @@ class JanusEngine(Engine):
             raise UserError(f"codes of type {codes.dtype}, expected whole numbers")
         if codes.ndim != 2 or codes.shape[1] != self.config.image_tokens:
             raise UserError(f"codes of shape {codes.shape}, expected [images, {self.config.image_tokens}]")
-        if codes.size and not 0 <= codes.min() <= codes.max() < self.config.vq.num_codes:
-            raise UserError(f"codes from {codes.min()} to {codes.max()}, expected 0 to {self.config.vq.num_codes - 1}")
+        num_codes = self.config.vq.num_codes if self.config.vq else 0
+        if codes.size and not 0 <= codes.min() <= codes.max() < num_codes:
+            raise UserError(f"codes from {codes.min()} to {codes.max()}, expected 0 to {num_codes - 1}")
         images, shares = [], self.row_shares
         for start in range(0, len(codes), shares * PIXEL_CHUNK):
             chunk = codes[start : start + shares * PIXEL_CHUNK]
@@ -131,7 +132,7 @@ class JanusPipeline(Pipeline):
     """A Janus model that answers questions and generates images. Make one with `janus_jax.from_pretrained`."""
 
     engine: JanusEngine
-    config: JanusConfig
+    config: CodeModelConfig
 
     def __init__(self, *args: Any, **options: Any):
         """Takes the arguments of `JanusEngine`, and makes one."""

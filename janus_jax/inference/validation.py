@@ -22,7 +22,7 @@ from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.requests import ImageRequest, TextRequest
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import FamilyConfig, JanusFlowConfig
+from janus_jax.models.config import FamilyConfig, JanusFlowConfig, JanusVariantConfig
 from janus_jax.ops.flow import SOLVERS
 
 DEFAULT_NEW_TOKENS = 512  # length of an answer, where the context has room for it
@@ -59,6 +59,8 @@ class RequestReader:
 
         The options are those of `TextOptions`.
         """
+        if isinstance(self._config, JanusVariantConfig) and not self._config.understands:
+            raise UserError("the model only generates images (understands=False): it answers no questions")
         sampling = _sampling(temperature, top_p, top_k)
         if max_new_tokens is not None:
             _check_whole("max_new_tokens", max_new_tokens, 1)
@@ -121,6 +123,8 @@ class RequestReader:
         seed: int | Sequence[int],
         prompt_numbers: Sequence[int] | None,
     ) -> list[ImageRequest]:
+        if isinstance(self._config, JanusVariantConfig) and not self._config.generates:
+            raise UserError("the model only answers questions (generates=False): it generates no images")
         _check_number("cfg_weight", cfg_weight)
         _check_range("cfg_weight", cfg_weight, -MAX_CFG_WEIGHT, MAX_CFG_WEIGHT)
         _check_whole("num_images", num_images, 1, MAX_IMAGES)
@@ -146,7 +150,7 @@ class RequestReader:
         placeholders = ids.count(self._tokenizer.image_id)
         if placeholders != num_images:
             raise UserError(f"{placeholders} {IMAGE_PLACEHOLDER} in the prompt, {num_images} images")
-        return self._tokenizer.expand_images(ids, self._config.siglip.num_tokens).tolist()
+        return self._tokenizer.expand_images(ids, self._config.understanding.num_tokens).tolist()
 
     def _image_prompt(self, prompt: str) -> list[int]:
         _check_text(prompt, "a description of the image")

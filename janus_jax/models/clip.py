@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.config import ClipConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Constant, Normal, declare
 from janus_jax.models.layers import Conv, Linear, layer_norm
+from janus_jax.models.metric_config import ClipConfig
 from janus_jax.models.scan_layers import run_layers
 from janus_jax.models.siglip import Block
 

@@ -6,6 +6,8 @@ wrong guess. How a model is *run* is `models.execution.Execution`; the released 
 
 import dataclasses
 
+from janus_jax.models.metric_config import ClipConfig, InceptionConfig, Mask2FormerConfig, require_multiple
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -24,8 +26,8 @@ class LlamaConfig:
     init_std: float  # standard deviation of all fresh weight matrices
 
     def __post_init__(self):
-        _require_multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
-        _require_multiple("head_dim", self.head_dim, "2 (RoPE rotates pairs)", 2)
+        require_multiple("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
+        require_multiple("head_dim", self.head_dim, "2 (RoPE rotates pairs)", 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class SiglipConfig:
     norm_eps: float
 
     def __post_init__(self):
-        _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
-        _require_multiple("width", self.width, "num_heads", self.num_heads)
+        require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        require_multiple("width", self.width, "num_heads", self.num_heads)
 
     @property
     def num_tokens(self) -> int:
@@ -54,85 +56,7 @@ class SiglipConfig:
         return "gelu"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipTowerConfig:
-    """The transformer of either tower of CLIP."""
-
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    norm_eps: float
-    activation: str  # a key of `models.layers.ACTIVATIONS`
-
-    def __post_init__(self):
-        _require_multiple("width", self.width, "num_heads", self.num_heads)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """CLIP, which embeds images and texts in one space. Only evaluation uses it."""
-
-    vision: ClipTowerConfig
-    text: ClipTowerConfig
-    image_size: int
-    patch_size: int
-    vocab_size: int
-    max_length: int  # longest text in tokens, start and end included
-    # Token whose first place in a text gives the features of the text. None: the largest id in the text.
-    end_id: int | None
-    embed_dim: int  # width of the common space
-
-    def __post_init__(self):
-        _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens of an image: its patches and the class token."""
-        return 1 + (self.image_size // self.patch_size) ** 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InceptionConfig:
-    """Inception v3 in the variant of the Fréchet distance. Only evaluation uses it."""
-
-    num_classes: int
-    norm_eps: float
-    width_divisor: int  # number by which all widths are divided; 1 in the published network
-
-    def __post_init__(self):
-        _require_multiple("16 (the greatest common divisor of all widths)", 16, "width_divisor", self.width_divisor)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SwinConfig:
-    """A Swin Transformer, the backbone of a detector."""
-
-    width: int  # of the first stage; each further stage has twice the width of the one before
-    depths: tuple[int, ...]  # number of blocks of each stage
-    num_heads: tuple[int, ...]  # of each stage
-    window_size: int
-    mlp_ratio: int
-    norm_eps: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mask2FormerConfig:
-    """Mask2Former, the detector of GenEval. Only evaluation uses it."""
-
-    swin: SwinConfig
-    width: int  # of all parts but the backbone
-    encoder_depth: int
-    encoder_mlp_dim: int
-    decoder_depth: int
-    decoder_mlp_dim: int
-    num_heads: int
-    num_queries: int
-    num_classes: int
-
-    def __post_init__(self):
-        _require_multiple("width", self.width, "32 (groups of channels)", 32)
-        _require_multiple("width", self.width, "num_heads", self.num_heads)
+EncoderConfig = SiglipConfig  # an encoder of understanding images: `models.encoders` has the modules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +75,8 @@ class VQConfig:
     commitment: float  # factor of the commitment loss
 
     def __post_init__(self):
-        _require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
-        _require_multiple("image_size", self.image_size, "the downsampling factor", self.downsampling)
+        require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
+        require_multiple("image_size", self.image_size, "the downsampling factor", self.downsampling)
 
     @property
     def downsampling(self) -> int:
@@ -178,7 +102,7 @@ class SemanticDecoderConfig:
     norm_eps: float
 
     def __post_init__(self):
-        _require_multiple("width", self.width, "num_heads", self.num_heads)
+        require_multiple("width", self.width, "num_heads", self.num_heads)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,9 +145,65 @@ class JanusConfig:
     prompt_style: str  # a key of `data.prompts.STYLES`
 
     @property
+    def understanding(self) -> SiglipConfig:
+        """What gives an understanding image its size and its number of tokens."""
+        return self.siglip
+
+    @property
     def image_tokens(self) -> int:
         """Number of tokens of a generated image."""
         return self.vq.num_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JanusVariantConfig:
+    """Janus with its encoders and tasks as choices, for comparisons such as Table 5 of Janus.
+
+    Understanding images are read by an encoder of their own, or as codes of the image tokenizer. The language model
+    sees codes, read or generated, as vectors of a table or as features of a semantic decoder.
+    """
+
+    llama: LlamaConfig
+    encoder: EncoderConfig | None  # of understanding images; None: they are read as codes
+    vq: VQConfig | None  # image tokenizer; None: the model has no codes
+    semantic: SemanticDecoderConfig | None  # embeds codes; None: a table does
+    understands: bool  # whether it answers questions about images
+    generates: bool  # whether it generates images
+    shared_aligner: bool  # whether codes that were read pass the generation adaptor, too (paper: not stated)
+    aligner_depth: int  # number of linear layers of the understanding adaptor
+    gen_aligner_depth: int  # number of linear layers of the adaptor of codes
+    image_head_width: int  # hidden width of the image head
+    prompt_style: str  # a key of `data.prompts.STYLES`
+
+    def __post_init__(self):
+        if not (self.understands or self.generates):
+            raise ValueError("understands=False and generates=False, expected at least one task")
+        if (self.generates or self.semantic or not self.encoder) and self.vq is None:
+            raise ValueError("vq is missing, expected an image tokenizer for a model that reads or generates codes")
+        if self.encoder and not self.understands:
+            raise ValueError("encoder is that of understanding images, but understands=False")
+
+    @property
+    def reads_codes(self) -> bool:
+        """Whether understanding images are read as codes."""
+        return self.understands and self.encoder is None
+
+    @property
+    def has_aligner(self) -> bool:
+        """Whether understanding images have an adaptor of their own."""
+        return self.understands and not (self.reads_codes and self.shared_aligner)
+
+    @property
+    def understanding(self) -> EncoderConfig | VQConfig:
+        """What gives an understanding image its size and its number of tokens."""
+        encoder = self.encoder or self.vq
+        assert encoder is not None  # see __post_init__
+        return encoder
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of tokens of a generated image; 0 for a model without codes."""
+        return self.vq.num_tokens if self.vq else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,7 +219,7 @@ class VAEConfig:
     scaling_factor: float  # factor that gives the latents about unit variance
 
     def __post_init__(self):
-        _require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
+        require_multiple("base_channels", self.base_channels, "norm_groups", self.norm_groups)
 
     @property
     def z_channels(self) -> int:
@@ -265,8 +245,8 @@ class UViTConfig:
     norm_eps: float
 
     def __post_init__(self):
-        _require_multiple("latent_size", self.latent_size, "patch_size", self.patch_size)
-        _require_multiple("width", self.width, "2 (cosines and sines)", 2)
+        require_multiple("latent_size", self.latent_size, "patch_size", self.patch_size)
+        require_multiple("width", self.width, "2 (cosines and sines)", 2)
 
     @property
     def grid(self) -> int:
@@ -303,6 +283,11 @@ class JanusFlowConfig:
             raise ValueError(f"alignment.layer={self.alignment.layer}, expected 1 to {self.llama.depth - 1}")
         if self.uvit.time_width != self.llama.width:
             raise ValueError(f"uvit.time_width={self.uvit.time_width} must be llama.width={self.llama.width}")
+
+    @property
+    def understanding(self) -> SiglipConfig:
+        """What gives an understanding image its size and its number of tokens."""
+        return self.siglip
 
     @property
     def image_tokens(self) -> int:
@@ -352,14 +337,10 @@ class LPIPSConfig:
 
 VGG_CONVOLUTIONS = (2, 2, 3, 3, 3)  # number of convolutions of each stage of VGG-16, with a pooling between two stages
 
-FamilyConfig = JanusConfig | JanusFlowConfig  # models that answer questions and generate images
+CodeModelConfig = JanusConfig | JanusVariantConfig  # models whose images are codes
+FamilyConfig = JanusConfig | JanusVariantConfig | JanusFlowConfig  # models that answer questions and generate images
 ImageTokenizerConfig = VQConfig | SemanticTokenizerConfig
-ModelConfig = JanusConfig | JanusFlowConfig | ImageTokenizerConfig | VAEConfig
+ModelConfig = FamilyConfig | ImageTokenizerConfig | VAEConfig
 LossNetworkConfig = PatchDiscriminatorConfig | LPIPSConfig | SiglipConfig  # networks that only the loss uses
 MetricConfig = ClipConfig | InceptionConfig | Mask2FormerConfig  # networks that measure images
 AnyConfig = ModelConfig | LossNetworkConfig | MetricConfig
-
-
-def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:
-    if of <= 0 or value <= 0 or value % of:
-        raise ValueError(f"{name}={value} must be a positive multiple of {of_name}={of}")

@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.config import InceptionConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Constant, TorchDefault, declare
 from janus_jax.models.layers import Linear
+from janus_jax.models.metric_config import InceptionConfig
 
 SMALLEST_IMAGE = 75  # rows and columns that leave one position for the last block
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from janus_jax.batches import Modality
 from janus_jax.models.adapters import ImageHead, MlpAligner
-from janus_jax.models.config import JanusConfig, LlamaConfig
+from janus_jax.models.config import CodeModelConfig, JanusConfig, LlamaConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.llama import KVCache, Llama, text_head
@@ -44,10 +44,13 @@ def language_head(llama: LlamaConfig, execution: Execution) -> Head:
     return Head(("llm", "lm_head"), _function(text_head(llama, execution.dtype)))
 
 
-def janus_heads(config: JanusConfig, execution: Execution) -> dict[str, Head]:
-    """The text head and the image head."""
-    image = ImageHead(config.image_head_width, config.vq.num_codes, execution.dtype)
-    return {"text": language_head(config.llama, execution), "image": Head(("gen_head",), _function(image))}
+def janus_heads(config: CodeModelConfig, execution: Execution) -> dict[str, Head]:
+    """The text head, and the image head of a model with an image tokenizer."""
+    heads = {"text": language_head(config.llama, execution)}
+    if config.vq:
+        image = ImageHead(config.image_head_width, config.vq.num_codes, execution.dtype)
+        heads["image"] = Head(("gen_head",), _function(image))
+    return heads
 
 
 def _function(head: nn.Module) -> Callable[[Any, jax.Array], Any]:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from janus_jax.models.config import Mask2FormerConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.layers import Conv, Linear, group_norm, layer_norm
+from janus_jax.models.metric_config import Mask2FormerConfig
 from janus_jax.models.swin import PATCH_SIZE, Swin
 from janus_jax.ops.attention import attend
 from janus_jax.ops.deformable_attention import deformable_attention, sine_positions

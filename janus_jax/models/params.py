@@ -18,12 +18,10 @@ from flax import traverse_util
 from janus_jax.models.clip import Clip
 from janus_jax.models.config import (
     AnyConfig,
-    ClipConfig,
-    InceptionConfig,
     JanusConfig,
     JanusFlowConfig,
+    JanusVariantConfig,
     LPIPSConfig,
-    Mask2FormerConfig,
     PatchDiscriminatorConfig,
     SemanticTokenizerConfig,
     SiglipConfig,
@@ -34,9 +32,11 @@ from janus_jax.models.execution import Execution
 from janus_jax.models.inception import Inception
 from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
+from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.lpips import LPIPS
 from janus_jax.models.mask2former import Mask2Former
+from janus_jax.models.metric_config import ClipConfig, InceptionConfig, Mask2FormerConfig
 from janus_jax.models.patch_discriminator import PatchDiscriminator
 from janus_jax.models.sdxl_vae import VAE
 from janus_jax.models.semantic_tokenizer import SemanticTokenizer
@@ -46,6 +46,7 @@ from janus_jax.models.vq import VQModel
 Params = dict[str, Any]
 MODULES: dict[type, type[nn.Module]] = {
     JanusConfig: Janus,
+    JanusVariantConfig: JanusVariant,
     JanusFlowConfig: JanusFlow,
     VQConfig: VQModel,
     SemanticTokenizerConfig: SemanticTokenizer,

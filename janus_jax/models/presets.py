@@ -8,6 +8,7 @@ import dataclasses
 from janus_jax.models.config import (
     JanusConfig,
     JanusFlowConfig,
+    JanusVariantConfig,
     LlamaConfig,
     LPIPSConfig,
     ModelConfig,
@@ -148,6 +149,30 @@ SEMANTIC_VQ_TINY = SemanticTokenizerConfig(
     teacher=JANUS_PRO_TINY.siglip,
 )
 
+
+def ablation_arms(janus: JanusConfig, semantic: SemanticDecoderConfig) -> dict[str, JanusConfig | JanusVariantConfig]:
+    """The models that the paper's ablation compares with Janus (section 4.3, Table 5), and Janus itself as D.
+
+    A and B have one image tokenizer for both tasks, C has that of B. C and E understand only, F generates only.
+    """
+    full = JanusVariantConfig(
+        encoder=None,
+        semantic=None,
+        understands=True,
+        generates=True,
+        shared_aligner=True,
+        **{field.name: getattr(janus, field.name) for field in dataclasses.fields(janus) if field.name != "siglip"},
+    )
+    return {
+        "a": full,
+        "b": dataclasses.replace(full, semantic=semantic),
+        "c": dataclasses.replace(full, semantic=semantic, generates=False),
+        "d": janus,
+        "e": dataclasses.replace(full, encoder=janus.siglip, vq=None, generates=False),
+        "f": dataclasses.replace(full, understands=False),
+    }
+
+
 # Unlike the tiny one it can be written in the layout of Hugging Face, which fixes 32 normalisation groups of the image
 # tokenizer. It is for rehearsals with random weights, so it has the system prompt of the released models.
 JANUS_PRO_MINI = dataclasses.replace(
@@ -190,6 +215,11 @@ PRESETS: dict[str, ModelConfig] = {
     "janus_pro_7b": JANUS_PRO_7B,
     "janus_pro_mini": JANUS_PRO_MINI,
     "janus_pro_tiny": JANUS_PRO_TINY,
+    **{f"janus_1p3b_arm_{arm}": config for arm, config in ablation_arms(JANUS_1P3B, SEMANTIC_VQ_16.decoder).items()},
+    **{
+        f"janus_pro_tiny_arm_{arm}": config
+        for arm, config in ablation_arms(JANUS_PRO_TINY, SEMANTIC_VQ_TINY.decoder).items()
+    },
     "janusflow_1p3b": JANUSFLOW_1P3B,
     "janusflow_tiny": JANUSFLOW_TINY,
     "sdxl_vae": SDXL_VAE,

@@ -7,7 +7,7 @@ the input layer, the positions and the head; they are those of BEiT v2 where it 
 Letters: B images, T codes, S cache slots, Q code dim, N heads, H head dim, D width, E width of the teacher's features.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,8 +29,8 @@ _FRESH = Normal(0.02)  # as BEiT v2
 class SemanticCache(NamedTuple):
     """Keys and values of the codes so far. An explicit input and output of the model, never hidden state."""
 
-    k: jax.Array  # [layers, B, S, N, H]
-    v: jax.Array  # the same shape
+    k: Any  # [layers, B, S, N, H]; a tuple with [B, S, N, H] of each layer where layers are not scanned
+    v: Any  # the same shape
     length: jax.Array  # scalar, number of slots written so far
 
 
@@ -95,13 +95,16 @@ class SemanticDecoder(nn.Module):
         positions = self.param("pos_embed", declare(_FRESH, (None, "embed")), (self.num_tokens, c.width))
         x = _linear(c.width, (None, "embed"), dtype, "input")(codes)
         x = x + jax.lax.dynamic_slice_in_dim(positions, start, length).astype(dtype)
-        slots = length if cache is None else cache.k.shape[2]
+        slots = length if cache is None else jax.tree.leaves(cache.k)[0].shape[-3]
         visible = jnp.arange(slots) <= start + jnp.arange(length)[:, None]
         shared = _LayerInputs(jnp.broadcast_to(visible, (batch, length, slots)), start)
-        per_layer = None if cache is None else (cache.k, cache.v)
+        per_layer: Any = None
+        if cache is not None:
+            per_layer = (cache.k, cache.v) if self.execution.scan_layers else list(zip(cache.k, cache.v, strict=True))
         x, new = run_layers(self, CausalBlock, c, c.depth, self.execution, x, per_layer, shared)
         if cache is not None:
-            cache = SemanticCache(new[0], new[1], cache.length + length)
+            k, v = new if self.execution.scan_layers else zip(*new, strict=True)
+            cache = SemanticCache(k, v, cache.length + length)
         return layer_norm(c.norm_eps, dtype, "norm")(x), cache
 
 
@@ -159,9 +162,19 @@ class SemanticTokenizer(nn.Module):
 
 def init_semantic_cache(config: SemanticTokenizerConfig, dtype: DTypeLike, batch: int) -> SemanticCache:
     """An empty cache for all codes of an image, for each of `batch` images."""
-    c = config.decoder
-    shape = (c.depth, batch, config.vq.num_tokens, c.num_heads, c.width // c.num_heads)
-    return SemanticCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+    return empty_semantic_cache(config.decoder, config.vq.num_tokens, Execution(dtype=dtype), batch)
+
+
+def empty_semantic_cache(
+    config: SemanticDecoderConfig, num_tokens: int, execution: Execution, batch: int
+) -> SemanticCache:
+    """An empty cache for `num_tokens` codes of each of `batch` images, in the layout of the execution's layers."""
+    shape = (batch, num_tokens, config.num_heads, config.width // config.num_heads)
+    if execution.scan_layers:
+        k = v = jnp.zeros((config.depth, *shape), execution.dtype)
+        return SemanticCache(k, v, jnp.zeros((), jnp.int32))
+    k = tuple(jnp.zeros(shape, execution.dtype) for _ in range(config.depth))
+    return SemanticCache(k, k, jnp.zeros((), jnp.int32))
 
 
 def _linear(features: int, axes: Axes, dtype: DTypeLike, name: str) -> Linear:

@@ -7,10 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from janus_jax.models.config import ClipTowerConfig, SiglipConfig
+from janus_jax.models.config import SiglipConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.layers import ACTIVATIONS, Conv, Linear, layer_norm
+from janus_jax.models.metric_config import ClipTowerConfig
 from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from janus_jax.models.config import SwinConfig
 from janus_jax.models.initializers import Normal, declare
 from janus_jax.models.layers import Conv, Linear, gelu, layer_norm
+from janus_jax.models.metric_config import SwinConfig
 from janus_jax.ops.windows import attend_windows, cut_windows, join_windows, relative_positions, shifted_mask
 
 PATCH_SIZE = 4

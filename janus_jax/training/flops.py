@@ -18,6 +18,7 @@ from janus_jax.models.config import (
     ImageTokenizerConfig,
     JanusConfig,
     JanusFlowConfig,
+    JanusVariantConfig,
     LlamaConfig,
     LPIPSConfig,
     ModelConfig,
@@ -41,7 +42,9 @@ def step_flops(
     und_slots: int,
     gen_slots: int,
 ) -> float | None:
-    """Operations of one step. None for image tokenizers (`image_tokenizer_flops`); JanusFlow's VAE is not counted.
+    """Operations of one step; JanusFlow's VAE is not counted.
+
+    None for image tokenizers, which `image_tokenizer_flops` counts, and for variants of Janus, which nothing counts.
 
     Args:
         trained: names of the top-level modules with trained parameters.
@@ -51,7 +54,7 @@ def step_flops(
         und_slots: understanding images per row. Every slot is encoded, filled or not.
         gen_slots: generation images per row. JanusFlow computes every slot, filled or not.
     """
-    if not isinstance(config, FamilyConfig):
+    if not isinstance(config, FamilyConfig) or isinstance(config, JanusVariantConfig):
         return None
     tokens = rows * length
     generates, understands = "generate" in tasks, "understand" in tasks

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VQConfig
+from janus_jax.models.config import CodeModelConfig, FamilyConfig, ModelConfig, VQConfig
 from janus_jax.models.params import Params, abstract_params, flatten, init_params
 from janus_jax.sharding import param_shardings
 from janus_jax.training.checkpointing import differences
@@ -93,7 +93,8 @@ def format_origins(origins: list[Origin]) -> str:
 def _open(field: str, location: str, architecture: ModelConfig, tokenizer: Tokenizer | None) -> TensorReader:
     """A reader of all parameters that one field of `config.init` brings."""
     if field != "checkpoint":
-        if not isinstance(architecture, FamilyConfig) or (field == "vq" and not isinstance(architecture, JanusConfig)):
+        takes = CodeModelConfig if field == "vq" else FamilyConfig
+        if not isinstance(architecture, takes):
             raise UserError(f"{type(architecture).__name__} takes no such part")
         saved_tokenizer = epath.Path(location) / FILE_NAME
         if field == "llm" and tokenizer is not None and saved_tokenizer.exists():

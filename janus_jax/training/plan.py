@@ -19,9 +19,9 @@ from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
+    CodeModelConfig,
     FamilyConfig,
     ImageTokenizerConfig,
-    JanusConfig,
     ModelConfig,
     SemanticTokenizerConfig,
 )
@@ -165,10 +165,10 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
         targets=array(jnp.int32, length),
         text_weights=array(jnp.float32, length),
         image_weights=array(jnp.float32, length),
-        und_pixels=images(data.und_slots, architecture.siglip.image_size),
+        und_pixels=images(data.und_slots, architecture.understanding.image_size),
         gen_pixels=None if data.stored_codes else images(data.gen_slots, generation_size(architecture)),
     )
-    if isinstance(architecture, JanusConfig):
+    if isinstance(architecture, CodeModelConfig):
         return batch
     uvit = architecture.uvit
     latents = array(jnp.float32, data.gen_slots, uvit.latent_size, uvit.latent_size, uvit.latent_channels)

@@ -24,10 +24,11 @@ from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
     AlignmentConfig,
+    CodeModelConfig,
     FamilyConfig,
     ImageTokenizerConfig,
-    JanusConfig,
     JanusFlowConfig,
+    JanusVariantConfig,
     ModelConfig,
     SemanticTokenizerConfig,
     VAEConfig,
@@ -129,13 +130,25 @@ def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
             f"config.data.row_length={config.data.row_length}, but the model ({_model_name(config)}) has a context of "
             f"{architecture.llama.max_length} tokens"
         )
+    if isinstance(architecture, JanusVariantConfig):
+        _check_tasks(config, architecture)
     if isinstance(architecture, JanusFlowConfig):
         room = config.data.row_length // architecture.image_tokens
         if config.data.gen_slots > room:
             raise UserError(f"config.data.gen_slots={config.data.gen_slots}, but a row has room for {room} images")
 
 
-def model_config(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTokenizerConfig:
+def _check_tasks(config: ConfigDict, architecture: JanusVariantConfig) -> None:
+    """Raises UserError where the data have a task that the model does not have."""
+    for task, has_task in (("understand", architecture.understands), ("generate", architecture.generates)):
+        share = config.data.ratio[task]
+        if not has_task and ever_positive(check_schedule(f"data.ratio.{task}", share)):
+            raise UserError(
+                f"config.data.ratio.{task}={share}, but the model ({_model_name(config)}) has {task}s=False: expected 0"
+            )
+
+
+def model_config(config: ConfigDict) -> FamilyConfig | ImageTokenizerConfig:
     """The architecture that `config.model` names: a preset, or that of the folder `config.init.checkpoint`.
 
     JanusFlow gets the projector of an alignment loss with a weight, and none otherwise.
@@ -176,7 +189,7 @@ def _with_codebook(config: ConfigDict, architecture: ImageTokenizerConfig) -> Im
     return dataclasses.replace(architecture, **chosen)
 
 
-def _named_architecture(config: ConfigDict) -> JanusConfig | JanusFlowConfig | ImageTokenizerConfig:
+def _named_architecture(config: ConfigDict) -> FamilyConfig | ImageTokenizerConfig:
     """The architecture of a preset or of a checkpoint, as it stands there."""
     if config.model == CHECKPOINT:
         if not config.init.checkpoint:
@@ -307,11 +320,11 @@ def open_stream(
     builder = SampleBuilder(
         tokenizer=tokenizer,
         style=STYLES[architecture.prompt_style],
-        understanding_size=architecture.siglip.image_size,
-        understanding_tokens=architecture.siglip.num_tokens,
+        understanding_size=architecture.understanding.image_size,
+        understanding_tokens=architecture.understanding.num_tokens,
         generation_size=generation_size(architecture),
         generation_tokens=architecture.image_tokens,
-        num_codes=architecture.vq.num_codes if isinstance(architecture, JanusConfig) else 0,
+        num_codes=num_codes(architecture),
         row_length=data.row_length,
         understanding_slots=data.und_slots,
         generation_slots=data.gen_slots,
@@ -332,7 +345,14 @@ def open_stream(
 
 def generation_size(architecture: FamilyConfig) -> int:
     """Side of a generation image in pixels. JanusFlow generates images of the size that it understands."""
-    return architecture.vq.image_size if isinstance(architecture, JanusConfig) else architecture.siglip.image_size
+    codes = architecture.vq if isinstance(architecture, CodeModelConfig) else None
+    return codes.image_size if codes else architecture.understanding.image_size
+
+
+def num_codes(architecture: FamilyConfig) -> int:
+    """Number of codes of the image tokenizer; 0 for a model without one."""
+    codes = architecture.vq if isinstance(architecture, CodeModelConfig) else None
+    return codes.num_codes if codes else 0
 
 
 def open_sources(

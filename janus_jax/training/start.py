@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from janus_jax.data.stream import Stream
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusConfig, ModelConfig, VAEConfig
+from janus_jax.models.config import CodeModelConfig, FamilyConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params, count
 from janus_jax.sharding import rows_of_process
 from janus_jax.storage import prepare_folder, write_whole
@@ -73,7 +73,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
     restored = _restore(run)
     state = (restored or _new_state(run))._replace(loss_networks=loss_networks)
-    if config.data.stored_codes and isinstance(architecture, JanusConfig):
+    if config.data.stored_codes and isinstance(architecture, CodeModelConfig) and architecture.vq:
         vq = merge(state.trainable, state.frozen)["vq"]
         check_stored_codes(stream.patterns, architecture.vq, vq)
     if is_first_process():

@@ -11,8 +11,8 @@ from etils import epath
 from janus_jax.data.images import Normalization
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
-from janus_jax.models.config import ClipConfig, ClipTowerConfig
 from janus_jax.models.layers import ACTIVATIONS
+from janus_jax.models.metric_config import ClipConfig, ClipTowerConfig
 from janus_jax.models.params import Params
 from janus_jax.weights import preprocessor
 from janus_jax.weights.foreign import ForeignTensors

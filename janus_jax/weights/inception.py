@@ -5,7 +5,7 @@ import zipfile
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import InceptionConfig
+from janus_jax.models.metric_config import InceptionConfig
 from janus_jax.models.params import Params
 from janus_jax.weights.foreign import ForeignTensors
 from janus_jax.weights.load import load_params

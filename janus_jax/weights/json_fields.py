@@ -81,6 +81,12 @@ class Fields(NamedTuple):
             raise self.wrong(field, "a number from 0" if zero_is_valid else "a positive number")
         return float(value)
 
+    def boolean(self, field: str) -> bool:
+        value: Any = self.values.get(field)
+        if type(value) is not bool:
+            raise self.wrong(field, "true or false")
+        return value
+
     def choice(self, field: str, known: Collection[str]) -> str:
         value: Any = self.values.get(field)
         if not isinstance(value, str) or value not in known:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.models.config import Mask2FormerConfig, SwinConfig
 from janus_jax.models.mask2former import NUM_LEVELS
+from janus_jax.models.metric_config import Mask2FormerConfig, SwinConfig
 from janus_jax.models.params import Params
 from janus_jax.weights.foreign import ForeignTensors
 from janus_jax.weights.json_fields import CONFIG_FILE, checked_sizes, read_fields

@@ -23,11 +23,13 @@ from janus_jax.models.config import (
     FamilyConfig,
     JanusConfig,
     JanusFlowConfig,
+    JanusVariantConfig,
     ModelConfig,
     SemanticTokenizerConfig,
     VAEConfig,
     VQConfig,
 )
+from janus_jax.models.encoders import ENCODERS, encoder_name
 from janus_jax.models.params import Params, abstract_params, flatten, unflatten
 from janus_jax.models.scan_layers import is_stacked
 from janus_jax.storage import absolute, write_json
@@ -40,6 +42,7 @@ ARCHITECTURE_FILE = "model.json"
 FORMAT_VERSION = 1
 KINDS: dict[str, type] = {
     "janus": JanusConfig,
+    "janus_variant": JanusVariantConfig,
     "janusflow": JanusFlowConfig,
     "vq": VQConfig,
     "semantic_vq": SemanticTokenizerConfig,
@@ -50,7 +53,10 @@ KINDS: dict[str, type] = {
 def write_architecture(folder: epath.PathLike, config: ModelConfig) -> None:
     """Writes model.json."""
     kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
-    content = {"format_version": FORMAT_VERSION, "kind": kind, "config": dataclasses.asdict(config)}
+    values = dataclasses.asdict(config)
+    if isinstance(config, JanusVariantConfig) and config.encoder:
+        values["encoder"]["kind"] = encoder_name(config.encoder)
+    content = {"format_version": FORMAT_VERSION, "kind": kind, "config": values}
     write_json(epath.Path(folder) / ARCHITECTURE_FILE, content)
 
 
@@ -173,10 +179,17 @@ def _read_value(kind: Any, fields: Fields, name: str) -> Any:
     """The value of one field, whose annotation is `kind`."""
     if type(None) in typing.get_args(kind):  # a part of the model or None
         return _read_value(typing.get_args(kind)[0], fields, name) if name in fields.values else None
+    if name == "encoder":
+        chosen = fields.object(name)
+        encoder = ENCODERS[chosen.choice("kind", ENCODERS)]
+        values = {field: value for field, value in chosen.values.items() if field != "kind"}
+        return _read_dataclass(encoder.config, chosen._replace(values=values))
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), fields.object(name))
     if name == "prompt_style":
         return fields.choice(name, STYLES)
+    if kind is bool:
+        return fields.boolean(name)
     if kind is int:
         return fields.integer(name)
     if kind is float:

@@ -1,8 +1,9 @@
 """Pretrained parts from which training can start, as in the papers (Janus, section 3.2).
 
-siglip    a transformers SiglipVisionModel or SiglipModel folder
+siglip    a transformers SiglipVisionModel or SiglipModel folder, or a model of ours that has a SigLIP
 llm       a transformers LlamaForCausalLM folder, e.g. DeepSeek-LLM; its vocabulary may be smaller than ours
-vq        LlamaGen's `vq_ds16` file or its folder, or an image tokenizer trained here
+vq        LlamaGen's `vq_ds16` file or its folder, or an image tokenizer trained here; a model with a semantic decoder
+          takes a semantic tokenizer trained here
 """
 
 import dataclasses
@@ -12,11 +13,14 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
+    CodeModelConfig,
     FamilyConfig,
     JanusConfig,
     JanusFlowConfig,
+    JanusVariantConfig,
     LlamaConfig,
     ModelConfig,
+    SemanticDecoderConfig,
     SemanticTokenizerConfig,
     SiglipConfig,
     VQConfig,
@@ -28,7 +32,7 @@ from janus_jax.weights.llama_config import LLAMA_DEFAULTS, read_llama
 from janus_jax.weights.locations import existing_path
 from janus_jax.weights.native import ARCHITECTURE_FILE, open_params, read_architecture
 from janus_jax.weights.open_model import open_model
-from janus_jax.weights.reader import PrefixedTensors, TensorReader, UnprefixedTensors
+from janus_jax.weights.reader import PrefixedTensors, SelectedTensors, TensorReader, UnprefixedTensors
 from janus_jax.weights.tensor_files import open_tensors
 
 PARTS = ("siglip", "llm", "vq")
@@ -52,14 +56,13 @@ def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> Tens
         UserError: there is no such part, or it has another architecture than in `config`.
     """
     location = existing_path(location)
-    if part == "vq" and isinstance(config, JanusConfig) and (location / ARCHITECTURE_FILE).exists():
-        saved = read_architecture(location)
-        tensors: TensorReader = open_params(location, saved)
-        if isinstance(saved, SemanticTokenizerConfig):  # its tokenizer is whole without the semantic decoder
-            saved, tensors = saved.vq, UnprefixedTensors(tensors, "vq/")
-        if same_function(saved, config.vq) != config.vq:
-            raise UserError(f"{location}: holds another architecture than the config's image tokenizer")
-        return PrefixedTensors(tensors, "vq/")
+    ours = (location / ARCHITECTURE_FILE).exists()
+    if part == "vq" and isinstance(config, CodeModelConfig) and (ours or _semantic(config)):
+        return _open_tokenizer(location, config)
+    if isinstance(config, JanusVariantConfig):
+        config = _janus_with_parts(part, config)
+    if part == "siglip" and ours:
+        return PrefixedTensors(open_siglip(location, config.siglip), "siglip/")
     _check_config(part, location, config)
     tensors = ForeignTensors(open_tensors(location), config, part, location, any_vocabulary=part == "llm")
     if part == "llm":
@@ -67,6 +70,41 @@ def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> Tens
         if rows > limit:
             raise UserError(f"{location}: embeds {rows} tokens, more than the {limit} of the config")
     return tensors
+
+
+def _open_tokenizer(location: epath.Path, config: CodeModelConfig) -> TensorReader:
+    """An image tokenizer of ours: `vq/`, and `semantic/` where the model has a semantic decoder."""
+    if config.vq is None:
+        raise UserError("the model has no image tokenizer")
+    saved, semantic = read_architecture(location), _semantic(config)
+    tensors: TensorReader = open_params(location, saved)
+    if isinstance(saved, SemanticTokenizerConfig):
+        decoder, saved = saved.decoder, saved.vq
+        tensors = SelectedTensors(tensors, ("vq/", "semantic/") if semantic else ("vq/",))
+    else:
+        decoder, tensors = None, PrefixedTensors(tensors, "vq/")
+    if semantic not in (None, decoder):
+        raise UserError(f"{location}: its semantic decoder is {decoder}, expected {semantic}")
+    if same_function(saved, config.vq) != config.vq:
+        raise UserError(f"{location}: holds another architecture than the config's image tokenizer")
+    return tensors
+
+
+def _semantic(config: CodeModelConfig) -> SemanticDecoderConfig | None:
+    return config.semantic if isinstance(config, JanusVariantConfig) else None
+
+
+def _janus_with_parts(part: str, config: JanusVariantConfig) -> JanusConfig:
+    """A Janus with the parts of a variant, since the tables of names are those of whole models."""
+    siglip = config.encoder if isinstance(config.encoder, SiglipConfig) else None
+    if (part == "siglip" and siglip is None) or (part == "vq" and config.vq is None):
+        raise UserError("the model has no such part")
+    return dataclasses.replace(
+        JANUS_PRO_TINY,
+        llama=config.llama,
+        siglip=siglip or JANUS_PRO_TINY.siglip,
+        vq=config.vq or JANUS_PRO_TINY.vq,
+    )
 
 
 def open_siglip(location: epath.PathLike, config: SiglipConfig) -> TensorReader:
@@ -78,7 +116,7 @@ def open_siglip(location: epath.PathLike, config: SiglipConfig) -> TensorReader:
     location = existing_path(location)
     if (location / ARCHITECTURE_FILE).exists():
         model = open_model(location)
-        if model.config.siglip != config:
+        if model.config.understanding != config:
             raise UserError(f"{location}: its SigLIP has another architecture than the one that is expected, {config}")
         return UnprefixedTensors(model, "siglip/")
     return UnprefixedTensors(open_part("siglip", location, whole_model(config)), "siglip/")
@@ -115,6 +153,9 @@ def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:
     if isinstance(saved, JanusConfig) and isinstance(wanted, JanusConfig):
         # The image size of this VQ stays: it tells how many tokens the model generates.
         vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)
+        return dataclasses.replace(saved, llama=_same_llama(saved.llama, wanted.llama), vq=vq)
+    if isinstance(saved, JanusVariantConfig) and isinstance(wanted, JanusVariantConfig):
+        vq = saved.vq and wanted.vq and dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)
         return dataclasses.replace(saved, llama=_same_llama(saved.llama, wanted.llama), vq=vq)
     if isinstance(saved, JanusFlowConfig) and isinstance(wanted, JanusFlowConfig):
         alignment = wanted.alignment

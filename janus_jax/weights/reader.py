@@ -129,6 +129,20 @@ class UnprefixedTensors:
         return self._tensors.origin(part._replace(path=self._prefix + part.path))
 
 
+class SelectedTensors:
+    """A reader of those parameters whose paths begin with one of some prefixes."""
+
+    def __init__(self, tensors: TensorReader, prefixes: tuple[str, ...]):
+        self._tensors = tensors
+        self.parameters = {path: info for path, info in tensors.parameters.items() if path.startswith(prefixes)}
+
+    def read(self, part: TensorSlice) -> np.ndarray:
+        return self._tensors.read(part)
+
+    def origin(self, part: TensorSlice) -> str:
+        return self._tensors.origin(part)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelReader:
     """An opened model of the Janus family: a reader of its parameters, and what else belongs to it."""

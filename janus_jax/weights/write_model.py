@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from janus_jax.data.images import JANUS_NORMALIZATION
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
-from janus_jax.models.config import FamilyConfig, JanusFlowConfig, VAEConfig
+from janus_jax.models.config import FamilyConfig, JanusFlowConfig, JanusVariantConfig, VAEConfig
 from janus_jax.models.params import Params
 from janus_jax.storage import new_folder, write_json
 from janus_jax.weights import deepseek_config, hf_config, janusflow_config, preprocessor, tokenizer_files
@@ -85,6 +85,8 @@ def check_writable(
             raise UserError(f"a VAE goes with a JanusFlow model in the orbax layout only, not with {layout}")
         require_vae(config, vae)
     if layout != "orbax":
+        if isinstance(config, JanusVariantConfig):
+            raise UserError(f"JanusVariantConfig cannot be written in the {layout} layout: its readers have only Janus")
         tokenizer_files.check_style(layout, config, reader.tokenizer)
         _foreign_config(reader, layout, "float32")
 

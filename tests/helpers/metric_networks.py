@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
-from janus_jax.models.config import InceptionConfig
+from janus_jax.models.metric_config import InceptionConfig
 from janus_jax.weights.clip import read_clip_config
 from janus_jax.weights.name_map import their_shapes
 from tests.helpers.golden_evaluation import GOLDEN

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.models.config import ClipConfig, ClipTowerConfig
+from janus_jax.models.metric_config import ClipConfig, ClipTowerConfig
 from janus_jax.models.params import abstract_params, bind, build, count
 from janus_jax.ops.codebook import l2_normalize
 from janus_jax.weights.clip import load_clip

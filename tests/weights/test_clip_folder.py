@@ -9,7 +9,7 @@ import transformers
 
 from janus_jax.data.images import Normalization
 from janus_jax.errors import UserError
-from janus_jax.models.config import ClipTowerConfig
+from janus_jax.models.metric_config import ClipTowerConfig
 from janus_jax.weights.clip import load_clip, read_clip_config, read_clip_preprocessor, read_clip_tokenizer
 from tests.helpers.metric_networks import clip_folder
 

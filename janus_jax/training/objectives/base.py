@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.errors import UserError
-from janus_jax.models.config import JanusConfig, JanusFlowConfig
+from janus_jax.models.config import CodeModelConfig, FamilyConfig, JanusFlowConfig
 from janus_jax.models.janus import Head
 from janus_jax.models.params import Params
 from janus_jax.ops.losses import TokenLoss, chunked_cross_entropy
@@ -114,9 +114,7 @@ def text_loss(
     }
 
 
-def row_metrics(
-    config: JanusConfig | JanusFlowConfig, batch: PackedBatch, total: jax.Array, num_rows: jax.Array
-) -> Metrics:
+def row_metrics(config: FamilyConfig, batch: PackedBatch, total: jax.Array, num_rows: jax.Array) -> Metrics:
     """Counts of a batch that holds some of the step's `num_rows` rows, and its share of the loss.
 
     `tokens` counts all tokens. `tokens/TASK` counts those that carry the loss of the task: targets of a head, or the
@@ -126,13 +124,15 @@ def row_metrics(
     generated_at = batch.modality == Modality.GENERATION_IMAGE
     supervised = batch.text_weights > 0
     has_image = segments_with(batch.segment_ids, batch.modality == Modality.UNDERSTANDING_IMAGE)
-    if isinstance(config, JanusConfig):
+    if isinstance(config, CodeModelConfig):
         generated = jnp.sum(batch.image_weights > 0)
     else:
         generated = jnp.sum(generated_at) // config.image_tokens * config.uvit.num_tokens
-    understanding = config.siglip.num_tokens + isinstance(config, JanusFlowConfig)  # the learned begin-of-image vector
+    # JanusFlow's learned begin-of-image vector belongs to the image.
+    understanding = config.understanding.num_tokens + isinstance(config, JanusFlowConfig)
     images = jnp.sum(batch.modality == Modality.UNDERSTANDING_IMAGE) / understanding
-    images += jnp.sum(generated_at) / config.image_tokens
+    if config.image_tokens:
+        images += jnp.sum(generated_at) / config.image_tokens
     filled = batch.modality != Modality.PADDING
     return {
         "loss": (total, part),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from janus_jax.data.records import TASKS
-from janus_jax.models.config import ImageTokenizerConfig, JanusConfig, JanusFlowConfig, ModelConfig
+from janus_jax.models.config import CodeModelConfig, ImageTokenizerConfig, JanusFlowConfig, ModelConfig
 from janus_jax.models.execution import Execution
 from janus_jax.training.objectives.base import Objective
 from janus_jax.training.objectives.janus import janus_objective
@@ -27,7 +27,7 @@ def make_objective(
         tasks: tasks of the run. Parts of the model that only other tasks need are not computed.
         axes: mesh axes over which the rows are divided, where the objective runs inside `jax.shard_map`.
     """
-    if isinstance(architecture, JanusConfig):
+    if isinstance(architecture, CodeModelConfig):
         return janus_objective(architecture, execution, loss, tasks)
     if isinstance(architecture, JanusFlowConfig):
         return janusflow_objective(architecture, execution, loss, tasks)

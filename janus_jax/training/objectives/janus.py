@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.records import TASKS
-from janus_jax.models.config import JanusConfig
+from janus_jax.models.config import CodeModelConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.janus import janus_heads
 from janus_jax.models.params import Params, bind, build
@@ -29,7 +29,7 @@ from janus_jax.training.objectives.base import (
 
 
 def janus_objective(
-    config: JanusConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS
+    config: CodeModelConfig, execution: Execution, loss: ConfigDict, tasks: Sequence[str] = TASKS
 ) -> Objective:
     """Cross-entropy of the text head on text and of the image head on image codes, weighted equally (Janus, 3.3).
 
@@ -41,8 +41,9 @@ def janus_objective(
     """
     check_normalization(loss)
     model, heads = build(config, execution), janus_heads(config, execution)
-    tokenizer = build(config.vq, Execution(dtype=jnp.float32))  # in bfloat16, rounding would change the codes
     generates, understands = "generate" in tasks, "understand" in tasks
+    # In bfloat16, rounding would change the codes.
+    tokenizer = build(config.vq, Execution(dtype=jnp.float32)) if config.vq else None
 
     def denominators(batch: PackedBatch) -> Denominators:
         text, image = jnp.sum(batch.text_weights), jnp.sum(batch.image_weights)
@@ -53,7 +54,7 @@ def janus_objective(
 
     def share(params: Params, batch: PackedBatch, denominators: Denominators) -> tuple[jax.Array, Metrics]:
         apply = bind(model, params)
-        if generates:
+        if generates and tokenizer:
             batch = with_codes(batch, lambda pixels: bind(tokenizer, params["vq"])(pixels, method="encode"))
         pixels = normalize(batch.und_pixels, execution.dtype) if understands else None
         if understands or generates:

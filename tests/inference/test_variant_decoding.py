@@ -1,0 +1,83 @@
+"""The arms of the ablation answer and generate; a semantic decoder's KV cache changes no code."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.batches import Modality
+from janus_jax.errors import UserError
+from janus_jax.inference.janus import JanusPipeline
+from janus_jax.models.config import SemanticDecoderConfig
+from janus_jax.models.params import bind, build
+from janus_jax.models.presets import ablation_arms
+from janus_jax.weights.native import read_architecture, write_architecture
+from tests.helpers.small_models import DECODED, random_params
+from tests.inference.conftest import BUCKETS
+
+SEMANTIC = SemanticDecoderConfig(width=12, depth=2, num_heads=3, mlp_dim=20, norm_eps=1e-6)
+ARMS = ablation_arms(DECODED, SEMANTIC)
+
+
+def make_pipeline(arm, tokenizer):
+    return JanusPipeline(ARMS[arm], random_params(ARMS[arm], seed=12), tokenizer, buckets=BUCKETS)
+
+
+def test_greedy_codes_are_those_of_a_pass_over_all_codes(tokenizer):
+    pipeline = make_pipeline("b", tokenizer)
+    codes = pipeline.generate_codes(["one two"], 1, cfg_weight=1.0, temperature=0)[0]
+    prompt = pipeline.engine.reader.codes(["one two"], 1)[0][0].prompt
+    tokens = jnp.asarray([*prompt, *codes])[None]
+    modality = jnp.asarray([Modality.TEXT] * len(prompt) + [Modality.GENERATION_IMAGE] * len(codes))[None]
+
+    @jax.jit
+    def logits(tokens):
+        apply = bind(build(ARMS["b"]), random_params(ARMS["b"], seed=12))
+        x = apply(tokens, modality, method="embed")
+        hidden, _ = apply(x, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
+        return apply(hidden[0, len(prompt) - 1 : -1], method="image_logits")
+
+    np.testing.assert_array_equal(np.argmax(logits(tokens), axis=1), codes)
+    assert len(set(codes.tolist())) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", "abcef")
+def test_an_arm_has_its_tasks_after_saving_and_loading(arm, tokenizer, pictures, tmp_path):
+    from janus_jax.inference.loading import from_pretrained
+
+    pipeline = make_pipeline(arm, tokenizer)
+    pipeline.save_pretrained(tmp_path / "model")
+    again = from_pretrained(tmp_path / "model", buckets=BUCKETS)
+    if ARMS[arm].understands:
+        answer = pipeline.chat(pictures[0], "one", max_new_tokens=4)
+        assert again.chat(pictures[0], "one", max_new_tokens=4) == answer
+        conversation = again.conversation()
+        assert conversation.ask("one", pictures[0], max_new_tokens=4).text == answer
+        conversation.ask("two", pictures[1], max_new_tokens=4)
+    if ARMS[arm].generates:
+        codes = pipeline.generate_codes(["one", "two three"], 2, seed=3)
+        np.testing.assert_array_equal(again.generate_codes(["one", "two three"], 2, seed=3), codes)
+        assert again.decode_codes(codes)[0].size == (16, 16)
+
+
+@pytest.mark.parametrize("arm", "ce")
+def test_an_arm_that_only_understands_generates_no_images(arm, tokenizer):
+    with pytest.raises(UserError, match="only answers questions.*generates no images"):
+        make_pipeline(arm, tokenizer).generate_images("one")
+
+
+def test_an_arm_that_only_generates_answers_no_questions(tokenizer, pictures):
+    with pytest.raises(UserError, match="only generates images.*answers no questions"):
+        make_pipeline("f", tokenizer).chat(pictures[0], "one")
+
+
+@pytest.mark.parametrize("arm", "abcef")
+def test_the_architecture_is_read_as_it_was_written(arm, tmp_path):
+    write_architecture(tmp_path, ARMS[arm])
+    assert read_architecture(tmp_path) == ARMS[arm]
+
+
+def test_another_layout_is_refused(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="JanusVariantConfig cannot be written in the hf layout"):
+        make_pipeline("e", tokenizer).save_pretrained(tmp_path / "model", format="hf")
