@@ -32,6 +32,16 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "vae": "",  # VAE whose latents JanusFlow learns: diffusers' AutoencoderKL or ours
             },
             "trainable": ((".*", True),),  # ordered (path regex, trained or not); every parameter must match
+            # Adapters of weight matrices (LoRA). All parameters that `trainable` freezes are then kept as they are in
+            # init.checkpoint, and no checkpoint holds them (docs/finetuning.md).
+            "lora": {
+                # ((path regex, rank, alpha), ...), such as (("llm/.*_proj/kernel", 16, 32.0),); the first match counts.
+                "rules": (),
+                "rslora": False,  # whether adapters count alpha / sqrt(rank) instead of alpha / rank
+                "dropout": 0.0,  # probability with which an adapter does not see an input feature
+                # How frozen parameters are kept: "float32", "bfloat16" or "int8" (the LLM's and its heads' matrices).
+                "base_dtype": "bfloat16",
+            },
             "train": {
                 "batch_size": 256,  # rows per step (packed rows for Janus; papers: rows or samples not stated)
                 # Number of parts in which a device computes its rows, one after the other. More parts take less memory
