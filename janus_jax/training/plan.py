@@ -86,7 +86,7 @@ class Plan(NamedTuple):
         common += (self.micro_batches, self.ema)
         if self.two_networks is not None:
             return make_adversarial_step(self.objective, *self.two_networks, *common)
-        return make_train_step(self.objective, *common, lora=self.lora)
+        return make_train_step(self.objective, *common, self.lora)
 
     def make_validation_step(self) -> Any:
         """The function that computes the metrics of held-out rows; see `make_validation_step`."""
