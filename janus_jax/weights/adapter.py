@@ -1,12 +1,13 @@
 """Adapters of a model, and a model that is read with its adapters merged into it."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from janus_jax.weights.reader import TensorInfo, TensorReader, TensorSlice
+from janus_jax.weights.reader import ModelReader, TensorInfo, TensorReader, TensorSlice
 
 
 class LoraPair(NamedTuple):
@@ -62,6 +63,12 @@ class MergedTensors:
         if part in self._adapter.whole:
             return f"{part} of the adapter"
         return self._base.origin(part) + (" with its adapter" if part in self._adapter.pairs else "")
+
+
+def merged_model(model: ModelReader, adapter: Adapter) -> ModelReader:
+    """A model with an adapter merged into it."""
+    shapes = {path: info.shape for path, info in model.parameters.items()}
+    return dataclasses.replace(model, tensors=MergedTensors(model.tensors, adapter, shapes))
 
 
 def parameter_count(adapter: Adapter) -> int:

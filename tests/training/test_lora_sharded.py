@@ -1,4 +1,4 @@
-"""Training adapters on four devices equals training them on one, over an int8 base; dropout depends on its key alone."""
+"""Training adapters on four devices equals training on one, over an int8 base; dropout depends on its key alone."""
 
 import json
 import os
