@@ -118,6 +118,10 @@ def base_config(name: str, model: str) -> ConfigDict:
             "validate": {
                 "every_steps": 0,  # steps between two evaluations; 0, or data.held_out=0: never
                 "num_rows": 64,  # number of rows evaluated, read in batches of train.batch_size
+                # Whether to evaluate before the first step too. Later evaluations then tell the change since.
+                "at_start": False,
+                # Tasks whose held-out records are evaluated, trained or not; empty: those with a share in data.ratio.
+                "tasks": (),
             },
             # Images that the run generates, and answers, into TensorBoard and WORKDIR/samples.
             "sample": {

@@ -38,8 +38,8 @@ TO = flags.DEFINE_enum(
     None,
     (*LAYOUTS, "peft", "llamagen"),
     "Layout of the output: ours (orbax), transformers' (hf) or the original's (deepseek), with adapters merged, or the "
-    "adapters alone (peft). An image tokenizer on its own, such as LlamaGen's file, has the layouts orbax and llamagen, "
-    "which writes OUTPUT/vq.pt.",
+    "adapters alone (peft). An image tokenizer on its own, such as LlamaGen's file, has the layouts orbax and "
+    "llamagen, which writes OUTPUT/vq.pt.",
 )
 VAE = flags.DEFINE_string(
     "vae",

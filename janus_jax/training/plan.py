@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
+from janus_jax.data.records import TASKS
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
     FamilyConfig,
@@ -79,6 +80,7 @@ class Plan(NamedTuple):
     ema: float
     two_networks: TwoNetworks | None = None  # None: the run trains no discriminator
     lora: Lora | None = None  # None: the run trains no adapters
+    validation_objective: Objective | None = None  # None: that of the training step
 
     def make_step(self) -> Any:
         """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
@@ -91,7 +93,11 @@ class Plan(NamedTuple):
     def make_validation_step(self) -> Any:
         """The function that computes the metrics of held-out rows; see `make_validation_step`."""
         return make_validation_step(
-            self.objective, self.shardings, self.mesh, self.execution.weights, self.micro_batches
+            self.validation_objective or self.objective,
+            self.shardings,
+            self.mesh,
+            self.execution.weights,
+            self.micro_batches,
         )
 
     def new_state(self, params: Params, discriminator: Discriminator | None = None) -> TrainState:
@@ -132,6 +138,10 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
         specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh, lora)).items()}
         run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
     objective = make_objective(architecture, run, config.loss, tasks(config), ROW_AXES)
+    validated = validation_tasks(config)
+    validation_objective = None
+    if validated != tasks(config):
+        validation_objective = make_objective(architecture, run, config.loss, validated, ROW_AXES)
     two_networks = _two_networks(config, architecture, run, device_rows // micro_batches, mask)
     discriminator = abstract_discriminator(two_networks.adversarial.discriminator) if two_networks else None
     networks = abstract_loss_networks(config, architecture, run.dtype)
@@ -144,7 +154,7 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
     common = (architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches, ema)
-    return Plan(*common, two_networks, lora)
+    return Plan(*common, two_networks, lora, validation_objective)
 
 
 def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | ImageBatch:
@@ -217,3 +227,13 @@ def tasks(config: ConfigDict) -> tuple[str, ...]:
     """The tasks that have a share of the data at any step of the run."""
     ratio = config.data.ratio.items()
     return tuple(task for task, share in ratio if ever_positive(check_schedule(f"data.ratio.{task}", share)))
+
+
+def validation_tasks(config: ConfigDict) -> tuple[str, ...]:
+    """The tasks whose held-out records are evaluated. Raises UserError for an unknown task."""
+    named = config.validate.tasks
+    if not named:
+        return tasks(config)
+    if isinstance(named, str) or not set(named) <= set(TASKS):
+        raise UserError(f"config.validate.tasks={named!r}, expected a tuple of some of {', '.join(TASKS)}")
+    return tuple(task for task in config.data.ratio if task in named)

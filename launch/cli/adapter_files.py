@@ -1,5 +1,7 @@
 """Adapters in `launch.convert`: merged into the model that is read, or written as a folder of PEFT."""
 
+import dataclasses
+
 from absl import flags
 
 from janus_jax.errors import UserError
@@ -24,7 +26,10 @@ def merged(model: ModelReader) -> ModelReader:
     """The model with the adapter of --adapter merged into it, if there is one."""
     if NAMES.value:
         raise UserError(f"--names={NAMES.value} means nothing without --to=peft")
-    return merged_model(model, peft.read_adapter(ADAPTER.value, model)) if ADAPTER.value else model
+    if not ADAPTER.value:
+        return model
+    together = merged_model(model, peft.read_adapter(ADAPTER.value, model))
+    return dataclasses.replace(together, layout=f"{model.layout} with an adapter")
 
 
 def export(source: str, output: str, ema: bool) -> None:
@@ -37,6 +42,9 @@ def export(source: str, output: str, ema: bool) -> None:
     Raises:
         UserError: there are no adapters, or they cannot be written.
     """
+    for name in ("dtype", "vae", "dry_run", "verify"):
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} means nothing with --to=peft")
     folder = absolute(source)
     model = open_model(folder, ema)
     names = NAMES.value or ("deepseek" if isinstance(model.config, JanusFlowConfig) else "hf")
