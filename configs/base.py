@@ -35,6 +35,16 @@ def base_config(name: str, model: str) -> ConfigDict:
                 "vae": "",  # VAE whose latents JanusFlow learns: diffusers' AutoencoderKL or ours
             },
             "trainable": ((".*", True),),  # ordered (path regex, trained or not); every parameter must match
+            # Adapters of weight matrices (LoRA). All parameters that `trainable` freezes are then kept as they are in
+            # init.checkpoint, and no checkpoint holds them (docs/finetuning.md).
+            "lora": {
+                # ((path regex, rank, alpha), ...), such as (("llm/.*_proj/kernel", 16, 32.0),); the first match counts.
+                "rules": (),
+                "rslora": False,  # whether adapters count alpha / sqrt(rank) instead of alpha / rank
+                "dropout": 0.0,  # probability with which an adapter does not see an input feature
+                # How frozen parameters are kept: "float32", "bfloat16" or "int8" (the LLM's and its heads' matrices).
+                "base_dtype": "bfloat16",
+            },
             "train": {
                 "batch_size": 256,  # rows per step (packed rows for Janus; papers: rows or samples not stated)
                 # Number of parts in which a device computes its rows, one after the other. More parts take less memory
@@ -111,6 +121,10 @@ def base_config(name: str, model: str) -> ConfigDict:
             "validate": {
                 "every_steps": 0,  # steps between two evaluations; 0, or data.held_out=0: never
                 "num_rows": 64,  # number of rows evaluated, read in batches of train.batch_size
+                # Whether to evaluate before the first step too. Later evaluations then tell the change since.
+                "at_start": False,
+                # Tasks whose held-out records are evaluated, trained or not; empty: those with a share in data.ratio.
+                "tasks": (),
             },
             # Images that the run generates, and answers, into TensorBoard and WORKDIR/samples.
             "sample": {

@@ -20,6 +20,7 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, ModelConfig
 from janus_jax.models.layers import SCALE
 from janus_jax.models.llama import KVCache
+from janus_jax.models.lora import Lora
 from janus_jax.models.params import abstract_params, flatten, logical_axes, unflatten
 from janus_jax.models.scan_layers import STACKED, is_stacked, unstacked_path
 
@@ -101,10 +102,10 @@ def rows_of_process(rows: NamedSharding, batch_size: int) -> tuple[int, int]:
     return first // count, batch_size // count
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """The sharding of each parameter, in the tree of `init_params`."""
-    shapes = flatten(abstract_params(config))
-    axes = logical_axes(config)
+def param_shardings(config: ModelConfig, mesh: Mesh, lora: Lora | None = None) -> dict[str, Any]:
+    """The sharding of each parameter, in the tree of `init_params`. Adapters are divided as their matrices are."""
+    shapes = flatten(abstract_params(config, lora))
+    axes = logical_axes(config, lora)
     specs = {path: _partition_spec(path, shapes[path].shape, axes[path], mesh) for path in shapes}
     return unflatten({path: NamedSharding(mesh, spec) for path, spec in specs.items()})
 
@@ -187,11 +188,11 @@ def decoding_shardings(config: FamilyConfig, mesh: Mesh) -> dict[str, NamedShard
 class GatheredWeights:
     """Gathers whole weights from the shards of one device, inside `jax.shard_map` over `ROW_AXES`.
 
-    A weight is cast to the compute dtype before it is sent. The transpose of gathering is a reduce-scatter: the
-    gradient of a shard is the sum over the devices of `fsdp`, and only over these. On v5e 2x2 and 2x4 the TPU compiler
-    keeps the reduce-scatter, or names it `all-reduce-scatter`. On tori with several longer rings (v5e 4x4, 8x8, 16x16,
-    v6e 8x8, v5p 4x4x4) libtpu 0.0.46.3 replaces it by one all-reduce over all rings and a slice of the result. One
-    reduce-scatter per ring was predicted to be slower on v5e 4x4 (`launch.compile_check`).
+    A weight is cast to the compute dtype before it is sent, unless it is int8. The transpose of gathering is a
+    reduce-scatter: the gradient of a shard is the sum over the devices of `fsdp`, and only over these. On v5e 2x2 and
+    2x4 the TPU compiler keeps the reduce-scatter, or names it `all-reduce-scatter`. On tori with several longer rings
+    (v5e 4x4, 8x8, 16x16, v6e 8x8, v5p 4x4x4) libtpu 0.0.46.3 replaces it by one all-reduce over all rings and a slice
+    of the result. One reduce-scatter per ring was predicted to be slower on v5e 4x4 (`launch.compile_check`).
     """
 
     def __init__(self, dtype: DTypeLike, specs: Mapping[str, PartitionSpec]):
@@ -209,7 +210,8 @@ class GatheredWeights:
             # The sharded dimension leads while the weight is sent. The TPU compiler scatters a reduction only along the
             # major dimension, and makes an all-reduce for any other (libtpu 0.0.46.3). A transpose next to a product is
             # only a choice of layout, not a copy.
-            leading = jnp.moveaxis(shard.astype(self._dtype), dimension - sliced, 0)
+            sent = shard if shard.dtype == jnp.int8 else shard.astype(self._dtype)
+            leading = jnp.moveaxis(sent, dimension - sliced, 0)
             return jnp.moveaxis(jax.lax.all_gather(leading, "fsdp", tiled=True), 0, dimension - sliced)
 
         return unflatten({name: whole(name, shard) for name, shard in flatten(shards).items()})

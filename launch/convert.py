@@ -3,6 +3,8 @@
     python -m launch.convert --input=Janus-Pro-1B --output=models/janus-pro-1b --to=orbax --verify
     python -m launch.convert --input=JanusFlow-1.3B --vae=sdxl-vae --output=models/janusflow --to=orbax --verify
     python -m launch.convert --input=runs/stage3 --output=export --to=hf --dtype=bfloat16
+    python -m launch.convert --input=Janus-Pro-1B --adapter=mine --output=merged --to=hf
+    python -m launch.convert --input=runs/lora --output=mine --to=peft
     python -m launch.convert --input=runs/vq16 --output=export --to=llamagen
 
 The output gets its name only when it is complete and, with --verify, verified.
@@ -25,7 +27,7 @@ from janus_jax.weights.original_tensors import check_loads
 from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import VAE_FOLDER, compare_vaes, find_vae, load_vae, open_vae
 from janus_jax.weights.write_model import LAYOUTS, check_writable, compare, describe, total_bytes, write_model
-from launch.cli import errors
+from launch.cli import adapter_files, errors
 from launch.cli.progress import Progress
 
 INPUT = flags.DEFINE_string("input", None, "Model folder or training workdir to read.")
@@ -34,9 +36,10 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must be new or
 TO = flags.DEFINE_enum(
     "to",
     None,
-    (*LAYOUTS, "llamagen"),
-    "Layout of the output: ours (orbax), transformers' (hf) or the original's (deepseek). An image tokenizer on its "
-    "own, such as LlamaGen's file, has the layouts orbax and llamagen, which writes OUTPUT/vq.pt.",
+    (*LAYOUTS, "peft", "llamagen"),
+    "Layout of the output: ours (orbax), transformers' (hf) or the original's (deepseek), with adapters merged, or the "
+    "adapters alone (peft). An image tokenizer on its own, such as LlamaGen's file, has the layouts orbax and "
+    "llamagen, which writes OUTPUT/vq.pt.",
 )
 VAE = flags.DEFINE_string(
     "vae",
@@ -59,6 +62,7 @@ VERIFY = flags.DEFINE_bool(
     "Read the output again and compare every tensor, those of the VAE included. With torch and transformers 5 or newer "
     "installed, also run both models and compare what they compute. An output that differs is not kept.",
 )
+flags.adopt_module_key_flags(adapter_files)
 ORIGINALS = {"hf": "transformers' JanusForConditionalGeneration", "deepseek": "DeepSeek's MultiModalityCausalLM"}
 
 
@@ -71,7 +75,10 @@ def main() -> None:
         return
     if layout == "llamagen":
         raise UserError(f"--to=llamagen: {INPUT.value} is no image tokenizer on its own")
-    reader = open_model(INPUT.value, EMA.value)
+    if layout == "peft":
+        adapter_files.export(INPUT.value or "", output, EMA.value)
+        return
+    reader = adapter_files.merged(open_model(INPUT.value, EMA.value))
     vae_folder = _vae_folder(reader, layout)
     check_writable(reader, layout, open_vae(vae_folder)[0] if vae_folder else None, dtype)
     if DRY_RUN.value:
@@ -80,7 +87,7 @@ def main() -> None:
     vae = load_vae(vae_folder) if vae_folder else None
     size = total_bytes(reader, dtype)
     print(f"{INPUT.value} ({reader.layout}) -> {output} ({layout}), {size / 1e9:.2f} GB", flush=True)
-    check = functools.partial(_verify, reader, vae, dtype) if VERIFY.value else _accept
+    check = functools.partial(_verify, reader, vae, dtype) if VERIFY.value else lambda folder: None
     with Progress(size) as progress:
         write_model(reader, output, layout, dtype, progress.add, check, vae)
     print(f"wrote {progress.tensors} tensors")
@@ -88,7 +95,7 @@ def main() -> None:
 
 def _convert_image_tokenizer(layout: str, output: str) -> None:
     """Converts an image tokenizer on its own and compares what was written with it."""
-    unused = [flag.name for flag in (VAE, DTYPE, DRY_RUN) if flags.FLAGS[flag.name].present]
+    unused = [flag.name for flag in (VAE, DTYPE, DRY_RUN, adapter_files.ADAPTER) if flags.FLAGS[flag.name].present]
     if unused or layout not in ("orbax", "llamagen"):
         wrong = f"--{unused[0]}" if unused else f"--to={layout}"
         raise UserError(f"{wrong} is not for {INPUT.value}, an image tokenizer on its own")
@@ -108,10 +115,6 @@ def _vae_folder(reader: ModelReader, layout: str) -> epath.Path | None:
         print(f"{folder} stays behind: the {layout} layout has no place for a VAE", flush=True)
         return None
     return folder
-
-
-def _accept(folder: epath.Path) -> None:
-    """Accepts any folder."""
 
 
 def _verify(

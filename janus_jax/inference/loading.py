@@ -1,5 +1,7 @@
 """Opens a model folder and makes the pipeline for its kind of model."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from etils import epath
@@ -7,17 +9,22 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from janus_jax.errors import UserError
+from janus_jax.inference.adapters import Adapters
 from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.padding import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.sharding import decoding_shardings
+from janus_jax.weights.adapter import Adapter, merged_model
 from janus_jax.weights.load import floating_dtype, load_params
 from janus_jax.weights.open_model import open_model
+from janus_jax.weights.peft import read_adapter
 from janus_jax.weights.quantization import QUANTIZATIONS
 from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import find_vae, load_vae, require_vae
+
+AdapterFolders = epath.PathLike | Mapping[str, epath.PathLike] | None  # see `from_pretrained`
 
 
 def from_pretrained(
@@ -29,6 +36,7 @@ def from_pretrained(
     mesh: Mesh | None = None,
     quantization: str | None = None,
     buckets: Buckets = BUCKETS,
+    adapter: AdapterFolders = None,
 ) -> JanusPipeline | JanusFlowPipeline:
     """Loads a model and makes it ready to answer questions and generate images.
 
@@ -44,13 +52,16 @@ def from_pretrained(
         quantization: "int8" stores the weight matrices of the language model and its heads as int8 with one scale per
             output channel (`weights.quantization`).
         buckets: the lengths of prompts and answers that get a compiled program are multiples of these.
+        adapter: a folder of PEFT, which is merged in float32 before `dtype` and `quantization` apply. Or folders by
+            name, which stay beside the weights: the first one is used, and `use_adapter` changes to another or to none.
 
     Raises:
         UserError: not a model folder, not a model of the family, or damaged; a mesh that does not divide it, a dtype
             that is not floating-point, an unknown quantization, or buckets that are not whole numbers from 1.
     """
     reader = open_model(path, ema)
-    return load(reader, dtype, find_vae(reader, path, vae), mesh=mesh, quantization=quantization, buckets=buckets)
+    vae = find_vae(reader, path, vae)
+    return load(reader, dtype, vae, mesh=mesh, quantization=quantization, buckets=buckets, adapter=adapter)
 
 
 def load(
@@ -61,6 +72,7 @@ def load(
     mesh: Mesh | None = None,
     quantization: str | None = None,
     buckets: Buckets = BUCKETS,
+    adapter: AdapterFolders = None,
 ) -> JanusPipeline | JanusFlowPipeline:
     """Does what `from_pretrained` does, for a model that is open already. Each tensor is in memory once."""
     config = reader.config
@@ -75,6 +87,11 @@ def load(
     if isinstance(config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
         require_vae(config, loaded_vae[0])
+    apart: dict[str, Adapter] = {}
+    if isinstance(adapter, Mapping):
+        apart = {name: read_adapter(folder, reader) for name, folder in adapter.items()}
+    elif adapter is not None:
+        reader = merged_model(reader, read_adapter(adapter, reader))
     params = load_params(
         reader,
         dtype,
@@ -84,9 +101,15 @@ def load(
         transposed=on_cpu and mesh is None,
     )
     common = (params, reader.tokenizer, dtype, reader.normalization)
+    pipeline: JanusPipeline | JanusFlowPipeline
     if isinstance(config, JanusFlowConfig):
-        return JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
-    return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+        pipeline = JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
+    else:
+        pipeline = JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+    if apart:
+        pipeline.adapters = Adapters(pipeline.params, apart, dtype, mesh)
+        pipeline.use_adapter(pipeline.adapters.names[0])
+    return pipeline
 
 
 def default_dtype() -> jnp.dtype:

@@ -11,12 +11,14 @@ from jax.typing import DTypeLike
 from janus_jax.data.prompts import Message
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
+from janus_jax.inference.adapters import Adapters
 from janus_jax.inference.chat_session import Conversation
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.requests import Answer, Image, TextOptions, is_image
 from janus_jax.inference.validation import user_message
 from janus_jax.models.config import FamilyConfig
-from janus_jax.models.params import Params
+from janus_jax.models.lora import is_trained_adapter
+from janus_jax.models.params import Params, flatten
 from janus_jax.models.scan_layers import stack_layers
 from janus_jax.weights.reader import model_in_memory
 from janus_jax.weights.weight_layout import undo_transposed
@@ -28,10 +30,28 @@ class Pipeline:
 
     Attributes:
         engine: does the work.
+        adapters: named adapters that the model can use; None for a model that was loaded without.
     """
+
+    adapters: Adapters | None = None
 
     def __init__(self, engine: Engine):
         self.engine = engine
+
+    def use_adapter(self, name: str | None, scale: float = 1.0) -> None:
+        """Changes to one of the adapters that the model was loaded with, or with None to the model itself.
+
+        Conversations that have begun should end before, since they keep what the model before has computed.
+
+        Args:
+            scale: factor on what the adapter adds.
+
+        Raises:
+            UserError: the model was loaded without adapters or has none of this name, or the scale is not finite.
+        """
+        if self.adapters is None:
+            raise UserError("use_adapter: the model was loaded without adapter={name: folder}")
+        self.engine.params = self.adapters.params(name, scale)
 
     @property
     def config(self) -> FamilyConfig:
@@ -128,6 +148,8 @@ class Pipeline:
         engine = self.engine
         if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(engine.params)):
             raise UserError("the model is quantised to int8, expected one in full precision to save")
+        if any(is_trained_adapter(path) for path in flatten(engine.params)):
+            raise UserError("the model uses an adapter beside its weights, expected use_adapter(None) or a merged one")
         params = undo_transposed(engine.params, engine.model.execution.dtype)
         params = stack_layers(params, join=tuple)  # the writer reads layer by layer
         reader = model_in_memory(engine.config, params, engine.tokenizer, engine.normalization)

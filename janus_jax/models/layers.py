@@ -8,11 +8,15 @@ from jax.typing import DTypeLike
 
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
 from janus_jax.ops.norms import rms_norm
-from janus_jax.ops.projection import Weight, project
+from janus_jax.ops.projection import Weight, drop_features, project, project_low_rank
 
 # Names of parameters in forms that only inference makes (`ops.projection` says what the forms are).
 SCALE = "kernel_scale"  # scales of an int8 "kernel", beside it
 TRANSPOSED = "kernel_transposed"  # a row-major weight matrix, in the place of "kernel"
+# Names of the adapter of a weight matrix, beside it (`models.lora`).
+LORA_A, LORA_B = "lora_a", "lora_b"  # [in, rank] and [rank, out]
+LORA_SCALE = "lora_scale"  # factor of their product
+LORA_KEY, LORA_KEEP = "lora_key", "lora_keep"  # only in a step with dropout: random key, share of inputs that are kept
 LARGE = 1 << 18  # elements of the smallest convolution filter that is sharded; 1 MB in float32
 
 
@@ -35,10 +39,20 @@ class Linear(nn.Module):
         else:
             init = declare(self.distribution or default, self.axes)
             weight = Weight(self.param("kernel", init, (fan_in, self.features)), scale)
-        y = project(x.astype(self.dtype), weight)
+        x = x.astype(self.dtype)
+        y = project(x, weight)
+        if self.has_variable("params", LORA_A):
+            y = y + self._adapter(x)
         if not self.use_bias:
             return y
         return y + self.param("bias", declare(default, self.axes[1:]), (self.features,)).astype(self.dtype)
+
+    def _adapter(self, x: jax.Array) -> jax.Array:
+        """What the adapter adds to the product, [..., in] -> [..., features]."""
+        a, b, scale = (self.get_variable("params", name) for name in (LORA_A, LORA_B, LORA_SCALE))
+        if self.has_variable("params", LORA_KEY):
+            x = drop_features(x, *(self.get_variable("params", name) for name in (LORA_KEY, LORA_KEEP)))
+        return project_low_rank(x, a, b, scale)
 
 
 class Conv(nn.Module):

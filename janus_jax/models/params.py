@@ -34,6 +34,7 @@ from janus_jax.models.initializers import Declared
 from janus_jax.models.janus import Janus
 from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.lora import Lora, adapt
 from janus_jax.models.lpips import LPIPS
 from janus_jax.models.mask2former import Mask2Former
 from janus_jax.models.metric_config import ClipConfig, InceptionConfig, Mask2FormerConfig
@@ -75,7 +76,11 @@ def bind(model: nn.Module, params: Params) -> Callable[..., Any]:
 
 
 def init_params(
-    config: AnyConfig, seed: int, shardings: Params | None = None, known: Mapping[str, Any] | None = None
+    config: AnyConfig,
+    seed: int,
+    shardings: Params | None = None,
+    known: Mapping[str, Any] | None = None,
+    lora: Lora | None = None,
 ) -> Params:
     """Fresh float32 parameters with stacked layers; a seed gives the same bits on every mesh.
 
@@ -84,12 +89,13 @@ def init_params(
             Each process samples all parameters on the host, one at a time.
         known: values that are known already, by path. Arrays smaller than declared, such as the embeddings of a smaller
             vocabulary, replace the first rows and columns and leave the others fresh.
+        lora: adds adapters. Frozen parameters, which must be known, then have the dtypes that it says.
     """
     known = known or {}
 
     def fresh(path: str, declared: Declared) -> jax.Array:
         if path in known and known[path].shape == declared.value.shape:
-            values = np.asarray(known[path], np.float32)
+            values = np.asarray(known[path], declared.value.dtype)
         else:
             rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
             values = declared.distribution.sample(rng, declared.value.shape)
@@ -100,7 +106,7 @@ def init_params(
         return jax.make_array_from_callback(values.shape, flat_shardings[path], lambda index: values[index])
 
     flat_shardings = flatten(shardings) if shardings is not None else {}
-    return unflatten({path: fresh(path, declared) for path, declared in _declared(config).items()})
+    return unflatten({path: fresh(path, declared) for path, declared in _declared(config, lora).items()})
 
 
 def fresh_slice(config: AnyConfig, seed: int, path: str, layer: int | None) -> np.ndarray:
@@ -108,19 +114,19 @@ def fresh_slice(config: AnyConfig, seed: int, path: str, layer: int | None) -> n
 
     They have the distribution of `init_params`, but are other values.
     """
-    declared = _declared(config)[path]
+    declared = _declared(config, None)[path]
     rng = np.random.default_rng([seed, zlib.crc32(path.encode()), 0 if layer is None else layer + 1])
     return declared.distribution.sample(rng, declared.value.shape if layer is None else declared.value.shape[1:])
 
 
-def abstract_params(config: AnyConfig) -> Params:
+def abstract_params(config: AnyConfig, lora: Lora | None = None) -> Params:
     """Shapes and dtypes of the arrays of `init_params`, without allocating them."""
-    return unflatten({path: declared.value for path, declared in _declared(config).items()})
+    return unflatten({path: declared.value for path, declared in _declared(config, lora).items()})
 
 
-def logical_axes(config: AnyConfig) -> dict[str, tuple[str | None, ...]]:
+def logical_axes(config: AnyConfig, lora: Lora | None = None) -> dict[str, tuple[str | None, ...]]:
     """Path -> logical axis name, or None, of each dimension."""
-    return {path: tuple(declared.names) for path, declared in _declared(config).items()}
+    return {path: tuple(declared.names) for path, declared in _declared(config, lora).items()}
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,8 +154,10 @@ def count(params: Any) -> int:
 
 
 @functools.cache  # tracing a model of 7B takes seconds
-def _declared(config: AnyConfig) -> Mapping[str, Declared]:
+def _declared(config: AnyConfig, lora: Lora | None) -> Mapping[str, Declared]:
     """Path -> declaration of each parameter, with abstract values."""
+    if lora is not None:
+        return adapt(_declared(config, None), lora)
     model = build(config)
     declared = jax.eval_shape(lambda: model.init(jax.random.key(0), method="init_all")["params"])
     return flatten(declared)

@@ -75,13 +75,20 @@ def _chunked(
 def _chunked_forward(
     logits_fn: LogitsFn, chunk_size: int, z_loss: float, params: Any, used: Array | None, hidden: Array, *labels: Array
 ) -> tuple[tuple[Array, TokenLoss], tuple[Any, Array]]:
+    # Integers, such as an int8 weight matrix, have no gradient: None in the tree of the others.
+    floats = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None, params)
+
+    def logits_of(floats: Any, hidden: Array) -> Array:
+        whole = jax.tree.map(lambda leaf, value: leaf if value is None else value, params, floats)
+        return logits_fn(whole, hidden)
+
     def add_chunk(total: Any, chunk: tuple[Array, ...]) -> tuple[Any, Array]:
-        logits, pull_back = jax.vjp(logits_fn, params, chunk[0])
+        logits, pull_back = jax.vjp(logits_of, floats, chunk[0])
         loss, sums, slope = _cross_entropy(logits, z_loss, *chunk[1:])
         params_gradient, hidden_gradient = pull_back(slope.astype(logits.dtype))
         return jax.tree.map(jnp.add, total, (loss, sums, params_gradient)), hidden_gradient
 
-    zero = (*_zero_sums(labels[-1]), jax.tree.map(jnp.zeros_like, params))
+    zero = (*_zero_sums(labels[-1]), jax.tree.map(jnp.zeros_like, floats))
     total, hidden_gradient = _scan(add_chunk, zero, _split((hidden, *labels), chunk_size), used)
     loss, sums, params_gradient = total
     return (loss, sums), (params_gradient, hidden_gradient.reshape(-1, hidden.shape[1])[: hidden.shape[0]])

@@ -1,12 +1,13 @@
 """The product of activations with a weight matrix, in every form in which a weight matrix may be stored.
 
-Letters: I input features, O output features.
+Letters: I input features, O output features, R rank.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, UInt32
 
 from janus_jax.ops.cpu.gemv import multiply_row_major
 
@@ -31,3 +32,22 @@ def project(x: Float[Array, "*B I"], weight: Weight) -> Float[Array, "*B O"]:
     if weight.scale is None:
         return y
     return (y.astype(jnp.float32) * weight.scale).astype(x.dtype)
+
+
+def project_low_rank(
+    x: Float[Array, "*B I"], a: Float[Array, "I R"], b: Float[Array, "R O"], scale: Float[Array, ""]
+) -> Float[Array, "*B O"]:
+    """x @ a @ b * scale in the dtype of x: what an adapter adds to a product (LoRA, Hu et al. 2021, equation 3).
+
+    The pair is not merged into its weight matrix, since the backward pass would then compute the gradient of the whole
+    matrix.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    low = ((rows @ a.astype(x.dtype)).astype(jnp.float32) * scale).astype(x.dtype)
+    return (low @ b.astype(x.dtype)).reshape(*x.shape[:-1], b.shape[-1])
+
+
+def drop_features(x: Float[Array, "*B I"], key: UInt32[Array, " K"], keep: Float[Array, ""]) -> Float[Array, "*B I"]:
+    """Dropout: x / keep with probability `keep`, otherwise 0. `key` holds the data of a random key."""
+    kept = jax.random.bernoulli(jax.random.wrap_key_data(key), keep, x.shape)
+    return jnp.where(kept, x / keep.astype(x.dtype), 0)

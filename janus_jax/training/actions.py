@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from etils import epath
+
 from janus_jax.data.stream import drop_metrics
 from janus_jax.models.params import Params
+from janus_jax.storage import read_json, write_json
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import merge
 from janus_jax.training.input_stall import InputStall
@@ -17,7 +20,7 @@ from janus_jax.training.metrics_log import MetricsLog
 from janus_jax.training.objectives.base import Metrics
 from janus_jax.training.prefetch import DevicePrefetch
 from janus_jax.training.sample_log import SampleLog
-from janus_jax.training.start import Run
+from janus_jax.training.start import Run, is_first_process
 from janus_jax.training.train_state import TrainState
 from janus_jax.training.validation import Validation
 
@@ -94,10 +97,28 @@ class Validate:
     """Evaluates held-out rows every `every_steps` steps and after the last one; the log gets `validation/...`.
 
     A signal ends it after the batch in hand, without a result.
+
+    Where the run is evaluated before its first step, the log also gets `validation/change/...`, the change since then.
+
+    Args:
+        start_file: file in the workdir that keeps the metrics before the first step, also for a resumed run.
     """
 
-    def __init__(self, validation: Validation, every_steps: int, log: MetricsLog):
-        self._validation, self._every_steps, self._log = validation, every_steps, log
+    def __init__(self, validation: Validation, every_steps: int, log: MetricsLog, start_file: epath.Path):
+        self._validation, self._every_steps, self._log, self._start_file = validation, every_steps, log, start_file
+        self._start: dict[str, float] = {}
+
+    def begin(self, state: TrainState, is_new: bool) -> None:
+        """Evaluates the state before the first step. A resumed run reads what it was, if it is known."""
+        if is_new:
+            measured = self._validation.evaluate(state)
+            assert measured is not None  # nothing asks it to stop
+            self._start = measured
+            if is_first_process():
+                write_json(self._start_file, self._start)
+            self._log.say(f"validation before the first step: {self._summary(self._start)}")
+        elif self._start_file.exists():
+            self._start = read_json(self._start_file)
 
     def is_due(self, moment: Moment) -> bool:
         return every(self._every_steps, moment)
@@ -107,12 +128,22 @@ class Validate:
         if means is None:
             self._log.say(f"validation after step {moment.step}: stopped by a signal, without a result")
             return
-        self._log.report({f"validation/{name}": value for name, value in means.items()})
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in means.items() if name.startswith("loss"))
-        self._log.say(f"validation after step {moment.step}: {losses}")
+        changes = {f"change/{name}": means[name] - self._start[name] for name in means if name in self._start}
+        self._log.report({f"validation/{name}": value for name, value in (means | changes).items()})
+        self._log.say(f"validation after step {moment.step}: {self._summary(means)}")
 
     def close(self) -> None:
         self._validation.close()
+
+    def _summary(self, means: Mapping[str, float]) -> str:
+        """The losses, with their changes since the start in brackets."""
+        losses = {name: value for name, value in means.items() if name.startswith("loss")}
+        changes = {
+            name: f" ({value - self._start[name]:+.4f})" for name, value in losses.items() if name in self._start
+        }
+        if means is self._start:
+            changes = {}
+        return ", ".join(f"{name} {value:.4f}{changes.get(name, '')}" for name, value in losses.items())
 
 
 class WriteMetrics:

@@ -1,7 +1,8 @@
 """Checkpoints of a training run: parameters, moments, step and data state, written by Orbax in the background.
 
 A checkpoint is complete or absent. Its items `params` and, if an average is kept, `ema` hold a whole model each, so
-that inference reads the workdir of a run without conversion.
+that inference reads the workdir of a run without conversion. Of a run with adapters they hold only what is trained, and
+`weights.lora_run` reads the workdir together with its base.
 """
 
 import contextlib
@@ -21,9 +22,11 @@ from jax.experimental import multihost_utils
 from janus_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
+from janus_jax.models.params import Params
 from janus_jax.storage import absolute, prepare_folder
 from janus_jax.training.freezing import merge, split
 from janus_jax.training.train_state import TrainState
+from janus_jax.weights.lora_run import open_trained, read_record
 from janus_jax.weights.native import ARCHITECTURE_FILE, chunked, open_params, read_architecture, saved_steps
 
 CONFIG_FILE = "config.json"  # the config of the last start in a workdir
@@ -58,9 +61,13 @@ class Checkpoints:
     `host_gib` is the memory that the last save took on the host of this process, in GiB.
     """
 
-    def __init__(self, workdir: epath.Path, config: ModelConfig, keep: int):
-        """Raises UserError when the folder of the checkpoints cannot be written."""
-        self._workdir, self._config = workdir, config
+    def __init__(self, workdir: epath.Path, config: ModelConfig, keep: int, trained_only: bool = False):
+        """Raises UserError when the folder of the checkpoints cannot be written.
+
+        Args:
+            trained_only: Leave out frozen parameters. A restored state has none then.
+        """
+        self._workdir, self._config, self._trained_only = workdir, config, trained_only
         self._folder = prepare_folder("workdir", workdir / "checkpoints")
         self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         # Made by the first save, since its threads (Orbax 0.12.8) print a traceback when a mistake ends the command.
@@ -93,14 +100,14 @@ class Checkpoints:
             self.check()
         step = int(state.step)
         if step not in self._manager.all_steps():
-            params = merge(state.trainable, state.frozen)
+            params = self._saved(state.trainable, state)
             items = {
                 "params": ocp.args.StandardSave(params, save_args=chunked(params)),
                 "opt_state": ocp.args.StandardSave(state.opt_state),
                 "data": ocp.args.JsonSave(_of_all_processes(data_state)),
             }
             if state.ema is not None:  # a whole model, like `params`
-                items["ema"] = ocp.args.StandardSave(merge(state.ema, state.frozen), save_args=chunked(params))
+                items["ema"] = ocp.args.StandardSave(self._saved(state.ema, state), save_args=chunked(params))
             if state.adversary is not None:
                 items["adversary"] = ocp.args.StandardSave(state.adversary)
             # Orbax copies everything to the host before it writes. Frozen parameters count once although two items
@@ -109,6 +116,10 @@ class Checkpoints:
             with self._writing(self._manager):
                 self._manager.save(step, args=ocp.args.Composite(**items))
         self._blocked += time.monotonic() - start
+
+    def _saved(self, trainable: Params, state: TrainState) -> Params:
+        """The parameters that a checkpoint holds."""
+        return trainable if self._trained_only else merge(trainable, state.frozen)
 
     def take_blocked(self) -> float:
         """Seconds that `save` has taken since the last call.
@@ -166,7 +177,7 @@ class Checkpoints:
             UserError: The checkpoint is damaged, or belongs to a run that trained other parameters. Every process
                 raises it, even if only one of them reads the damaged part.
         """
-        whole = ocp.args.StandardRestore(merge(abstract_state.trainable, abstract_state.frozen))
+        whole = ocp.args.StandardRestore(self._saved(abstract_state.trainable, abstract_state))
         items = {
             "params": whole,
             "opt_state": ocp.args.StandardRestore(abstract_state.opt_state),
@@ -257,9 +268,11 @@ class Checkpoints:
         folder = self._folder / str(step)
         alone = ocp.options.MultiprocessingOptions(active_processes={0})
         try:
-            open_params(self._workdir, self._config, step=step)
-            if (folder / "ema").exists():
-                open_params(self._workdir, self._config, step=step, ema=True)
+            for ema in (False, True) if (folder / "ema").exists() else (False,):
+                if self._trained_only:
+                    open_trained(self._workdir, read_record(self._workdir), ema, step)
+                else:
+                    open_params(self._workdir, self._config, step=step, ema=ema)
             read_data_state(self._workdir, step)
             with contextlib.closing(ocp.StandardCheckpointHandler(multiprocessing_options=alone)) as handler:
                 handler.metadata(folder / "opt_state")

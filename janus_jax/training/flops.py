@@ -6,6 +6,7 @@ masks, norms and the optimizer do not count.
 """
 
 import math
+from collections.abc import Set
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ def step_flops(
     length: int,
     und_slots: int,
     gen_slots: int,
+    adapted: Set[str] = frozenset(),
 ) -> float | None:
     """Operations of one step; JanusFlow's VAE is not counted.
 
@@ -53,13 +55,16 @@ def step_flops(
         length: tokens per row.
         und_slots: understanding images per row. Every slot is encoded, filled or not.
         gen_slots: generation images per row. JanusFlow computes every slot, filled or not.
+        adapted: names of the top-level modules with adapters. A gradient passes through them. The products of adapters,
+            about a hundredth of the others, are not counted.
     """
     if not isinstance(config, FamilyConfig) or isinstance(config, JanusVariantConfig):
         return None
     tokens = rows * length
     generates, understands = "generate" in tasks, "understand" in tasks
-    adapters = _ADAPTERS & trained if understands or generates else set()
-    through_llm = bool(adapters) or "siglip" in trained or "llm" in trained
+    reached = trained | adapted  # modules that a gradient reaches
+    adapters = _ADAPTERS & reached if understands or generates else set()
+    through_llm = bool(adapters) or "siglip" in reached or "llm" in reached
     passes = FORWARD + WEIGHT_GRADIENT * ("llm" in trained) + INPUT_GRADIENT * through_llm
     total = 2.0 * passes * tokens * layer_weights(config.llama) * config.llama.depth
     # Attention has two products, scores and context. The backward pass has four, all gradients that pass through.
@@ -67,8 +72,9 @@ def step_flops(
     text_passes = FORWARD + WEIGHT_GRADIENT * ("llm" in trained) + INPUT_GRADIENT * through_llm
     total += 2.0 * text_passes * tokens * config.llama.width * config.llama.vocab_size
     if generates and isinstance(config, JanusFlowConfig):
-        images, trains = rows * gen_slots, "gen_decoder" in trained
-        generation_passes = FORWARD + WEIGHT_GRADIENT * trains + INPUT_GRADIENT * (trains or through_llm)
+        images, is_reached = rows * gen_slots, "gen_decoder" in reached
+        trains = "gen_decoder" in trained
+        generation_passes = FORWARD + WEIGHT_GRADIENT * trains + INPUT_GRADIENT * (is_reached or through_llm)
         total += 2.0 * generation_passes * images * _generation_products(config)
         if config.alignment:  # needs SigLIP's features of the generation images, which get no gradient
             total += 2.0 * images * _encoder_products(config.siglip)
@@ -77,7 +83,7 @@ def step_flops(
         total += 2.0 * head_passes * tokens * _image_head_weights(config)
     if understands:
         images = rows * und_slots
-        encoder_passes = FORWARD + (WEIGHT_GRADIENT + INPUT_GRADIENT) * ("siglip" in trained)
+        encoder_passes = FORWARD + WEIGHT_GRADIENT * ("siglip" in trained) + INPUT_GRADIENT * ("siglip" in reached)
         total += 2.0 * encoder_passes * images * _encoder_products(config.siglip)
     return total
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from janus_jax.models.execution import WeightGatherer
-from janus_jax.models.params import Params
-from janus_jax.sharding import BATCH_SPEC, ROW_AXES
+from janus_jax.models.lora import with_dropout
+from janus_jax.models.params import Params, flatten, unflatten
+from janus_jax.sharding import BATCH_SPEC, ROW_AXES, row_shares
 from janus_jax.training.freezing import merge
 from janus_jax.training.objectives.base import Denominators, Metrics, Objective
 
@@ -22,31 +23,46 @@ _VALIDATION_ONLY = ("accuracy/text", "psnr", "ssim", "ssim/range_2")
 
 
 def sharded_gradient(
-    objective: Objective, shardings: Any, mesh: Mesh, weights: WeightGatherer | None, micro_batches: int
-) -> Callable[[Params, Params, Any], tuple[Params, Metrics]]:
+    objective: Objective,
+    shardings: Any,
+    mesh: Mesh,
+    weights: WeightGatherer | None,
+    micro_batches: int,
+    dropout: float = 0.0,
+) -> Callable[..., tuple[Params, Metrics]]:
     """(trainable, frozen, batch) -> (gradients in the tree and sharding of `trainable`, metrics of the whole batch).
 
     Args:
         shardings: a `TrainState` of shardings.
         weights: gathers the weights; the layers of the model use the same object. None on a mesh without `fsdp`.
         micro_batches: number of parts in which the rows of a device are computed, one after the other.
+        dropout: of adapters. Where it is above 0, `dropout_keys` are a fourth argument.
     """
     trainable_specs, frozen_specs = row_specs(shardings.trainable), row_specs(shardings.fixed)
 
-    def device(trainable: Params, frozen: Params, rows: Any) -> tuple[Params, Metrics]:
+    def device(trainable: Params, frozen: Params, rows: Any, *keys: jax.Array) -> tuple[Params, Metrics]:
         denominators = jax.lax.psum(objective.denominators(rows), ROW_AXES)
 
-        def share(trainable: Params, part: Any) -> tuple[jax.Array, Metrics]:
-            total, metrics = objective.share(whole_params(trainable, frozen, weights), part, denominators)
+        def share(trainable: Params, part: Any, *key: jax.Array) -> tuple[jax.Array, Metrics]:
+            params = whole_params(trainable, frozen, weights)
+            if key:
+                params = unflatten(with_dropout(flatten(params), key[0][0], dropout))
+            total, metrics = objective.share(params, part, denominators)
             return total, reported_by_a_step(metrics)
 
         gradient = jax.grad(share, has_aux=True)
-        grads, metrics = sum_over_parts(lambda part: gradient(trainable, part), rows, micro_batches)
+        parts = (rows, *(key[0] for key in keys))
+        grads, metrics = sum_over_parts(lambda part: gradient(trainable, *part), parts, micro_batches)
         return sum_over_replicas(grads, trainable_specs), jax.lax.psum(metrics, ROW_AXES)
 
-    return over_rows(
-        device, mesh, (trainable_specs, frozen_specs, BATCH_SPEC), out_specs=(trainable_specs, PartitionSpec())
-    )
+    in_specs: tuple[Any, ...] = (trainable_specs, frozen_specs, BATCH_SPEC) + ((BATCH_SPEC,) if dropout else ())
+    return over_rows(device, mesh, in_specs, out_specs=(trainable_specs, PartitionSpec()))
+
+
+def dropout_keys(seed: int, step: jax.Array, mesh: Mesh, micro_batches: int) -> jax.Array:
+    """Data of the random keys of a step, uint32 [shares of the rows, micro-batches, K]."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.key_data(jax.random.split(key, (row_shares(mesh), micro_batches)))
 
 
 def sharded_metrics(

@@ -42,6 +42,8 @@ from janus_jax.training.tokenizer_warnings import tokenizer_warnings
 from janus_jax.training.train_state import TrainState
 from janus_jax.training.validation import Validation
 
+START_METRICS_FILE = "validation_at_start.json"  # in the workdir: metrics of held-out rows before the first step
+
 
 def train(
     config: ConfigDict,
@@ -197,7 +199,10 @@ class Trainer:
             process_index=run.process_index,
             process_count=run.process_count,
         )
-        return [OtherWork(Validate(validation, fields.every_steps, self._log), self._log)]
+        validate = Validate(validation, fields.every_steps, self._log, run.workdir / START_METRICS_FILE)
+        if fields.at_start:
+            validate.begin(self._state, is_new=self._first_step == 1)
+        return [OtherWork(validate, self._log)]
 
     def _close_with(self, ending: contextlib.ExitStack, run: Run) -> None:
         """Registers everything to be closed. The stack closes in reverse order."""

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
 from janus_jax.data.mixture import check_schedule, ever_positive
+from janus_jax.data.records import TASKS
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
     CodeModelConfig,
@@ -26,6 +27,7 @@ from janus_jax.models.config import (
     SemanticTokenizerConfig,
 )
 from janus_jax.models.execution import Execution
+from janus_jax.models.lora import Lora, is_trained_adapter
 from janus_jax.models.params import Params, abstract_params, flatten
 from janus_jax.models.patch_discriminator import NormStatistics
 from janus_jax.models.presets import LOSS_NETWORKS, LPIPS
@@ -41,6 +43,7 @@ from janus_jax.sharding import (
 from janus_jax.training.adversarial_step import make_adversarial_step
 from janus_jax.training.flops import image_tokenizer_flops, step_flops
 from janus_jax.training.freezing import trainable_mask
+from janus_jax.training.lora import lora_mask, lora_of
 from janus_jax.training.loss_networks import abstract_discriminator, abstract_loss_networks
 from janus_jax.training.objectives.adversarial import AdversarialConfig, adversarial_config
 from janus_jax.training.objectives.base import Objective
@@ -76,6 +79,8 @@ class Plan(NamedTuple):
     micro_batches: int
     ema: float
     two_networks: TwoNetworks | None = None  # None: the run trains no discriminator
+    lora: Lora | None = None  # None: the run trains no adapters
+    validation_objective: Objective | None = None  # None: that of the training step
 
     def make_step(self) -> Any:
         """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
@@ -83,12 +88,16 @@ class Plan(NamedTuple):
         common += (self.micro_batches, self.ema)
         if self.two_networks is not None:
             return make_adversarial_step(self.objective, *self.two_networks, *common)
-        return make_train_step(self.objective, *common)
+        return make_train_step(self.objective, *common, self.lora)
 
     def make_validation_step(self) -> Any:
         """The function that computes the metrics of held-out rows; see `make_validation_step`."""
         return make_validation_step(
-            self.objective, self.shardings, self.mesh, self.execution.weights, self.micro_batches
+            self.validation_objective or self.objective,
+            self.shardings,
+            self.mesh,
+            self.execution.weights,
+            self.micro_batches,
         )
 
     def new_state(self, params: Params, discriminator: Discriminator | None = None) -> TrainState:
@@ -117,15 +126,22 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     if device_rows % micro_batches:
         raise UserError(f"train.micro_batches={micro_batches} does not divide the {device_rows} rows of a device")
     optimizer = make_optimizer(config.train)
-    params = abstract_params(architecture)
-    mask = trainable_mask(params, config.trainable)
+    lora = lora_of(config, architecture)
+    params = abstract_params(architecture, lora)
+    mask = trainable_mask(abstract_params(architecture), config.trainable)
+    if lora is not None:
+        mask = lora_mask(params, mask)
     run = execution(config, architecture, mesh.devices.flat[0].platform)
     if run.attention == "flash" and isinstance(architecture, FamilyConfig):
         check_heads(architecture, mesh)
     if mesh.shape["fsdp"] > 1:
-        specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh)).items()}
+        specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh, lora)).items()}
         run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
     objective = make_objective(architecture, run, config.loss, tasks(config), ROW_AXES)
+    validated = validation_tasks(config)
+    validation_objective = None
+    if validated != tasks(config):
+        validation_objective = make_objective(architecture, run, config.loss, validated, ROW_AXES)
     two_networks = _two_networks(config, architecture, run, device_rows // micro_batches, mask)
     discriminator = abstract_discriminator(two_networks.adversarial.discriminator) if two_networks else None
     networks = abstract_loss_networks(config, architecture, run.dtype)
@@ -133,12 +149,12 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     abstract = jax.eval_shape(
         lambda *parts: create_state(parts[0], mask, optimizer, ema > 0, *parts[1:]), params, discriminator, networks
     )
-    shardings = state_shardings(architecture, mask, optimizer, abstract, mesh)
+    shardings = state_shardings(architecture, mask, optimizer, abstract, mesh, lora)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
     common = (architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches, ema)
-    return Plan(*common, two_networks)
+    return Plan(*common, two_networks, lora, validation_objective)
 
 
 def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | ImageBatch:
@@ -198,13 +214,26 @@ def model_flops(config: ConfigDict, plan: Plan) -> float | None:
         lpips = LOSS_NETWORKS[LPIPS] if config.loss.perceptual_weight else None
         size = config.data.image_size or plan.architecture.image_size
         return image_tokenizer_flops(plan.architecture, config.train.batch_size, size, discriminator, lpips)
-    trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained}
+    adapters = {path for path in plan.mask if is_trained_adapter(path)}
+    adapted = {path.split("/")[0] for path in adapters}
+    trained = {path.split("/")[0] for path, is_trained in plan.mask.items() if is_trained and path not in adapters}
     data = config.data
     rows = config.train.batch_size
-    return step_flops(plan.architecture, trained, tasks(config), rows, data.row_length, data.und_slots, data.gen_slots)
+    sizes = (rows, data.row_length, data.und_slots, data.gen_slots)
+    return step_flops(plan.architecture, trained, tasks(config), *sizes, adapted=adapted)
 
 
 def tasks(config: ConfigDict) -> tuple[str, ...]:
     """The tasks that have a share of the data at any step of the run."""
     ratio = config.data.ratio.items()
     return tuple(task for task, share in ratio if ever_positive(check_schedule(f"data.ratio.{task}", share)))
+
+
+def validation_tasks(config: ConfigDict) -> tuple[str, ...]:
+    """The tasks whose held-out records are evaluated. Raises UserError for an unknown task."""
+    named = config.validate.tasks
+    if not named:
+        return tasks(config)
+    if isinstance(named, str) or not set(named) <= set(TASKS):
+        raise UserError(f"config.validate.tasks={named!r}, expected a tuple of some of {', '.join(TASKS)}")
+    return tuple(task for task in config.data.ratio if task in named)

@@ -58,6 +58,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.eps": (1e-30, 1),
     "train.clip_norm": (1e-9, 1e9),
     "train.ema": (0, 0.999999),
+    "lora.dropout": (0, 0.9),
     "loss.chunk_size": (1, 2**30),
     "loss.z_loss": (0, 1e3),
     "loss.pixel_weight": (0, 1e6),

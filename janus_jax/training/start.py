@@ -1,5 +1,6 @@
 """The start of a run: everything that can be wrong is found here, before the first step and before it compiles."""
 
+import dataclasses
 import json
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from janus_jax.models.params import Params, abstract_params, count
 from janus_jax.sharding import rows_of_process
 from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.checkpointing import CONFIG_FILE, Checkpoints, has_checkpoint
-from janus_jax.training.freezing import format_table, merge, module_table
+from janus_jax.training.freezing import format_table, merge, module_table, split
 from janus_jax.training.initialization import FRESH, format_origins, initial_params
 from janus_jax.training.latents import open_vae
+from janus_jax.training.lora import lora_record, require_same_adapters
 from janus_jax.training.loss_networks import initial_discriminator, open_loss_networks
 from janus_jax.training.memory import check_memory
 from janus_jax.training.plan import Plan, make_plan, tasks
@@ -25,6 +27,7 @@ from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.train_state import TrainState
 from janus_jax.training.validation import open_held_out
+from janus_jax.weights.lora_run import read_record, require_same_base, write_record
 from janus_jax.weights.native import save_params, write_architecture
 from janus_jax.weights.vae import VAE_FOLDER
 
@@ -60,6 +63,9 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     tokenizer = open_tokenizer(config, architecture)
     if tokenizer is not None and continues:
         _require_same_tokenizer(workdir / FILE_NAME, tokenizer)
+    record = None if plan.lora is None else lora_record(config, architecture, plan.lora, plan.mask)
+    if continues:
+        require_same_adapters(workdir, record)
     vae = open_vae(config, architecture, workdir if continues else None)
     process_index, process_count = rows_of_process(plan.rows, config.train.batch_size)
     stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
@@ -67,16 +73,19 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     _say_what_is_odd(config, architecture, tokenizer, held_out)
     if config.check_memory:
         say(check_memory(config, plan, vae[0] if vae else None))
-    say(format_table(module_table(abstract_params(architecture), plan.mask)))
+    say(format_table(module_table(abstract_params(architecture, plan.lora), plan.mask)))
     loss_networks = open_loss_networks(config, architecture, plan.execution.dtype, plan.mesh)
-    checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep, trained_only=plan.lora is not None)
     run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
     restored = _restore(run)
-    state = (restored or _new_state(run))._replace(loss_networks=loss_networks)
+    state, digests = _new_state(run) if restored is None else _with_base(run, restored)
+    state = state._replace(loss_networks=loss_networks)
     if config.data.stored_codes and isinstance(architecture, CodeModelConfig) and architecture.vq:
         vq = merge(state.trainable, state.frozen)["vq"]
         check_stored_codes(stream.patterns, architecture.vq, vq)
     if is_first_process():
+        if record is not None:
+            write_record(workdir, dataclasses.replace(record, digests=digests))
         _write_run(run, architecture, is_new=restored is None)
     return run, state
 
@@ -107,8 +116,21 @@ def _restore(run: Run) -> TrainState | None:
     return state
 
 
-def _new_state(run: Run) -> TrainState:
-    params, origins = initial_params(run.config, run.plan.architecture, run.plan.mesh, run.tokenizer)
+def _with_base(run: Run, state: TrainState) -> tuple[TrainState, dict[str, str]]:
+    """A restored state with the frozen parameters below adapters, which no checkpoint holds, and their digests."""
+    plan = run.plan
+    if plan.lora is None:
+        return state, {}
+    initial = initial_params(run.config, plan.architecture, plan.mesh, run.tokenizer, plan.lora)
+    record = read_record(run.workdir)
+    require_same_base(run.config.init.checkpoint, initial.digests, record.digests)
+    return state._replace(frozen=split(initial.params, plan.mask)[1]), initial.digests
+
+
+def _new_state(run: Run) -> tuple[TrainState, dict[str, str]]:
+    """The state before the first step, and the digests of the base of adapters."""
+    plan = run.plan
+    params, origins, digests = initial_params(run.config, plan.architecture, plan.mesh, run.tokenizer, plan.lora)
     say(format_origins(origins))
     if isinstance(run.plan.architecture, FamilyConfig) and all(origin.source == FRESH for origin in origins):
         say("WARNING: all parameters are random, since init.checkpoint and the parts in config.init are empty")
@@ -118,7 +140,7 @@ def _new_state(run: Run) -> TrainState:
             run.plan.two_networks.adversarial.discriminator, run.config.init.checkpoint, run.config.seed, run.plan.mesh
         )
         say(f"discriminator: {count(discriminator[0]):,} parameters, {origin}")
-    return run.plan.new_state(params, discriminator)
+    return plan.new_state(params, discriminator), digests
 
 
 def _config_text(config: ConfigDict) -> str:

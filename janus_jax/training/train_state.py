@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.models.config import ModelConfig
+from janus_jax.models.lora import Lora
 from janus_jax.models.params import Params
 from janus_jax.models.patch_discriminator import NormStatistics
 from janus_jax.sharding import param_shardings
@@ -27,7 +28,7 @@ class TrainState(NamedTuple):
 
     step: Any  # int32 scalar: number of steps done
     trainable: Params  # parameters that this stage trains, float32
-    frozen: Params  # all other parameters
+    frozen: Params  # all other parameters; with adapters in the dtypes of `models.lora.Lora.frozen`
     opt_state: Any  # moments of `trainable` only
     ema: Params | None = None  # exponential moving average of `trainable`; None: not kept
     adversary: Adversary | None = None  # the discriminator; None: there is none
@@ -60,7 +61,12 @@ def create_state(
 
 
 def state_shardings(
-    config: ModelConfig, mask: dict[str, bool], optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+    config: ModelConfig,
+    mask: dict[str, bool],
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    lora: Lora | None = None,
 ) -> TrainState:
     """A sharding for every leaf of a state, which may be abstract.
 
@@ -68,7 +74,7 @@ def state_shardings(
     other networks, which are small.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
-    trainable, frozen = split(param_shardings(config, mesh), mask)
+    trainable, frozen = split(param_shardings(config, mesh, lora), mask)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer, lambda _, sharding: sharding, state.opt_state, trainable, transform_non_params=lambda _: replicated
     )

@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.compiler_options import compiler_options
 from janus_jax.models.execution import WeightGatherer
+from janus_jax.models.lora import Lora
 from janus_jax.models.params import Params
 from janus_jax.sharding import BATCH_SPEC
-from janus_jax.training.fsdp import sharded_gradient, sharded_metrics
+from janus_jax.training.fsdp import dropout_keys, sharded_gradient, sharded_metrics
 from janus_jax.training.objectives.base import Denominators, Metrics, Objective
 from janus_jax.training.train_state import TrainState
 
@@ -37,17 +38,21 @@ def make_train_step(
     weights: WeightGatherer | None = None,
     micro_batches: int = 1,
     ema: float = 0.0,
+    lora: Lora | None = None,
 ) -> Any:
     """A `TrainStep` for one network: differentiate the trainable tree only, clip, update. It is a `jax.jit` function.
 
     Args:
         weights: see `sharded_gradient`, as for `micro_batches`.
         ema: decay of the moving average of the parameters, if the state has one (JanusFlow, Table 1: 0.99).
+        lora: the adapters of the run, which may have dropout.
     """
-    gradient = sharded_gradient(objective, shardings, mesh, weights, micro_batches)
+    dropout = lora.dropout if lora else 0.0
+    gradient = sharded_gradient(objective, shardings, mesh, weights, micro_batches, dropout)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradient(state.trainable, state.fixed, batch)
+        keys = (dropout_keys(lora.seed, state.step, mesh, micro_batches),) if lora and dropout else ()
+        grads, metrics = gradient(state.trainable, state.fixed, batch, *keys)
         return updated(state, grads, optimizer, ema), metrics | gradient_norms(grads)
 
     return compiled_step(step, shardings, mesh)

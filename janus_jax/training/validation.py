@@ -22,7 +22,7 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import ModelConfig
 from janus_jax.training.latents import Preparation
 from janus_jax.training.objectives.base import CODE_COUNTS, Denominators, mean_metrics
-from janus_jax.training.plan import Plan, tasks
+from janus_jax.training.plan import Plan, validation_tasks
 from janus_jax.training.setup import open_stream
 from janus_jax.training.train_state import TrainState
 
@@ -32,7 +32,8 @@ def open_held_out(
 ) -> Stream | None:
     """The stream of held-out rows of this process; None when the run is not validated.
 
-    All tasks of the run have equal shares of the samples, and nothing is random: captions are whole, crops are central.
+    All tasks that are validated have equal shares of the samples, and nothing is random: captions are whole, crops are
+    central.
     """
     if not config.validate.every_steps or not config.data.held_out:
         return None
@@ -43,7 +44,7 @@ def open_held_out(
         )
     fields = config.to_dict()
     fields["data"] |= {
-        "ratio": {task: float(task in tasks(config)) for task in config.data.ratio},
+        "ratio": {task: float(task in validation_tasks(config)) for task in config.data.ratio},
         "drop_condition": 0.0,
         "first_sentence": 0.0,
         "crop": CENTRE._replace(halving=config.data.crop.get("halving", False))._asdict(),
@@ -89,7 +90,8 @@ class Validation:
         self._start = stream.get_state()
         self._step = plan.make_validation_step()
         replicated = NamedSharding(plan.mesh, PartitionSpec())
-        self._count_denominators = jax.jit(plan.objective.denominators, out_shardings=replicated)
+        objective = plan.validation_objective or plan.objective
+        self._count_denominators = jax.jit(objective.denominators, out_shardings=replicated)
         self._denominators: Denominators | None = None
 
     def evaluate(

@@ -35,7 +35,7 @@ from janus_jax.models.scan_layers import is_stacked
 from janus_jax.storage import absolute, write_json
 from janus_jax.weights import orbax_io, preprocessor
 from janus_jax.weights.json_fields import Fields, checked_sizes, read_fields
-from janus_jax.weights.reader import ModelReader
+from janus_jax.weights.reader import ModelReader, TensorReader
 from janus_jax.weights.tokenizer_files import check_vocabulary
 
 ARCHITECTURE_FILE = "model.json"
@@ -130,15 +130,26 @@ def open_params(
 
 def open_native_model(folder: epath.Path, ema: bool = False) -> ModelReader:
     """Opens a model of the family in our layout; see `open_model.open_model`."""
-    config = read_architecture(folder)
-    if not isinstance(config, FamilyConfig):
-        raise UserError(f"{folder}: holds a {type(config).__name__}, expected a Janus model")
+    config = _family_architecture(folder)
+    return model_with(folder, open_params(folder, config, ema=ema))
+
+
+def model_with(folder: epath.Path, tensors: TensorReader) -> ModelReader:
+    """The model of a folder in our layout, with tensors that are open already."""
+    config = _family_architecture(folder)
     tokenizer = Tokenizer.from_file(folder / FILE_NAME)
     check_vocabulary(folder, tokenizer, config)
     normalization = JANUS_NORMALIZATION
     if (folder / preprocessor.FILE_NAME).exists():  # written only where the normalization is another one
         normalization = preprocessor.read_preprocessor(folder, config)
-    return ModelReader("orbax", config, tokenizer, normalization, open_params(folder, config, ema=ema))
+    return ModelReader("orbax", config, tokenizer, normalization, tensors)
+
+
+def _family_architecture(folder: epath.Path) -> FamilyConfig:
+    config = read_architecture(folder)
+    if not isinstance(config, FamilyConfig):
+        raise UserError(f"{folder}: holds a {type(config).__name__}, expected a Janus model")
+    return config
 
 
 def params_path(folder: epath.PathLike, ema: bool = False, step: int | None = None) -> epath.Path:

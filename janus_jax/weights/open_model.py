@@ -6,7 +6,8 @@ from janus_jax.errors import UserError
 from janus_jax.weights.foreign import open_foreign_model
 from janus_jax.weights.json_fields import CONFIG_FILE
 from janus_jax.weights.locations import existing_path
-from janus_jax.weights.native import ARCHITECTURE_FILE, open_native_model
+from janus_jax.weights.lora_run import RECORD_FILE, open_lora_run, open_trained, read_record
+from janus_jax.weights.native import ARCHITECTURE_FILE, model_with, open_native_model
 from janus_jax.weights.reader import ModelReader
 
 
@@ -14,7 +15,8 @@ def open_model(folder: epath.PathLike, ema: bool = False) -> ModelReader:
     """Opens a model of the Janus family without reading any tensor.
 
     Args:
-        folder: a model folder or training workdir of janus_jax, or a Hugging Face or DeepSeek folder.
+        folder: a model folder or training workdir of janus_jax, or a Hugging Face or DeepSeek folder. The workdir of a
+            run that trains adapters is opened with its base, into which they are merged.
         ema: opens the average of the parameters over the steps of a training workdir instead of the parameters.
 
     Raises:
@@ -22,6 +24,10 @@ def open_model(folder: epath.PathLike, ema: bool = False) -> ModelReader:
             each other.
     """
     folder = existing_path(folder)
+    if (folder / RECORD_FILE).exists():
+        record = read_record(folder)
+        trained = model_with(folder, open_trained(folder, record, ema))
+        return open_lora_run(folder, record, open_model(record.base), trained)
     if (folder / ARCHITECTURE_FILE).exists():
         return open_native_model(folder, ema)
     if ema:

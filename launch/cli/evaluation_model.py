@@ -90,6 +90,7 @@ class OpenedModel(NamedTuple):
         return {
             "checkpoint": identify_model(CHECKPOINT.value or "", EMA.value),
             "vae": identify_model(self.vae) if self.vae is not None else None,
+            "adapter": identify_model(load_options["adapter"]) if load_options["adapter"] else None,
             "dtype": str(load_options["dtype"] or default_dtype()),
             "quantization": load_options["quantization"],
             "device": jax.devices()[0].device_kind,

@@ -41,7 +41,10 @@ BUCKETS = flags.DEFINE_list(
     "Lengths in tokens, prompt,answer, to whose multiples prompts and answers are padded. Larger ones compile fewer "
     "programs and use more memory. The default is 32,64.",
 )
-ALL = (DTYPE, QUANTIZE, MESH, BUCKETS)
+ADAPTER = flags.DEFINE_string(
+    "adapter", None, "Folder of PEFT with an adapter of the model, to merge into its weights."
+)
+ALL = (DTYPE, QUANTIZE, MESH, BUCKETS, ADAPTER)
 
 
 def load_options() -> dict[str, Any]:
@@ -54,7 +57,8 @@ def load_options() -> dict[str, Any]:
         raise UserError(f"--mesh: decoding takes the devices of one process, but there are {jax.process_count()}")
     mesh = None if sizes is None else make_mesh(sizes)
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
-    return {"dtype": dtype, "mesh": mesh, "quantization": QUANTIZE.value, "buckets": _buckets()}
+    options = {"dtype": dtype, "mesh": mesh, "quantization": QUANTIZE.value, "buckets": _buckets()}
+    return options | {"adapter": ADAPTER.value}
 
 
 def refuse(meaningless: Sequence[flags.FlagHolder], kind: str) -> None:
