@@ -26,7 +26,7 @@ from janus_jax.weights.safetensors_io import DTYPES
 # step ("model").
 WEIGHTS = ("ema", "model_ema", "params_ema", "model", "params", "state_dict")
 # What the options and counters of training scripts consist of: objects that only hold values and run no code.
-_PLAIN = [argparse.Namespace, pathlib.PosixPath, np.dtype, np.float64(0).__reduce__()[0]]
+_PLAIN: list[Any] = [argparse.Namespace, pathlib.PosixPath, np.dtype, np.float64(0).__reduce__()[0]]
 _PLAIN += [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of all names, by DistributedDataParallel and by torch.compile
 _DTYPES = {f"torch.{dtype.name}": dtype for dtype in DTYPES.values()}
