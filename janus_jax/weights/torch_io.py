@@ -5,6 +5,7 @@ dictionaries under the keys `WEIGHTS` beside its options and optimizers.
 """
 
 import argparse
+import pathlib
 import pickle
 import re
 import zipfile
@@ -21,8 +22,12 @@ from janus_jax.weights.reader import TensorInfo
 from janus_jax.weights.safetensors_io import DTYPES
 
 # Keys of the weights in the state of a training script. The first that is there counts, as in LlamaGen's code: its
-# average over the steps ("ema") is better than the parameters of the last step ("model").
-WEIGHTS = ("ema", "model", "state_dict")
+# average over the steps ("ema", in other scripts "model_ema" or "params_ema") is better than the parameters of the last
+# step ("model").
+WEIGHTS = ("ema", "model_ema", "params_ema", "model", "params", "state_dict")
+# What the options and counters of training scripts consist of: objects that only hold values and run no code.
+_PLAIN: list[Any] = [argparse.Namespace, pathlib.PosixPath, np.dtype, np.float64(0).__reduce__()[0]]
+_PLAIN += [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of all names, by DistributedDataParallel and by torch.compile
 _DTYPES = {f"torch.{dtype.name}": dtype for dtype in DTYPES.values()}
 # Mean bytes of a tensor, and bytes of a file, up to which the file stays mapped: mapping it for each of many small
@@ -57,7 +62,10 @@ class TorchFile:
         sets = [name for name in WEIGHTS if _is_set(content, name)]
         if len(sets) > 1 and not part:
             logging.warning(
-                "%s: holds the weights %s; reading %r, as LlamaGen does", path, " and ".join(map(repr, sets)), sets[0]
+                "%s: holds the weights %s; reading %r, the average if there is one",
+                path,
+                " and ".join(map(repr, sets)),
+                sets[0],
             )
         tensors = self._tensors(content)
         self.tensors = {name: self._info(name, tensor) for name, tensor in tensors.items()}
@@ -88,8 +96,7 @@ class TorchFile:
         except ImportError as error:
             raise UserError(f"{self.path}: reading it needs PyTorch (pip install torch)") from error
         try:
-            # The options of many training scripts are a Namespace: an object that only holds them and runs no code.
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(_PLAIN):
                 return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except pickle.UnpicklingError as error:
             called = re.search(r"GLOBAL (\S+)", str(error))

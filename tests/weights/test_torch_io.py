@@ -1,6 +1,7 @@
 """Files that `torch.save` wrote: training scripts' files, damaged files, and files that would run code."""
 
 import argparse
+import pathlib
 import pickle
 import sys
 
@@ -24,6 +25,9 @@ WRAPPED = {f"module._orig_mod.{name}": tensor for name, tensor in TENSORS.items(
         ({"ema": TENSORS, "steps": 3}, ()),
         ({"model": OTHERS, "ema": TENSORS}, ("'ema' and 'model'", "ema")),
         ({"state_dict": OTHERS, "model": TENSORS}, ("'model' and 'state_dict'", "model")),
+        ({"model": OTHERS, "model_ema": TENSORS}, ("'model_ema' and 'model'", "model_ema")),
+        ({"params": OTHERS, "params_ema": TENSORS}, ("'params_ema' and 'params'", "params_ema")),
+        ({"model": TENSORS, "loss": np.float64(1.5), "args": argparse.Namespace(data=pathlib.Path("/data"))}, ()),
         ({"model": TENSORS, "ema": None}, ()),
         ({"model": TENSORS, "ema": {}}, ()),
         ({"model": OTHERS, "ema": WRAPPED, "discriminator": OTHERS}, ("'ema' and 'model'", "ema")),
