@@ -110,16 +110,25 @@ def _sweep(topology: str, options: dict[str, str]) -> None:
 
 def _check_decoding(topology: str, options: dict[str, str]) -> None:
     mesh = model_flags.mesh_sizes() or {"data": 1, "fsdp": 1, "tensor": -1}
-    model = CONFIG.value.model, model_config(CONFIG.value), topology, mesh
-    precision = {"dtype": model_flags.DTYPE.value or "bfloat16", "quantization": model_flags.QUANTIZE.value}
+    name, config = CONFIG.value.model, model_config(CONFIG.value)
+    dtype, quantization = model_flags.DTYPE.value or "bfloat16", model_flags.QUANTIZE.value
     if BENCHMARKS.value:
         for flag in (IMAGES, HLO_OUTPUT):
             if flags.FLAGS[flag.name].present:
                 raise UserError(f"--{flag.name} is for one program, but --benchmarks compiles several")
-        batches = check_batches(*model, **precision, options=options)
+        batches = check_batches(name, config, topology, mesh, dtype=dtype, quantization=quantization, options=options)
         print(json.dumps(benchmark_hours.as_dict(batches)) if JSON.value else benchmark_hours.format_report(batches))
         return
-    result = decode.check_decoding(*model, images=IMAGES.value, **precision, options=options)
+    result = decode.check_decoding(
+        name,
+        config,
+        topology,
+        mesh,
+        images=IMAGES.value,
+        dtype=dtype,
+        quantization=quantization,
+        options=options,
+    )
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
     print(json.dumps(decode.as_dict(result)) if JSON.value else decode.format_report(result))

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.compile_check.decode import PROMPT_TOKENS, require_codes, step_of
 from janus_jax.compile_check.hlo import Module, parse
@@ -204,12 +204,12 @@ class _Programs:
             sampling=GREEDY,
             eos_id=EOS_ID,
         )
-        cache = jax.tree.map(
+        specs = jax.tree.map(lambda _: PartitionSpec(), state)._replace(cache=cache_specs(state.cache, self.mesh))
+        return jax.tree.map(
             lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec)),
-            state.cache,
-            cache_specs(state.cache, self.mesh),
+            state,
+            specs,
         )
-        return jax.tree.map(lambda leaf: replicated(leaf, self.mesh), state._replace(cache=()))._replace(cache=cache)
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return replicated(jax.ShapeDtypeStruct(shape, dtype), self.mesh)

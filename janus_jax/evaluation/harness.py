@@ -70,8 +70,8 @@ def answer_all(
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
             made = pipeline.engine.answer([asked.request for asked in batch], batch[0].sampling)
-            for asked, answer in zip(batch, made, strict=True):
-                answers[asked.place] = cut(answer.text, requests[asked.place].options.get("until"))
+            for place, answer in zip([asked.place for asked in batch], made, strict=True):
+                answers[place] = cut(answer.text, requests[place].options.get("until"))
     if refused:
         shown = "; ".join(refused[:SHOWN_REFUSALS])
         logging.warning("%d of %d requests get an empty answer: %s", len(refused), len(requests), shown)

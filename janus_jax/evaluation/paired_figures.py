@@ -56,14 +56,17 @@ def _captions(pairs: Pairs) -> dict[str, PairedDifference]:
     words, _ = captions.words_of([text for a, _ in pairs for text in a["gold"]])
     found = iter(words)
     references = [list(itertools.islice(found, len(a["gold"]))) for a, _ in pairs]
-    rows, ciders = [], []
-    for side in (0, 1):
-        hypotheses = [tuple((pair[side]["parsed"] or "").split()) for pair in pairs]
-        rows.append(captions.bleu(hypotheses, references)[1])
-        ciders.append(np.array([[100 * pair[side]["score"], 1.0] for pair in pairs]))
+
+    def bleu_sums(side: int) -> np.ndarray:
+        return captions.bleu([tuple((pair[side]["parsed"] or "").split()) for pair in pairs], references)[1]
+
+    def cider_sums(side: int) -> np.ndarray:
+        return np.array([[100 * pair[side]["score"], 1.0] for pair in pairs])
+
+    bleu_4 = functools.partial(captions.bleu_percent, n=4)
     return {
-        "CIDEr": paired_bootstrap(*ciders, _mean, len(pairs)),
-        "BLEU-4": paired_bootstrap(*rows, functools.partial(captions.bleu_percent, n=4), len(pairs)),
+        "CIDEr": paired_bootstrap(cider_sums(0), cider_sums(1), _mean, len(pairs)),
+        "BLEU-4": paired_bootstrap(bleu_sums(0), bleu_sums(1), bleu_4, len(pairs)),
     }
 
 

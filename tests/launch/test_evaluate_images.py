@@ -39,20 +39,14 @@ def folder(tmp_path_factory):
 
 
 def commands(folder):
-    evaluate, data, inception = (
-        "launch.evaluate",
-        f"--data={folder}/data",
-        f"--inception={folder}/inception.safetensors",
-    )
+    evaluate, data = "launch.evaluate", f"--data={folder}/data"
     images = [evaluate, data, f"--output={folder}/scores"]
     geneval = [*images, "--benchmarks=geneval", "--num_images=1", f"--predictions={folder}/geneval_images"]
-    mjhq = [*images, "--benchmarks=mjhq_fid", f"--predictions={folder}/mjhq_images"]
     tokenizer = [evaluate, f"--data={folder}/real", "--benchmarks=reconstruction", f"--checkpoint={folder}/tokenizer"]
     return {
         "geneval": [*geneval, f"--detections={folder}/detections.jsonl"],
         "without detections": [*geneval[:2], f"--output={folder}/none", *geneval[3:]],
         "no such file": [*geneval, "--detections=none.jsonl"],
-        "mjhq": [*mjhq, inception],
         "reconstruction": [*tokenizer, f"--output={folder}/reconstructions", "--rows=2", "--image_size=16"],
         "one file of LPIPS": [*tokenizer, f"--output={folder}/none", f"--lpips_heads={folder}/real"],
         "odd size": [*tokenizer, f"--output={folder}/none", "--image_size=9"],
@@ -69,15 +63,23 @@ def results(folder, name):
 
 
 def test_folders_of_images_are_scored(outcomes, folder):
-    for name in ("geneval", "mjhq"):
-        assert outcomes[name].code == 0, outcomes[name]
+    assert outcomes["geneval"].code == 0, outcomes["geneval"]
     correct = [case[2] for case in geneval_cases()]
     scores = results(folder / "scores", "geneval")
     assert scores["metrics"]["overall"]["count"] == len(correct)
     samples = [json.loads(line) for line in (folder / "scores/geneval/samples.jsonl").read_text().splitlines()]
     assert [sample["score"] for sample in samples] == correct
-    assert results(folder / "scores", "mjhq_fid")["metrics"]["fid"]["value"] > 0
-    assert (folder / "scores/mjhq_fid/reference.npz").exists()
+
+
+@pytest.mark.slow  # the default tests of `Distribution` score such folders without the command
+def test_a_distribution_is_measured_with_its_interval(folder):
+    command = ["launch.evaluate", f"--data={folder}/data", "--benchmarks=mjhq_fid", "--fid_interval"]
+    command += [f"--predictions={folder}/mjhq_images", f"--inception={folder}/inception.safetensors"]
+    (outcome,) = run_commands([[*command, f"--output={folder}/distribution"]], folder, **QUICK)
+    assert outcome.code == 0, outcome
+    fid = results(folder / "distribution", "mjhq_fid")["metrics"]["fid"]
+    assert fid["value"] > 0 and fid["interval"][0] < fid["value"] < fid["interval"][1]
+    assert (folder / "distribution/mjhq_fid/reference.npz").exists()
 
 
 def test_an_image_tokenizer_is_run_and_scored(outcomes, folder):

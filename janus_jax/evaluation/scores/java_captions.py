@@ -28,8 +28,8 @@ def missing() -> str:
 
 def tokenize_all(captions: Sequence[str]) -> list[Words]:
     """Lower-case words of each caption without punctuation. Raises JavaError."""
-    lines = {place: " ".join(caption.split()) for place, caption in enumerate(captions)}
-    lines = {place: [{"caption": line}] for place, line in lines.items() if line}
+    single = [" ".join(caption.split()) for caption in captions]
+    lines = {place: [{"caption": line}] for place, line in enumerate(single) if line}
     if not lines:
         return [()] * len(captions)
     tokenizer = importlib.import_module(f"{PACKAGE}.tokenizer.ptbtokenizer").PTBTokenizer()
