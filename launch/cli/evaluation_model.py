@@ -7,6 +7,7 @@ import jax
 from absl import flags
 from etils import epath
 
+from janus_jax.errors import UserError
 from janus_jax.evaluation import job
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.evaluation.identity import hold_identity, identify_model, versions
@@ -113,6 +114,8 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
     worker = this_worker(PROCESS_ID.value, NUM_PROCESSES.value)
     take_own_chips(worker)
     if any(map(reconstruction_model.is_reconstruction, tasks)):
+        if VAE.value:
+            raise UserError(f"--vae={VAE.value}: reconstruction takes the folder of a VAE as --checkpoint")
         return reconstruction_model.evaluate(tasks, CHECKPOINT.value or "", EMA.value, output, worker, on_scored)
     opened = _open()
     makers = {task.benchmark.name: opened.requests(task.benchmark) for task in tasks}
