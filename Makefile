@@ -1,6 +1,7 @@
 # make quickstart        trains a tiny Janus-Pro, asks it, lets it generate images, writes a report
 # make quickstart-flow   does the same with a JanusFlow
 # make ablation-flow     adds to the latter a comparison with and without the alignment loss
+# make ablation          compares Janus with five arms that share or lack an encoder, in about half an hour
 # make evaluate-demo     evaluates the quickstart's model on small benchmarks of digits
 # make test              runs the tests, without the long ones
 # make test-slow         runs the long tests
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 PYTEST = .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: quickstart quickstart-flow ablation-flow evaluate-demo test test-slow lint clean
+.PHONY: quickstart quickstart-flow ablation-flow ablation evaluate-demo test test-slow lint clean
 
 quickstart: .venv/quickstart.done
 	.venv/bin/python -m examples.digits.quickstart --output=quickstart
@@ -19,6 +20,9 @@ quickstart-flow: .venv/quickstart.done
 
 ablation-flow: .venv/quickstart.done
 	.venv/bin/python -m examples.digits.quickstart --model=flow --ablation
+
+ablation: .venv/quickstart.done
+	.venv/bin/python -m examples.digits.encoder_ablation.run --output=ablation
 
 evaluate-demo: .venv/quickstart.done .venv/eval.done
 	.venv/bin/python -m examples.digits.evaluate_demo
@@ -40,4 +44,4 @@ lint: .venv/test.done
 	touch $@
 
 clean:
-	rm -rf .venv quickstart quickstart-flow evaluate-demo
+	rm -rf .venv quickstart quickstart-flow ablation evaluate-demo

@@ -243,9 +243,9 @@ def first_token_case(sides: Sides) -> list[Result]:
     import torch
 
     pipeline, peer = sides.pipeline, sides.peer
-    tokenizer, size = pipeline.tokenizer, pipeline.config.siglip.image_size
+    tokenizer, size = pipeline.tokenizer, pipeline.config.understanding.image_size
     question = np.random.default_rng(1).integers(300, 4000, PROMPT).tolist()
-    image = [tokenizer.image_id] * pipeline.config.siglip.num_tokens
+    image = [tokenizer.image_id] * pipeline.config.understanding.num_tokens
     ids = [tokenizer.bos_id, tokenizer.begin_of_image_id, *image, tokenizer.end_of_image_id, *question]
     prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
     pixels = np.random.default_rng(1).uniform(-1, 1, (1, 1, size, size, 3)).astype(np.float32)
@@ -278,8 +278,9 @@ def encoders_case(sides: Sides, images: int) -> list[Result]:
     import torch
 
     pipeline, peer = sides.pipeline, sides.peer
-    config, size = pipeline.config, pipeline.config.siglip.image_size
+    config, size = pipeline.config, pipeline.config.understanding.image_size
     pixels = np.random.default_rng(0).uniform(-1, 1, (images, size, size, 3)).astype(np.float32)
+    assert config.vq is not None
     codes = np.random.default_rng(0).integers(0, config.vq.num_codes, (images, config.image_tokens), dtype=np.int32)
     apply = bind(pipeline.engine.model, pipeline.params)
     embed = jax.jit(lambda pixels: apply(pixels, method="embed_images"))

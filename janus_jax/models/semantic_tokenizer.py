@@ -171,10 +171,10 @@ def empty_semantic_cache(
     """An empty cache for `num_tokens` codes of each of `batch` images, in the layout of the execution's layers."""
     shape = (batch, num_tokens, config.num_heads, config.width // config.num_heads)
     if execution.scan_layers:
-        k = v = jnp.zeros((config.depth, *shape), execution.dtype)
-        return SemanticCache(k, v, jnp.zeros((), jnp.int32))
-    k = tuple(jnp.zeros(shape, execution.dtype) for _ in range(config.depth))
-    return SemanticCache(k, k, jnp.zeros((), jnp.int32))
+        empty: Any = jnp.zeros((config.depth, *shape), execution.dtype)
+    else:
+        empty = tuple(jnp.zeros(shape, execution.dtype) for _ in range(config.depth))
+    return SemanticCache(empty, empty, jnp.zeros((), jnp.int32))
 
 
 def _linear(features: int, axes: Axes, dtype: DTypeLike, name: str) -> Linear:

@@ -33,7 +33,7 @@ def read_preprocessor(folder: epath.PathLike, config: FamilyConfig) -> Normaliza
         UserError: another image size than the architecture's, a rule that our code does not compute, a value that is
             not a number, or a damaged file.
     """
-    fields, size = _read(epath.Path(folder)), config.siglip.image_size
+    fields, size = _read(epath.Path(folder)), config.understanding.image_size
     fields.only(image_size=size)  # DeepSeek
     if isinstance(fields.values.get("size"), dict):  # transformers
         fields.object("size").only(height=size, width=size)

@@ -59,14 +59,13 @@ def open_part(part: str, location: epath.PathLike, config: FamilyConfig) -> Tens
     ours = (location / ARCHITECTURE_FILE).exists()
     if part == "vq" and isinstance(config, CodeModelConfig) and (ours or _semantic(config)):
         return _open_tokenizer(location, config)
-    if isinstance(config, JanusVariantConfig):
-        config = _janus_with_parts(part, config)
+    whole = _janus_with_parts(part, config) if isinstance(config, JanusVariantConfig) else config
     if part == "siglip" and ours:
-        return PrefixedTensors(open_siglip(location, config.siglip), "siglip/")
-    _check_config(part, location, config)
-    tensors = ForeignTensors(open_tensors(location), config, part, location, any_vocabulary=part == "llm")
+        return PrefixedTensors(open_siglip(location, whole.siglip), "siglip/")
+    _check_config(part, location, whole)
+    tensors = ForeignTensors(open_tensors(location), whole, part, location, any_vocabulary=part == "llm")
     if part == "llm":
-        rows, limit = tensors.parameters["llm/embed_tokens"].shape[0], config.llama.vocab_size
+        rows, limit = tensors.parameters["llm/embed_tokens"].shape[0], whole.llama.vocab_size
         if rows > limit:
             raise UserError(f"{location}: embeds {rows} tokens, more than the {limit} of the config")
     return tensors
@@ -155,8 +154,8 @@ def same_function(saved: ModelConfig, wanted: ModelConfig) -> ModelConfig:
         vq = dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)
         return dataclasses.replace(saved, llama=_same_llama(saved.llama, wanted.llama), vq=vq)
     if isinstance(saved, JanusVariantConfig) and isinstance(wanted, JanusVariantConfig):
-        vq = saved.vq and wanted.vq and dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)
-        return dataclasses.replace(saved, llama=_same_llama(saved.llama, wanted.llama), vq=vq)
+        same_vq = saved.vq and wanted.vq and dataclasses.replace(saved.vq, commitment=wanted.vq.commitment)
+        return dataclasses.replace(saved, llama=_same_llama(saved.llama, wanted.llama), vq=same_vq)
     if isinstance(saved, JanusFlowConfig) and isinstance(wanted, JanusFlowConfig):
         alignment = wanted.alignment
         if saved.alignment and wanted.alignment:  # otherwise its projector is new, or no longer used
@@ -169,7 +168,7 @@ def _same_llama(saved: LlamaConfig, wanted: LlamaConfig) -> LlamaConfig:
     return dataclasses.replace(saved, init_std=wanted.init_std, max_length=wanted.max_length)
 
 
-def _check_config(part: str, location: epath.Path, config: FamilyConfig) -> None:
+def _check_config(part: str, location: epath.Path, config: JanusConfig | JanusFlowConfig) -> None:
     """Compares the fields of config.json that no shape of a tensor tells. LlamaGen's file has no config."""
     if part == "llm":
         theirs = read_llama(read_fields(location / CONFIG_FILE).filled(LLAMA_DEFAULTS))

@@ -33,7 +33,7 @@ def check_tokens(folder: epath.PathLike, layout: str, config: FamilyConfig, toke
     _check_ids(folder, layout, tokenizer)
     _check_names(read_optional_fields(folder / "tokenizer_config.json"))
     processor = read_optional_fields(folder / PROCESSOR_FILE)
-    processor.only(num_image_tokens=config.siglip.num_tokens)
+    processor.only(num_image_tokens=config.understanding.num_tokens)
     if layout == "deepseek":
         processor.only(**_PROCESSOR_TOKENS, add_special_token=False)
         if processor.values.get("sft_format") != "deepseek_old":  # which differs in its default roles only

@@ -140,12 +140,12 @@ def write_hf_files(
     normalization: Normalization = JANUS_NORMALIZATION,
 ) -> None:
     """Writes the files that transformers' JanusProcessor, AutoTokenizer and GenerationConfig load."""
-    path, style, size = epath.Path(folder), STYLES[config.prompt_style], config.siglip.image_size
+    path, style, size = epath.Path(folder), STYLES[config.prompt_style], config.understanding.image_size
     _write_tokenizer(path, config, tokenizer, "PreTrainedTokenizerFast", "JanusProcessor", IMAGE_TOKENS)
     preprocessor.write_preprocessor(path, normalization, **preprocessor.hf_fields(size))
     processor = {
         "processor_class": "JanusProcessor",
-        "num_image_tokens": config.siglip.num_tokens,
+        "num_image_tokens": config.understanding.num_tokens,
         _SYSTEM_PROMPT_FIELD: bool(style.system_prompt),
     }
     ids = tokenizer_ids(tokenizer)
@@ -174,12 +174,12 @@ def write_deepseek_files(
         normalization,
         image_processor_type="VLMImageProcessor",
         processor_class="VLChatProcessor",
-        image_size=config.siglip.image_size,
+        image_size=config.understanding.image_size,
     )
     processor = {
         "processor_class": "VLChatProcessor",
         "image_tag": prompts.IMAGE_PLACEHOLDER,
-        "num_image_tokens": config.siglip.num_tokens,
+        "num_image_tokens": config.understanding.num_tokens,
         "add_special_token": False,
         "sft_format": "deepseek",
         "mask_prompt": True,

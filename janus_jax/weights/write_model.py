@@ -85,8 +85,6 @@ def check_writable(
             raise UserError(f"a VAE goes with a JanusFlow model in the orbax layout only, not with {layout}")
         require_vae(config, vae)
     if layout != "orbax":
-        if isinstance(config, JanusVariantConfig):
-            raise UserError(f"JanusVariantConfig cannot be written in the {layout} layout: its readers have only Janus")
         tokenizer_files.check_style(layout, config, reader.tokenizer)
         _foreign_config(reader, layout, "float32")
 
@@ -176,6 +174,8 @@ def _write_foreign_config(reader: ModelReader, folder: epath.Path, layout: str, 
 def _foreign_config(reader: ModelReader, layout: str, dtype_name: str) -> dict[str, Any]:
     """The content of config.json. Raises UserError when the code that reads it cannot build the architecture."""
     config = reader.config
+    if isinstance(config, JanusVariantConfig):
+        raise UserError(f"JanusVariantConfig cannot be written in the {layout} layout: its readers have only Janus")
     if layout == "hf":
         if isinstance(config, JanusFlowConfig):
             raise UserError("JanusFlow cannot be written in the hf layout: transformers does not have it")

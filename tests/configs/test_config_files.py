@@ -29,6 +29,7 @@ RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [
     ("vq16", stage) for stage in (None, "imagenet", "finetune")
 ]
 RUNS += [("semantic_vq16", stage) for stage in ("imagenet", "pretrain")]
+RUNS += [("ablation", arm) for arm in "abcdef"]
 RUNS += [("quickstart_flow", stage) for stage in (*STAGES, "ablation")]
 
 

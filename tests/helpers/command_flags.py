@@ -37,5 +37,5 @@ def flags_of(module: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     modules = [f"launch.{path.stem}" for path in sorted((ROOT / "launch").glob("[!_]*.py"))]
-    modules += ["examples.digits.quickstart", "examples.digits.example_data"]
+    modules += ["examples.digits.quickstart", "examples.digits.example_data", "examples.digits.encoder_ablation.run"]
     json.dump({module: flags_of(module) for module in modules}, sys.stdout, default=str)

@@ -11,7 +11,6 @@ from janus_jax.inference.janus import JanusPipeline
 from janus_jax.models.config import SemanticDecoderConfig
 from janus_jax.models.params import bind, build
 from janus_jax.models.presets import ablation_arms
-from janus_jax.weights.native import read_architecture, write_architecture
 from tests.helpers.small_models import DECODED, random_params
 from tests.inference.conftest import BUCKETS
 
@@ -70,12 +69,6 @@ def test_an_arm_that_only_understands_generates_no_images(arm, tokenizer):
 def test_an_arm_that_only_generates_answers_no_questions(tokenizer, pictures):
     with pytest.raises(UserError, match="only generates images.*answers no questions"):
         make_pipeline("f", tokenizer).chat(pictures[0], "one")
-
-
-@pytest.mark.parametrize("arm", "abcef")
-def test_the_architecture_is_read_as_it_was_written(arm, tmp_path):
-    write_architecture(tmp_path, ARMS[arm])
-    assert read_architecture(tmp_path) == ARMS[arm]
 
 
 def test_another_layout_is_refused(tokenizer, tmp_path):
