@@ -178,10 +178,11 @@ def engine_of_run(run: Run) -> JanusEngine | JanusFlowEngine:
     config, tokenizer = run.plan.architecture, run.tokenizer
     assert tokenizer is not None
     options: dict[str, Any] = {"dtype": run.plan.execution.dtype, "mesh": run.plan.mesh, "scan_layers": True}
+    params = abstract_params(config, run.plan.lora)
     if isinstance(config, JanusFlowConfig):
-        return JanusFlowEngine(config, abstract_params(config), tokenizer, vae=run.vae, **options)
+        return JanusFlowEngine(config, params, tokenizer, vae=run.vae, **options)
     assert isinstance(config, CodeModelConfig)
-    return JanusEngine(config, abstract_params(config), tokenizer, **options)
+    return JanusEngine(config, params, tokenizer, **options)
 
 
 def _first_turn(record: Record) -> tuple[Message, Message]:

@@ -61,7 +61,7 @@ class Adapters:
         return unflatten({path: leaf for path, leaf in self._base.items() if path not in replaced} | leaves)
 
     def _leaves_of(self, name: str, adapter: Adapter) -> dict[str, jax.Array]:
-        leaves = {}
+        leaves: dict[str, jax.Array] = {}
         for part, pair in adapter.pairs.items():
             if pair.magnitude is not None or not part.path.endswith(f"/{KERNEL}"):
                 kind = "DoRA" if pair.magnitude is not None else "an adapter of embeddings"
@@ -69,7 +69,7 @@ class Adapters:
                     f"adapter {name!r} has {kind} ({part}), which can only be merged: expected adapter=FOLDER alone"
                 )
             path = _unstacked(part)
-            arrays = {LORA_A: pair.a, LORA_B: pair.b, LORA_SCALE: np.float32(pair.scale)}
+            arrays = {LORA_A: pair.a, LORA_B: pair.b, LORA_SCALE: np.array(pair.scale, np.float32)}
             leaves |= {adapter_path(path, leaf): self._put(values) for leaf, values in arrays.items()}
         for part, values in adapter.whole.items():
             leaves[_unstacked(part)] = self._put(values.astype(jnp.dtype(self._dtype)))

@@ -1,6 +1,7 @@
 """Opens a model folder and makes the pipeline for its kind of model."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from janus_jax.weights.quantization import QUANTIZATIONS
 from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import find_vae, load_vae, require_vae
 
-AdapterFolders = epath.PathLike | Mapping[str, epath.PathLike] | None  # see `from_pretrained`
+AdapterFolders: TypeAlias = epath.PathLike | Mapping[str, epath.PathLike] | None  # see `from_pretrained`
 
 
 def from_pretrained(

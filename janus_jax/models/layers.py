@@ -49,10 +49,10 @@ class Linear(nn.Module):
 
     def _adapter(self, x: jax.Array) -> jax.Array:
         """What the adapter adds to the product, [..., in] -> [..., features]."""
-        a, b, scale = (self.get_variable("params", name) for name in (LORA_A, LORA_B, LORA_SCALE))
+        pair: list[jax.Array] = [self.get_variable("params", name) for name in (LORA_A, LORA_B, LORA_SCALE)]
         if self.has_variable("params", LORA_KEY):
             x = drop_features(x, *(self.get_variable("params", name) for name in (LORA_KEY, LORA_KEEP)))
-        return project_low_rank(x, a, b, scale)
+        return project_low_rank(x, *pair)
 
 
 class Conv(nn.Module):

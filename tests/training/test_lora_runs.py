@@ -1,5 +1,6 @@
 """Runs that train adapters: the base stays as it is, in no checkpoint, and any other base or adapter is refused."""
 
+import dataclasses
 import json
 import math
 import re
@@ -7,18 +8,24 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
 from janus_jax.models.params import flatten, init_params
 from janus_jax.training import loop
 from janus_jax.training.plan import abstract_batch, make_plan
+from janus_jax.weights.adapter import merged_model
 from janus_jax.weights.load import load_params
+from janus_jax.weights.lora_run import adapter_of_run, open_trained, read_record
 from janus_jax.weights.native import save_params
 from janus_jax.weights.open_model import open_model
+from janus_jax.weights.peft import read_adapter, write_adapter
 from tests.helpers.tiny_runs import (
+    MICRO_FLOW,
     MICRO_JANUS,
     differing_leaves,
+    flow_experiment,
     janus_experiment,
     saved_state,
 )
@@ -172,3 +179,31 @@ def test_the_compiled_step_has_no_gradient_of_a_frozen_matrix(data_folder, base)
     assert {shape for shape in found if len(shape) == 2 and not {3, 5} & set(shape)} == set()
     config.lora.rules, config.trainable = (), (("vq/.*", False), (".*", True))
     assert {(32, 48), (24, 32)} < weight_gradients(config)
+
+
+@pytest.mark.slow
+def test_adapters_of_janusflow_resume_and_leave_as_a_folder_of_peft(tmp_path, data_folder):
+    flow = dataclasses.replace(MICRO_FLOW, alignment=None)
+    base = base_folder(tmp_path / "base", flow, data_folder)
+
+    def experiment(num_steps):
+        rules = (("llm/.*/kernel", 3, 6.0), ("gen_.*/kernel", 2, 4.0))
+        config = lora_experiment(data_folder, base, num_steps, flow_experiment, rules=rules, base_dtype="bfloat16")
+        config.loss.alignment_weight = 0.0
+        config.trainable = (("gen_decoder_norm/.*", True), (".*", False))
+        return config
+
+    loop.train(experiment(4), tmp_path / "straight")
+    loop.train(experiment(2), tmp_path / "resumed")
+    loop.train(experiment(4), tmp_path / "resumed")
+    assert differing_leaves(saved_state(tmp_path / "straight", 4), saved_state(tmp_path / "resumed", 4)) == []
+    record = read_record(epath.Path(tmp_path / "straight"))
+    adapter = adapter_of_run(open_trained(tmp_path / "straight", record), record)
+    model = open_model(base)
+    write_adapter(tmp_path / "adapter", adapter, model, "base", names="deepseek")
+    merged = flatten(load_params(merged_model(model, read_adapter(tmp_path / "adapter", model))))
+    whole = flatten(load_params(open_model(tmp_path / "straight")))
+    for path, leaf in whole.items():
+        np.testing.assert_allclose(merged[path], leaf, atol=1e-6, err_msg=path)
+    average = flatten(load_params(open_model(tmp_path / "straight", ema=True)))
+    assert np.abs(average["gen_decoder/block_0/expand/kernel"] - whole["gen_decoder/block_0/expand/kernel"]).max() > 0
