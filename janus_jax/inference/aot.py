@@ -8,9 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from janus_jax.inference.decode_image import GuidedPrompts, ImageState, image_program, slots_first, start_images
+from janus_jax.inference.decode_image import ImageState, PromptState, image_program, slots_first, start_images
 from janus_jax.inference.memory import abstract_cache
-from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.execution import Execution, decoding_execution
@@ -61,11 +60,12 @@ def abstract_image_loop(
     """
     model: Any = build(config, decoding_execution(dtype, mesh.devices.flat[0].platform, on_mesh=True))
     params = abstract_decoding_params(config, mesh, dtype, quantization)
-    row = np.zeros((1, prompt_length), np.int32)
-    prompt = PaddedPrompts(row, row.astype(np.int8), row + 1, row)
-    prompts = GuidedPrompts(prompt, prompt, np.zeros(1, np.int32))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-    state: ImageState = start_images.eval_shape(model, params, prompts, keys, jnp.float32(5), sampling=Sampling.of(1.0))
+    hidden = jax.ShapeDtypeStruct((2, config.llama.width), dtype)
+    prompts = PromptState(hidden, abstract_cache(config.llama, model.execution, 2, prompt_length))
+    state: ImageState = start_images.eval_shape(
+        model, params, prompts, np.zeros(1, np.int32), keys, jnp.float32(5), sampling=Sampling.of(1.0)
+    )
     # Both halves of the guidance: 2 rows of the prompt, and 2 rows of codes per image.
     prefix = abstract_cache(config.llama, model.execution, 2, prompt_length, mesh)
     cache = abstract_cache(config.llama, model.execution, 2 * images, config.image_tokens, mesh)

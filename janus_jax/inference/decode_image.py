@@ -1,26 +1,27 @@
 """The decoding loop of image codes with classifier-free guidance, and the decoding of codes to pixels (Janus, 3.4).
 
 Both halves of the guidance run as one batch of 2 B G rows, first the conditional rows, then the unconditional ones.
-The prompt before the codes is computed once and held once for its G images. The loop consists of two compiled
-programs: one reads the prompts, the other takes steps up to a number that is an argument, so that the host can report
-progress between two portions of steps. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its
-devices.
+The prompt before the codes is computed once and held once for its G images. Three compiled programs take part: one
+reads the prompts piece by piece (`prompt_pieces`), one samples the first code of each image, and one takes steps up to
+a number that is an argument, so that the host can report progress between two portions of steps. On a mesh
+(`jax.set_mesh`) rows and heads of the caches are divided over its devices.
 
-Letters: B prompts, P prompt length, G images per prompt, U unconditional prompts, N codes per image, C number of
-codes, D width.
+Letters: B prompts, P slots of a prompt, T tokens of a piece, G images per prompt, U unconditional prompts, N codes per
+image, C number of codes, D width.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh
 
 from janus_jax.inference.compiled_programs import image_loop_program, program, traced
-from janus_jax.inference.padding import PaddedPrompts
+from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.execution import ROWS_FIRST, Execution
 from janus_jax.models.janus import Janus
@@ -31,16 +32,23 @@ from janus_jax.sharding import row_shares, spread_cache, spread_rows
 
 
 class GuidedPrompts(NamedTuple):
-    """Prompts of images with their unconditional counterparts.
+    """Token ids of the prompts of images with their unconditional counterparts.
 
     An unconditional prompt keeps BOS and `<begin_of_image>`; its condition is replaced by pad tokens, which *are*
     attended to, as in the original. It therefore depends on the length of the prompt alone, and prompts of equal
     length share one.
     """
 
-    conditional: PaddedPrompts  # B prompts, each ending with `<begin_of_image>`
-    unconditional: PaddedPrompts  # U prompts of the same padded length
+    conditional: list[Sequence[int]]  # B prompts, each ending with `<begin_of_image>`
+    unconditional: list[Sequence[int]]  # U prompts
     unconditional_of: np.ndarray  # [B] index of each prompt's unconditional prompt
+
+
+class PromptState(NamedTuple):
+    """Prompts of images that are being read: B conditional ones, then U unconditional ones."""
+
+    hidden: jax.Array | np.ndarray  # [B + U, D] hidden state of the last token that was read of each
+    cache: KVCache  # B + U rows of P slots
 
 
 class ImageState(NamedTuple):
@@ -52,38 +60,58 @@ class ImageState(NamedTuple):
     prefix: KVCache  # 2 B rows: the prompts
 
 
+def start_prompts(model: Janus, rows: int, slots: int, mesh: Mesh | None) -> PromptState:
+    """The state before the first piece of the prompts."""
+    config, execution = model.config.llama, model.execution
+    return PromptState(
+        np.zeros((rows, config.width), execution.dtype), empty_cache(config, execution, rows, slots, mesh)
+    )
+
+
+@program(static_argnames="model", donate_argnames="state")
+def read_prompts(
+    model: Janus, params: Params, state: PromptState, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+) -> PromptState:
+    """Reads a piece of each prompt, [B + U, T], behind what the cache holds; uses up the state.
+
+    Args:
+        segment_ids: 0 at padding, which is on the left.
+    """
+    traced["prompt of images"] += 1
+    apply = bind(model, params)
+    hidden, cache = apply(apply(tokens, method="embed_text"), positions, segment_ids, spread_cache(state.cache))
+    return PromptState(jnp.where(segment_ids[:, -1:] > 0, hidden[:, -1], state.hidden), spread_cache(cache))
+
+
 @program(static_argnames="model")
 def start_images(
     model: Janus,
     params: Params,
-    prompts: GuidedPrompts,
+    prompts: PromptState,
+    unconditional_of: jax.Array,
     keys: jax.Array,
     cfg_weight: jax.Array,
     *,
     sampling: Sampling,
 ) -> ImageState:
-    """Reads the prompts and samples the first code of each image.
+    """Samples the first code of each image, after all pieces of the prompts.
 
     Args:
+        unconditional_of: [B] index of each prompt's unconditional prompt.
         keys: [B G] random keys, one per image, those of a prompt together.
         cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
     """
-    traced["image prompt"] += 1
+    traced["first code"] += 1
     apply = bind(model, params)
-    batch = prompts.conditional.tokens.shape[0]
+    batch = unconditional_of.shape[0]
     images = keys.shape[0] // batch
     num_codes = model.config.image_tokens
-    tokens, modality, segment_ids, positions = (
-        jnp.concatenate(pair) for pair in zip(prompts.conditional, prompts.unconditional, strict=True)
-    )
-    prefix = spread_cache(init_cache(model.config.llama, model.execution, *tokens.shape))
-    hidden, prefix = apply(apply(tokens, modality, method="embed"), positions, segment_ids, prefix)
     # From one row per distinct prompt to one row per prompt and half of the guidance.
-    halves = jnp.concatenate([jnp.arange(batch), batch + prompts.unconditional_of])
-    axis = 1 if model.execution.scan_layers else 0
-    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (prefix.k, prefix.v))
-    prefix = prefix._replace(k=k, v=v, positions=positions[halves], segment_ids=segment_ids[halves])
-    logits = _guided_logits(apply, jnp.repeat(hidden[halves, -1], images, axis=0), cfg_weight)
+    halves = jnp.concatenate([jnp.arange(batch), batch + unconditional_of])
+    axis, read = (1 if model.execution.scan_layers else 0), prompts.cache
+    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (read.k, read.v))
+    prefix = read._replace(k=k, v=v, positions=read.positions[halves], segment_ids=read.segment_ids[halves])
+    logits = _guided_logits(apply, jnp.repeat(prompts.hidden[halves], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
     empty = init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes)
     return ImageState(
