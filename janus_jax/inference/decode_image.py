@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
-from janus_jax.inference.compiled_programs import image_loop_program, program, traced
+from janus_jax.inference.compiled_programs import Program, image_loop_program, program
 from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.execution import ROWS_FIRST, Execution
@@ -60,15 +60,16 @@ class ImageState(NamedTuple):
     prefix: KVCache  # 2 B rows: the prompts
 
 
-def start_prompts(model: Janus, rows: int, slots: int, mesh: Mesh | None) -> PromptState:
-    """The state before the first piece of the prompts."""
+def start_prompts(
+    model: Janus, rows: int, slots: int, mesh: Mesh | None = None, cache: KVCache | None = None
+) -> PromptState:
+    """The state before the first piece of the prompts; without a cache it gets an empty one."""
     config, execution = model.config.llama, model.execution
-    return PromptState(
-        np.zeros((rows, config.width), execution.dtype), empty_cache(config, execution, rows, slots, mesh)
-    )
+    hidden = np.zeros((rows, config.width), execution.dtype)
+    return PromptState(hidden, empty_cache(config, execution, rows, slots, mesh) if cache is None else cache)
 
 
-@program(static_argnames="model", donate_argnames="state")
+@program("prompt of images", static_argnames=("model",), donate_argnames="state")
 def read_prompts(
     model: Janus, params: Params, state: PromptState, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
 ) -> PromptState:
@@ -77,13 +78,12 @@ def read_prompts(
     Args:
         segment_ids: 0 at padding, which is on the left.
     """
-    traced["prompt of images"] += 1
     apply = bind(model, params)
     hidden, cache = apply(apply(tokens, method="embed_text"), positions, segment_ids, spread_cache(state.cache))
     return PromptState(jnp.where(segment_ids[:, -1:] > 0, hidden[:, -1], state.hidden), spread_cache(cache))
 
 
-@program(static_argnames="model")
+@program("first code of images", static_argnames=("model",))
 def start_images(
     model: Janus,
     params: Params,
@@ -101,7 +101,6 @@ def start_images(
         keys: [B G] random keys, one per image, those of a prompt together.
         cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
     """
-    traced["first code"] += 1
     apply = bind(model, params)
     batch = unconditional_of.shape[0]
     images = keys.shape[0] // batch
@@ -125,7 +124,9 @@ def start_images(
 @functools.cache
 def image_program(platform: str) -> Any:
     """`continue_images` compiled for the devices of a platform: "cpu", "gpu" or "tpu"."""
-    return image_loop_program(continue_images, platform, static_argnames="model", donate_argnames="state")
+    return image_loop_program(
+        "codes of images", continue_images, platform, static_argnames=("model",), donate_argnames="state"
+    )
 
 
 def continue_images(
@@ -139,7 +140,6 @@ def continue_images(
     sampling: Sampling,
 ) -> ImageState:
     """Takes steps until each image has `until` codes, at most N; uses up the state. Run it as `image_program`."""
-    traced["image"] += 1
     apply = bind(model, params)
     prefix = state.prefix
     images = 2 * keys.shape[0] // prefix.segment_ids.shape[0]
@@ -196,14 +196,13 @@ def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax
     return guide(conditional, unconditional, cfg_weight)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@Program.of("pixels", static_argnames=("model",))
 def decode_pixels(model: Janus, params: Params, codes: jax.Array) -> jax.Array:
     """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1].
 
     Each device of a mesh decodes its images one after the other; B must be a multiple of `row_shares`. This bounds
     the memory and gives an image the same bits in any batch.
     """
-    traced["pixels"] += 1
     apply = bind(model, params)
     mesh = jax.sharding.get_abstract_mesh()
     shares = 1 if mesh.empty else row_shares(mesh)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from janus_jax.inference.compiled_programs import program, traced
+from janus_jax.inference.compiled_programs import program
 from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.janus import Janus
@@ -52,7 +52,7 @@ def start_text(model: Janus, rows: int, slots: int, eos_id: int, mesh: Mesh | No
     )
 
 
-@program(static_argnames=("model", "eos_id"), donate_argnames="state")
+@program("text of a prompt", static_argnames=("model", "eos_id"), donate_argnames="state")
 def read_text(
     model: Janus,
     params: Params,
@@ -71,13 +71,12 @@ def read_text(
         segment_ids: 0 at padding, which is on the left; a row that is all padding has no part in this piece.
         keys: [B] random keys, one per row, so that a row does not depend on its batch.
     """
-    traced["text of a prompt"] += 1
     apply = bind(model, params)
     x = apply(tokens, method="embed_text")
     return _read(apply, state, x, positions, segment_ids, keys, sampling, eos_id)
 
 
-@program(static_argnames=("model", "eos_id"), donate_argnames="state")
+@program("image of a prompt", static_argnames=("model", "eos_id"), donate_argnames="state")
 def read_image(
     model: Janus,
     params: Params,
@@ -91,7 +90,6 @@ def read_image(
     eos_id: int,
 ) -> TextState:
     """`read_text` for an image of each prompt, [B, image, image, 3] in [-1, 1]."""
-    traced["image of a prompt"] += 1
     apply = bind(model, params)
     return _read(apply, state, apply(pixels, method="embed_images"), positions, segment_ids, keys, sampling, eos_id)
 
@@ -123,7 +121,7 @@ def _read(
     )
 
 
-@program(static_argnames=("model", "eos_id"), donate_argnames="state")
+@program("answer", static_argnames=("model", "eos_id"), donate_argnames="state")
 def continue_text(
     model: Janus,
     params: Params,
@@ -141,7 +139,6 @@ def continue_text(
         max_new_tokens: [B], from 1 to the slots that the prompts leave of the cache. It is an argument, so that other
             limits take the same program.
     """
-    traced["text"] += 1
     apply = bind(model, params)
 
     def unfinished(state: TextState) -> jax.Array:

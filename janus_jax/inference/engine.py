@@ -26,7 +26,7 @@ from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.inference.cache_lengths import CONVERSATION, cache_length
 from janus_jax.inference.decode_text import TextState, continue_text, read_image, read_text, start_text
-from janus_jax.inference.memory import NotEnoughMemoryError, cache_bytes, check_fits
+from janus_jax.inference.memory import NotEnoughMemoryError, abstract_cache, cache_bytes, check_fits
 from janus_jax.inference.padding import (
     BUCKETS,
     Buckets,
@@ -45,6 +45,7 @@ from janus_jax.models.execution import decoding_execution
 from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import unstack_layers
+from janus_jax.phases import phase
 from janus_jax.sharding import decoding_shardings, local_bytes, row_shares, to_host
 from janus_jax.weights.weight_layout import undo_transposed
 
@@ -177,11 +178,39 @@ class Engine(ABC):
         eos_id = self.tokenizer.eos_id if eos_id is None else eos_id
         with self.on_mesh():
             state = start_text(self.model, len(pieces[0].tokens), slots, eos_id, self.mesh, cache)
-            for piece, images in zip(pieces, pixels, strict=True):
-                read, values = (read_text, piece.tokens) if images is None else (read_image, images)
-                places = piece.positions, piece.segment_ids
-                state = read(self.model, self.params, state, values, *places, keys, sampling=sampling, eos_id=eos_id)
+            with phase("reading the prompt", total_length(pieces), " tokens") as advance:
+                for piece, images in zip(pieces, pixels, strict=True):
+                    read, values = (read_text, piece.tokens) if images is None else (read_image, images)
+                    places = piece.positions, piece.segment_ids
+                    state = read(
+                        self.model, self.params, state, values, *places, keys, sampling=sampling, eos_id=eos_id
+                    )
+                    if len(pieces) > 1 and self.mesh is None:
+                        jax.block_until_ready(state.step)  # so that the amount that is shown has been read
+                    advance(piece.tokens.shape[1])
         return state
+
+    def compile_answer_ahead(self, request: TextRequest, sampling: Sampling = GREEDY) -> None:
+        """Compiles the programs that answer a request alone, for an engine whose parameters may be abstract.
+
+        An engine with parameters of these shapes and dtypes then takes them. On one device only.
+        """
+        pieces = self.pieces([request.prompt])
+        slots = self.slots(1, total_length(pieces) + request.max_new_tokens)
+        eos_id = self.tokenizer.eos_id
+        cache = abstract_cache(self.config.llama, self.model.execution, 1, slots)
+        state = start_text(self.model, 1, slots, eos_id, None, cache)
+        size, keys = self.config.siglip.image_size, sample_keys([0], [0], 1)[:, 0]
+        common = self.model, self.params, state
+        for piece in pieces:  # equal ones are compiled once
+            places = piece.positions, piece.segment_ids, keys
+            if piece.images is None:
+                read_text.compile_ahead(*common, piece.tokens, *places, sampling=sampling, eos_id=eos_id)
+            else:
+                pixels = np.zeros((1, size, size, 3), np.float32)
+                read_image.compile_ahead(*common, pixels, *places, sampling=sampling, eos_id=eos_id)
+        limits = np.zeros(1, np.int32)
+        continue_text.compile_ahead(*common, keys, limits, np.int32(0), sampling=sampling, eos_id=eos_id)
 
     def continue_(
         self,

@@ -23,12 +23,14 @@ from janus_jax.inference.decode_image import (
     start_prompts,
 )
 from janus_jax.inference.engine import GREEDY, Engine
-from janus_jax.inference.memory import cache_bytes
+from janus_jax.inference.memory import abstract_cache, cache_bytes
 from janus_jax.inference.padding import next_power_of_two, round_up
 from janus_jax.inference.pipeline import Pipeline
+from janus_jax.inference.prompt_pieces import total_length
 from janus_jax.inference.requests import CodeOptions, ImageRequest
 from janus_jax.inference.sampling import Sampling, image_keys
 from janus_jax.models.config import JanusConfig
+from janus_jax.phases import phase
 from janus_jax.sharding import local_bytes, to_host
 
 PIXEL_CHUNK = 16  # most images per device and VQ decoding call, a power of two: bounds the memory of a call
@@ -109,9 +111,10 @@ class JanusEngine(Engine):
         for start in range(0, len(codes), shares * PIXEL_CHUNK):
             chunk = codes[start : start + shares * PIXEL_CHUNK]
             size = shares * next_power_of_two(-(-len(chunk) // shares))
-            with self.on_mesh():
+            with self.on_mesh(), phase("decoding images"):
                 pixels = decode_pixels(self.model, self.params, np.pad(chunk, ((0, size - len(chunk)), (0, 0))))
-            images += to_images(to_host(pixels))[: len(chunk)]
+                decoded = to_host(pixels)
+            images += to_images(decoded)[: len(chunk)]
         return images
 
     def prefill_images(
@@ -122,12 +125,40 @@ class JanusEngine(Engine):
         slots = self.prefix_slots(len(prompts.conditional), max(map(len, rows)))
         with self.on_mesh():
             state = start_prompts(self.model, len(rows), slots, self.mesh)
-            for piece in self.pieces(rows):
-                state = read_prompts(self.model, self.params, state, piece.tokens, piece.positions, piece.segment_ids)
+            pieces = self.pieces(rows)
+            with phase("reading the prompt", total_length(pieces), " tokens") as advance:
+                for piece in pieces:
+                    places = piece.positions, piece.segment_ids
+                    state = read_prompts(self.model, self.params, state, piece.tokens, *places)
+                    advance(piece.tokens.shape[1])
             weight = np.float32(cfg_weight)
             return start_images(
                 self.model, self.params, state, prompts.unconditional_of, keys, weight, sampling=sampling
             )
+
+    def compile_images_ahead(
+        self, requests: Sequence[ImageRequest], num_images: int, *, sampling: Sampling = GREEDY, **_: Any
+    ) -> None:
+        """Compiles the programs that generate images of requests in one batch; see `Engine.compile_answer_ahead`.
+
+        Args:
+            sampling: as for `generate`, whose other options compile no other programs.
+        """
+        num_prompts, images = self.padded_counts(len(requests), num_images)
+        rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
+        prompts = self.guided([row.prompt for row in rows])
+        ids = [*prompts.conditional, *prompts.unconditional]
+        slots = self.prefix_slots(num_prompts, max(map(len, ids)))
+        cache = abstract_cache(self.config.llama, self.model.execution, len(ids), slots)
+        state = start_prompts(self.model, len(ids), slots, None, cache)
+        piece, keys, weight = self.pieces(ids)[0], image_keys(rows, images), np.float32(0)
+        common = self.model, self.params
+        read_prompts.compile_ahead(*common, state, piece.tokens, piece.positions, piece.segment_ids)
+        first = *common, state, prompts.unconditional_of, keys, weight
+        start_images.compile_ahead(*first, sampling=sampling)
+        state = start_images.eval_shape(*first, sampling=sampling)
+        loop = image_program(jax.default_backend())
+        loop.compile_ahead(*common, state, keys, weight, np.int32(0), sampling=sampling)
 
     def continue_images(
         self, state: ImageState, keys: jax.Array, cfg_weight: float, until: int, *, sampling: Sampling = GREEDY

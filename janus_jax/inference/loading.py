@@ -1,5 +1,8 @@
 """Opens a model folder and makes the pipeline for its kind of model."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from etils import epath
@@ -12,8 +15,9 @@ from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.padding import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.params import Params
 from janus_jax.sharding import decoding_shardings
-from janus_jax.weights.load import floating_dtype, load_params
+from janus_jax.weights.load import floating_dtype, load_params, unrolled_shapes
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.quantization import QUANTIZATIONS
 from janus_jax.weights.reader import ModelReader
@@ -61,8 +65,14 @@ def load(
     mesh: Mesh | None = None,
     quantization: str | None = None,
     buckets: Buckets = BUCKETS,
+    compile_ahead: Callable[[Any], None] | None = None,
 ) -> JanusPipeline | JanusFlowPipeline:
-    """Does what `from_pretrained` does, for a model that is open already. Each tensor is in memory once."""
+    """Does what `from_pretrained` does, for a model that is open already. Each tensor is in memory once.
+
+    Args:
+        compile_ahead: called before the weights are read, with an engine whose parameters are shapes; it lets programs
+            be compiled meanwhile (`Engine.compile_answer_ahead`). Not called for a model on a mesh.
+    """
     config = reader.config
     RequestReader(config, reader.tokenizer)  # raises UserError for a model to which no request could be made
     check_buckets(buckets)
@@ -75,18 +85,20 @@ def load(
     if isinstance(config, JanusFlowConfig) and vae is not None:
         loaded_vae = load_vae(vae, dtype)
         require_vae(config, loaded_vae[0])
+    transposed = on_cpu and mesh is None
+
+    def pipeline(params: Params) -> JanusPipeline | JanusFlowPipeline:
+        common = (params, reader.tokenizer, dtype, reader.normalization)
+        if isinstance(config, JanusFlowConfig):
+            return JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
+        return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+
+    if compile_ahead is not None and mesh is None:
+        compile_ahead(pipeline(unrolled_shapes(reader, dtype, quantization, transposed)).engine)
     params = load_params(
-        reader,
-        dtype,
-        unrolled=True,
-        shardings=shardings,
-        quantization=quantization,
-        transposed=on_cpu and mesh is None,
+        reader, dtype, unrolled=True, shardings=shardings, quantization=quantization, transposed=transposed
     )
-    common = (params, reader.tokenizer, dtype, reader.normalization)
-    if isinstance(config, JanusFlowConfig):
-        return JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
-    return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+    return pipeline(params)
 
 
 def default_dtype() -> jnp.dtype:

@@ -161,11 +161,11 @@ def test_other_lengths_within_a_bucket_compile_no_program(pipeline, greedy):
 
 def test_progress_is_told_in_portions_that_change_nothing(pipeline, greedy, monkeypatch):
     monkeypatch.setattr("janus_jax.inference.janus.PORTION", 6)
-    before, told = traced["image"], []
+    before, told = traced["codes of images"], []
     codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=0.0, on_codes=told.append)
     np.testing.assert_array_equal(codes, greedy)
     assert told == [6, 12, 16]
-    assert traced["image"] == before
+    assert traced["codes of images"] == before
 
 
 def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
