@@ -1,16 +1,14 @@
-"""Keeps compiled programs between runs, in JAX's persistent compilation cache.
+"""The flag of the commands that keep compiled programs between runs (`program_cache`).
 
-JAX's keys contain the program, the options and versions of JAX and XLA, and the kind of device. Programs for a CPU also
-depend on the instructions that it has, which the keys leave out (jax 0.10.2) and a shared home folder needs: each kind
-of machine has a folder of its own. A damaged entry is a warning, after which JAX compiles the program.
+A command calls `flags.adopt_module_key_flags(compilation_cache)` to show it in its --help.
 """
 
-import hashlib
 import os
-import platform
-from pathlib import Path
 
+import jax
 from absl import flags
+
+from launch.cli.program_cache import folder_of_machine, keep_programs
 
 CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -18,65 +16,19 @@ CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs between runs, or off. The default is janus_jax/programs in the user's cache "
     "folder, $XDG_CACHE_HOME or ~/.cache.",
 )
-MAX_BYTES = 4 << 30  # at the start of a command, the programs that were used longest ago are removed down to this size
-MIN_COMPILE_SECONDS = 0.5  # faster ones are not worth a file
 
 
 def enable() -> None:
-    """Lets JAX keep the programs that this command compiles, unless --compilation_cache=off.
+    """Keeps the programs of this command, unless --compilation_cache=off or it is one of several processes.
 
-    Without the flag, a folder in $JAX_COMPILATION_CACHE_DIR comes first. Raises OSError for a folder of the flag that
-    cannot be written.
+    Without the flag, a folder in $JAX_COMPILATION_CACHE_DIR comes first, which JAX itself uses. Raises OSError for a
+    folder of the flag that cannot be written.
     """
-    if CACHE.value == "off" or (CACHE.value is None and "JAX_COMPILATION_CACHE_DIR" in os.environ):
+    given = CACHE.value is not None
+    if CACHE.value == "off" or (not given and "JAX_COMPILATION_CACHE_DIR" in os.environ) or jax.process_count() > 1:
         return
-    import jax
-
-    folder = cache_folder(CACHE.value)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        prune(folder, MAX_BYTES)
-    except OSError:  # such as a home folder that cannot be written: programs are compiled in each run
-        if CACHE.value is not None:
+        keep_programs(folder_of_machine(CACHE.value))
+    except OSError:  # such as a home folder that cannot be written: programs are then compiled in each run
+        if given:
             raise
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
-def cache_folder(folder: str | None) -> Path:
-    """The folder for this kind of machine in a folder, or in the user's cache folder if it is None."""
-    if folder is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "programs"
-    else:
-        root = Path(folder)
-    return root / machine()
-
-
-def machine() -> str:
-    """A name for all machines whose CPUs have the same instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    kinds = ("flags", "Features", "model name")  # x86 and Arm name them differently
-    kind = [line for line in lines if line.startswith(kinds)][:2] or lines[:1]
-    return f"{platform.machine()}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:12]}"
-
-
-def prune(folder: Path, max_bytes: int) -> None:
-    """Removes files that were used longest ago, until the others have at most `max_bytes` bytes."""
-    found = []
-    for path in folder.iterdir():
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # another command has just removed it
-            continue
-        found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
-    size = sum(each for _, each, _ in found)
-    for _, each, path in sorted(found):
-        if size <= max_bytes:
-            return
-        path.unlink(missing_ok=True)
-        size -= each
