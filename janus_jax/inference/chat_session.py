@@ -135,12 +135,11 @@ class Conversation:
             return jnp.pad(leaf, [*[(0, 0)] * (leaf.ndim - 2), (0, more), (0, 0)]) if more else leaf
 
         # The tables are small: on the host their changes compile no program.
-        positions, segment_ids = (
-            np.pad(to_host(leaf), ((0, 0), (0, more))) for leaf in (cache.positions, cache.segment_ids)
-        )
-        segment_ids[:, start:] = 0
+        tables: list[Any] = [cache.positions, cache.segment_ids, np.int32(start)]
+        tables[:2] = (np.pad(to_host(leaf), ((0, 0), (0, more))) for leaf in tables[:2])
+        tables[1][:, start:] = 0
         k, v = jax.tree.map(grow, (cache.k, cache.v))
-        return KVCache(k, v, positions, segment_ids, np.int32(start))
+        return KVCache(k, v, *tables)
 
 
 class TextStream:

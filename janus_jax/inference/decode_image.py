@@ -47,7 +47,7 @@ class GuidedPrompts(NamedTuple):
 class PromptState(NamedTuple):
     """Prompts of images that are being read: B conditional ones, then U unconditional ones."""
 
-    hidden: jax.Array | np.ndarray  # [B + U, D] hidden state of the last token that was read of each
+    hidden: Any  # [B + U, D] hidden state of the last token that was read of each
     cache: KVCache  # B + U rows of P slots
 
 

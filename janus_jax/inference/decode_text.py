@@ -26,12 +26,12 @@ from janus_jax.sharding import spread_cache
 
 
 class TextState(NamedTuple):
-    """Answers that are being written."""
+    """Answers that are being written. Before the first piece is read, the arrays are those of NumPy."""
 
-    step: jax.Array | np.ndarray  # number of tokens of each answer so far, 0 before the prompts are read
-    tokens: jax.Array | np.ndarray  # [B, S], end-of-sentence where nothing has been written; as long as the cache
-    finished: jax.Array | np.ndarray  # [B]
-    prompt_lengths: jax.Array | np.ndarray  # [B]
+    step: Any  # number of tokens of each answer so far, 0 before the prompts are read
+    tokens: Any  # [B, S], end-of-sentence where nothing has been written; as long as the cache
+    finished: Any  # [B]
+    prompt_lengths: Any  # [B]
     cache: KVCache  # the prompts and all tokens of the answers except the last
 
 
