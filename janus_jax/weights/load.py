@@ -18,7 +18,7 @@ from janus_jax.models.scan_layers import is_stacked, unstacked_path
 from janus_jax.phases import phase
 from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorReader, TensorSlice, slices_of
-from janus_jax.weights.weight_layout import EMBEDDINGS, is_row_major, transposed_path
+from janus_jax.weights.weight_layout import is_row_major, transposed_path
 
 _FLOATING = ("float32", "bfloat16", "float16", "float64")
 
@@ -131,12 +131,11 @@ class _Form(NamedTuple):
 
 def _form(path: str, stored: np.dtype, dtype: DTypeLike | None, quantization: str | None, transposed: bool) -> _Form:
     target = jax.dtypes.canonicalize_dtype(stored if dtype is None else dtype)
-    keeps_dtype = transposed and (is_row_major(path) or path == EMBEDDINGS)
     transposed = transposed and is_row_major(path)
     quantized = quantization is not None and is_quantized(path)
     if quantized:
         target = np.dtype(np.int8)
-    elif keeps_dtype and jnp.promote_types(stored, target) == target:
+    elif transposed and jnp.promote_types(stored, target) == target:
         target = stored  # exact, and less memory to hold and to read
     return _Form(transposed_path(path) if transposed else path, target, transposed, quantized)
 

@@ -2,7 +2,8 @@
 
 `ops.cpu.gemv` sums along the rows of such a matrix in float32, whatever the matrix's dtype. A bfloat16 matrix is half
 the memory to hold and, at every step, to read, and one that was stored in bfloat16 has the same values in a float32
-run. The table of token embeddings also stays in the dtype of the file; it is not transposed.
+run. The table of token embeddings is held in the dtype of the run: XLA:CPU would convert the whole table for the loop
+that looks tokens up, and hold both (jaxlib 0.10.2).
 
 A transposed matrix has another path than a usual one, so that neither is taken for the other. `models.layers.Linear`
 accepts both, and rounds activations to the dtype of the run in either case.
@@ -16,7 +17,6 @@ from jax.typing import DTypeLike
 from janus_jax.models.layers import TRANSPOSED
 from janus_jax.models.params import Params, flatten, unflatten
 
-EMBEDDINGS = "llm/embed_tokens"
 ROW_MAJOR = ("llm/", "gen_head/", "gen_aligner/", "siglip/layers", "aligner/")
 
 
@@ -41,8 +41,6 @@ def undo_transposed(params: Params, dtype: DTypeLike) -> Params:
         path: _cast(np.asarray(leaf).T, dtype) for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)
     }
     others = {path: leaf for path, leaf in flat.items() if path not in matrices}
-    if EMBEDDINGS in others:
-        others[EMBEDDINGS] = np.asarray(others[EMBEDDINGS]).astype(dtype, copy=False)
     return unflatten({path.removesuffix(TRANSPOSED) + "kernel": leaf for path, leaf in matrices.items()} | others)
 
 
