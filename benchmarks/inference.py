@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -21,8 +20,8 @@ from benchmarks import floor
 from benchmarks.inference_sides import Sides, open_sides, peer_device, tiny, width_512, width_2048
 from benchmarks.result import Result
 from janus_jax.inference.compiled_programs import traced
-from janus_jax.inference.decode_image import GuidedPrompts, decode_pixels
-from janus_jax.inference.padding import pad_prompts
+from janus_jax.inference.decode_image import decode_pixels
+from janus_jax.inference.prompt_pieces import total_length
 from janus_jax.models.params import bind
 from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_7B
 
@@ -121,14 +120,14 @@ def text_case(
 
     pipeline, engine, peer = sides.pipeline, sides.pipeline.engine, sides.peer
     ids = np.random.default_rng(batch).integers(300, 4000, (batch, PROMPT)).tolist()
-    prompts = pad_prompts(ids, [pipeline.tokenizer.image_id], PROMPT)
+    pieces, slots = engine.pieces(ids), engine.slots(batch, PROMPT + NEW_TOKENS)
     keys = jax.random.split(jax.random.key(0), batch)
 
     def ours(new_tokens: int = NEW_TOKENS) -> np.ndarray:
         # No token ends an answer, so that both sides take all steps.
-        state = engine.prefill(prompts, None, keys, slots=NEW_TOKENS, eos_id=-1)
+        state = engine.prefill(pieces, [None] * len(pieces), keys, slots=slots, eos_id=-1)
         state = engine.continue_(state, keys, [new_tokens] * batch, NEW_TOKENS, eos_id=-1)
-        return np.asarray(state.tokens)
+        return np.asarray(state.tokens)[:, :NEW_TOKENS]
 
     def theirs(**options: Any) -> np.ndarray:
         with torch.inference_mode():
@@ -188,13 +187,11 @@ def images_case(sides: Sides, images: int, bar: float | None = None, floor_bar: 
     tokenizer = pipeline.tokenizer
     middle = np.random.default_rng(0).integers(300, 4000, PROMPT - 2).tolist()
     ids = [tokenizer.bos_id, *middle, tokenizer.begin_of_image_id]
-    prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
-    unconditional = pad_prompts([tokenizer.unconditional(ids)], [tokenizer.image_id], PROMPT)
     keys = jax.random.split(jax.random.key(0), images)
     peer.generation_config.bos_token_id = tokenizer.bos_id
     peer.generation_config.pad_token_id = tokenizer.pad_id
     peer.generation_config.generation_kwargs = {"boi_token_id": tokenizer.begin_of_image_id}
-    prompts = GuidedPrompts(prompt, unconditional, np.zeros(1, np.int32))
+    prompts = engine.guided([ids])
 
     def ours() -> np.ndarray:
         state = engine.prefill_images(prompts, keys, GUIDANCE)
@@ -247,13 +244,15 @@ def first_token_case(sides: Sides) -> list[Result]:
     question = np.random.default_rng(1).integers(300, 4000, PROMPT).tolist()
     image = [tokenizer.image_id] * pipeline.config.understanding.num_tokens
     ids = [tokenizer.bos_id, tokenizer.begin_of_image_id, *image, tokenizer.end_of_image_id, *question]
-    prompt = pad_prompts([ids], [tokenizer.image_id], PROMPT)
+    pieces = pipeline.engine.pieces([ids])
+    slots = pipeline.engine.slots(1, total_length(pieces) + NEW_TOKENS)
     pixels = np.random.default_rng(1).uniform(-1, 1, (1, 1, size, size, 3)).astype(np.float32)
     torch_pixels = torch.tensor(pixels[0]).permute(0, 3, 1, 2).contiguous().to(peer.device, peer.dtype)
     keys = jax.random.split(jax.random.key(0), 1)
 
     def ours() -> np.ndarray:
-        state = pipeline.engine.prefill(prompt, jnp.asarray(pixels), keys, slots=NEW_TOKENS, eos_id=-1)
+        images = [None if piece.images is None else pixels[:, 0] for piece in pieces]
+        state = pipeline.engine.prefill(pieces, images, keys, slots=slots, eos_id=-1)
         return np.asarray(state.tokens[:, 0])
 
     def theirs() -> np.ndarray:

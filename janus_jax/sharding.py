@@ -112,7 +112,12 @@ def param_shardings(config: ModelConfig, mesh: Mesh, lora: Lora | None = None) -
 
 def local_bytes(tree: Any) -> int:
     """Bytes of the shards that one device has of a tree of arrays."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    def elements(leaf: Any) -> int:
+        sharding = getattr(leaf, "sharding", None)  # arrays of NumPy and most abstract ones have none
+        return math.prod(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape))
+
+    return sum(elements(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def spread_cache(cache: KVCache) -> KVCache:

@@ -3,16 +3,19 @@
 python -m launch.chat --checkpoint=quickstart/checkpoint --image=digit.png --prompt="Which digit is this?"
 """
 
+import functools
 from typing import Any
 
 from absl import flags
 
 from janus_jax.data.images import load_image
 from janus_jax.errors import UserError
+from janus_jax.inference.engine import Engine
 from janus_jax.inference.loading import load
 from janus_jax.inference.validation import RequestReader, user_message
 from janus_jax.weights.open_model import open_model
-from launch.cli import errors, model_flags
+from launch.cli import compilation_cache, errors, model_flags
+from launch.cli.phase_display import show_phases
 from launch.cli.terminal_chat import converse, print_answer, print_json
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
@@ -32,6 +35,7 @@ SEED = flags.DEFINE_integer(
 )
 JSON = flags.DEFINE_bool("json", False, "With --prompt, print text, token_ids and prompt_token_ids as JSON.")
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(compilation_cache)
 
 
 def main() -> None:
@@ -45,8 +49,12 @@ def main() -> None:
     images = [load_image(path) for path in IMAGE.value]
     source = open_model(CHECKPOINT.value, EMA.value)
     first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]
-    RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
-    conversation = load(source, **model_flags.load_options()).conversation()
+    (request,), sampling = RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
+    compilation_cache.enable()
+    if not JSON.value:
+        show_phases()
+    ahead = functools.partial(Engine.compile_answer_ahead, request=request, sampling=sampling)
+    conversation = load(source, **model_flags.load_options(), compile_ahead=ahead).conversation()
     if PROMPT.value is None:
         converse(conversation, images, _options())
     elif JSON.value:

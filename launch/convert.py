@@ -28,6 +28,7 @@ from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import VAE_FOLDER, compare_vaes, find_vae, load_vae, open_vae
 from janus_jax.weights.write_model import LAYOUTS, check_writable, compare, describe, total_bytes, write_model
 from launch.cli import adapter_files, errors
+from launch.cli.phase_display import show_phases
 from launch.cli.progress import Progress
 
 INPUT = flags.DEFINE_string("input", None, "Model folder or training workdir to read.")
@@ -68,6 +69,7 @@ ORIGINALS = {"hf": "transformers' JanusForConditionalGeneration", "deepseek": "D
 
 def main() -> None:
     errors.require("input", "to", *([] if DRY_RUN.value else ["output"]))
+    show_phases()
     layout, output = TO.value or "", OUTPUT.value or ""
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
     if llamagen.is_image_tokenizer(INPUT.value or ""):

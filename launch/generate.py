@@ -6,6 +6,7 @@
 Janus and Janus-Pro generate image codes, JanusFlow generates latents; the checkpoint tells which.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +22,10 @@ from janus_jax.ops.flow import SOLVERS
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import find_vae
-from launch.cli import errors, model_flags
-from launch.cli.image_batches import ImageWork, generate_batches
+from launch.cli import compilation_cache, errors, model_flags
+from launch.cli.image_batches import ImageWork, compile_ahead, generate_batches
 from launch.cli.image_files import ImageFolder, read_noise, read_prompts
+from launch.cli.phase_display import show_phases
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
 EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameters over its steps.")
@@ -66,6 +68,7 @@ SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "JanusFlow: also write l
 CODE_FLAGS = (TEMPERATURE, TOP_P, TOP_K, SAVE_TOKEN_IDS)
 FLOW_FLAGS = (VAE, NUM_STEPS, SOLVER, INITIAL_NOISE, SAVE_LATENTS)
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(compilation_cache)
 
 
 def main() -> None:
@@ -76,7 +79,10 @@ def main() -> None:
     work = _work(reader, prompts)
     load_options = model_flags.load_options()
     folder = ImageFolder(OUTPUT.value or "")
-    model = load(reader, vae=work.vae, **load_options)
+    compilation_cache.enable()
+    show_phases()
+    ahead = functools.partial(compile_ahead, work=work, at_a_time=IMAGES_AT_A_TIME.value)
+    model = load(reader, vae=work.vae, **load_options, compile_ahead=ahead)
     kept = []
     for samples in generate_batches(model.engine, work, folder, IMAGES_AT_A_TIME.value):
         if SAVE_TOKEN_IDS.value or SAVE_LATENTS.value:

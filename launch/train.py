@@ -17,14 +17,16 @@ from janus_jax.evaluation.training_samples import sample_actions
 from janus_jax.training.loop import train
 from janus_jax.training.resilience.exit_codes import RESTART
 from janus_jax.training.resilience.preemption import DataStalled
-from launch.cli import distributed, errors
+from launch.cli import compilation_cache, distributed, errors
 from launch.cli.host_memory import keep_freed_memory
+from launch.cli.phase_display import show_phases
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Config file and stage, such as configs/janus_pro_1b.py:stage1."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and TensorBoard logs of this run.")
 flags.adopt_module_key_flags(distributed)  # so that --help shows them
+flags.adopt_module_key_flags(compilation_cache)
 
 
 def main() -> None:
@@ -32,6 +34,8 @@ def main() -> None:
     distributed.join()
     watchdog = distributed.watchdog()
     keep_freed_memory()
+    compilation_cache.enable()
+    show_phases()
     config = CONFIG.value
     config.lock()  # this first access raises the error of a config file that failed
     try:

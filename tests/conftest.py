@@ -1,7 +1,10 @@
 """What must happen before the package is imported, and the options of the tests."""
 
 import os
+from pathlib import Path
 
+# Commands keep the programs that they compile in the user's cache folder; those of tests keep theirs here.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "xdg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also for commands: with libtpu installed, JAX would look for TPUs
 
 import jax

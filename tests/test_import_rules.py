@@ -17,12 +17,13 @@ CODE = ("janus_jax", "launch", "examples", "benchmarks", "configs")
 FOLDERS = (*CODE, "tests")
 
 # Each package with the packages of janus_jax that it may import, itself left out. Modules at the top count as packages.
-BASE = {"errors", "batches", "storage", "text"}
+BASE = {"errors", "batches", "phases", "storage", "text"}
 MODELS = {"ops", "hardware", "compiler_options", *BASE}
 RUNS = {"weights", "data", "models", "sharding", "free_memory", *MODELS}
 MAY_IMPORT = {
     "errors": set(),
     "batches": set(),
+    "phases": set(),
     "storage": BASE,
     "text": BASE,
     "hardware": BASE,

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh
 
 from janus_jax.compile_check.decode import PROMPT_TOKENS, require_codes, step_of
 from janus_jax.compile_check.hlo import Module, parse
@@ -19,16 +20,17 @@ from janus_jax.compile_check.program import Program, compile_program, topology_d
 from janus_jax.compile_check.progress import compiling
 from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.errors import UserError
-from janus_jax.inference.aot import abstract_image_loop, guided_prompts, replicated, text_prompts
-from janus_jax.inference.decode_image import decode_pixels, start_images
-from janus_jax.inference.decode_text import TextState, continue_text, start_text
+from janus_jax.inference.aot import abstract_image_loop, replicated
+from janus_jax.inference.decode_image import PromptState, decode_pixels, read_prompts, start_images, start_prompts
+from janus_jax.inference.decode_text import TextState, continue_text, read_image, read_text, start_text
 from janus_jax.inference.engine import GREEDY
+from janus_jax.inference.memory import abstract_cache
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import JanusConfig, ModelConfig
-from janus_jax.sharding import cache_specs, local_bytes, make_mesh
+from janus_jax.sharding import local_bytes, make_mesh
 
 ROWS = 16  # questions, or images, of a batch: the default of launch.evaluate
-QUESTION_TOKENS = 640  # length of a padded question: 576 tokens of its image and up to 64 of text
+TEXT_TOKENS = 64  # of a question before its image, and again behind it, padding included
 ANSWER_SLOTS = 128  # room for the tokens of an answer: the default of launch.evaluate
 IMAGES_PER_PROMPT = 4  # as GenEval and DPG-Bench ask for
 EOS_ID = 0  # the programs are the same for any
@@ -67,7 +69,7 @@ class BatchCheck:
     mesh: dict[str, int]
     dtype: str
     quantization: str | None
-    questions: Part  # reads the questions, with SigLIP, up to the first token of each answer
+    questions: Part  # reads the three pieces of the questions, with SigLIP, up to the first token of each answer
     answer_call: Part  # the second token of each answer, with what happens once before and after all further steps
     answer_step: Part  # one more token of each answer
     prompts: Part  # reads the prompts of images up to the first code of each image
@@ -122,9 +124,11 @@ def check_batches(
         unread = programs.weight_bytes - (program.memory.arguments - argument_bytes)
         return _Prices(program, program.memory.peak + max(0, unread))
 
-    questions = compiled(f"reading {ROWS} questions", *programs.read_questions())
+    texts = compiled(f"reading texts of {ROWS} questions", *programs.read_texts())
+    pictures = compiled(f"reading images of {ROWS} questions", *programs.read_pictures())
     answers = compiled(f"steps of {ROWS} answers", *programs.continue_answers())
     prompts = compiled("reading prompts of images", *programs.read_prompts())
+    first = compiled(f"first codes of {ROWS} images", *programs.start_images())
     codes = compiled(f"steps of {ROWS} images", *programs.continue_images())
     pixels = compiled(f"decoding {ROWS} images", *programs.decode_images())
     return BatchCheck(
@@ -134,13 +138,13 @@ def check_batches(
         mesh=dict(programs.mesh.shape),
         dtype=dtype,
         quantization=quantization,
-        questions=questions.whole,
+        questions=texts.whole * 2 + pictures.whole,
         answer_call=answers.whole,
         answer_step=answers.step,
-        prompts=prompts.whole,
-        code_steps=codes.whole + codes.step * (config.image_tokens - 2),  # one code is the prompts', one in `whole`
+        prompts=prompts.whole + first.whole,
+        code_steps=codes.whole + codes.step * (config.image_tokens - 2),  # one code is in `prompts`, one in `whole`
         pixels=pixels.whole,
-        hbm_bytes=questions.program.machine.hbm_bytes,
+        hbm_bytes=codes.program.machine.hbm_bytes,
     )
 
 
@@ -166,11 +170,13 @@ class _Programs:
     def weight_bytes(self) -> int:
         return local_bytes(self.loop.params)
 
-    def read_questions(self) -> tuple[Any, int]:
+    def read_texts(self) -> tuple[Any, int]:
+        return self._read_questions(read_text, self._array((ROWS, TEXT_TOKENS), jnp.int32), TEXT_TOKENS)
+
+    def read_pictures(self) -> tuple[Any, int]:
         size = self.config.siglip.image_size
-        pixels = self._array((ROWS, 1, size, size, 3), jnp.float32)
-        options: Any = {"slots": ANSWER_SLOTS, "sampling": GREEDY, "eos_id": EOS_ID}
-        return self._lower(start_text, text_prompts(ROWS, QUESTION_TOKENS), pixels, None, self.loop.keys, **options)
+        pixels = self._array((ROWS, size, size, 3), jnp.float32)
+        return self._read_questions(read_image, pixels, self.config.siglip.num_tokens)
 
     def continue_answers(self) -> tuple[Any, int]:
         limits = self._array((ROWS,), jnp.int32)
@@ -180,9 +186,16 @@ class _Programs:
         )
 
     def read_prompts(self) -> tuple[Any, int]:
+        state = self._prompts()
+        tokens = self._array((state.hidden.shape[0], PROMPT_TOKENS), jnp.int32)
+        return self._lower(read_prompts, state, tokens, tokens, tokens)
+
+    def start_images(self) -> tuple[Any, int]:
         weight = self._array((), jnp.float32)
-        prompts = guided_prompts(ROWS // IMAGES_PER_PROMPT, PROMPT_TOKENS)
-        return self._lower(start_images, prompts, self.loop.keys, weight, sampling=Sampling(weight))
+        unconditional_of = self._array((ROWS // IMAGES_PER_PROMPT,), jnp.int32)
+        return self._lower(
+            start_images, self._prompts(), unconditional_of, self.loop.keys, weight, sampling=Sampling(weight)
+        )
 
     def continue_images(self) -> tuple[Any, int]:
         return self.loop.lower(), local_bytes((self.loop.state, self.loop.keys))
@@ -190,26 +203,27 @@ class _Programs:
     def decode_images(self) -> tuple[Any, int]:
         return self._lower(decode_pixels, self._array((ROWS, self.config.image_tokens), jnp.int32))
 
+    def _read_questions(self, program: Any, piece: Any, length: int) -> tuple[Any, int]:
+        places = self._array((ROWS, length), jnp.int32)
+        return self._lower(
+            program, self._answers(), piece, places, places, self.loop.keys, sampling=GREEDY, eos_id=EOS_ID
+        )
+
     def _answers(self) -> TextState:
-        """The state after `read_questions`."""
-        loop, size = self.loop, self.config.siglip.image_size
-        state: TextState = start_text.eval_shape(
-            loop.model,
-            loop.params,
-            text_prompts(ROWS, QUESTION_TOKENS),
-            jax.ShapeDtypeStruct((ROWS, 1, size, size, 3), jnp.float32),
-            None,
-            loop.keys,
-            slots=ANSWER_SLOTS,
-            sampling=GREEDY,
-            eos_id=EOS_ID,
-        )
-        specs = jax.tree.map(lambda _: PartitionSpec(), state)._replace(cache=cache_specs(state.cache, self.mesh))
-        return jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec)),
-            state,
-            specs,
-        )
+        """The state of the answers, also before a piece of the questions is read."""
+        slots = 2 * TEXT_TOKENS + self.config.siglip.num_tokens + ANSWER_SLOTS
+        cache = abstract_cache(self.config.llama, self.loop.model.execution, ROWS, slots, self.mesh)
+        return self._on_mesh(start_text(self.loop.model, ROWS, slots, EOS_ID, None, cache))
+
+    def _prompts(self) -> PromptState:
+        """The state of the prompts of images, of one length, so that they share their unconditional prompt."""
+        rows = ROWS // IMAGES_PER_PROMPT + 1
+        cache = abstract_cache(self.config.llama, self.loop.model.execution, rows, PROMPT_TOKENS, self.mesh)
+        return self._on_mesh(start_prompts(self.loop.model, rows, PROMPT_TOKENS, None, cache))
+
+    def _on_mesh(self, state: Any) -> Any:
+        """The same state with shapes in the place of NumPy's arrays."""
+        return jax.tree.map(lambda leaf: replicated(leaf, self.mesh) if isinstance(leaf, np.ndarray) else leaf, state)
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return replicated(jax.ShapeDtypeStruct(shape, dtype), self.mesh)

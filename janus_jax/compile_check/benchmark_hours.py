@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from janus_jax.compile_check.batches import ANSWER_SLOTS, IMAGES_PER_PROMPT, QUESTION_TOKENS, ROWS, BatchCheck, Part
+from janus_jax.compile_check.batches import ANSWER_SLOTS, IMAGES_PER_PROMPT, ROWS, TEXT_TOKENS, BatchCheck, Part
 
 WORKERS = {"v5e-4": 1, "v5e-16": 4, "v5e-64": 16}  # hosts of four chips
 
@@ -74,7 +74,7 @@ def format_report(check: BatchCheck) -> str:
     kind = check.dtype if check.quantization is None else f"{check.quantization} weights, {check.dtype}"
     short, images = check.answers(YES_NO), check.images
     rows = [
-        (f"{ROWS} questions of {QUESTION_TOKENS} tokens", check.questions),
+        (f"{ROWS} questions: an image, {TEXT_TOKENS} tokens before and {TEXT_TOKENS} behind it", check.questions),
         ("the second token of the answers", check.answer_call),
         ("each further token", check.answer_step),
         (f"{ROWS} answers of {YES_NO} tokens", short),

@@ -8,9 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from janus_jax.inference.decode_image import GuidedPrompts, ImageState, image_program, slots_first, start_images
+from janus_jax.inference.decode_image import ImageState, PromptState, image_program, slots_first, start_images
 from janus_jax.inference.memory import abstract_cache
-from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import JanusConfig
 from janus_jax.models.execution import Execution, decoding_execution
@@ -62,9 +61,12 @@ def abstract_image_loop(
     """
     model: Any = build(config, decoding_execution(dtype, mesh.devices.flat[0].platform, on_mesh=True))
     params = abstract_decoding_params(config, mesh, dtype, quantization)
-    guided = guided_prompts(prompts, prompt_length)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), images))
-    state: ImageState = start_images.eval_shape(model, params, guided, keys, jnp.float32(5), sampling=Sampling.of(1.0))
+    hidden = jax.ShapeDtypeStruct((2 * prompts, config.llama.width), dtype)
+    read = PromptState(hidden, abstract_cache(config.llama, model.execution, 2 * prompts, prompt_length))
+    state: ImageState = start_images.eval_shape(
+        model, params, read, np.zeros(prompts, np.int32), keys, jnp.float32(5), sampling=Sampling.of(1.0)
+    )
     # Both halves of the guidance: 2 rows of each prompt, and 2 rows of codes per image.
     prefix = abstract_cache(config.llama, model.execution, 2 * prompts, prompt_length, mesh)
     cache = abstract_cache(config.llama, model.execution, 2 * images, config.image_tokens, mesh)
@@ -75,19 +77,6 @@ def abstract_image_loop(
         prefix=prefix,
     )
     return ImageLoop(model, params, state, replicated(keys, mesh), mesh)
-
-
-def guided_prompts(prompts: int, length: int) -> GuidedPrompts:
-    """Any prompts of one length, as the programs of images take them."""
-    conditional = text_prompts(prompts, length)
-    one = PaddedPrompts(*(array[:1] for array in conditional))  # prompts of one length share their unconditional one
-    return GuidedPrompts(conditional, one, np.zeros(prompts, np.int32))
-
-
-def text_prompts(prompts: int, length: int) -> PaddedPrompts:
-    """Any prompts of one length."""
-    rows = np.zeros((prompts, length), np.int32)
-    return PaddedPrompts(rows, rows.astype(np.int8), rows + 1, rows)
 
 
 def abstract_decoding_params(config: JanusConfig, mesh: Mesh, dtype: DTypeLike, quantization: str | None) -> Params:

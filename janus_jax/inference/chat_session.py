@@ -9,14 +9,14 @@ import numpy as np
 
 from janus_jax.data.prompts import Message
 from janus_jax.inference.engine import Engine
-from janus_jax.inference.padding import round_up
+from janus_jax.inference.prompt_pieces import longest, total_length
 from janus_jax.inference.requests import Answer, Image, TextRequest, TurnOptions
 from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.inference.validation import user_message
 from janus_jax.models.llama import KVCache
+from janus_jax.sharding import to_host
 
 STREAMED = 8  # number of tokens between two pieces of a streamed text
-CAPACITY = 512  # a cache that becomes too small grows to a multiple of this, and each size compiles other programs
 
 
 class Conversation:
@@ -77,21 +77,18 @@ class Conversation:
         reused = self._reusable(ids)
         new = ids[reused:]
         num_new_images = new.count(engine.tokenizer.image_id) // engine.config.understanding.num_tokens
-        pixels = engine.pixels([request.images[len(request.images) - num_new_images :]])
-        prompts = engine.pad([new])
-        prompts = prompts._replace(positions=prompts.positions + reused)
-        answer_slots = round_up(limit, engine.buckets.answer)
+        pieces = engine.pieces([new], first=reused)
+        pixels = engine.pixels_of(pieces, [request.images[len(request.images) - num_new_images :]])
         start = self._slots[reused - 1] + 1 if reused else 0  # the first slot of the new tokens
-        end = start + prompts.tokens.shape[1]
-        engine.check_memory(
-            {"the conversation": (1, self._new_slots(start, end + answer_slots))},
-            (1, prompts.tokens.shape[1], end + answer_slots),
-        )
-        cache, slots = self._cache_before(start, end + answer_slots), self._slots[:reused]
+        end = start + total_length(pieces)
+        needed = engine.slots(1, end + limit)
+        length = max(needed, self._length) if start else needed
+        engine.check_memory({"the conversation": (1, self._new_slots(start, length))}, (1, longest(pieces), length))
+        cache, slots = self._cache_before(start, length), self._slots[:reused]
         self._cache, self._cached, self._slots = None, [], []  # decoding uses the old cache up
         keys = sample_keys([request.seed], [request.prompt_number], 1)[:, 0]
         stream = TextStream(engine.tokenizer.decode, on_text)
-        state = engine.prefill(prompts, pixels, keys, slots=answer_slots, sampling=sampling, cache=cache)
+        state = engine.prefill(pieces, pixels, keys, slots=length, sampling=sampling, cache=cache)
         step, finished = 0, False
         while not finished:
             until = limit if on_text is None else step + STREAMED
@@ -100,7 +97,8 @@ class Conversation:
             tokens = np.asarray(state.tokens)[0, :step].tolist()
             stream(engine.until_end(tokens), finished)
         self._cache, self._cached = state.cache, [*ids, *tokens[:-1]]  # the last token has not been read
-        self._slots = [*slots, *range(end - len(new), end + step - 1)]
+        read = start + np.flatnonzero(np.concatenate([piece.segment_ids[0] for piece in pieces]))
+        self._slots = [*slots, *read.tolist(), *range(end, end + step - 1)]
         return tokens
 
     def _reusable(self, ids: Sequence[int]) -> int:
@@ -117,35 +115,31 @@ class Conversation:
         # The features of an image are read together: if a part of one is left, everything is read again.
         return 0 if image_tokens % self._engine.config.understanding.num_tokens else reused
 
-    def _new_slots(self, start: int, needed: int) -> int:
-        """Number of slots of the cache that a turn allocates; 0 if the old cache is large enough."""
-        if start == 0 or self._cache is None:
-            return needed
-        return round_up(needed, CAPACITY) if needed > self._cache.segment_ids.shape[1] else 0
+    @property
+    def _length(self) -> int:
+        """Number of slots of the cache."""
+        return 0 if self._cache is None else self._cache.segment_ids.shape[1]
 
-    def _cache_before(self, start: int, needed: int) -> KVCache | None:
-        """The cache up to slot `start`, with room for `needed` slots; None when nothing of it is used."""
+    def _new_slots(self, start: int, length: int) -> int:
+        """Number of slots that a turn allocates for a cache of `length`; 0 if the old cache is used."""
+        return length if start == 0 or length > self._length else 0
+
+    def _cache_before(self, start: int, length: int) -> KVCache | None:
+        """The cache up to slot `start`, grown to `length` slots; None when nothing of it is used."""
         if start == 0 or self._cache is None:
             return None
-        cache = self._cache
-        capacity = cache.segment_ids.shape[1]
-        more = max(self._new_slots(start, needed) - capacity, 0)
+        cache, more = self._cache, length - self._length
 
-        def grow(leaf: jax.Array, axis: int) -> jax.Array:
-            """Appends `more` zeros along an axis, counted from the end."""
-            return (
-                jnp.pad(leaf, [(0, more if i == leaf.ndim + axis else 0) for i in range(leaf.ndim)]) if more else leaf
-            )
+        def grow(leaf: jax.Array) -> jax.Array:
+            """Appends zeros to the slots of keys or values."""
+            return jnp.pad(leaf, [*[(0, 0)] * (leaf.ndim - 2), (0, more), (0, 0)]) if more else leaf
 
-        segment_ids = jnp.where(jnp.arange(capacity) < start, cache.segment_ids, 0)
-        k, v = jax.tree.map(lambda leaf: grow(leaf, -2), (cache.k, cache.v))
-        return KVCache(
-            k=k,
-            v=v,
-            positions=grow(cache.positions, -1),
-            segment_ids=grow(segment_ids, -1),
-            length=jnp.asarray(start, jnp.int32),
-        )
+        # The tables are small: on the host their changes compile no program.
+        tables: list[Any] = [cache.positions, cache.segment_ids, np.int32(start)]
+        tables[:2] = (np.pad(to_host(leaf), ((0, 0), (0, more))) for leaf in tables[:2])
+        tables[1][:, start:] = 0
+        k, v = jax.tree.map(grow, (cache.k, cache.v))
+        return KVCache(k, v, *tables)
 
 
 class TextStream:

@@ -1,26 +1,27 @@
 """The decoding loop of image codes with classifier-free guidance, and the decoding of codes to pixels (Janus, 3.4).
 
 Both halves of the guidance run as one batch of 2 B G rows, first the conditional rows, then the unconditional ones.
-The prompt before the codes is computed once and held once for its G images. The loop consists of two compiled
-programs: one reads the prompts, the other takes steps up to a number that is an argument, so that the host can report
-progress between two portions of steps. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its
-devices.
+The prompt before the codes is computed once and held once for its G images. Three compiled programs take part: one
+reads the prompts piece by piece (`prompt_pieces`), one samples the first code of each image, and one takes steps up to
+a number that is an argument, so that the host can report progress between two portions of steps. On a mesh
+(`jax.set_mesh`) rows and heads of the caches are divided over its devices.
 
-Letters: B prompts, P prompt length, G images per prompt, U unconditional prompts, N codes per image, C number of
-codes, D width.
+Letters: B prompts, P slots of a prompt, T tokens of a piece, G images per prompt, U unconditional prompts, N codes per
+image, C number of codes, D width.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh
 
-from janus_jax.inference.compiled_programs import image_loop_program, program, traced
-from janus_jax.inference.padding import PaddedPrompts
+from janus_jax.inference.compiled_programs import Program, image_loop_program, program
+from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.execution import ROWS_FIRST, Execution
 from janus_jax.models.janus import Janus
@@ -33,16 +34,23 @@ from janus_jax.sharding import row_shares, spread_cache, spread_rows
 
 
 class GuidedPrompts(NamedTuple):
-    """Prompts of images with their unconditional counterparts.
+    """Token ids of the prompts of images with their unconditional counterparts.
 
     An unconditional prompt keeps BOS and `<begin_of_image>`; its condition is replaced by pad tokens, which *are*
     attended to, as in the original. It therefore depends on the length of the prompt alone, and prompts of equal
     length share one.
     """
 
-    conditional: PaddedPrompts  # B prompts, each ending with `<begin_of_image>`
-    unconditional: PaddedPrompts  # U prompts of the same padded length
+    conditional: list[Sequence[int]]  # B prompts, each ending with `<begin_of_image>`
+    unconditional: list[Sequence[int]]  # U prompts
     unconditional_of: np.ndarray  # [B] index of each prompt's unconditional prompt
+
+
+class PromptState(NamedTuple):
+    """Prompts of images that are being read: B conditional ones, then U unconditional ones."""
+
+    hidden: Any  # [B + U, D] hidden state of the last token that was read of each
+    cache: KVCache  # B + U rows of P slots
 
 
 class ImageState(NamedTuple):
@@ -55,38 +63,62 @@ class ImageState(NamedTuple):
     semantic: SemanticCache | None = None  # B G rows of codes; None: the model embeds each code on its own
 
 
-@program(static_argnames="model")
+def start_prompts(
+    model: Janus | JanusVariant, rows: int, slots: int, mesh: Mesh | None = None, cache: KVCache | None = None
+) -> PromptState:
+    """The state before the first piece of the prompts; without a cache it gets an empty one."""
+    config, execution = model.config.llama, model.execution
+    hidden = np.zeros((rows, config.width), execution.dtype)
+    return PromptState(hidden, empty_cache(config, execution, rows, slots, mesh) if cache is None else cache)
+
+
+@program("prompt of images", static_argnames=("model",), donate_argnames="state")
+def read_prompts(
+    model: Janus | JanusVariant,
+    params: Params,
+    state: PromptState,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+) -> PromptState:
+    """Reads a piece of each prompt, [B + U, T], behind what the cache holds; uses up the state.
+
+    Args:
+        segment_ids: 0 at padding, which is on the left.
+    """
+    apply = bind(model, params)
+    hidden, cache = apply(apply(tokens, method="embed_text"), positions, segment_ids, spread_cache(state.cache))
+    return PromptState(jnp.where(segment_ids[:, -1:] > 0, hidden[:, -1], state.hidden), spread_cache(cache))
+
+
+@program("first code of images", static_argnames=("model",))
 def start_images(
     model: Janus | JanusVariant,
     params: Params,
-    prompts: GuidedPrompts,
+    prompts: PromptState,
+    unconditional_of: jax.Array,
     keys: jax.Array,
     cfg_weight: jax.Array,
     *,
     sampling: Sampling,
 ) -> ImageState:
-    """Reads the prompts and samples the first code of each image.
+    """Samples the first code of each image, after all pieces of the prompts.
 
     Args:
+        unconditional_of: [B] index of each prompt's unconditional prompt.
         keys: [B G] random keys, one per image, those of a prompt together.
         cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
     """
-    traced["image prompt"] += 1
     apply = bind(model, params)
-    batch = prompts.conditional.tokens.shape[0]
+    batch = unconditional_of.shape[0]
     images = keys.shape[0] // batch
     num_codes = model.config.image_tokens
-    tokens, modality, segment_ids, positions = (
-        jnp.concatenate(pair) for pair in zip(prompts.conditional, prompts.unconditional, strict=True)
-    )
-    prefix = spread_cache(init_cache(model.config.llama, model.execution, *tokens.shape))
-    hidden, prefix = apply(apply(tokens, modality, method="embed"), positions, segment_ids, prefix)
     # From one row per distinct prompt to one row per prompt and half of the guidance.
-    halves = jnp.concatenate([jnp.arange(batch), batch + prompts.unconditional_of])
-    axis = 1 if model.execution.scan_layers else 0
-    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (prefix.k, prefix.v))
-    prefix = prefix._replace(k=k, v=v, positions=positions[halves], segment_ids=segment_ids[halves])
-    logits = _guided_logits(apply, jnp.repeat(hidden[halves, -1], images, axis=0), cfg_weight)
+    halves = jnp.concatenate([jnp.arange(batch), batch + unconditional_of])
+    axis, read = (1 if model.execution.scan_layers else 0), prompts.cache
+    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (read.k, read.v))
+    prefix = read._replace(k=k, v=v, positions=read.positions[halves], segment_ids=read.segment_ids[halves])
+    logits = _guided_logits(apply, jnp.repeat(prompts.hidden[halves], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
     empty = init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes)
     return ImageState(
@@ -101,7 +133,9 @@ def start_images(
 @functools.cache
 def image_program(platform: str) -> Any:
     """`continue_images` compiled for the devices of a platform: "cpu", "gpu" or "tpu"."""
-    return image_loop_program(continue_images, platform, static_argnames="model", donate_argnames="state")
+    return image_loop_program(
+        "codes of images", continue_images, platform, static_argnames=("model",), donate_argnames="state"
+    )
 
 
 def continue_images(
@@ -115,7 +149,6 @@ def continue_images(
     sampling: Sampling,
 ) -> ImageState:
     """Takes steps until each image has `until` codes, at most N; uses up the state. Run it as `image_program`."""
-    traced["image"] += 1
     apply = bind(model, params)
     prefix = state.prefix
     images = 2 * keys.shape[0] // prefix.segment_ids.shape[0]
@@ -183,14 +216,13 @@ def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax
     return guide(conditional, unconditional, cfg_weight)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@Program.of("pixels", static_argnames=("model",))
 def decode_pixels(model: Janus | JanusVariant, params: Params, codes: jax.Array) -> jax.Array:
     """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1].
 
     Each device of a mesh decodes its images one after the other; B must be a multiple of `row_shares`. This bounds
     the memory and gives an image the same bits in any batch.
     """
-    traced["pixels"] += 1
     apply = bind(model, params)
     mesh = jax.sharding.get_abstract_mesh()
     shares = 1 if mesh.empty else row_shares(mesh)

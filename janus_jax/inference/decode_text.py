@@ -1,78 +1,130 @@
 """The decoding loop of text: from prompts to answers that end with end-of-sentence.
 
-It consists of two compiled programs: one reads the prompts, the other takes steps up to a number that is an argument,
-not a constant. The host can therefore look at the tokens between two portions of steps, for example to print them,
-and the steps themselves never wait for the host. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided
-over its devices.
+It consists of three compiled programs: two read the pieces of the prompts (`prompt_pieces`), those of text and those
+of images, and one takes steps up to a number that is an argument, not a constant. The host can therefore look at the
+tokens between two portions of steps, for example to print them, and the steps themselves never wait for the host. On
+a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its devices.
 
-Letters: B prompts, P prompt length, I image slots.
+Letters: B prompts, T tokens of a piece, S slots of the cache, D width.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from janus_jax.inference.compiled_programs import program, traced
-from janus_jax.inference.padding import PaddedPrompts
+from janus_jax.inference.compiled_programs import program
+from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.janus import Janus
 from janus_jax.models.janus_variant import JanusVariant
-from janus_jax.models.llama import KVCache, init_cache
+from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, bind
 from janus_jax.sharding import spread_cache
 
 
 class TextState(NamedTuple):
-    """Answers that are being written."""
+    """Answers that are being written. Before the first piece is read, the arrays are those of NumPy."""
 
-    step: jax.Array  # number of tokens of each answer so far, at least 1
-    tokens: jax.Array  # [B, slots], end-of-sentence where nothing has been written
-    finished: jax.Array  # [B]
-    prompt_lengths: jax.Array  # [B]
+    step: Any  # number of tokens of each answer so far, 0 before the prompts are read
+    tokens: Any  # [B, S], end-of-sentence where nothing has been written; as long as the cache
+    finished: Any  # [B]
+    prompt_lengths: Any  # [B]
     cache: KVCache  # the prompts and all tokens of the answers except the last
 
 
-@program(static_argnames=("model", "slots", "eos_id"), donate_argnames="cache")
 def start_text(
+    model: Janus | JanusVariant, rows: int, slots: int, eos_id: int, mesh: Mesh | None, cache: KVCache | None
+) -> TextState:
+    """The state before the first piece of the prompts.
+
+    Args:
+        cache: what the prompts follow, with `slots` slots; it is used up. None makes an empty one.
+    """
+    if cache is None:
+        cache = empty_cache(model.config.llama, model.execution, rows, slots, mesh)
+    return TextState(
+        step=np.zeros((), np.int32),
+        tokens=np.full((rows, slots), eos_id, np.int32),
+        finished=np.zeros(rows, bool),
+        prompt_lengths=np.zeros(rows, np.int32),
+        cache=cache,
+    )
+
+
+@program("text of a prompt", static_argnames=("model", "eos_id"), donate_argnames="state")
+def read_text(
     model: Janus | JanusVariant,
     params: Params,
-    prompts: PaddedPrompts,
-    pixels: jax.Array | None,
-    cache: KVCache | None,
+    state: TextState,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
     keys: jax.Array,
     *,
-    slots: int,
     sampling: Sampling,
     eos_id: int,
 ) -> TextState:
-    """Reads the prompts and samples the first token of each answer.
+    """Reads a piece of text of each prompt, [B, T], behind what the cache holds; uses up the state.
 
     Args:
-        pixels: [B, I, image, image, 3] in [-1, 1], each prompt's images in order; None without images.
-        cache: the tokens before the prompts, whose positions continue from there. It needs room for the prompts and
-            `slots` more tokens, and is used up. None makes a new cache.
+        segment_ids: 0 at padding, which is on the left; a row that is all padding has no part in this piece.
         keys: [B] random keys, one per row, so that a row does not depend on its batch.
-        slots: room for tokens of each answer.
     """
-    traced["text prompt"] += 1
     apply = bind(model, params)
-    batch, length = prompts.tokens.shape
-    if cache is None:
-        cache = init_cache(model.config.llama, model.execution, batch, length + slots)
-    x = apply(prompts.tokens, prompts.modality, pixels, method="embed")
-    hidden, cache = apply(x, prompts.positions, prompts.segment_ids, spread_cache(cache))
-    first = sampling(keys, jnp.zeros((), jnp.int32), apply(hidden[:, -1], method="text_logits"))
+    x = apply(tokens, method="embed_text")
+    return _read(apply, state, x, positions, segment_ids, keys, sampling, eos_id)
+
+
+@program("image of a prompt", static_argnames=("model", "eos_id"), donate_argnames="state")
+def read_image(
+    model: Janus | JanusVariant,
+    params: Params,
+    state: TextState,
+    pixels: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    keys: jax.Array,
+    *,
+    sampling: Sampling,
+    eos_id: int,
+) -> TextState:
+    """`read_text` for an image of each prompt, [B, image, image, 3] in [-1, 1]."""
+    apply = bind(model, params)
+    return _read(apply, state, apply(pixels, method="embed_images"), positions, segment_ids, keys, sampling, eos_id)
+
+
+def _read(
+    apply: Callable[..., Any],
+    state: TextState,
+    x: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    keys: jax.Array,
+    sampling: Sampling,
+    eos_id: int,
+) -> TextState:
+    """Reads inputs [B, T, D], and samples the token that follows the last one of each row that has a part in them.
+
+    This token is the first one of the answer if the prompt ends here; otherwise the next piece replaces it.
+    """
+    hidden, cache = apply(x, positions, segment_ids, spread_cache(state.cache))
+    sampled = sampling(keys, jnp.zeros((), jnp.int32), apply(hidden[:, -1], method="text_logits"))
+    has_part = segment_ids[:, -1] > 0
+    first = jnp.where(has_part, sampled, state.tokens[:, 0])
     return TextState(
         step=jnp.ones((), jnp.int32),
-        tokens=jnp.full((batch, slots), eos_id, jnp.int32).at[:, 0].set(first),
+        tokens=jnp.full_like(state.tokens, eos_id).at[:, 0].set(first),
         finished=first == eos_id,
-        prompt_lengths=jnp.asarray(prompts.positions)[:, -1] + 1,
+        prompt_lengths=jnp.where(has_part, positions[:, -1] + 1, state.prompt_lengths),
         cache=spread_cache(cache),
     )
 
 
-@program(static_argnames=("model", "eos_id"), donate_argnames="state")
+@program("answer", static_argnames=("model", "eos_id"), donate_argnames="state")
 def continue_text(
     model: Janus | JanusVariant,
     params: Params,
@@ -87,10 +139,9 @@ def continue_text(
     """Takes steps until there are `until` tokens or every row has finished; uses up the state.
 
     Args:
-        max_new_tokens: [B], from 1 to the slots of the state. It is an argument, so that other limits take the same
-            program.
+        max_new_tokens: [B], from 1 to the slots that the prompts leave of the cache. It is an argument, so that other
+            limits take the same program.
     """
-    traced["text"] += 1
     apply = bind(model, params)
 
     def unfinished(state: TextState) -> jax.Array:

@@ -24,9 +24,19 @@ from jax.typing import DTypeLike
 from janus_jax.data.images import JANUS_NORMALIZATION, Normalization, load_image, to_rgb, understanding_pixels
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.decode_text import TextState, continue_text, start_text
-from janus_jax.inference.memory import NotEnoughMemoryError, check_fits
-from janus_jax.inference.padding import BUCKETS, Buckets, PaddedPrompts, check_buckets, pad_prompts, round_up
+from janus_jax.inference.cache_lengths import CONVERSATION, cache_length
+from janus_jax.inference.decode_text import TextState, continue_text, read_image, read_text, start_text
+from janus_jax.inference.memory import NotEnoughMemoryError, abstract_cache, cache_bytes, check_fits
+from janus_jax.inference.padding import (
+    BUCKETS,
+    Buckets,
+    PaddedPrompts,
+    check_buckets,
+    next_power_of_two,
+    pad_prompts,
+    round_up,
+)
+from janus_jax.inference.prompt_pieces import Piece, longest, split, total_length
 from janus_jax.inference.requests import Answer, Image, ImageBatch, ImageRequest, TextRequest, is_image
 from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.inference.validation import RequestReader
@@ -35,7 +45,8 @@ from janus_jax.models.execution import decoding_execution
 from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import unstack_layers
-from janus_jax.sharding import decoding_shardings, row_shares, to_host
+from janus_jax.phases import phase
+from janus_jax.sharding import decoding_shardings, local_bytes, row_shares, to_host
 from janus_jax.weights.weight_layout import undo_transposed
 
 GREEDY = Sampling()
@@ -109,17 +120,18 @@ class Engine(ABC):
         """
         if not requests:
             return []
-        spare = -len(requests) % self.row_shares  # padding rows, so that every device gets the same number
-        rows = [*requests, *[requests[-1]._replace(images=(), max_new_tokens=1)] * spare]
-        prompts = self.pad([row.prompt for row in rows])
-        slots = round_up(max(row.max_new_tokens for row in rows), self.buckets.answer)
-        length = prompts.tokens.shape[1]
-        self.check_memory({f"{len(rows)} prompts": (len(rows), length + slots)}, (len(rows), length, length + slots))
-        pixels = self.pixels([row.images for row in rows])
-        keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], 1)[:, 0]
+        # Padding rows, so that every device gets the same number, and a last, smaller batch rarely compiles programs.
+        shares = self.row_shares
+        spare = shares * next_power_of_two(-(-len(requests) // shares)) - len(requests)
+        rows = [*requests, *[requests[-1]._replace(images=(), prompt=[0], max_new_tokens=1)] * spare]
+        pieces = self.pieces([row.prompt for row in rows])
         limits = [row.max_new_tokens for row in rows]
-        state = self.prefill(prompts, pixels, keys, slots=slots, sampling=sampling)
-        state = self.continue_(state, keys, limits, slots, sampling=sampling)
+        slots = self.slots(len(rows), total_length(pieces) + max(limits))
+        self.check_memory({f"{len(rows)} prompts": (len(rows), slots)}, (len(rows), longest(pieces), slots))
+        pixels = self.pixels_of(pieces, [row.images for row in rows])
+        keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], 1)[:, 0]
+        state = self.prefill(pieces, pixels, keys, slots=slots, sampling=sampling)
+        state = self.continue_(state, keys, limits, max(limits), sampling=sampling)
         tokens = to_host(state.tokens)[: len(requests)].tolist()
         return [
             self.to_answer(request.prompt, row[: request.max_new_tokens])
@@ -144,8 +156,8 @@ class Engine(ABC):
 
     def prefill(
         self,
-        prompts: PaddedPrompts,
-        pixels: jax.Array | None,
+        pieces: Sequence[Piece],
+        pixels: Sequence[np.ndarray | None],
         keys: jax.Array,
         *,
         slots: int,
@@ -153,16 +165,52 @@ class Engine(ABC):
         cache: KVCache | None = None,
         eos_id: int | None = None,
     ) -> TextState:
-        """Reads prompts up to the first token of each answer; for the arguments see `decode_text.start_text`.
+        """Reads prompts up to the first token of each answer.
 
         Args:
+            pieces: those of the prompts (`pieces`).
+            pixels: those of each piece (`pixels_of`).
+            keys: [B] random keys, one per row, so that a row does not depend on its batch.
+            slots: length of the cache, with room for the prompts and their answers (`slots`).
+            cache: what the prompts follow; it is used up. None makes a new cache.
             eos_id: the token that ends an answer; None is the tokenizer's, and -1 lets no token end it.
         """
         eos_id = self.tokenizer.eos_id if eos_id is None else eos_id
         with self.on_mesh():
-            return start_text(
-                self.model, self.params, prompts, pixels, cache, keys, slots=slots, sampling=sampling, eos_id=eos_id
-            )
+            state = start_text(self.model, len(pieces[0].tokens), slots, eos_id, self.mesh, cache)
+            with phase("reading the prompt", total_length(pieces), " tokens") as advance:
+                for piece, images in zip(pieces, pixels, strict=True):
+                    read, values = (read_text, piece.tokens) if images is None else (read_image, images)
+                    places = piece.positions, piece.segment_ids
+                    state = read(
+                        self.model, self.params, state, values, *places, keys, sampling=sampling, eos_id=eos_id
+                    )
+                    if len(pieces) > 1 and self.mesh is None:
+                        jax.block_until_ready(state.step)  # so that the amount that is shown has been read
+                    advance(piece.tokens.shape[1])
+        return state
+
+    def compile_answer_ahead(self, request: TextRequest, sampling: Sampling = GREEDY) -> None:
+        """Compiles the programs that answer a request alone, for an engine whose parameters may be abstract.
+
+        An engine with parameters of these shapes and dtypes then takes them. On one device only.
+        """
+        pieces = self.pieces([request.prompt])
+        slots = self.slots(1, total_length(pieces) + request.max_new_tokens)
+        eos_id = self.tokenizer.eos_id
+        cache = abstract_cache(self.config.llama, self.model.execution, 1, slots)
+        state = start_text(self.model, 1, slots, eos_id, None, cache)
+        size, keys = self.config.understanding.image_size, sample_keys([0], [0], 1)[:, 0]
+        common = self.model, self.params, state
+        for piece in pieces:  # equal ones are compiled once
+            places = piece.positions, piece.segment_ids, keys
+            if piece.images is None:
+                read_text.compile_ahead(*common, piece.tokens, *places, sampling=sampling, eos_id=eos_id)
+            else:
+                pixels = np.zeros((1, size, size, 3), np.float32)
+                read_image.compile_ahead(*common, pixels, *places, sampling=sampling, eos_id=eos_id)
+        limits = np.zeros(1, np.int32)
+        continue_text.compile_ahead(*common, keys, limits, np.int32(0), sampling=sampling, eos_id=eos_id)
 
     def continue_(
         self,
@@ -176,9 +224,9 @@ class Engine(ABC):
     ) -> TextState:
         """Continues answers up to `until` tokens; uses up the state. Other arguments are those of `prefill`."""
         eos_id = self.tokenizer.eos_id if eos_id is None else eos_id
-        limits = jnp.asarray(max_new_tokens, jnp.int32)
+        limits, last = np.asarray(max_new_tokens, np.int32), np.int32(until)
         with self.on_mesh():
-            return continue_text(self.model, self.params, state, keys, limits, until, sampling=sampling, eos_id=eos_id)
+            return continue_text(self.model, self.params, state, keys, limits, last, sampling=sampling, eos_id=eos_id)
 
     def to_answer(self, prompt: list[int], tokens: Sequence[int]) -> Answer:
         """The answer that decoded tokens stand for, up to end-of-sentence."""
@@ -189,6 +237,17 @@ class Engine(ABC):
         """Removes end-of-sentence and the tokens after it."""
         ids = list(tokens)
         return ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
+
+    def pieces(self, prompts: Sequence[Sequence[int]], first: int = 0) -> list[Piece]:
+        """The pieces in which prompts are read; for the arguments see `prompt_pieces.split`."""
+        image_tokens = self.config.understanding.num_tokens + len(self.image_ids) - 1
+        return split(prompts, self.image_ids, image_tokens, self.buckets.prompt, first)
+
+    def slots(self, rows: int, needed: int) -> int:
+        """Length of the cache of `rows` prompts and answers of together `needed` tokens; see `cache_lengths`."""
+        reads_all = self.model.execution.matmul_backend == "xla"  # "gemv" reads a cache as far as it is written
+        slot = cache_bytes(self.config.llama, self.model.execution, rows, 1, self.mesh) if reads_all else 0
+        return cache_length(needed, CONVERSATION, self.buckets.answer, slot, local_bytes(self.params["llm"]))
 
     def pad(self, prompts: Sequence[Sequence[int]]) -> PaddedPrompts:
         """One batch of prompts, whose length is a multiple of the prompt bucket."""
@@ -205,18 +264,32 @@ class Engine(ABC):
 
         Raises UserError for an unreadable image.
         """
-        slots = max(len(attached) for attached in images)
-        if slots == 0:
-            return None
+        return jnp.asarray(self._pixels(images)) if any(images) else None
+
+    def pixels_of(self, pieces: Sequence[Piece], images: Sequence[Sequence[Image]]) -> list[np.ndarray | None]:
+        """Normalised images [B, image, image, 3] of each piece, None for a piece of text, from the images of each row.
+
+        Raises UserError for an unreadable image.
+        """
+
+        def of_piece(piece: Piece) -> np.ndarray | None:
+            if piece.images is None:
+                return None
+            numbers = zip(images, piece.images, strict=True)
+            return self._pixels([[] if number is None else [row[number]] for row, number in numbers])[:, 0]
+
+        return [of_piece(piece) for piece in pieces]
+
+    def _pixels(self, images: Sequence[Sequence[Image]]) -> np.ndarray:
         size = self.config.understanding.image_size
-        pixels = np.zeros((len(images), slots, size, size, 3), np.uint8)
+        pixels = np.zeros((len(images), max(map(len, images)), size, size, 3), np.uint8)
         for row, attached in enumerate(images):
             for slot, image in enumerate(attached):
                 if not is_image(image):
                     raise UserError(f"image of type {type(image).__name__}, expected a PIL image or the path of a file")
                 rgb = to_rgb(image, "image") if isinstance(image, PIL.Image.Image) else load_image(image)
                 pixels[row, slot] = understanding_pixels(rgb, size, self.normalization.pad_colour)
-        return jnp.asarray(self.normalization(pixels))
+        return self.normalization(pixels)
 
     def check_memory(self, caches: Mapping[str, tuple[int, int]], *scores: tuple[int, int, int]) -> None:
         """Raises NotEnoughMemoryError if a request does not fit; for the arguments see `memory.check_fits`."""

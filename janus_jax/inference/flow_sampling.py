@@ -6,13 +6,12 @@ Letters: B prompts, P prompt length, G images per prompt, N latent tokens per im
 the latents, Z their channels.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from janus_jax.inference.compiled_programs import traced
+from janus_jax.inference.compiled_programs import Program
 from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache, init_cache
@@ -80,7 +79,7 @@ def velocities(
     return conditional, unconditional
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_steps", "solver"))
+@Program.of("latents", static_argnames=("model", "num_steps", "solver"))
 def sample_latents(
     model: JanusFlow,
     params: Params,
@@ -102,7 +101,6 @@ def sample_latents(
         num_steps: number of steps of the solver; each costs one pass through the model, two with "heun".
         solver: a key of `ops.flow.SOLVERS`.
     """
-    traced["latents"] += 1
     prompt_cache = read_prompts(model, params, prompts)
 
     def velocity(latents: jax.Array, time: jax.Array) -> jax.Array:
@@ -112,8 +110,7 @@ def sample_latents(
     return integrate(velocity, noise, num_steps, solver)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@Program.of("latent pixels", static_argnames=("model",))
 def decode_latents(model: VAE, params: Params, latents: jax.Array) -> jax.Array:
     """Latents [B, H, W, Z] -> pixels [B, image, image, 3], nominally in [-1, 1]."""
-    traced["latent pixels"] += 1
     return bind(model, params)(latents, method="decode").astype(jnp.float32)

@@ -7,20 +7,31 @@ from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
 from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
-from janus_jax.inference.decode_image import GuidedPrompts, ImageState, decode_pixels, image_program, start_images
+from janus_jax.inference.cache_lengths import IMAGE_PROMPT, cache_length
+from janus_jax.inference.decode_image import (
+    GuidedPrompts,
+    ImageState,
+    decode_pixels,
+    image_program,
+    read_prompts,
+    start_images,
+    start_prompts,
+)
 from janus_jax.inference.engine import GREEDY, Engine
-from janus_jax.inference.padding import next_power_of_two
+from janus_jax.inference.memory import abstract_cache, cache_bytes
+from janus_jax.inference.padding import next_power_of_two, round_up
 from janus_jax.inference.pipeline import Pipeline
+from janus_jax.inference.prompt_pieces import total_length
 from janus_jax.inference.requests import CodeOptions, ImageRequest
 from janus_jax.inference.sampling import Sampling, image_keys
 from janus_jax.models.config import CodeModelConfig
-from janus_jax.sharding import to_host
+from janus_jax.phases import phase
+from janus_jax.sharding import local_bytes, to_host
 
 PIXEL_CHUNK = 16  # most images per device and VQ decoding call, a power of two: bounds the memory of a call
 PORTION = 64  # number of codes between two reports of progress
@@ -66,15 +77,23 @@ class JanusEngine(Engine):
     def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
         num_prompts, images = self.padded_counts(len(requests), num_images)
         lengths = {len(request.prompt) for request in requests}
-        length, distinct = self.padded_length(max(lengths)), num_prompts + next_power_of_two(len(lengths))
+        distinct = num_prompts + next_power_of_two(len(lengths))
+        length = self.prefix_slots(num_prompts, max(lengths))
         self.check_memory(
             {
                 # The distinct prompts as they are read, then one row per prompt and half of the guidance.
                 f"{num_prompts} prompts": (distinct + 2 * num_prompts, length),
                 f"{num_prompts * images} images": (2 * num_prompts * images, self.config.image_tokens),
             },
-            (distinct, length, length),
+            (distinct, self.buckets.prompt, length),
         )
+
+    def prefix_slots(self, prompts: int, longest: int) -> int:
+        """Length of the cache of prompts of images, of which the longest has `longest` tokens; see `cache_lengths`."""
+        # A step reads it once for both halves of the guidance.
+        slot = cache_bytes(self.config.llama, self.model.execution, 2 * prompts, 1, self.mesh)
+        fine = self.buckets.prompt
+        return cache_length(round_up(longest, fine), IMAGE_PROMPT, fine, slot, local_bytes(self.params["llm"]))
 
     def decode(self, samples: np.ndarray) -> list[PIL.Image.Image]:
         """Decodes codes [images, N] to images, 1, 2, 4, 8 or 16 per device at a time, each number a compiled program.
@@ -93,17 +112,54 @@ class JanusEngine(Engine):
         for start in range(0, len(codes), shares * PIXEL_CHUNK):
             chunk = codes[start : start + shares * PIXEL_CHUNK]
             size = shares * next_power_of_two(-(-len(chunk) // shares))
-            with self.on_mesh():
+            with self.on_mesh(), phase("decoding images"):
                 pixels = decode_pixels(self.model, self.params, np.pad(chunk, ((0, size - len(chunk)), (0, 0))))
-            images += to_images(to_host(pixels))[: len(chunk)]
+                decoded = to_host(pixels)
+            images += to_images(decoded)[: len(chunk)]
         return images
 
     def prefill_images(
         self, prompts: GuidedPrompts, keys: jax.Array, cfg_weight: float, *, sampling: Sampling = GREEDY
     ) -> ImageState:
         """Reads prompts up to the first code of each image; for the arguments see `decode_image.start_images`."""
+        rows = [*prompts.conditional, *prompts.unconditional]
+        slots = self.prefix_slots(len(prompts.conditional), max(map(len, rows)))
         with self.on_mesh():
-            return start_images(self.model, self.params, prompts, keys, jnp.float32(cfg_weight), sampling=sampling)
+            state = start_prompts(self.model, len(rows), slots, self.mesh)
+            pieces = self.pieces(rows)
+            with phase("reading the prompt", total_length(pieces), " tokens") as advance:
+                for piece in pieces:
+                    places = piece.positions, piece.segment_ids
+                    state = read_prompts(self.model, self.params, state, piece.tokens, *places)
+                    advance(piece.tokens.shape[1])
+            weight = np.float32(cfg_weight)
+            return start_images(
+                self.model, self.params, state, prompts.unconditional_of, keys, weight, sampling=sampling
+            )
+
+    def compile_images_ahead(
+        self, requests: Sequence[ImageRequest], num_images: int, *, sampling: Sampling = GREEDY, **_: Any
+    ) -> None:
+        """Compiles the programs that generate images of requests in one batch; see `Engine.compile_answer_ahead`.
+
+        Args:
+            sampling: as for `generate`, whose other options compile no other programs.
+        """
+        num_prompts, images = self.padded_counts(len(requests), num_images)
+        rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
+        prompts = self.guided([row.prompt for row in rows])
+        ids = [*prompts.conditional, *prompts.unconditional]
+        slots = self.prefix_slots(num_prompts, max(map(len, ids)))
+        cache = abstract_cache(self.config.llama, self.model.execution, len(ids), slots)
+        state = start_prompts(self.model, len(ids), slots, None, cache)
+        piece, keys, weight = self.pieces(ids)[0], image_keys(rows, images), np.float32(0)
+        common = self.model, self.params
+        read_prompts.compile_ahead(*common, state, piece.tokens, piece.positions, piece.segment_ids)
+        first = *common, state, prompts.unconditional_of, keys, weight
+        start_images.compile_ahead(*first, sampling=sampling)
+        state = start_images.eval_shape(*first, sampling=sampling)
+        loop = image_program(jax.default_backend())
+        loop.compile_ahead(*common, state, keys, weight, np.int32(0), sampling=sampling)
 
     def continue_images(
         self, state: ImageState, keys: jax.Array, cfg_weight: float, until: int, *, sampling: Sampling = GREEDY
@@ -111,21 +167,20 @@ class JanusEngine(Engine):
         """Continues images up to `until` codes, at most N; uses up the state. See `prefill_images`."""
         take_steps = image_program(jax.default_backend())
         with self.on_mesh():
-            return take_steps(self.model, self.params, state, keys, jnp.float32(cfg_weight), until, sampling=sampling)
+            weight, last = np.float32(cfg_weight), np.int32(until)
+            return take_steps(self.model, self.params, state, keys, weight, last, sampling=sampling)
 
     def guided(self, prompts: Sequence[Sequence[int]]) -> GuidedPrompts:
-        """Pads prompts and their unconditional counterparts.
+        """Prompts and their unconditional counterparts.
 
         There is one unconditional prompt per distinct length. The last one is repeated up to a power of two, so that
         other lengths rarely compile another program.
         """
-        conditional = self.pad(prompts)
         lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
         by_length = {len(prompt): self.tokenizer.unconditional(prompt) for prompt in prompts}
         repeated = lengths + lengths[-1:] * (next_power_of_two(len(lengths)) - len(lengths))
-        unconditional = self.pad([by_length[length] for length in repeated])
         unconditional_of = np.array([lengths.index(len(prompt)) for prompt in prompts], np.int32)
-        return GuidedPrompts(conditional, unconditional, unconditional_of)
+        return GuidedPrompts(list(prompts), [by_length[length] for length in repeated], unconditional_of)
 
 
 class JanusPipeline(Pipeline):

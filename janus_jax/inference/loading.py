@@ -1,7 +1,7 @@
 """Opens a model folder and makes the pipeline for its kind of model."""
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.padding import BUCKETS, Buckets, check_buckets
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
+from janus_jax.models.params import Params
 from janus_jax.sharding import decoding_shardings
 from janus_jax.weights.adapter import Adapter, merged_model
-from janus_jax.weights.load import floating_dtype, load_params
+from janus_jax.weights.load import floating_dtype, load_params, unrolled_shapes
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.peft import read_adapter
 from janus_jax.weights.quantization import QUANTIZATIONS
@@ -74,8 +75,14 @@ def load(
     quantization: str | None = None,
     buckets: Buckets = BUCKETS,
     adapter: AdapterFolders = None,
+    compile_ahead: Callable[[Any], None] | None = None,
 ) -> JanusPipeline | JanusFlowPipeline:
-    """Does what `from_pretrained` does, for a model that is open already. Each tensor is in memory once."""
+    """Does what `from_pretrained` does, for a model that is open already. Each tensor is in memory once.
+
+    Args:
+        compile_ahead: called before the weights are read, with an engine whose parameters are shapes; it lets programs
+            be compiled meanwhile (`Engine.compile_answer_ahead`). Not called for a model on a mesh.
+    """
     config = reader.config
     RequestReader(config, reader.tokenizer)  # raises UserError for a model to which no request could be made
     check_buckets(buckets)
@@ -93,24 +100,24 @@ def load(
         apart = {name: read_adapter(folder, reader) for name, folder in adapter.items()}
     elif adapter is not None:
         reader = merged_model(reader, read_adapter(adapter, reader))
+    transposed = on_cpu and mesh is None
+
+    def pipeline(params: Params) -> JanusPipeline | JanusFlowPipeline:
+        common = (params, reader.tokenizer, dtype, reader.normalization)
+        if isinstance(config, JanusFlowConfig):
+            return JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
+        return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+
+    if compile_ahead is not None and mesh is None and not apart:
+        compile_ahead(pipeline(unrolled_shapes(reader, dtype, quantization, transposed)).engine)
     params = load_params(
-        reader,
-        dtype,
-        unrolled=True,
-        shardings=shardings,
-        quantization=quantization,
-        transposed=on_cpu and mesh is None,
+        reader, dtype, unrolled=True, shardings=shardings, quantization=quantization, transposed=transposed
     )
-    common = (params, reader.tokenizer, dtype, reader.normalization)
-    pipeline: JanusPipeline | JanusFlowPipeline
-    if isinstance(config, JanusFlowConfig):
-        pipeline = JanusFlowPipeline(config, *common, mesh=mesh, buckets=buckets, vae=loaded_vae)
-    else:
-        pipeline = JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
+    loaded = pipeline(params)
     if apart:
-        pipeline.adapters = Adapters(pipeline.params, apart, dtype, mesh)
-        pipeline.use_adapter(pipeline.adapters.names[0])
-    return pipeline
+        loaded.adapters = Adapters(loaded.params, apart, dtype, mesh)
+        loaded.use_adapter(loaded.adapters.names[0])
+    return loaded
 
 
 def default_dtype() -> jnp.dtype:

@@ -17,7 +17,7 @@ from janus_jax.free_memory import free_bytes
 from janus_jax.models.config import LlamaConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.llama import KVCache, init_cache
-from janus_jax.sharding import cache_specs, row_shares
+from janus_jax.sharding import cache_specs, row_shares, to_devices
 
 
 class NotEnoughMemoryError(UserError):
@@ -36,6 +36,16 @@ def abstract_cache(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(place, cache, cache_specs(cache, mesh))
+
+
+def empty_cache(config: LlamaConfig, execution: Execution, rows: int, slots: int, mesh: Mesh | None) -> KVCache:
+    """A cache in which nothing is written. Unlike `init_cache` it compiles no program."""
+
+    def zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = np.zeros(leaf.shape, leaf.dtype)
+        return jax.device_put(values) if leaf.sharding is None else to_devices(values, leaf.sharding)
+
+    return jax.tree.map(zeros, abstract_cache(config, execution, rows, slots, mesh))
 
 
 def cache_bytes(

@@ -13,13 +13,10 @@ from janus_jax.errors import UserError
 
 
 class Buckets(NamedTuple):
-    """Multiples that lengths are rounded up to, so that a new length rarely compiles a new program.
+    """Numbers of tokens to which lengths are rounded up, so that a new length rarely compiles a new program."""
 
-    Small buckets waste little memory and compute, large ones compile fewer programs.
-    """
-
-    prompt: int = 32
-    answer: int = 64
+    prompt: int = 32  # size of the pieces of text in which prompts are read
+    answer: int = 64  # the finest step of the lengths of caches (`cache_lengths`)
 
 
 BUCKETS = Buckets()

@@ -5,6 +5,7 @@ Besides the result, at most one slice is in memory, or one parameter where layer
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jax.typing import DTypeLike
 from janus_jax.errors import UserError
 from janus_jax.models.params import Params, unflatten
 from janus_jax.models.scan_layers import is_stacked, unstacked_path
+from janus_jax.phases import phase
 from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorReader, TensorSlice, slices_of
-from janus_jax.weights.weight_layout import is_read_every_step, transposed_path
+from janus_jax.weights.weight_layout import is_row_major, transposed_path
 
 _FLOATING = ("float32", "bfloat16", "float16", "float64")
 
@@ -39,28 +41,48 @@ def load_params(
         shardings: the sharding of each array by its path in the result; None puts all on the default device.
         quantization: "int8" stores the weight matrices of the language model and its heads as int8 with scales
             (`weights.quantization`).
-        transposed: stores the weight matrices that decoding reads at every step transposed, and in the stored dtype
-            where `dtype` is a wider one (`weights.weight_layout`).
+        transposed: stores weight matrices transposed, and in the stored dtype where `dtype` is a wider one
+            (`weights.weight_layout`).
         select: tells by its path in the reader whether a parameter is loaded.
 
     Raises:
         UserError: a value is too large for the dtype, or a file is damaged.
     """
     loaded: dict[str, jax.Array] = {}
-    for path in filter(select, reader.parameters):
-        info = reader.parameters[path]
-        target = jax.dtypes.canonicalize_dtype(info.dtype if dtype is None else dtype)
-        forms = functools.partial(_read_forms, reader, info.dtype, target, quantization, transposed)
-        if is_stacked(path) and not unrolled:
-            for name, values in _stack(slices_of(path, info), forms):
-                loaded[name] = _place(name, values, shardings)
-            continue
-        for part in slices_of(path, info):
-            for name, values in forms(part).items():
-                name = name if part.layer is None else unstacked_path(name, part.layer)
-                # A copy, since the reader may return a view of a larger array, which would be kept in memory with it.
-                loaded[name] = _place(name, np.array(values), shardings)
+    paths = list(filter(select, reader.parameters))
+    with phase("reading weights", sum(reader.parameters[path].nbytes for path in paths), "B") as advance:
+        for path in paths:
+            info = reader.parameters[path]
+            forms = functools.partial(_read_forms, reader, _form(path, info.dtype, dtype, quantization, transposed))
+            if is_stacked(path) and not unrolled:
+                for name, values in _stack(slices_of(path, info), forms):
+                    loaded[name] = _place(name, values, shardings)
+                advance(info.nbytes)
+                continue
+            parts = slices_of(path, info)
+            for part in parts:
+                for name, values in forms(part).items():
+                    name = name if part.layer is None else unstacked_path(name, part.layer)
+                    # A copy, since the reader may return a view of a larger array, which would stay in memory with it.
+                    loaded[name] = _place(name, np.array(values), shardings)
+                advance(info.nbytes // len(parts))
     return unflatten(loaded)
+
+
+def unrolled_shapes(
+    reader: TensorReader, dtype: DTypeLike, quantization: str | None = None, transposed: bool = False
+) -> Params:
+    """Shapes and dtypes of what `load_params` returns with `unrolled=True`, without reading any values."""
+    result: dict[str, jax.ShapeDtypeStruct] = {}
+    for path, info in reader.parameters.items():
+        form = _form(path, info.dtype, dtype, quantization, transposed)
+        for part in slices_of(path, info):
+            layer = (lambda name: name) if part.layer is None else functools.partial(unstacked_path, layer=part.layer)
+            shape = info.shape if part.layer is None else info.shape[1:]
+            result[layer(form.name)] = jax.ShapeDtypeStruct(shape[::-1] if form.transposed else shape, form.dtype)
+            if form.quantized:
+                result[layer(scale_path(path))] = jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
+    return unflatten(result)
 
 
 def read_param(reader: TensorReader, path: str, dtype: DTypeLike) -> np.ndarray:
@@ -98,26 +120,36 @@ def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     return converted
 
 
-def _read_forms(
-    reader: TensorReader,
-    stored: np.dtype,
-    target: np.dtype,
-    quantization: str | None,
-    transposed: bool,
-    part: TensorSlice,
-) -> dict[str, np.ndarray]:
-    """The arrays that stand for a slice in the result, by the path of its parameter there."""
-    path, values = part.path, reader.read(part)
-    transposed = transposed and is_read_every_step(path)
-    scales = {}
-    if quantization is not None and is_quantized(path):
-        values, scale = quantize(cast(values, np.dtype(np.float32), path))
-        scales = {scale_path(path): scale}
+class _Form(NamedTuple):
+    """How a parameter is stored in the result."""
+
+    name: str  # its path
+    dtype: np.dtype
+    transposed: bool
+    quantized: bool  # whether it has scales at `scale_path`
+
+
+def _form(path: str, stored: np.dtype, dtype: DTypeLike | None, quantization: str | None, transposed: bool) -> _Form:
+    target = jax.dtypes.canonicalize_dtype(stored if dtype is None else dtype)
+    transposed = transposed and is_row_major(path)
+    quantized = quantization is not None and is_quantized(path)
+    if quantized:
+        target = np.dtype(np.int8)
     elif transposed and jnp.promote_types(stored, target) == target:
-        values = cast(values, stored, path)  # exact, and less memory to read at every step
+        target = stored  # exact, and less memory to hold and to read
+    return _Form(transposed_path(path) if transposed else path, target, transposed, quantized)
+
+
+def _read_forms(reader: TensorReader, form: _Form, part: TensorSlice) -> dict[str, np.ndarray]:
+    """The arrays that stand for a slice in the result, by the path of its parameter there."""
+    path, values, scales = part.path, reader.read(part), {}
+    if form.quantized:
+        wide = values.dtype.itemsize > np.dtype(np.float32).itemsize
+        values, scale = quantize(cast(values, np.dtype(np.float32), path) if wide else values)
+        scales = {scale_path(path): scale}
     else:
-        values = cast(values, target, path)
-    return ({transposed_path(path): values.T} if transposed else {path: values}) | scales
+        values = cast(values, form.dtype, path)
+    return {form.name: values.T if form.transposed else values} | scales
 
 
 def _stack(

@@ -15,6 +15,7 @@ from janus_jax.models.layers import SCALE
 
 QUANTIZATIONS = ("int8",)
 LARGEST = 127
+ROWS = 256  # rows of a matrix that are quantised at a time
 
 
 def is_quantized(path: str) -> bool:
@@ -36,7 +37,11 @@ def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         int8 [in, out] and float32 scales [out]; their product differs from the matrix by at most half a scale.
     """
-    matrix = np.asarray(matrix, np.float32)
-    scales = np.abs(matrix).max(axis=0) / LARGEST
-    scales = np.where(scales == 0, 1, scales).astype(np.float32)
-    return np.round(matrix / scales).astype(np.int8), scales
+    # Some rows at a time: the copies in float32 are then small beside the result.
+    parts = [slice(start, start + ROWS) for start in range(0, len(matrix), ROWS)]
+    largest = np.max([np.abs(matrix[part].astype(np.float32)).max(axis=0) for part in parts], axis=0)
+    scales = np.where(largest == 0, 1, largest / LARGEST).astype(np.float32)
+    integers = np.empty(matrix.shape, np.int8, order="F" if matrix.flags.f_contiguous else "C")
+    for part in parts:
+        integers[part] = np.round(matrix[part].astype(np.float32) / scales)
+    return integers, scales

@@ -1,7 +1,9 @@
-"""Weight matrices as a CPU reads them fastest in decoding: transposed to [out, in], in the dtype of the file.
+"""Weights as a CPU holds them for decoding: matrices transposed to [out, in], in the dtype of the file.
 
 `ops.cpu.gemv` sums along the rows of such a matrix in float32, whatever the matrix's dtype. A bfloat16 matrix is half
-the memory to read, and one that was stored in bfloat16 has the same values in a float32 run.
+the memory to hold and, at every step, to read, and one that was stored in bfloat16 has the same values in a float32
+run. The table of token embeddings is held in the dtype of the run: XLA:CPU would convert the whole table for the loop
+that looks tokens up, and hold both (jaxlib 0.10.2).
 
 A transposed matrix has another path than a usual one, so that neither is taken for the other. `models.layers.Linear`
 accepts both, and rounds activations to the dtype of the run in either case.
@@ -15,11 +17,13 @@ from jax.typing import DTypeLike
 from janus_jax.models.layers import TRANSPOSED
 from janus_jax.models.params import Params, flatten, unflatten
 
+ROW_MAJOR = ("llm/", "gen_head/", "gen_aligner/", "siglip/layers", "aligner/")
 
-def is_read_every_step(path: str) -> bool:
-    """Whether each step of decoding reads a parameter: a weight matrix of the language model, of its head, of the image
-    head or of the aligner of image codes."""
-    return path.startswith(("llm/", "gen_head/", "gen_aligner/")) and path.endswith("/kernel")
+
+def is_row_major(path: str) -> bool:
+    """Whether a parameter is a matrix that is transposed: those of the language model, its heads and aligners, and of
+    SigLIP's layers."""
+    return path.startswith(ROW_MAJOR) and path.endswith("/kernel")
 
 
 def transposed_path(path: str) -> str:

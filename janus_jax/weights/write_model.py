@@ -19,6 +19,7 @@ from janus_jax.data.tokenizer import FILE_NAME
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusFlowConfig, JanusVariantConfig, VAEConfig
 from janus_jax.models.params import Params
+from janus_jax.phases import phase
 from janus_jax.storage import new_folder, write_json
 from janus_jax.weights import deepseek_config, hf_config, janusflow_config, preprocessor, tokenizer_files
 from janus_jax.weights.json_fields import CONFIG_FILE
@@ -121,12 +122,14 @@ def compare(reader: TensorReader, written: TensorReader, dtype: DTypeLike | None
         UserError: a slice differs; names the first one.
     """
     count = 0
-    for part in all_slices(written.parameters):  # foreign layouts have no parameters that only training uses
-        wanted, found = reader.read(part), written.read(part)
-        wanted = wanted.astype(dtype or jnp.promote_types(wanted.dtype, found.dtype), copy=False)
-        if wanted.dtype != found.dtype or wanted.shape != found.shape or wanted.tobytes() != found.tobytes():
-            raise UserError(f"{written.origin(part)}: what was written is not {reader.origin(part)}")
-        count += 1
+    with phase("comparing", sum(info.nbytes for info in written.parameters.values()), "B") as advance:
+        for part in all_slices(written.parameters):  # foreign layouts have no parameters that only training uses
+            wanted, found = reader.read(part), written.read(part)
+            wanted = wanted.astype(dtype or jnp.promote_types(wanted.dtype, found.dtype), copy=False)
+            if wanted.dtype != found.dtype or wanted.shape != found.shape or wanted.tobytes() != found.tobytes():
+                raise UserError(f"{written.origin(part)}: what was written is not {reader.origin(part)}")
+            count += 1
+            advance(found.nbytes)
     return count
 
 

@@ -21,7 +21,8 @@ from janus_jax.models.presets import PRESETS
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.reader import ModelReader
 from janus_jax.weights.vae import find_vae
-from launch.cli import model_flags, reconstruction_model
+from launch.cli import compilation_cache, model_flags, reconstruction_model
+from launch.cli.phase_display import show_phases
 from launch.cli.worker import take_own_chips, this_worker
 
 CHECKPOINT = flags.DEFINE_string(
@@ -131,6 +132,8 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
         if isinstance(request, Question):
             example = makers[task.benchmark.name].rendered(request)
         job.hold_task(task, asked, {"example_prompt": example})
+    compilation_cache.enable()
+    show_phases()
     pipeline = load(opened.reader, vae=opened.vae, **load_options)
     with StopSignal() as stop:
         return job.evaluate(
@@ -146,6 +149,8 @@ def ask(benchmark: Benchmark | ImageBenchmark) -> ModelAnswers:
     """A loaded model that answers the questions of one benchmark, outside of any run."""
     opened = _open()
     opened.requests(benchmark)
+    compilation_cache.enable()
+    show_phases()
     return ModelAnswers(load(opened.reader, vae=opened.vae, **model_flags.load_options()), opened.decoding(benchmark))
 
 

@@ -23,6 +23,13 @@ class ImageWork(NamedTuple):
     vae: epath.Path | None = None
 
 
+def compile_ahead(engine: Engine, work: ImageWork, at_a_time: int) -> None:
+    """Compiles the programs of the first batch of `generate_batches`, where the model generates codes."""
+    if isinstance(engine, JanusEngine):
+        batch = next(engine.batches(len(work.requests), work.num_images, at_a_time))
+        engine.compile_images_ahead(work.requests[batch.prompts], len(batch.images), **work.options)
+
+
 def generate_batches(engine: Engine, work: ImageWork, folder: ImageFolder, at_a_time: int) -> Iterator[np.ndarray]:
     """Writes the images of each batch, and yields its codes or latents, [images, ...].
 

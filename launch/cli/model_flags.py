@@ -38,8 +38,8 @@ MESH = flags.DEFINE_list(
 BUCKETS = flags.DEFINE_list(
     "buckets",
     None,
-    "Lengths in tokens, prompt,answer, to whose multiples prompts and answers are padded. Larger ones compile fewer "
-    "programs and use more memory. The default is 32,64.",
+    "Numbers of tokens, prompt,answer: of a piece of text in which prompts are read, and the finest step of the "
+    "lengths of caches. The default is 32,64.",
 )
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "Folder of PEFT with an adapter of the model, to merge into its weights."

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from janus_jax.compile_check import benchmark_hours
-from janus_jax.compile_check.batches import QUESTION_TOKENS, ROWS, BatchCheck, Part, check_batches
+from janus_jax.compile_check.batches import ROWS, TEXT_TOKENS, BatchCheck, Part, check_batches
 from janus_jax.compile_check.benchmark_hours import WORKLOADS
 from janus_jax.errors import UserError
 from janus_jax.hardware import CHIPS
@@ -87,7 +87,7 @@ def test_a_compiled_batch_takes_at_least_its_operations():
     options = {"dtype": "bfloat16", "options": {}}
     plain = check_batches("small", small, "v5e:2x2", mesh, quantization=None, **options)
     weights = llama.depth * (4 * 512 * 512 + 3 * 512 * 1408)
-    flops = 2 * weights * ROWS * QUESTION_TOKENS / plain.chips
+    flops = 2 * weights * ROWS * (2 * TEXT_TOKENS + small.siglip.num_tokens) / plain.chips
     assert flops / V5E.flops <= plain.questions.low <= plain.questions.predicted <= plain.questions.high
     assert plain.answer_step.predicted < plain.answer_call.predicted < plain.questions.predicted
     assert plain.code_steps.low > (small.image_tokens - 1) * 2 * weights / plain.chips / V5E.tpu.hbm_bandwidth

@@ -6,7 +6,7 @@ import pytest
 
 from janus_jax.data.prompts import Message
 from janus_jax.errors import UserError
-from janus_jax.inference.chat_session import CAPACITY, TextStream
+from janus_jax.inference.chat_session import TextStream
 from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.padding import Buckets
 from janus_jax.inference.validation import user_message
@@ -17,17 +17,18 @@ OPTIONS = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
 
 @pytest.fixture
 def recorded(tokenizer, monkeypatch):
-    """A pipeline of one layer that pads all prompts to one length, so that little is compiled, and what it was asked.
+    """A pipeline of one layer whose caches have two lengths, so that little is compiled, and what it was asked.
 
     The lists are the tokens that each turn reads, padding not counted, and the caches and scores of the memory check.
     """
     config = dataclasses.replace(DECODED, llama=dataclasses.replace(DECODED.llama, depth=1))
-    pipeline = JanusPipeline(config, random_params(config, seed=12), tokenizer, buckets=Buckets(96, 16))
+    pipeline = JanusPipeline(config, random_params(config, seed=12), tokenizer, buckets=Buckets(32, 16))
+    monkeypatch.setattr("janus_jax.inference.engine.CONVERSATION", 64)
     lengths, checked, prefill = [], [], pipeline.engine.prefill
 
-    def record(prompts, *args, **options):
-        lengths.append(int(prompts.segment_ids.sum()))
-        return prefill(prompts, *args, **options)
+    def record(pieces, *args, **options):
+        lengths.append(sum(int(piece.segment_ids.sum()) for piece in pieces))
+        return prefill(pieces, *args, **options)
 
     monkeypatch.setattr(pipeline.engine, "prefill", record)
     monkeypatch.setattr(pipeline.engine, "check_memory", lambda *asked: checked.append(asked))
@@ -45,7 +46,7 @@ def read_anew(pipeline, turns, answers):
 
 
 def test_turns_read_what_is_new_and_answer_as_if_all_was_read(recorded, pictures):
-    """The cache of the first turn grows for the second, and has room for the third. Mistakes change nothing."""
+    """The cache of the first turn has room for the second, and grows for the third. Mistakes change nothing."""
     pipeline, lengths, checked = recorded
     turns = [("Which digit?", pictures[:1]), ("Is one odd?", []), ("And these?", pictures[1:])]
     conversation = pipeline.conversation()
@@ -66,7 +67,7 @@ def test_turns_read_what_is_new_and_answer_as_if_all_was_read(recorded, pictures
         assert "".join(pieces) == answer.text
         answers.append(answer)
     assert [message.role for message in conversation.messages] == ["user", "assistant"] * 3
-    assert capacities[1:] == [96 + 16, CAPACITY, CAPACITY]
+    assert capacities[1:] == [128, 128, 320]
     whole = [len(answer.prompt_token_ids) for answer in answers]
     assert read[0] == whole[0]
     for turn, length, before in zip(read[1:], whole[1:], whole, strict=False):

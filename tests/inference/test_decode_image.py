@@ -10,10 +10,9 @@ import torch
 
 from janus_jax.data.prompts import STYLES, generation_prompt
 from janus_jax.inference.compiled_programs import traced
-from janus_jax.inference.decode_image import GuidedPrompts, decode_pixels, image_program, start_images
+from janus_jax.inference.decode_image import decode_pixels, image_program, start_images, start_prompts
 from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.memory import cache_bytes
-from janus_jax.inference.padding import PaddedPrompts
 from janus_jax.inference.sampling import Sampling
 from tests.helpers.reference_decoding import Reference
 from tests.helpers.small_models import DECODED
@@ -162,23 +161,21 @@ def test_other_lengths_within_a_bucket_compile_no_program(pipeline, greedy):
 
 def test_progress_is_told_in_portions_that_change_nothing(pipeline, greedy, monkeypatch):
     monkeypatch.setattr("janus_jax.inference.janus.PORTION", 6)
-    before, told = traced["image"], []
+    before, told = traced["codes of images"], []
     codes = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=0.0, on_codes=told.append)
     np.testing.assert_array_equal(codes, greedy)
     assert told == [6, 12, 16]
-    assert traced["image"] == before
+    assert traced["codes of images"] == before
 
 
 def test_the_prefix_is_held_once_for_all_images_of_a_prompt(pipeline):
     """The program of 16 images has little more memory than 16 times what an image needs of its own."""
 
     def state_and_temporary_bytes(images):
-        row = np.zeros((1, PREFIX), np.int32)
-        prompt = PaddedPrompts(row, row.astype(np.int8), row + 1, row)
         keys = jax.random.split(jax.random.key(0), images)
         model, params, sampling = pipeline.engine.model, pipeline.params, Sampling.of(1.0)
-        prompts = GuidedPrompts(prompt, prompt, np.zeros(1, np.int32))
-        state = start_images.eval_shape(model, params, prompts, keys, 5.0, sampling=sampling)
+        prompts = start_prompts(model, 2, PREFIX, None)
+        state = start_images.eval_shape(model, params, prompts, np.zeros(1, np.int32), keys, 5.0, sampling=sampling)
         lowered = image_program("cpu").lower(model, params, state, keys, 5.0, 16, sampling=sampling)
         memory = lowered.compile().memory_analysis()
         assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes  # no second cache
@@ -204,8 +201,8 @@ def test_the_unconditional_prefix_is_computed_once_per_length(pipeline, prompt_i
     rows = []
     for prompts in ([0], [0, 0, 0], [0, 1], [0, 1, 2], [0, 1, 2, 0]):
         guided = pipeline.engine.guided([prompt_ids[i] for i in prompts])
-        lengths = guided.unconditional.segment_ids.sum(axis=1)
-        conditional = guided.conditional.segment_ids.sum(axis=1)
+        lengths = np.array(list(map(len, guided.unconditional)))
+        conditional = list(map(len, guided.conditional))
         np.testing.assert_array_equal(lengths[guided.unconditional_of], conditional)
         rows.append(len(lengths))
     assert rows == [1, 1, 2, 4, 4]  # powers of two

@@ -6,6 +6,7 @@ import pytest
 
 from janus_jax.data.images import understanding_pixels
 from janus_jax.inference.compiled_programs import traced
+from janus_jax.inference.prompt_pieces import total_length
 from janus_jax.inference.sampling import Sampling, sample_keys
 from janus_jax.inference.validation import user_message
 from tests.helpers.reference_decoding import Reference
@@ -71,7 +72,8 @@ def test_other_lengths_and_limits_within_a_bucket_compile_no_program(pipeline):
 
     before = traced.copy()
     ten = answer("Is one odd?", NEW_TOKENS)
-    assert traced - before == {"text prompt": 1, "text": 1}  # a batch of two prompts is in no other test of this file
+    # No other test of this file has two prompts.
+    assert traced - before == {"text of a prompt": 1, "answer": 1}
     before = traced.copy()
     assert answer("Is one odd?", 4) == ten[:4]
     assert answer("Is two odd or even?", NEW_TOKENS) != ten
@@ -129,11 +131,14 @@ def test_an_answer_ends_at_end_of_sentence_while_others_go_on(pipeline, images, 
 
 def steps_taken(pipeline, engine, images, limits):
     requests = read(pipeline, QUESTIONS, images, limits)
-    prompts, pixels = engine.pad([request.prompt for request in requests]), engine.pixels(images)
-    keys = sample_keys([0] * 3, [0] * 3, 1)[:, 0]
-    state = engine.prefill(prompts, pixels, keys, slots=16)
+    # Four rows, as `Engine.answer` makes of three.
+    requests, images, limits = [*requests, requests[-1]], [*images, images[-1]], [*limits, limits[-1]]
+    pieces = engine.pieces([request.prompt for request in requests])
+    pixels = engine.pixels_of(pieces, images)
+    keys = sample_keys([0] * 4, [0] * 4, 1)[:, 0]
+    state = engine.prefill(pieces, pixels, keys, slots=engine.slots(4, total_length(pieces) + 16))
     state = engine.continue_(state, keys, limits, 16)
-    assert state.cache.length - prompts.tokens.shape[1] == state.step - 1  # the last token is not read
+    assert state.cache.length - total_length(pieces) == state.step - 1  # the last token is not read
     return int(state.step)
 
 

@@ -132,7 +132,7 @@ def test_no_request_is_an_empty_result(pipeline):
 
 def test_the_longest_prompt_that_fits_is_answered(pipeline, monkeypatch):
     """Padding to a length bucket does not count against the context."""
-    monkeypatch.setattr(pipeline.engine, "prefill", lambda prompts, *_, slots, sampling: (len(prompts.tokens), slots))
+    monkeypatch.setattr(pipeline.engine, "prefill", lambda pieces, *_, slots, sampling: (len(pieces[0].tokens), slots))
     monkeypatch.setattr(pipeline.engine, "continue_", lambda state, *_, sampling: Sampled(jnp.full(state, 7)))
     question = [[user_message("one " * 30, 0)]]
     room = 128 - len(pipeline.answer(question, [[]], max_new_tokens=1)[0].prompt_token_ids)

@@ -123,7 +123,8 @@ def test_saved_and_loaded_model_is_the_same(pipeline, loaded, pictures):
 
 def test_a_loaded_model_has_its_weight_matrices_transposed_until_it_is_saved(pipeline, loaded, tmp_path):
     transposed = {path: leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")}
-    assert len(transposed) == 2 * 7 + 5  # of each layer, the text head, the image head and the aligner of codes
+    # Of each layer, the text head, the image head, the aligner of codes, SigLIP's layers and its aligner.
+    assert len(transposed) == 2 * 7 + 5 + 2 * 6 + 2
     wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(transposed["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
     loaded.save_pretrained(tmp_path / "again")

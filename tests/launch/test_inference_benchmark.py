@@ -7,15 +7,13 @@ import os
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import floor, inference, inference_sides
 from janus_jax.errors import UserError
-from janus_jax.inference.decode_image import GuidedPrompts, start_images
-from janus_jax.inference.padding import pad_prompts
+from janus_jax.inference.decode_image import start_images, start_prompts
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.params import flatten
 from janus_jax.models.presets import JANUS_PRO_TINY
@@ -64,11 +62,11 @@ def test_floor_reads_what_is_held(monkeypatch, backend, dtype, stored, matrix, o
 
 def test_cache_of_images_is_what_decoding_holds():
     pipeline = tiny_pipeline("float32")
-    images, prompt = 16, pad_prompts([[1] * 32], [], 32)
+    images = 16
     keys = jax.random.split(jax.random.key(0), images)
-    prompts = GuidedPrompts(prompt, prompt, np.zeros(1, np.int32))
     model, params = pipeline.engine.model, pipeline.params
-    state = start_images.eval_shape(model, params, prompts, keys, jnp.float32(5), sampling=Sampling())
+    prompts = start_prompts(model, 2, 32, None)
+    state = start_images.eval_shape(model, params, prompts, np.zeros(1, np.int32), keys, 5.0, sampling=Sampling())
     held = jax.tree.leaves((state.cache.k, state.cache.v, state.prefix.k, state.prefix.v))
     result = inference.cache_case(inference_sides.Sides(pipeline, None, "tiny", True, 1.0), images)
     assert result.ours == f"{sum(leaf.size * leaf.dtype.itemsize for leaf in held) / 1e6:.1f} MB"

@@ -14,7 +14,7 @@ from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.weights.load import load_params, read_param
 from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorsInMemory, TensorSlice, all_slices
-from janus_jax.weights.weight_layout import is_read_every_step, transposed_path
+from janus_jax.weights.weight_layout import is_row_major, transposed_path
 from tests.helpers.small_models import SMALL, random_params
 
 MATRIX = "llm/decoder/layers/mlp/up_proj/kernel"
@@ -64,7 +64,10 @@ def test_transposed_matrices_keep_a_narrower_stored_dtype(params):
     expected = {}
     for path, leaf in flatten(unstack_layers(params)).items():
         narrow = leaf if leaf.dtype == jnp.bfloat16 else leaf.astype(np.float32)
-        expected |= {transposed_path(path): narrow.T} if is_read_every_step(path) else {path: np.float32(leaf)}
+        if is_row_major(path):
+            expected[transposed_path(path)] = narrow.T
+        else:
+            expected[path] = np.float32(leaf)
     found = load_params(TensorsInMemory(params), jnp.float32, unrolled=True, transposed=True)
     assert_equal(found, expected)
     assert flatten(found)[transposed_path(MATRIX_OF_LAYER_1)].dtype == jnp.bfloat16
@@ -77,7 +80,7 @@ def test_quantised_matrices_have_their_scales_beside_them(params, transposed):
         values, name = np.float32(leaf), path
         if is_quantized(path):
             values, expected[scale_path(path)] = quantize(values)
-        if transposed and is_read_every_step(path):
+        if transposed and is_row_major(path):
             values, name = values.T, transposed_path(path)
         expected[name] = values
     reader = TensorsInMemory(params)
