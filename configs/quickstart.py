@@ -14,7 +14,7 @@ from janus_jax.errors import UserError
 
 PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
-STEPS = {"tokenizer": 400, "stage1": 60, "stage2": 120, "stage3": 900}
+STEPS = {"tokenizer": 400, "stage1": 30, "stage2": 60, "stage3": 1200}
 LEARNING_RATE = 2e-3
 
 
