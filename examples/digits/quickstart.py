@@ -50,7 +50,7 @@ OUTPUT = flags.DEFINE_string(
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters, the data order and the generated images.")
 CFG_WEIGHT = flags.DEFINE_float(
-    "cfg_weight", None, "Guidance weight of the generated images. Default: 2, with --model=flow 1.5."
+    "cfg_weight", None, "Guidance weight of the generated images. Default: 1.5."
 )
 ABLATION = flags.DEFINE_bool(
     "ablation", False, "With --model=flow: also train with and without the alignment loss at equal compute."

@@ -39,7 +39,7 @@ RECIPES = {
     "janus": Recipe(
         family="Janus-Pro",
         experiment=quickstart,
-        cfg_weight=2.0,
+        cfg_weight=1.5,
         ema=False,
         typical_seconds={"data": 6, "tokenizer": 26, "stage1": 16, "stage2": 11, "stage3": 62, "evaluation": 10},
         targets=TARGETS,
