@@ -37,8 +37,8 @@ def write_codes(folder: epath.Path, image_tokenizer: epath.Path) -> None:
     encode = load_image_tokenizer(image_tokenizer)
     settings = RecordSettings(code_size=encode.config.image_size, code_batch=CODE_BATCH)
     dataset = ArrayRecordFiles(input=(str(folder / RECORDS / "generate-*"),))
-    options = {"num_output_files": NUM_FILES, "image_tokenizer": encode.sha256}
-    prepare(make_job(dataset, folder / CODES, settings, **options), encode)
+    job = make_job(dataset, folder / CODES, settings, num_output_files=NUM_FILES, image_tokenizer=encode.sha256)
+    prepare(job, encode)
 
 
 def sources(folder: epath.Path, tasks: list[str], *, stored_codes: bool) -> dict[str, tuple[str, ...]]:
