@@ -49,7 +49,8 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     )
     config.mesh.fsdp = 1
     config.checkpoint.every_steps = STEPS[phase]
-    config.log_every = 10
+    config.log_every = STEPS[phase] // 20
     config.validate.every_steps = STEPS[phase] // 4
-    config.sample.update(every_steps=STEPS[phase] // 2, prompts=("the digit three", "a handwritten seven"))
+    if phase not in ("stage1", "stage2"):  # these are so short that their images show little
+        config.sample.update(every_steps=STEPS[phase] // 2, prompts=("the digit three", "a handwritten seven"))
     return lock(config)

@@ -11,21 +11,20 @@ Suites, each needs the extra [test]:
 It runs from a checkout: the suites are in benchmarks/, which is not installed.
 """
 
+import importlib
 import json
 import os
 import platform
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 from etils import epath
 
-from benchmarks import data, inference, tokenizer, training
 from benchmarks.result import Result, format_results
 from launch.cli import errors
 
-SUITES = {"data": data.run, "inference": inference.run, "tokenizer": tokenizer.run, "training": training.run}
-SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "Suite to run. Required.")
+SUITES = ["data", "inference", "tokenizer", "training"]  # modules of benchmarks/
+SUITE = flags.DEFINE_enum("suite", None, SUITES, "Suite to run. Required.")
 JSON = flags.DEFINE_string("json", None, "File for the results, written after each result. Default: print only.")
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     errors.require("suite")
     results: list[Result] = []
     try:
-        for result in SUITES[SUITE.value or ""]():
+        for result in importlib.import_module(f"benchmarks.{SUITE.value}").run():
             results.append(result)
             _write_json(results)
     finally:  # a suite that failed or was stopped keeps what it has measured
@@ -54,6 +53,8 @@ def _write_json(results: Sequence[Result]) -> None:
 
 
 def _device() -> str:
+    import jax
+
     return jax.devices()[0].device_kind
 
 

@@ -10,13 +10,9 @@ from absl import flags
 
 from janus_jax.data.images import load_image
 from janus_jax.errors import UserError
-from janus_jax.inference.engine import Engine
-from janus_jax.inference.loading import load
-from janus_jax.inference.validation import RequestReader, user_message
-from janus_jax.weights.open_model import open_model
+from janus_jax.weights.locations import existing_path
 from launch.cli import compilation_cache, errors, model_flags
 from launch.cli.phase_display import show_phases
-from launch.cli.terminal_chat import converse, print_answer, print_json
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
 EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameters over its steps.")
@@ -47,6 +43,14 @@ def main() -> None:
     # All mistakes are reported before the weights are loaded, which takes long. Before a conversation starts, this
     # checks that its images fit the context.
     images = [load_image(path) for path in IMAGE.value]
+    existing_path(CHECKPOINT.value)  # before JAX is imported
+
+    from janus_jax.inference.engine import Engine
+    from janus_jax.inference.loading import load
+    from janus_jax.inference.validation import RequestReader, user_message
+    from janus_jax.weights.open_model import open_model
+    from launch.cli.terminal_chat import converse, print_answer, print_json
+
     source = open_model(CHECKPOINT.value, EMA.value)
     first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]
     (request,), sampling = RequestReader(source.config, source.tokenizer).text([first], [images], **_options())

@@ -21,14 +21,7 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from janus_jax.compile_check import benchmark_hours, decode
-from janus_jax.compile_check.batches import check_batches
-from janus_jax.compile_check.check import check
-from janus_jax.compile_check.program import write_program
-from janus_jax.compile_check.report import as_dict, format_report
-from janus_jax.compile_check.sweep import fitting, format_line, format_sweep, parse_sweep, sweep
 from janus_jax.errors import UserError
-from janus_jax.training.setup import model_config
 from launch.cli import errors, model_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Path of a config file, as for launch.train.")
@@ -85,6 +78,11 @@ def main() -> None:
 
 
 def _check_training(topology: str, options: dict[str, str]) -> None:
+    from janus_jax.compile_check.check import check
+    from janus_jax.compile_check.program import write_program
+    from janus_jax.compile_check.report import as_dict, format_report
+    from janus_jax.compile_check.sweep import fitting, format_line
+
     result = check(CONFIG.value, topology, SLICES.value, options)
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
@@ -101,6 +99,9 @@ def _check_training(topology: str, options: dict[str, str]) -> None:
 def _sweep(topology: str, options: dict[str, str]) -> None:
     if HLO_OUTPUT.value:
         raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
+    from janus_jax.compile_check.report import as_dict
+    from janus_jax.compile_check.sweep import format_sweep, parse_sweep, sweep
+
     checks, impossible = sweep(CONFIG.value, parse_sweep(SWEEP.value or ""), topology, SLICES.value, options)
     if JSON.value:
         print(json.dumps([*map(as_dict, checks), *(variant._asdict() for variant in impossible)]))
@@ -109,6 +110,11 @@ def _sweep(topology: str, options: dict[str, str]) -> None:
 
 
 def _check_decoding(topology: str, options: dict[str, str]) -> None:
+    from janus_jax.compile_check import benchmark_hours, decode
+    from janus_jax.compile_check.batches import check_batches
+    from janus_jax.compile_check.program import write_program
+    from janus_jax.training.setup import model_config
+
     mesh = model_flags.mesh_sizes() or {"data": 1, "fsdp": 1, "tensor": -1}
     name, config = CONFIG.value.model, model_config(CONFIG.value)
     dtype, quantization = model_flags.DTYPE.value or "bfloat16", model_flags.QUANTIZE.value

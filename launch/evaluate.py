@@ -12,29 +12,22 @@ on any number of processes. Without --checkpoint the answers in --output are sco
 import functools
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation import job
 from janus_jax.evaluation.prompts import PROTOCOLS
 from janus_jax.evaluation.question_benchmark import QuestionBenchmark
-from janus_jax.evaluation.results import write_results
 from janus_jax.evaluation.selection import first_requests
 from janus_jax.storage import prepare_folder
 from janus_jax.training.resilience.exit_codes import RESTART
-from launch.cli import (
-    benchmark_listing,
-    comparison,
-    contamination,
-    errors,
-    evaluation_model,
-    evaluation_report,
-    evaluation_samples,
-)
-from launch.cli.open_benchmarks import open_benchmarks
+from janus_jax.weights.locations import existing_path
+from launch.cli import errors, evaluation_model, metric_flags
+
+if TYPE_CHECKING:
+    from janus_jax.evaluation import job
 
 BENCHMARKS = flags.DEFINE_list("benchmarks", ["all"], "Names of benchmarks; all takes those that --data holds.")
 DATA = flags.DEFINE_string("data", None, "Folder in which the files of the benchmarks are looked for, or one file.")
@@ -48,7 +41,7 @@ LIMIT = flags.DEFINE_integer(
     lower_bound=1,
 )
 SAMPLES = flags.DEFINE_list("samples", [], "Ids or indices of questions: print question, answer and reading, and stop.")
-ROWS = flags.DEFINE_integer("rows", job.ROWS, "Number of answers or images of a batch.", lower_bound=1)
+ROWS = flags.DEFINE_integer("rows", 16, "Number of answers or images of a batch.", lower_bound=1)
 NUM_IMAGES = flags.DEFINE_integer(
     "num_images", None, "Number of images per prompt. The default is that of the benchmark.", lower_bound=1
 )
@@ -63,26 +56,41 @@ COMPARE = flags.DEFINE_list("compare", [], "Outputs of two runs, or folders of i
 CONTAMINATION = flags.DEFINE_list(
     "contamination", [], "Patterns of prepared ArrayRecord files in which the images and questions are looked for."
 )
+flags.adopt_module_key_flags(metric_flags)
 
 
 def main() -> None:
     if COMPARE.value:
+        from launch.cli import comparison
+
         errors.require("output")
         output = prepare_folder("output", OUTPUT.value or "")
         print(comparison.compare(COMPARE.value, output, _open_benchmarks() if DATA.value else []))
         return
     errors.require("data")
+    if evaluation_model.CHECKPOINT.value:
+        existing_path(evaluation_model.CHECKPOINT.value)  # before JAX is imported
     benchmarks = _open_benchmarks()
     if LIST.value:
+        from launch.cli import benchmark_listing
+
         print(benchmark_listing.format_listing(benchmarks, ROWS.value))
         return
     if SAMPLES.value:
+        from launch.cli import evaluation_samples
+
         print(evaluation_samples.answered(benchmarks, SAMPLES.value))
         return
     errors.require("output")
+
+    from janus_jax.evaluation.results import write_results
+    from launch.cli import evaluation_report
+
     output = prepare_folder("output", OUTPUT.value or "")
     tasks = [_task(benchmark, output) for benchmark in benchmarks]
     if CONTAMINATION.value:
+        from launch.cli import contamination
+
         print(contamination.report(benchmarks, CONTAMINATION.value, output))
         return
     if evaluation_model.CHECKPOINT.value:
@@ -106,19 +114,25 @@ def main() -> None:
 
 
 def _open_benchmarks() -> list[Any]:
+    from launch.cli.open_benchmarks import open_benchmarks
+
     benchmarks = open_benchmarks(DATA.value or "", BENCHMARKS.value, PROTOCOL.value, NUM_IMAGES.value)
     return [first_requests(benchmark, LIMIT.value) for benchmark in benchmarks]
 
 
-def _task(benchmark: Any, output: epath.Path) -> job.Task:
+def _task(benchmark: Any, output: epath.Path) -> "job.Task":
+    from janus_jax.evaluation import job
+
     settings = {"protocol": PROTOCOL.value, "split": getattr(benchmark, "split", "")}
     says_so = isinstance(benchmark, QuestionBenchmark) or LIMIT.value is None
     notes = [] if says_so else [f"First {LIMIT.value} prompts: not comparable with other figures."]
     return job.Task(benchmark, output / benchmark.name, ROWS.value, settings, notes)
 
 
-def _score(tasks: Sequence[job.Task]) -> job.Outcome:
+def _score(tasks: Sequence["job.Task"]) -> "job.Outcome":
     """Scores answers of another program, or those in the output, without a model."""
+    from janus_jax.evaluation import job
+
     if PREDICTIONS.value:
         if len(tasks) != 1:
             names = ",".join(task.benchmark.name for task in tasks)

@@ -8,24 +8,21 @@ Janus and Janus-Pro generate image codes, JanusFlow generates latents; the check
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
 from janus_jax.errors import UserError
-from janus_jax.inference.janusflow import check_can_decode, latent_shape
-from janus_jax.inference.loading import load
-from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import JanusFlowConfig
-from janus_jax.ops.flow import SOLVERS
-from janus_jax.weights.open_model import open_model
-from janus_jax.weights.reader import ModelReader
-from janus_jax.weights.vae import find_vae
+from janus_jax.weights.locations import existing_path
 from launch.cli import compilation_cache, errors, model_flags
-from launch.cli.image_batches import ImageWork, compile_ahead, generate_batches
 from launch.cli.image_files import ImageFolder, read_noise, read_prompts
 from launch.cli.phase_display import show_phases
+
+if TYPE_CHECKING:
+    from janus_jax.weights.reader import ModelReader
+    from launch.cli.image_batches import ImageWork
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder or training workdir. Required.")
 EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameters over its steps.")
@@ -60,7 +57,7 @@ VAE = flags.DEFINE_string(
     "vae", None, "JanusFlow: folder of its VAE, ours or diffusers'. The default is CHECKPOINT/vae."
 )
 NUM_STEPS = flags.DEFINE_integer("num_steps", 30, "JanusFlow: number of steps of the solver.")
-SOLVER = flags.DEFINE_enum("solver", "euler", sorted(SOLVERS), "JanusFlow: solver; heun takes two passes per step.")
+SOLVER = flags.DEFINE_enum("solver", "euler", ["euler", "heun"], "JanusFlow: solver; heun takes two passes per step.")
 INITIAL_NOISE = flags.DEFINE_string(
     "initial_noise", None, "JanusFlow: .npy file of noise, [images, H, W, channels], instead of noise from --seed."
 )
@@ -75,6 +72,12 @@ def main() -> None:
     errors.require("checkpoint", "output")
     # All mistakes are reported before the weights are loaded, which takes long.
     prompts = _prompts()
+    existing_path(CHECKPOINT.value)  # before JAX is imported
+
+    from janus_jax.inference.loading import load
+    from janus_jax.weights.open_model import open_model
+    from launch.cli.image_batches import compile_ahead, generate_batches
+
     reader = open_model(CHECKPOINT.value, EMA.value)
     work = _work(reader, prompts)
     load_options = model_flags.load_options()
@@ -106,8 +109,13 @@ def _prompts() -> dict[int, str]:
     return read_prompts(PROMPTS_FILE.value or "")
 
 
-def _work(model: ModelReader, prompts: Mapping[int, str]) -> ImageWork:
+def _work(model: "ModelReader", prompts: Mapping[int, str]) -> "ImageWork":
     """Raises UserError for options that are wrong, or that mean nothing for this kind of model."""
+    from janus_jax.inference.janusflow import check_can_decode, latent_shape
+    from janus_jax.inference.validation import RequestReader
+    from janus_jax.weights.vae import find_vae
+    from launch.cli.image_batches import ImageWork
+
     reader = RequestReader(model.config, model.tokenizer)
     texts, number = list(prompts.values()), NUM_IMAGES.value
     asked: dict[str, Any] = {"prompt_numbers": list(prompts), "seed": SEED.value}

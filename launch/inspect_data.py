@@ -13,22 +13,19 @@ every field of the batch as an array [steps, rows, ...], and `keys` [steps, rows
 """
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import tqdm
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from janus_jax.data.row_dump import dump_batches
-from janus_jax.data.stream import Stream, format_reports
 from janus_jax.errors import UserError
-from janus_jax.reports.inspection import format_inspection, inspect_stream
-from janus_jax.reports.inspection_page import render
 from janus_jax.storage import prepare_folder
-from janus_jax.training.checkpointing import read_data_state
-from janus_jax.training.setup import check_config, model_config, open_stream, open_tokenizer
-from janus_jax.weights.native import saved_steps
 from launch.cli import errors
+
+if TYPE_CHECKING:
+    from janus_jax.data.stream import Stream
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Config file and its argument, configs/NAME.py:STAGE; --config.a.b=VALUE changes a field."
@@ -57,6 +54,13 @@ def main() -> None:
     if PROCESS_INDEX.value >= PROCESS_COUNT.value:
         raise UserError(f"--process_index={PROCESS_INDEX.value}, expected less than {PROCESS_COUNT.value}")
     config = CONFIG.value
+
+    from janus_jax.data.row_dump import dump_batches
+    from janus_jax.data.stream import format_reports
+    from janus_jax.reports.inspection import format_inspection, inspect_stream
+    from janus_jax.reports.inspection_page import render
+    from janus_jax.training.setup import check_config, model_config, open_stream, open_tokenizer
+
     architecture = model_config(config)
     check_config(config, architecture)
     tokenizer = open_tokenizer(config, architecture)
@@ -91,8 +95,11 @@ def main() -> None:
         print(f"page: {output / 'inspect.html'}")
 
 
-def _seek(stream: Stream) -> None:
+def _seek(stream: "Stream") -> None:
     """Brings the stream to --start_step: from the saved state in --workdir if given, and by reading from there."""
+    from janus_jax.training.checkpointing import read_data_state
+    from janus_jax.weights.native import saved_steps
+
     done = 0
     if WORKDIR.value is not None:
         steps = [step for step in saved_steps(WORKDIR.value) if step <= START_STEP.value]

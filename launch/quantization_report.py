@@ -11,15 +11,12 @@ import json
 from absl import flags
 from etils import epath
 
-from examples.digits.quantization import compare
 from janus_jax.errors import UserError
-from janus_jax.inference.janus import JanusPipeline
-from janus_jax.inference.loading import from_pretrained
-from janus_jax.weights.quantization import QUANTIZATIONS
+from janus_jax.weights.locations import existing_path
 from launch.cli import errors
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model folder of the quickstart. Required.")
-QUANTIZE = flags.DEFINE_enum("quantize", "int8", QUANTIZATIONS, "Quantisation that is compared with the full weights.")
+QUANTIZE = flags.DEFINE_enum("quantize", "int8", ["int8"], "Quantisation that is compared with the full weights.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float32"], "Precision of the computation and of the full model's weights."
 )
@@ -29,6 +26,12 @@ OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON. By d
 
 def main() -> None:
     errors.require("checkpoint")
+    existing_path(CHECKPOINT.value)  # before JAX is imported
+
+    from examples.digits.quantization import compare
+    from janus_jax.inference.janus import JanusPipeline
+    from janus_jax.inference.loading import from_pretrained
+
     full = from_pretrained(CHECKPOINT.value, DTYPE.value)
     if not isinstance(full, JanusPipeline):
         raise UserError(

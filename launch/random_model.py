@@ -7,13 +7,10 @@ Weights are sampled and written one tensor at a time: a model of any size needs 
 such a model answers or generates is noise.
 """
 
-import jax.numpy as jnp
 from absl import flags
 
 from janus_jax.models.config import FamilyConfig
 from janus_jax.models.presets import PRESETS
-from janus_jax.weights.random_model import random_model
-from janus_jax.weights.write_model import LAYOUTS, total_bytes, write_model
 from launch.cli import errors
 from launch.cli.progress import Progress
 
@@ -26,7 +23,10 @@ PRESET = flags.DEFINE_enum(
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must be new or empty.")
 LAYOUT = flags.DEFINE_enum(
-    "layout", "hf", LAYOUTS, "Layout of the folder: transformers' (hf), the original's (deepseek) or ours (orbax)."
+    "layout",
+    "hf",
+    ["orbax", "hf", "deepseek"],
+    "Layout of the folder: transformers' (hf), the original's (deepseek) or ours (orbax).",
 )
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Dtype of the weights.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights.", lower_bound=0)
@@ -34,6 +34,12 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights.", lower_bound=0)
 
 def main() -> None:
     errors.require("output")
+
+    import jax.numpy as jnp
+
+    from janus_jax.weights.random_model import random_model
+    from janus_jax.weights.write_model import total_bytes, write_model
+
     config, dtype = PRESETS[PRESET.value], jnp.dtype(DTYPE.value)
     assert isinstance(config, FamilyConfig)
     reader = random_model(config, SEED.value)

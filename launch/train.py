@@ -8,15 +8,10 @@ Every field of the config is a flag, such as --config.train.num_steps=100; the f
 On several hosts, start the same command on each of them with --multihost.
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from janus_jax.evaluation.training_benchmarks import benchmark_measures
-from janus_jax.evaluation.training_samples import sample_actions
-from janus_jax.training.loop import train
 from janus_jax.training.resilience.exit_codes import RESTART
-from janus_jax.training.resilience.preemption import DataStalled
 from launch.cli import compilation_cache, distributed, errors
 from launch.cli.host_memory import keep_freed_memory
 from launch.cli.phase_display import show_phases
@@ -31,13 +26,21 @@ flags.adopt_module_key_flags(compilation_cache)
 
 def main() -> None:
     errors.require("config", "workdir")
+    config = CONFIG.value
+    config.lock()  # this first access raises the error of a config file that failed
+
+    import jax
+
+    from janus_jax.evaluation.training_benchmarks import benchmark_measures
+    from janus_jax.evaluation.training_samples import sample_actions
+    from janus_jax.training.loop import train
+    from janus_jax.training.resilience.preemption import DataStalled
+
     distributed.join()
     watchdog = distributed.watchdog()
     keep_freed_memory()
     compilation_cache.enable()
     show_phases()
-    config = CONFIG.value
-    config.lock()  # this first access raises the error of a config file that failed
     try:
         train(config, WORKDIR.value, watchdog, sample_actions(config), benchmark_measures(config))
     except DataStalled as stop:

@@ -15,7 +15,7 @@ from janus_jax.data.tokenizer import FILE_NAME, Tokenizer, train_tokenizer
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUESTIONS = ("Which digit is this?", "What number is written here?", "Name the digit in the image.")
 CAPTIONS = ("a handwritten {}", "the digit {}", "a drawing of the number {}")
-IMAGE_SIZE = 32
+IMAGE_SIZE = 16
 MAX_INTENSITY = 16  # Largest intensity in the 8 x 8 originals.
 JITTERED_COPIES = 4  # Number of jittered copies of each image with each question.
 
@@ -38,7 +38,7 @@ def load_digits(held_out: int = 360) -> tuple[Digits, Digits]:
 
 
 def to_image(intensities: np.ndarray) -> PIL.Image.Image:
-    """[8, 8] intensities -> RGB image of 32 x 32 pixels, bicubic."""
+    """[8, 8] intensities -> RGB image of 16 x 16 pixels, bicubic."""
     pixels = np.round(intensities * (255 / MAX_INTENSITY)).astype(np.uint8)
     image = PIL.Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), PIL.Image.Resampling.BICUBIC)
     return image.convert("RGB")
@@ -47,9 +47,9 @@ def to_image(intensities: np.ndarray) -> PIL.Image.Image:
 def jitter(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
     """The same digit as another hand could write it.
 
-    It is turned by up to 12 degrees, up to 10 % smaller or larger, and moved by up to 3 of the 32 pixels.
+    It is turned by up to 12 degrees, up to 10 % smaller or larger, and moved by up to 1.5 of the 16 pixels.
     """
-    angle, zoom, shift = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1), rng.uniform(-3, 3, size=2)
+    angle, zoom, shift = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1), rng.uniform(-1.5, 1.5, size=2)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     inverse = rotation / zoom  # maps a pixel of the result to the pixel of the input that it shows
     offset = IMAGE_SIZE / 2 - inverse @ (IMAGE_SIZE / 2 + shift)
@@ -111,9 +111,9 @@ def all_records(digits: Digits) -> list[Record]:
 
 def held_out_records(digits: Digits, per_task: int) -> list[Record]:
     """Equally many records of each task, spread over the digits. The texts are among those of training."""
-    records = []
+    records, of_all = [], all_records(digits)
     for task in TASKS:
-        of_task = [record for record in all_records(digits) if record.task == task]
+        of_task = [record for record in of_all if record.task == task]
         records += of_task[:: len(of_task) // per_task][:per_task]
     return records
 
@@ -121,13 +121,13 @@ def held_out_records(digits: Digits, per_task: int) -> list[Record]:
 def build_tokenizer(records: Sequence[Record], vocab_size: int, prompt_style: str) -> Tokenizer:
     """A byte-level BPE trained on the formatted records. It is so specialised that whole words are single tokens."""
     style = STYLES[prompt_style]
-    texts = []
-    for record in records:
-        if record.task == "generate":
-            texts.append(generation_prompt(record.messages[0].text, style))
-        else:
-            texts.append(format_conversation(record.messages, style))
-    return train_tokenizer(texts, vocab_size, extra_special_tokens=(style.user, style.assistant))
+    texts = {
+        generation_prompt(record.messages[0].text, style)
+        if record.task == "generate"
+        else format_conversation(record.messages, style)
+        for record in records
+    }
+    return train_tokenizer(sorted(texts), vocab_size, extra_special_tokens=(style.user, style.assistant))
 
 
 def write_files(folder: epath.PathLike, digits: Digits, vocab_size: int, prompt_style: str) -> Tokenizer:

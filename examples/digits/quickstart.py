@@ -15,31 +15,28 @@ and the ablation is added.
 """
 
 import json
+import tempfile
 from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 from absl import flags
 from etils import epath
 
-from examples.digits import ablation
+from examples.digits import ablation, preparation
 from examples.digits import data as digits
 from examples.digits.benchmark import Judge
+from examples.digits.progress import RunProgress
 from examples.digits.recipes import RECIPES, Recipe
 from examples.digits.report import render
 from examples.digits.results import IMAGES_PER_CLASS, evaluate, generate_and_judge, report_page
 from examples.digits.run_folder import RunFolder
-from janus_jax.data.formats.memory import Memory
 from janus_jax.data.images import grid
-from janus_jax.data.preparation.job import make_job
-from janus_jax.data.preparation.record import RecordSettings
-from janus_jax.data.preparation.writer import prepare
-from janus_jax.data.records import TASKS, write_records
 from janus_jax.errors import UserError
 from janus_jax.evaluation.training_samples import sample_actions
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
-from janus_jax.models.presets import JANUS_PRO_TINY
 from janus_jax.storage import prepare_folder
 from janus_jax.training.loop import train
 from launch.cli import errors
@@ -52,34 +49,46 @@ OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for everything that is written. Default: quickstart, with --model=flow quickstart-flow."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters, the data order and the generated images.")
-CFG_WEIGHT = flags.DEFINE_float(
-    "cfg_weight", None, "Guidance weight of the generated images. Default: 2.5, with --model=flow 1.5."
-)
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "Guidance weight of the generated images. Default: 1.5.")
 ABLATION = flags.DEFINE_bool(
     "ablation", False, "With --model=flow: also train with and without the alignment loss at equal compute."
 )
 
 ABLATION_POINTS = 3  # Number of points in training at which both arms of the ablation are compared.
-VALIDATION_RECORDS = 60  # Number of held-out records of each task that validation reads.
 NOT_COUNTED = ("ablation",)  # Parts of the run that total_seconds leaves out.
 
 
 def main() -> None:
     keep_freed_memory()
-    recipe, cfg_weight = RECIPES[MODEL.value], CFG_WEIGHT.value
+    recipe = RECIPES[MODEL.value]
     if ABLATION.value and MODEL.value != "flow":
         raise UserError(f"--ablation needs --model=flow: --model={MODEL.value} has no alignment loss")
     output = prepare_folder("output", OUTPUT.value or ("quickstart-flow" if MODEL.value == "flow" else "quickstart"))
     run = RunFolder.claim(output, model=MODEL.value, seed=SEED.value, add_to_finished=ABLATION.value)
-    phases = recipe.experiment.PHASES
+    with tempfile.TemporaryDirectory() as folder:
+        _share_compiled_programs(folder)
+        _train_and_evaluate(recipe, run, output)
+
+
+def _share_compiled_programs(folder: str) -> None:
+    """Lets a stage take the compiled programs of an earlier one, which JAX does through files only."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _train_and_evaluate(recipe: Recipe, run: RunFolder, output: epath.Path) -> None:
+    phases, cfg_weight = recipe.experiment.PHASES, CFG_WEIGHT.value
     training, held_out = digits.load_digits()
     with run.timed("data"):
-        _write_data(output / "data", training, held_out)
+        preparation.write_records(output / "data", training, held_out)
         _write_examples(output / "examples", held_out)
+    progress = RunProgress(recipe.typical_seconds, run.seconds)
     for phase in phases:
         with run.timed(phase):
             config = _phase_config(recipe, phase, output)
-            train(config, output / "runs" / phase, actions=sample_actions(config))
+            train(config, output / "runs" / phase, actions=[*sample_actions(config), progress.action(phase)])
+            if phase == "tokenizer":
+                preparation.write_codes(output / "data", output / "runs" / phase)
     arms: dict[str, Any] = {}
     if ABLATION.value:
         with run.timed("ablation"):
@@ -117,22 +126,6 @@ def main() -> None:
     print(f"page: {output / 'report.html'}")
 
 
-def _write_data(folder: epath.Path, training: digits.Digits, held_out: digits.Digits) -> None:
-    """Writes records of the training images, as `launch.prepare_data` does, and a tokenizer trained on their texts.
-
-    Records of held-out images follow in files whose names come last: `data.held_out` keeps the end of each source.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    records = tuple(digits.all_records(training))
-    tokenizer = digits.build_tokenizer(records, JANUS_PRO_TINY.llama.vocab_size, JANUS_PRO_TINY.prompt_style)
-    tokenizer.save(folder / "tokenizer.json")
-    prepare(make_job(Memory(name="digits", records=records), folder / "records", RecordSettings(), num_output_files=4))
-    validation = digits.held_out_records(held_out, VALIDATION_RECORDS)
-    for task in TASKS:
-        of_task = [record for record in validation if record.task == task]
-        write_records(folder / "records" / f"{task}-held-out.array_record", of_task)
-
-
 def _write_examples(folder: epath.Path, held_out: digits.Digits) -> None:
     """Writes the first held-out image of each digit, for example seven.png."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,9 +148,9 @@ def _with_data(config: Any, output: epath.Path) -> Any:
     """The config with this run's data and seed."""
     config.seed = SEED.value
     config.data.tokenizer = str(output / "data" / "tokenizer.json")
-    records = output / "data" / "records"
-    config.data.sources = {task: (str(records / f"{task}-*.array_record"),) for task in config.data.sources}
-    config.data.held_out = VALIDATION_RECORDS
+    codes = config.data.stored_codes
+    config.data.sources = preparation.sources(output / "data", list(config.data.sources), stored_codes=codes)
+    config.data.held_out = preparation.VALIDATION_RECORDS
     return config
 
 

@@ -13,6 +13,7 @@ class Recipe(NamedTuple):
     experiment: ModuleType  # config file with PHASES and get_config(phase)
     cfg_weight: float  # guidance weight of the generated images
     ema: bool  # whether the average of the parameters over the steps is evaluated and kept, not their last values
+    typical_seconds: dict[str, float]  # seconds of each part; their proportions tell how much of a run is left
     targets: dict[str, tuple[str, float]]  # key of report.json -> (">=" or "<=", bar)
     titles: dict[str, tuple[str, str]]  # phase -> (title, note)
     notes: tuple[str, ...]  # paragraphs at the end of the page
@@ -25,7 +26,7 @@ TARGETS = {
     "generation_diversity": (">=", 0.7),
 }
 DIGITS = (
-    "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 32x32; 360 of them are held out and never "
+    "The digits are scikit-learn's 1,797 real 8x8 scans, upsampled to 16x16; 360 of them are held out and never "
     "trained on. For reading, each training image is also shown slightly turned, moved and resized. The judge of the "
     "generated images is a support vector machine fitted to the real training images only."
 )
@@ -38,8 +39,9 @@ RECIPES = {
     "janus": Recipe(
         family="Janus-Pro",
         experiment=quickstart,
-        cfg_weight=2.5,
+        cfg_weight=1.5,
         ema=False,
+        typical_seconds={"data": 6, "tokenizer": 26, "stage1": 16, "stage2": 11, "stage3": 62, "evaluation": 10},
         targets=TARGETS,
         titles={
             "tokenizer": (
@@ -63,6 +65,7 @@ RECIPES = {
         experiment=quickstart_flow,
         cfg_weight=1.5,
         ema=True,
+        typical_seconds={"data": 6, "stage1": 30, "stage2": 25, "stage3": 80, "evaluation": 30},
         targets=TARGETS,
         titles={
             "stage1": ("Stage 1: adaptation", "understanding : text : generation = 50 : 0 : 50"),

@@ -27,7 +27,7 @@ from janus_jax.data.images import to_images
 from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.models.params import abstract_params, build
-from janus_jax.models.presets import VQ_TINY
+from janus_jax.models.presets import VQ_DIGITS
 from janus_jax.ops.pixels import normalize
 from janus_jax.training.freezing import module_table, trainable_mask
 from janus_jax.training.metrics_log import read_metrics
@@ -36,7 +36,7 @@ from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params
 
 IMAGES_PER_CLASS = 20
-FLOW_STEPS = (1, 2, 4, 8, 16, 30)  # Numbers of solver steps that are compared.
+FLOW_STEPS = (1, 4, 30)  # Numbers of solver steps that are compared.
 Generate = Callable[..., Generation]  # generates images of a model with given options and lets the judge read them
 
 
@@ -149,8 +149,8 @@ def _compare_solvers(generate: Generate) -> list[dict[str, Any]]:
 
 def _reconstruct(workdir: epath.Path, images: list[PIL.Image.Image]) -> tuple[list[PIL.Image.Image], int]:
     """(images through the tokenizer and back, number of different codes that they use)."""
-    params = load_params(open_params(workdir, VQ_TINY))
-    result = jax.jit(build(VQ_TINY).apply)({"params": params}, normalize(jnp.asarray(_pixels(images)), jnp.float32))
+    params = load_params(open_params(workdir, VQ_DIGITS))
+    result = jax.jit(build(VQ_DIGITS).apply)({"params": params}, normalize(jnp.asarray(_pixels(images)), jnp.float32))
     return to_images(result.reconstruction), len(np.unique(result.codes))
 
 

@@ -1,33 +1,35 @@
 """Adapters in `launch.convert`: merged into the model that is read, or written as a folder of PEFT."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.storage import absolute
-from janus_jax.weights import peft
-from janus_jax.weights.adapter import merged_model, parameter_count
-from janus_jax.weights.lora_run import RECORD_FILE, adapter_of_run, open_trained, read_record
-from janus_jax.weights.open_model import open_model
-from janus_jax.weights.reader import ModelReader
+
+if TYPE_CHECKING:
+    from janus_jax.weights.reader import ModelReader
 
 ADAPTER = flags.DEFINE_string("adapter", None, "Folder of PEFT with an adapter of the model in --input.")
 NAMES = flags.DEFINE_enum(
     "names",
     None,
-    peft.NAMES,
+    ["hf", "deepseek"],
     "With --to=peft: whose names of modules. The default is hf, transformers' names, and deepseek for JanusFlow.",
 )
 
 
-def merged(model: ModelReader) -> ModelReader:
+def merged(model: "ModelReader") -> "ModelReader":
     """The model with the adapter of --adapter merged into it, if there is one."""
     if NAMES.value:
         raise UserError(f"--names={NAMES.value} means nothing without --to=peft")
     if not ADAPTER.value:
         return model
+    from janus_jax.weights import peft
+    from janus_jax.weights.adapter import merged_model
+
     together = merged_model(model, peft.read_adapter(ADAPTER.value, model))
     return dataclasses.replace(together, layout=f"{model.layout} with an adapter")
 
@@ -42,6 +44,11 @@ def export(source: str, output: str, ema: bool) -> None:
     Raises:
         UserError: there are no adapters, or they cannot be written.
     """
+    from janus_jax.weights import peft
+    from janus_jax.weights.adapter import parameter_count
+    from janus_jax.weights.lora_run import RECORD_FILE, adapter_of_run, open_trained, read_record
+    from janus_jax.weights.open_model import open_model
+
     for name in ("dtype", "vae", "dry_run", "verify"):
         if flags.FLAGS[name].present:
             raise UserError(f"--{name} means nothing with --to=peft")

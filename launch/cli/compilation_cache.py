@@ -5,7 +5,6 @@ A command calls `flags.adopt_module_key_flags(compilation_cache)` to show it in 
 
 import os
 
-import jax
 from absl import flags
 
 from launch.cli.program_cache import folder_of_machine, keep_programs
@@ -24,6 +23,8 @@ def enable() -> None:
     Without the flag, a folder in $JAX_COMPILATION_CACHE_DIR comes first, which JAX itself uses. Raises OSError for a
     folder of the flag that cannot be written.
     """
+    import jax  # not before a command has checked its flags: the import takes long
+
     given = CACHE.value is not None
     if CACHE.value == "off" or (not given and "JAX_COMPILATION_CACHE_DIR" in os.environ) or jax.process_count() > 1:
         return

@@ -3,16 +3,14 @@
 import os
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
-from jax._src.clusters import ClusterEnv  # no public function tells what jax.distributed.initialize will find
-from jax._src.distributed import global_state as state  # public functions would wait for all devices
 
 from janus_jax.errors import UserError
-from janus_jax.training.resilience.preemption import stop_announced
-from janus_jax.training.resilience.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from janus_jax.training.resilience.watchdog import Watchdog
 
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Join the other hosts of the run, which TPU metadata, GKE or Slurm name."
@@ -71,6 +69,8 @@ def join() -> None:
         UserError: Flags do not go together, the port of process 0 is in use, or the other hosts cannot be found or
             joined.
     """
+    import jax
+
     limits: dict[str, Any] = {
         "heartbeat_timeout_seconds": PEER_TIMEOUT.value,
         "shutdown_timeout_seconds": PEER_TIMEOUT.value,
@@ -104,6 +104,8 @@ def join() -> None:
 
 def _require_free_port_if_first() -> None:
     """Checks the port that TPU metadata, GKE or Slurm give to process 0, if this is process 0."""
+    from jax._src.clusters import ClusterEnv  # no public function tells what jax.distributed.initialize will find
+
     found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, COORDINATOR_TIMEOUT.value)
     coordinator, _, process, _ = found
     if coordinator is not None and process == 0:
@@ -153,11 +155,16 @@ def _wait_for(address: tuple[str, int], seconds: float) -> None:
         time.sleep(min(0.5, max(end - time.monotonic(), 0)))
 
 
-def watchdog() -> Watchdog | None:
+def watchdog() -> "Watchdog | None":
     """Limits the time of start, steps and end of this process from now on; None if it is the only process.
 
     It may be called before JAX's devices are available.
     """
+    from jax._src.distributed import global_state as state  # public functions would wait for all devices
+
+    from janus_jax.training.resilience.preemption import stop_announced
+    from janus_jax.training.resilience.watchdog import Watchdog
+
     if state.num_processes == 1:
         return None
     patience = COORDINATOR_PATIENCE if state.process_id == 0 else 0.0

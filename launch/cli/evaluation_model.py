@@ -1,29 +1,23 @@
 """The model of `launch.evaluate`: its options, what its answers depend on, and the run itself."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 from absl import flags
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.evaluation import job
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
-from janus_jax.evaluation.identity import hold_identity, identify_model, versions
-from janus_jax.evaluation.model_answers import ROLE_STRINGS, Decoding, ModelAnswers, RequestMaker, published_generation
-from janus_jax.evaluation.results import RUN_FILE
-from janus_jax.evaluation.runner import StopSignal
-from janus_jax.inference.janusflow import check_can_decode
-from janus_jax.inference.loading import default_dtype, load
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.models.presets import PRESETS
-from janus_jax.weights.open_model import open_model
-from janus_jax.weights.reader import ModelReader
-from janus_jax.weights.vae import find_vae
-from launch.cli import compilation_cache, model_flags, reconstruction_model
+from launch.cli import compilation_cache, model_flags
 from launch.cli.phase_display import show_phases
 from launch.cli.worker import take_own_chips, this_worker
+
+if TYPE_CHECKING:
+    from janus_jax.evaluation import job
+    from janus_jax.evaluation.model_answers import Decoding, ModelAnswers, RequestMaker
+    from janus_jax.weights.reader import ModelReader
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Model folder or training workdir. The default is to score the answers in --output."
@@ -32,7 +26,7 @@ EMA = flags.DEFINE_bool("ema", False, "Take the average of a workdir's parameter
 ROLES = flags.DEFINE_enum(
     "role_strings",
     "checkpoint",
-    ROLE_STRINGS,
+    ["checkpoint", "vlmevalkit"],
     "Strings for user and assistant: those of the checkpoint's prompt style, or the words of VLMEvalKit's adaptor.",
 )
 MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -63,16 +57,20 @@ NUM_PROCESSES = flags.DEFINE_integer(
 class OpenedModel(NamedTuple):
     """The model of --checkpoint without its weights."""
 
-    reader: ModelReader
+    reader: "ModelReader"
     vae: epath.Path | None
 
     @property
     def generation(self) -> dict[str, Any]:
         """Options of images."""
+        from janus_jax.evaluation.model_answers import published_generation
+
         return published_generation(self.reader.config, CFG_WEIGHT.value)
 
-    def decoding(self, benchmark: Benchmark | ImageBenchmark) -> Decoding:
+    def decoding(self, benchmark: Benchmark | ImageBenchmark) -> "Decoding":
         """How the requests of a benchmark are made; benchmarks of images have no options of questions."""
+        from janus_jax.evaluation.model_answers import Decoding
+
         limit: int = getattr(benchmark, "max_new_tokens", Decoding.max_new_tokens)
         return Decoding(
             self.generation,
@@ -82,12 +80,19 @@ class OpenedModel(NamedTuple):
             SEED.value,
         )
 
-    def requests(self, benchmark: Benchmark | ImageBenchmark) -> RequestMaker:
+    def requests(self, benchmark: Benchmark | ImageBenchmark) -> "RequestMaker":
         """Raises UserError for options that no request could have."""
+        from janus_jax.evaluation.model_answers import RequestMaker
+
         return RequestMaker(self.reader.config, self.reader.tokenizer, self.decoding(benchmark))
 
     def identity(self, load_options: Mapping[str, Any]) -> dict[str, Any]:
         """What all results depend on besides the benchmarks."""
+        import jax
+
+        from janus_jax.evaluation.identity import identify_model, versions
+        from janus_jax.inference.loading import default_dtype
+
         mesh, buckets = load_options["mesh"], load_options["buckets"]
         return {
             "checkpoint": identify_model(CHECKPOINT.value or "", EMA.value),
@@ -110,8 +115,17 @@ class OpenedModel(NamedTuple):
         return next((name for name, config in PRESETS.items() if config == self.reader.config), None)
 
 
-def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[[], object]) -> job.Outcome:
+def evaluate(tasks: Sequence["job.Task"], output: epath.Path, on_scored: Callable[[], object]) -> "job.Outcome":
     """Runs all benchmarks; see `job.evaluate`. All mistakes are reported before the weights are loaded."""
+    from janus_jax.evaluation import job
+    from janus_jax.evaluation.identity import hold_identity
+    from janus_jax.evaluation.model_answers import ModelAnswers
+    from janus_jax.evaluation.results import RUN_FILE
+    from janus_jax.evaluation.runner import StopSignal
+    from janus_jax.inference.janusflow import check_can_decode
+    from janus_jax.inference.loading import load
+    from launch.cli import reconstruction_model
+
     worker = this_worker(PROCESS_ID.value, NUM_PROCESSES.value)
     take_own_chips(worker)
     if any(map(reconstruction_model.is_reconstruction, tasks)):
@@ -145,8 +159,11 @@ def evaluate(tasks: Sequence[job.Task], output: epath.Path, on_scored: Callable[
         )
 
 
-def ask(benchmark: Benchmark | ImageBenchmark) -> ModelAnswers:
+def ask(benchmark: Benchmark | ImageBenchmark) -> "ModelAnswers":
     """A loaded model that answers the questions of one benchmark, outside of any run."""
+    from janus_jax.evaluation.model_answers import ModelAnswers
+    from janus_jax.inference.loading import load
+
     opened = _open()
     opened.requests(benchmark)
     compilation_cache.enable()
@@ -156,6 +173,9 @@ def ask(benchmark: Benchmark | ImageBenchmark) -> ModelAnswers:
 
 def _open() -> OpenedModel:
     """Raises UserError for a folder that is no model, or a VAE that is not its own."""
+    from janus_jax.weights.open_model import open_model
+    from janus_jax.weights.vae import find_vae
+
     folder = CHECKPOINT.value or ""
     reader = open_model(folder, EMA.value)
     return OpenedModel(reader, find_vae(reader, folder, VAE.value))

@@ -2,8 +2,6 @@
 
 import ctypes
 
-import jax
-
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 
 
@@ -16,6 +14,8 @@ def keep_freed_memory() -> None:
     two CPU cores with glibc 2.36 and jaxlib 0.10.2). Without glibc, or with another backend than the CPU, this function
     does nothing.
     """
+    import jax  # late, so that --help needs no JAX
+
     if jax.default_backend() != "cpu":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -9,7 +9,6 @@ from etils import epath
 
 from janus_jax.data.images import grid
 from janus_jax.errors import UserError
-from janus_jax.inference.janusflow import check_noise
 from janus_jax.storage import prepare_folder
 from janus_jax.text import decode_text
 
@@ -38,6 +37,8 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
     Raises UserError for a file that is no array of floats of this shape, which its header tells before it is read.
     """
+    from janus_jax.inference.janusflow import check_noise  # late, so that --help needs no JAX
+
     try:
         noise = np.lib.format.open_memmap(path, mode="r")  # np.load would also open archives
     except (OSError, ValueError) as error:

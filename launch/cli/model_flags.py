@@ -6,15 +6,11 @@ A command calls `flags.adopt_module_key_flags(model_flags)` to show them in its 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
 from janus_jax.errors import UserError
 from janus_jax.inference.padding import BUCKETS as DEFAULT_BUCKETS
 from janus_jax.inference.padding import Buckets, check_buckets
-from janus_jax.sharding import MESH_AXES, make_mesh
-from janus_jax.weights.quantization import QUANTIZATIONS
 
 DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -25,7 +21,7 @@ DTYPE = flags.DEFINE_enum(
 QUANTIZE = flags.DEFINE_enum(
     "quantize",
     None,
-    QUANTIZATIONS,
+    ["int8"],
     "Store the weight matrices of the language model and its heads as int8 with one scale per output channel. The "
     "default is full precision.",
 )
@@ -52,11 +48,15 @@ def load_options() -> dict[str, Any]:
 
     Raises UserError for a mesh that does not have all devices, or buckets that are not two whole numbers from 1.
     """
+    import jax
+
+    from janus_jax.sharding import make_mesh
+
     sizes = mesh_sizes()
     if sizes is not None and jax.process_count() > 1:
         raise UserError(f"--mesh: decoding takes the devices of one process, but there are {jax.process_count()}")
     mesh = None if sizes is None else make_mesh(sizes)
-    dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
+    dtype = jax.numpy.dtype(DTYPE.value) if DTYPE.value else None
     options = {"dtype": dtype, "mesh": mesh, "quantization": QUANTIZE.value, "buckets": _buckets()}
     return options | {"adapter": ADAPTER.value}
 
@@ -72,6 +72,8 @@ def mesh_sizes() -> dict[str, int] | None:
     """Number of devices by axis, as --mesh says."""
     if MESH.value is None:
         return None
+    from janus_jax.sharding import MESH_AXES
+
     try:
         return dict(zip(MESH_AXES, map(int, MESH.value), strict=True))
     except ValueError as error:

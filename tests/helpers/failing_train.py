@@ -6,6 +6,7 @@ import time
 import jax
 from absl import flags
 
+from janus_jax.training import loop
 from launch import train
 from launch.cli import errors
 
@@ -23,5 +24,5 @@ def fail(*_):
 
 
 if __name__ == "__main__":
-    train.train = fail
+    loop.train = fail
     errors.run(train.main)
