@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from ml_collections import ConfigDict
 
@@ -88,6 +89,7 @@ def torch_losses(model, batch):
     return text + image
 
 
+@pytest.mark.slow
 def test_twenty_steps_equal_those_of_pytorch():
     model, config, base = make_pair(
         text={

@@ -168,6 +168,7 @@ def weight_gradients(config):
     return found
 
 
+@pytest.mark.slow
 def test_the_compiled_step_has_no_gradient_of_a_frozen_matrix(data_folder, base):
     """Ranks are 3 and 5, which no size of the model is, so a product without them is a gradient of the base."""
     config = lora_experiment(
