@@ -33,6 +33,7 @@ class Program:
     """`jax.jit` of a function, whose compilation is a phase (`phases`) and can be done ahead."""
 
     def __init__(self, name: str, function: Callable[..., Any], static_argnames: Sequence[str] = (), **options: Any):
+        functools.update_wrapper(self, function)
         self._name, self._static = name, static_argnames
         self._parameters = inspect.signature(function)
         self._local = threading.local()
