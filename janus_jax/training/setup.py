@@ -399,6 +399,8 @@ def _settings(
     data = config.data.to_dict()
     for field in ("workers", "shared_memory", "max_drop_rate", "sources", "tokenizer"):
         del data[field]
+    if not data["crop"].get("halving", False):
+        data["crop"].pop("halving", None)  # checkpoints from before this field existed continue
     settings = {f"data.{name}": value for name, value in data.items()}
     settings |= {"model": config.model, "seed": config.seed, "train.batch_size": config.train.batch_size}
     if tokenizer is not None:
