@@ -113,7 +113,7 @@ def _check_decoding(topology: str, options: dict[str, str]) -> None:
     from janus_jax.compile_check import benchmark_hours, decode
     from janus_jax.compile_check.batches import check_batches
     from janus_jax.compile_check.program import write_program
-    from janus_jax.training.setup import model_config
+    from janus_jax.training.architecture import model_config
 
     mesh = model_flags.mesh_sizes() or {"data": 1, "fsdp": 1, "tensor": -1}
     name, config = CONFIG.value.model, model_config(CONFIG.value)

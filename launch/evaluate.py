@@ -23,7 +23,6 @@ from janus_jax.evaluation.question_benchmark import QuestionBenchmark
 from janus_jax.evaluation.selection import first_requests
 from janus_jax.storage import prepare_folder
 from janus_jax.training.resilience.exit_codes import RESTART
-from janus_jax.weights.locations import existing_path
 from launch.cli import errors, evaluation_model, metric_flags
 
 if TYPE_CHECKING:
@@ -69,7 +68,9 @@ def main() -> None:
         return
     errors.require("data")
     if evaluation_model.CHECKPOINT.value:
-        existing_path(evaluation_model.CHECKPOINT.value)  # before JAX is imported
+        if PREDICTIONS.value or PARTIAL.value:
+            raise UserError("--checkpoint goes together with neither --predictions nor --partial")
+        evaluation_model.check_flags()
     benchmarks = _open_benchmarks()
     if LIST.value:
         from launch.cli import benchmark_listing
@@ -94,8 +95,6 @@ def main() -> None:
         print(contamination.report(benchmarks, CONTAMINATION.value, output))
         return
     if evaluation_model.CHECKPOINT.value:
-        if PREDICTIONS.value or PARTIAL.value:
-            raise UserError("--checkpoint goes together with neither --predictions nor --partial")
         try:
             outcome = evaluation_model.evaluate(tasks, output, functools.partial(write_results, output))
         except OSError as error:  # a disk or bucket failed; a mistake of the user would be a UserError

@@ -59,7 +59,8 @@ def main() -> None:
     from janus_jax.data.stream import format_reports
     from janus_jax.reports.inspection import format_inspection, inspect_stream
     from janus_jax.reports.inspection_page import render
-    from janus_jax.training.setup import check_config, model_config, open_stream, open_tokenizer
+    from janus_jax.training.architecture import model_config
+    from janus_jax.training.setup import check_config, open_stream, open_tokenizer
 
     architecture = model_config(config)
     check_config(config, architecture)

@@ -29,9 +29,9 @@ from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.models.params import abstract_params, build
 from janus_jax.models.presets import VQ_DIGITS
 from janus_jax.ops.pixels import normalize
+from janus_jax.training.architecture import model_config
 from janus_jax.training.freezing import module_table, trainable_mask
 from janus_jax.training.metrics_log import read_metrics
-from janus_jax.training.setup import model_config
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params
 

@@ -41,6 +41,7 @@ from janus_jax.sharding import (
     row_shares,
 )
 from janus_jax.training.adversarial_step import make_adversarial_step
+from janus_jax.training.architecture import model_config
 from janus_jax.training.flops import image_tokenizer_flops, step_flops
 from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.lora import lora_mask, lora_of
@@ -50,7 +51,7 @@ from janus_jax.training.objectives.base import Objective
 from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.objectives.vq import TokenizerLoss, tokenizer_loss
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.setup import check_config, execution, generation_size, model_config
+from janus_jax.training.setup import check_config, execution, generation_size
 from janus_jax.training.train_state import TrainState, create_state, state_shardings
 from janus_jax.training.train_step import make_train_step, make_validation_step
 

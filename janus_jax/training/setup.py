@@ -1,6 +1,5 @@
 """Turns the ConfigDict of an experiment into typed objects: architecture, execution, tokenizer and data stream."""
 
-import dataclasses
 import functools
 import operator
 import re
@@ -23,7 +22,6 @@ from janus_jax.data.system_limits import require_open_files
 from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import (
-    AlignmentConfig,
     CodeModelConfig,
     FamilyConfig,
     ImageTokenizerConfig,
@@ -31,17 +29,14 @@ from janus_jax.models.config import (
     JanusVariantConfig,
     ModelConfig,
     SemanticTokenizerConfig,
-    VAEConfig,
 )
 from janus_jax.models.execution import Execution
-from janus_jax.models.presets import PRESETS
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits
-from janus_jax.weights.open_model import open_model
+from janus_jax.training.architecture import model_name
 from janus_jax.weights.tokenizer_files import check_vocabulary
 
-CHECKPOINT = "checkpoint"  # value of `config.model` that stands for the architecture of `config.init.checkpoint`
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Field -> smallest and largest value. Some models do not have all fields.
 RANGES: dict[str, tuple[float, float]] = {
@@ -101,8 +96,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "profile.steps": (0, 1000),
 }
 
-MAX_CODEBOOK = {"num_codes": 2**22, "code_dim": 4096}
-
 
 def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
     """Raises UserError for a value that cannot work and would otherwise end in a traceback or an endless wait.
@@ -128,7 +121,7 @@ def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
             raise UserError(f"config: {pattern!r} is not a regular expression ({error})") from error
     if isinstance(architecture, FamilyConfig) and config.data.row_length > architecture.llama.max_length:
         raise UserError(
-            f"config.data.row_length={config.data.row_length}, but the model ({_model_name(config)}) has a context of "
+            f"config.data.row_length={config.data.row_length}, but the model ({model_name(config)}) has a context of "
             f"{architecture.llama.max_length} tokens"
         )
     if isinstance(architecture, JanusVariantConfig):
@@ -145,76 +138,8 @@ def _check_tasks(config: ConfigDict, architecture: JanusVariantConfig) -> None:
         share = config.data.ratio[task]
         if not has_task and ever_positive(check_schedule(f"data.ratio.{task}", share)):
             raise UserError(
-                f"config.data.ratio.{task}={share}, but the model ({_model_name(config)}) has {task}s=False: expected 0"
+                f"config.data.ratio.{task}={share}, but the model ({model_name(config)}) has {task}s=False: expected 0"
             )
-
-
-def model_config(config: ConfigDict) -> FamilyConfig | ImageTokenizerConfig:
-    """The architecture that `config.model` names: a preset, or that of the folder `config.init.checkpoint`.
-
-    JanusFlow gets the projector of an alignment loss with a weight, and none otherwise.
-
-    Raises:
-        UserError: A model that cannot be trained, a checkpoint that cannot be opened, or a loss that does not fit the
-            model.
-    """
-    architecture = _named_architecture(config)
-    if isinstance(architecture, ImageTokenizerConfig):
-        return _with_codebook(config, architecture)
-    if not isinstance(architecture, JanusFlowConfig):
-        return architecture
-    if missing := sorted({"alignment_weight", "time_location", "time_scale"} - set(config.loss)):
-        raise UserError(f"config.loss has no {missing[0]}, which JanusFlow needs (configs/janusflow.py)")
-    if not config.loss.alignment_weight:
-        return dataclasses.replace(architecture, alignment=None)
-    if architecture.uvit.num_tokens != architecture.siglip.num_tokens:
-        raise UserError(
-            f"config.loss.alignment_weight={config.loss.alignment_weight}: {architecture.uvit.num_tokens} latents "
-            f"cannot be aligned with {architecture.siglip.num_tokens} of SigLIP"
-        )
-    try:
-        alignment = AlignmentConfig(layer=config.loss.alignment_layer, width=config.loss.alignment_width)
-        return dataclasses.replace(architecture, alignment=alignment)
-    except ValueError as error:
-        raise UserError(f"config.loss.alignment_layer={config.loss.alignment_layer}: {error}") from error
-
-
-def _with_codebook(config: ConfigDict, architecture: ImageTokenizerConfig) -> ImageTokenizerConfig:
-    """The image tokenizer with the codebook of `config.codebook`; its fields are those of `VQConfig`, 0 keeps one."""
-    chosen = {name: value for name, value in config.get("codebook", {}).items() if value}
-    for name, value in chosen.items():
-        if not 1 <= value <= MAX_CODEBOOK[name]:
-            raise UserError(f"config.codebook.{name}={value}, expected 0 to {MAX_CODEBOOK[name]}")
-    if isinstance(architecture, SemanticTokenizerConfig):
-        return dataclasses.replace(architecture, vq=dataclasses.replace(architecture.vq, **chosen))
-    return dataclasses.replace(architecture, **chosen)
-
-
-def _named_architecture(config: ConfigDict) -> FamilyConfig | ImageTokenizerConfig:
-    """The architecture of a preset or of a checkpoint, as it stands there."""
-    if config.model == CHECKPOINT:
-        if not config.init.checkpoint:
-            raise UserError(
-                f"config.init.checkpoint is empty, expected the folder of a model, since config.model={CHECKPOINT!r} "
-                "takes the architecture from there"
-            )
-        try:
-            return open_model(config.init.checkpoint).config
-        except UserError as error:
-            raise UserError(f"config.init.checkpoint={config.init.checkpoint!r}: {error}") from error
-    trained = {name: preset for name, preset in PRESETS.items() if not isinstance(preset, VAEConfig)}
-    if config.model not in trained:
-        raise UserError(
-            f"config.model={config.model!r} is not {CHECKPOINT!r} or one of {sorted(trained)}, which can be trained"
-        )
-    return trained[config.model]
-
-
-def _model_name(config: ConfigDict) -> str:
-    """What messages call the model."""
-    if config.model == CHECKPOINT:
-        return f"config.init.checkpoint={config.init.checkpoint!r}"
-    return f"config.model={config.model!r}"
 
 
 def execution(config: ConfigDict, architecture: ModelConfig, platform: str) -> Execution:

@@ -10,6 +10,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.models.presets import PRESETS
+from janus_jax.weights.locations import existing_path
 from launch.cli import compilation_cache, model_flags
 from launch.cli.phase_display import show_phases
 from launch.cli.worker import take_own_chips, this_worker
@@ -113,6 +114,12 @@ class OpenedModel(NamedTuple):
     def preset(self) -> str | None:
         """Our name of the architecture of a released model."""
         return next((name for name, config in PRESETS.items() if config == self.reader.config), None)
+
+
+def check_flags() -> None:
+    """Raises UserError for mistakes that can be seen before JAX is imported."""
+    this_worker(PROCESS_ID.value, NUM_PROCESSES.value)
+    existing_path(CHECKPOINT.value or "")
 
 
 def evaluate(tasks: Sequence["job.Task"], output: epath.Path, on_scored: Callable[[], object]) -> "job.Outcome":

@@ -26,9 +26,9 @@ from janus_jax.hardware import Machine
 from janus_jax.models.config import PatchDiscriminatorConfig
 from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.presets import JANUS_PRO_7B, LPIPS_VGG, PRESETS, VQ_TINY
+from janus_jax.training.architecture import model_config
 from janus_jax.training.flops import forward_products, image_tokenizer_flops, step_flops
 from janus_jax.training.plan import Plan
-from janus_jax.training.setup import model_config
 from launch.cli.errors import pairs
 from tests.helpers.small_program import COORDINATES, CORES, KIND, TEXT
 

@@ -15,7 +15,8 @@ from ml_collections import config_flags
 from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
 from janus_jax.models.presets import JANUS_PRO_1B
-from janus_jax.training.setup import check_config, execution, model_config
+from janus_jax.training.architecture import model_config
+from janus_jax.training.setup import check_config, execution
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from examples.digits.data import IMAGE_SIZE, NAMES, load_digits
+from examples.digits.data import NAMES, load_digits
 from examples.digits.encoder_ablation import arms, evaluation, mosaics, report
 from examples.digits.encoder_ablation.pretrain_siglip import sigmoid_loss
 from tests.helpers import REPOSITORY
@@ -22,7 +22,7 @@ def made():
 
 def test_a_mosaic_shows_its_digits_and_questions_have_the_right_answers(made):
     pixels = mosaics.pixels(made)
-    assert pixels.shape == (40, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert pixels.shape == (40, 2 * mosaics.SIDE, 2 * mosaics.SIDE, 3)
     rng = np.random.default_rng(0)
     places = dict(zip(mosaics.PLACES, range(4), strict=True))
     for mosaic in made:

@@ -75,7 +75,7 @@ def test_choices_that_are_written_out_are_those_of_the_library():
     assert choices("cli/model_flags.py", "quantize") == list(QUANTIZATIONS)
     assert choices("quantization_report.py", "quantize") == list(QUANTIZATIONS)
     assert choices("random_model.py", "layout") == list(LAYOUTS)
-    assert choices("convert.py", "to") == (*LAYOUTS, "llamagen")
+    assert choices("convert.py", "to") == (*LAYOUTS, "peft", "llamagen")
     assert choices("cli/evaluation_model.py", "role_strings") == list(ROLE_STRINGS)
     assert choices("evaluate.py", "rows") == job.ROWS
 

@@ -11,10 +11,11 @@ from janus_jax.data.tokenizer import Tokenizer, train_tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.params import init_params
 from janus_jax.training import loop, plan
+from janus_jax.training.architecture import model_config
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.freezing import trainable_mask
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.setup import model_config, open_stream, open_tokenizer
+from janus_jax.training.setup import open_stream, open_tokenizer
 from janus_jax.training.start import open_run
 from janus_jax.training.train_state import create_state
 from janus_jax.weights.native import read_architecture, save_params, write_architecture

@@ -12,8 +12,9 @@ from janus_jax.models.config import AlignmentConfig
 from janus_jax.models.params import flatten
 from janus_jax.models.presets import JANUS_PRO_MINI, JANUSFLOW_TINY
 from janus_jax.training import loop
+from janus_jax.training.architecture import model_config
 from janus_jax.training.plan import abstract_batch, make_plan
-from janus_jax.training.setup import model_config, open_tokenizer
+from janus_jax.training.setup import open_tokenizer
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params
 from janus_jax.weights.random_model import random_model

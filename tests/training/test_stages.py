@@ -15,11 +15,11 @@ from janus_jax.models.execution import Execution
 from janus_jax.models.params import abstract_params, flatten, init_params
 from janus_jax.models.presets import PRESETS
 from janus_jax.sharding import make_mesh
+from janus_jax.training.architecture import model_config
 from janus_jax.training.freezing import format_table, merge, module_table, split, trainable_mask
 from janus_jax.training.objectives.base import Objective
 from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.optimizer import make_optimizer
-from janus_jax.training.setup import model_config
 from janus_jax.training.train_state import create_state, state_shardings
 from janus_jax.training.train_step import make_train_step
 from tests.helpers.tiny_runs import MICRO_JANUS, differing_leaves, janus_experiment

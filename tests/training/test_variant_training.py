@@ -91,7 +91,7 @@ def test_a_semantic_tokenizer_gives_its_codes_and_its_semantic_decoder(data_fold
     config = experiment("b", data_folder)
     config.init.vq = str(folder)
     plan = make_plan(config)
-    loaded, origins = initial_params(config, ARMS["b"], plan.mesh)
+    loaded, origins, _ = initial_params(config, ARMS["b"], plan.mesh)
     for module in ("vq", "semantic"):
         for path, leaf in flatten(loaded[module]).items():
             np.testing.assert_array_equal(leaf, flatten(params[module])[path])

@@ -17,10 +17,10 @@ from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten, init_params
 from janus_jax.models.presets import SEMANTIC_VQ_16, VQ_16
 from janus_jax.ops.losses import code_entropy_loss
+from janus_jax.training.architecture import model_config
 from janus_jax.training.objectives.base import mean_metrics
 from janus_jax.training.objectives.factory import make_objective
 from janus_jax.training.plan import abstract_batch, make_plan
-from janus_jax.training.setup import model_config
 from tests.helpers.tiny_runs import MICRO_VQ
 
 LOSS = vq_config("micro_vq").loss.to_dict() | {"pixel_weight": 0.7}

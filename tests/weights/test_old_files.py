@@ -16,7 +16,7 @@ from janus_jax.weights.native import open_params, read_architecture
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.vae import load_vae
 from tests.helpers import REPOSITORY
-from tests.helpers.tiny_runs import cache_folder, janus_experiment, micro_world, write_digit_files
+from tests.helpers.tiny_runs import cache_folder, janus_experiment, micro_world
 
 OLD = REPOSITORY / "tests" / "data_files" / "written_by_9897856"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -25,8 +25,9 @@ EXPECTED = json.loads((OLD / "expected.json").read_text())
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
     folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(OLD / "folders.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    for name in ("folders", "records"):
+        with tarfile.open(OLD / f"{name}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
     return folder
 
 
@@ -48,11 +49,11 @@ def test_parameters_are_read_bit_for_bit(old, name):
     assert {module: digest.hexdigest()[:32] for module, digest in digests.items()} == EXPECTED["digests"][name]
 
 
-def test_the_run_continues_with_the_metrics_of_the_code_that_began_it(old, tmp_path, tmp_path_factory, monkeypatch):
+def test_the_run_continues_with_the_metrics_of_the_code_that_began_it(old, tmp_path_factory, monkeypatch):
     workdir = old / "workdir"
     with micro_world(cache_folder(tmp_path_factory)):
         monkeypatch.setitem(PRESETS, "micro_janus", read_architecture(workdir))
-        config = janus_experiment(write_digit_files(tmp_path), num_steps=4)
+        config = janus_experiment(old / "records", num_steps=4)
         config.unlock()
         config.train.ema = 0.9
         train(config.lock(), workdir)

@@ -195,7 +195,7 @@ def test_a_siglip_with_another_epsilon_is_refused(small, tmp_path):
 
 def test_what_parameters_do_not_depend_on_may_differ(small, experiment, tmp_path, monkeypatch):
     _, config, params, tokenizer = small
-    monkeypatch.setattr(initialization, "init_params", lambda architecture, seed, shardings, given: given)
+    monkeypatch.setattr(initialization, "init_params", lambda architecture, seed, shardings, given, lora: given)
 
     def start_from(saved):
         source = model_in_memory(saved, params, tokenizer)

@@ -16,7 +16,8 @@ from configs.base import base_config, lock, ratio
 from configs.semantic_vq16 import add_semantic_fields
 from configs.vq16 import vq_config
 from janus_jax.batches import Modality
-from janus_jax.training.setup import model_config, open_stream, open_tokenizer
+from janus_jax.training.architecture import model_config
+from janus_jax.training.setup import open_stream, open_tokenizer
 
 TASKS = ("understand", "generate")
 ROW_LENGTH = 88  # room for two samples of any task
