@@ -49,6 +49,7 @@ def test_shapes_are_those_of_the_loaded_parameters(saved, quantization, transpos
         }
 
 
+@pytest.mark.slow  # the shapes that programs are compiled for are a default test
 def test_a_question_and_an_image_take_what_was_compiled_while_the_weights_were_read(tokenizer, pictures, shown):
     config = dataclasses.replace(DECODED, llama=dataclasses.replace(DECODED.llama, depth=1))
     pipeline = JanusPipeline(config, random_params(config, seed=12), tokenizer, buckets=Buckets(32, 16))

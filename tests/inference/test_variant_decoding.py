@@ -22,6 +22,7 @@ def make_pipeline(arm, tokenizer):
     return JanusPipeline(ARMS[arm], random_params(ARMS[arm], seed=12), tokenizer, buckets=BUCKETS)
 
 
+@pytest.mark.slow  # the default test of the model takes codes one at a time too
 def test_greedy_codes_are_those_of_a_pass_over_all_codes(tokenizer):
     pipeline = make_pipeline("b", tokenizer)
     codes = pipeline.generate_codes(["one two"], 1, cfg_weight=1.0, temperature=0)[0]

@@ -84,6 +84,7 @@ def test_the_workdir_is_read_as_base_plus_scaled_product(straight, base):
     assert np.array_equal(merged[same], original[same])
 
 
+@pytest.mark.slow  # the default tests of resuming take the same code
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(straight, tmp_path, data_folder, base):
     loop.train(lora_experiment(data_folder, base, 2), tmp_path)
     loop.train(lora_experiment(data_folder, base, 4), tmp_path)

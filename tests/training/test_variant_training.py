@@ -65,6 +65,7 @@ def test_the_loss_has_gradients_for_all_but_the_encoder_of_the_codes(data_folder
     assert all(path.endswith("k_proj/bias") for path in unreached)
 
 
+@pytest.mark.slow  # the default tests of resuming take the same code
 def test_a_run_resumes_bit_for_bit_and_keeps_its_tokenizer(data_folder, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     loop.train(experiment("b", data_folder), straight)
