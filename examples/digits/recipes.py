@@ -41,7 +41,7 @@ RECIPES = {
         experiment=quickstart,
         cfg_weight=1.5,
         ema=False,
-        typical_seconds={"data": 6, "tokenizer": 26, "stage1": 16, "stage2": 11, "stage3": 62, "evaluation": 10},
+        typical_seconds={"data": 5, "tokenizer": 38, "stage1": 12, "stage2": 7, "stage3": 73, "evaluation": 15},
         targets=TARGETS,
         titles={
             "tokenizer": (
@@ -65,7 +65,7 @@ RECIPES = {
         experiment=quickstart_flow,
         cfg_weight=1.5,
         ema=True,
-        typical_seconds={"data": 6, "stage1": 30, "stage2": 25, "stage3": 80, "evaluation": 30},
+        typical_seconds={"data": 7, "stage1": 60, "stage2": 72, "stage3": 287, "evaluation": 52},
         targets=TARGETS,
         titles={
             "stage1": ("Stage 1: adaptation", "understanding : text : generation = 50 : 0 : 50"),
