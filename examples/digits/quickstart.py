@@ -15,10 +15,8 @@ and the ablation is added.
 """
 
 import json
-import tempfile
 from typing import Any
 
-import jax
 import numpy as np
 import PIL.Image
 from absl import flags
@@ -39,7 +37,7 @@ from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.loading import from_pretrained
 from janus_jax.storage import prepare_folder
 from janus_jax.training.loop import train
-from launch.cli import errors
+from launch.cli import compilation_cache, errors
 from launch.cli.host_memory import keep_freed_memory
 
 MODEL = flags.DEFINE_enum(
@@ -53,6 +51,7 @@ CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "Guidance weight of the gene
 ABLATION = flags.DEFINE_bool(
     "ablation", False, "With --model=flow: also train with and without the alignment loss at equal compute."
 )
+flags.adopt_module_key_flags(compilation_cache)
 
 ABLATION_POINTS = 3  # Number of points in training at which both arms of the ablation are compared.
 NOT_COUNTED = ("ablation",)  # Parts of the run that total_seconds leaves out.
@@ -65,15 +64,8 @@ def main() -> None:
         raise UserError(f"--ablation needs --model=flow: --model={MODEL.value} has no alignment loss")
     output = prepare_folder("output", OUTPUT.value or ("quickstart-flow" if MODEL.value == "flow" else "quickstart"))
     run = RunFolder.claim(output, model=MODEL.value, seed=SEED.value, add_to_finished=ABLATION.value)
-    with tempfile.TemporaryDirectory() as folder:
-        _share_compiled_programs(folder)
-        _train_and_evaluate(recipe, run, output)
-
-
-def _share_compiled_programs(folder: str) -> None:
-    """Lets a stage take the compiled programs of an earlier one, which JAX does through files only."""
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    compilation_cache.enable()  # stages I and II share their programs too, which JAX does through files only
+    _train_and_evaluate(recipe, run, output)
 
 
 def _train_and_evaluate(recipe: Recipe, run: RunFolder, output: epath.Path) -> None:

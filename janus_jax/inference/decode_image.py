@@ -64,7 +64,7 @@ class ImageState(NamedTuple):
 
 
 def start_prompts(
-    model: Janus | JanusVariant, rows: int, slots: int, mesh: Mesh | None = None, cache: KVCache | None = None
+    model: Janus, rows: int, slots: int, mesh: Mesh | None = None, cache: KVCache | None = None
 ) -> PromptState:
     """The state before the first piece of the prompts; without a cache it gets an empty one."""
     config, execution = model.config.llama, model.execution
@@ -74,7 +74,7 @@ def start_prompts(
 
 @program("prompt of images", static_argnames=("model",), donate_argnames="state")
 def read_prompts(
-    model: Janus | JanusVariant,
+    model: Janus,
     params: Params,
     state: PromptState,
     tokens: jax.Array,
@@ -93,7 +93,7 @@ def read_prompts(
 
 @program("first code of images", static_argnames=("model",))
 def start_images(
-    model: Janus | JanusVariant,
+    model: Janus,
     params: Params,
     prompts: PromptState,
     unconditional_of: jax.Array,
@@ -139,7 +139,7 @@ def image_program(platform: str) -> Any:
 
 
 def continue_images(
-    model: Janus | JanusVariant,
+    model: Janus,
     params: Params,
     state: ImageState,
     keys: jax.Array,
@@ -175,7 +175,7 @@ def continue_images(
     return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix, semantic)
 
 
-def _has_semantic_decoder(model: Janus | JanusVariant) -> bool:
+def _has_semantic_decoder(model: Janus) -> bool:
     return isinstance(model, JanusVariant) and model.config.semantic is not None
 
 
@@ -217,7 +217,7 @@ def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax
 
 
 @Program.of("pixels", static_argnames=("model",))
-def decode_pixels(model: Janus | JanusVariant, params: Params, codes: jax.Array) -> jax.Array:
+def decode_pixels(model: Janus, params: Params, codes: jax.Array) -> jax.Array:
     """Codes [B, N] -> pixels [B, image, image, 3], nominally in [-1, 1].
 
     Each device of a mesh decodes its images one after the other; B must be a multiple of `row_shares`. This bounds

@@ -20,7 +20,6 @@ from janus_jax.inference.compiled_programs import program
 from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.janus import Janus
-from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.llama import KVCache
 from janus_jax.models.params import Params, bind
 from janus_jax.sharding import spread_cache
@@ -36,9 +35,7 @@ class TextState(NamedTuple):
     cache: KVCache  # the prompts and all tokens of the answers except the last
 
 
-def start_text(
-    model: Janus | JanusVariant, rows: int, slots: int, eos_id: int, mesh: Mesh | None, cache: KVCache | None
-) -> TextState:
+def start_text(model: Janus, rows: int, slots: int, eos_id: int, mesh: Mesh | None, cache: KVCache | None) -> TextState:
     """The state before the first piece of the prompts.
 
     Args:
@@ -57,7 +54,7 @@ def start_text(
 
 @program("text of a prompt", static_argnames=("model", "eos_id"), donate_argnames="state")
 def read_text(
-    model: Janus | JanusVariant,
+    model: Janus,
     params: Params,
     state: TextState,
     tokens: jax.Array,
@@ -81,7 +78,7 @@ def read_text(
 
 @program("image of a prompt", static_argnames=("model", "eos_id"), donate_argnames="state")
 def read_image(
-    model: Janus | JanusVariant,
+    model: Janus,
     params: Params,
     state: TextState,
     pixels: jax.Array,
@@ -126,7 +123,7 @@ def _read(
 
 @program("answer", static_argnames=("model", "eos_id"), donate_argnames="state")
 def continue_text(
-    model: Janus | JanusVariant,
+    model: Janus,
     params: Params,
     state: TextState,
     keys: jax.Array,

@@ -12,7 +12,6 @@ Letters: B rows, L tokens, I understanding images per row, N tokens per image, D
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,20 +19,19 @@ from janus_jax.batches import Modality
 from janus_jax.models.adapters import ImageHead, MlpAligner
 from janus_jax.models.config import JanusVariantConfig
 from janus_jax.models.encoders import build_encoder, encoder_name
-from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
-from janus_jax.models.llama import KVCache, Llama
+from janus_jax.models.janus import Janus
+from janus_jax.models.llama import Llama
 from janus_jax.models.semantic_tokenizer import SemanticCache, SemanticDecoder, empty_semantic_cache
 from janus_jax.models.vq import VQModel
 from janus_jax.ops.codebook import lookup_codes
 from janus_jax.ops.scatter_tokens import place_in_order, take_in_order
 
 
-class JanusVariant(nn.Module):
-    """The whole model, with the methods of `Janus`."""
+class JanusVariant(Janus):
+    """The whole model: `Janus` with other modules and other inputs of the LLM."""
 
-    config: JanusVariantConfig
-    execution: Execution
+    config: JanusVariantConfig  # type: ignore[assignment]
 
     def setup(self):
         c, execution, width = self.config, self.execution, self.config.llama.width
@@ -58,10 +56,6 @@ class JanusVariant(nn.Module):
     def _code_axis(self, of_codes: bool) -> str | None:
         """Logical axis of an adaptor's input: vectors of a table are only a few numbers wide."""
         return None if of_codes and not self.config.semantic else "embed"
-
-    def embed_text(self, tokens: jax.Array) -> jax.Array:
-        """Text ids [B, L] -> [B, L, D]."""
-        return self.llm.embed(tokens)
 
     def embed_images(self, pixels: jax.Array) -> jax.Array:
         """Understanding images in [-1, 1] [B, image, image, 3] -> LLM inputs [B, N, D]."""
@@ -118,33 +112,6 @@ class JanusVariant(nn.Module):
         codes = take_in_order(codes, is_code, images * size)
         embedded = self.embed_codes(codes.reshape(rows * images, size))
         return place_in_order(x, is_code, embedded.reshape(rows, images * size, -1))
-
-    def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        cache: KVCache | None = None,
-        prefix: KVCache | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """LLM inputs [B, L, D] -> hidden states after the final norm, which both heads read; see `Llama`."""
-        return self.llm(x, positions, segment_ids, cache, prefix)
-
-    def text_logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> [..., V]."""
-        return self.llm.logits(hidden)
-
-    def image_logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> [..., C]."""
-        return self.gen_head(hidden)
-
-    def encode_codes(self, pixels: jax.Array) -> jax.Array:
-        """Images in [-1, 1] [B, H, W, 3] -> codes [B, N]."""
-        return self.vq.encode(pixels)
-
-    def decode_codes(self, codes: jax.Array) -> jax.Array:
-        """Codes [B, N] -> pixels [B, H, W, 3], nominally in [-1, 1]."""
-        return self.vq.decode(codes)
 
     def init_all(self) -> None:
         """Runs every submodule, because linen creates only the parameters of those that run."""

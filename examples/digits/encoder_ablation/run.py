@@ -41,12 +41,13 @@ from janus_jax.storage import prepare_folder, write_json
 from janus_jax.training.loop import train
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params, read_architecture, save_params
-from launch.cli import errors
+from launch.cli import compilation_cache, errors
 from launch.cli.host_memory import keep_freed_memory
 
 OUTPUT = flags.DEFINE_string("output", "ablation", "Folder for everything that is written.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds of each arm.", lower_bound=1)
 QUICK = flags.DEFINE_bool("quick", False, "Takes a few steps only, to try the program.")
+flags.adopt_module_key_flags(compilation_cache)
 
 TRAINING_SEED, HELD_OUT_SEED = 1, 2
 RUN_FILE = "run.json"  # settings of the run, so that it is not continued with others
@@ -57,7 +58,7 @@ def main() -> None:
     sizes = arms.QUICK if QUICK.value else arms.FULL
     folder = prepare_folder("output", OUTPUT.value)
     _require_same_run(folder, sizes)
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))  # seeds of an arm share their programs
+    compilation_cache.enable()  # seeds of an arm share their programs
     start = time.monotonic()
     digits, held_out = load_digits()
     training = mosaics.make_mosaics(digits, sizes.mosaics, TRAINING_SEED)
