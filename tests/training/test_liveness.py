@@ -9,6 +9,8 @@ from janus_jax.training.liveness import peak_bytes
 SIZE = 16
 MATRIX = jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32)
 BYTES = SIZE * SIZE * 4
+DEPTH = 16
+STACK = jax.ShapeDtypeStruct((DEPTH, SIZE, SIZE), jnp.float32)
 
 
 def peak(function, *args):
@@ -51,3 +53,34 @@ def test_activations_wait_for_the_backward_pass_unless_they_are_recomputed():
     weights = jax.ShapeDtypeStruct((depth, SIZE, SIZE), jnp.float32)
     kept, recomputed = (peak(gradient_of(f), MATRIX, weights) for f in (layer, jax.checkpoint(layer)))
     assert 2 * depth <= kept <= 2 * depth + 10 and depth <= recomputed <= depth + 10
+
+
+def test_what_nobody_reads_is_not_computed():
+    def unused_product(x, stack):
+        total, _ = jax.lax.scan(lambda sums, w: ((sums[0] + x @ w, sums[1] + jnp.sin(x @ w)), None), (x, x), stack)
+        return total[0]
+
+    assert peak(unused_product, MATRIX, STACK) == pytest.approx(1, abs=0.02)  # one sum, to which products are added
+
+
+def test_a_loop_updates_in_place_what_it_carries():
+    """A sum of products needs no room for the product; one of what another loop makes does."""
+
+    def total(product):
+        return lambda x, stack: jax.lax.scan(lambda sum, w: (sum + product(x, w), None), x, stack)[0]
+
+    assert peak(total(jnp.matmul), MATRIX, STACK) == pytest.approx(1, abs=0.02)
+    assert peak(total(lambda x, w: jnp.cumsum(x @ w, axis=0)), MATRIX, STACK) == pytest.approx(3, abs=0.02)
+
+
+def test_the_cast_of_a_stack_that_loops_slice_is_kept_from_the_first_loop_to_the_last():
+    """For the gradient, sixteen layers in bfloat16 wait with sixteen activations and sixteen gradients."""
+
+    def layer(x, w):
+        return x @ w.astype(jnp.bfloat16), None
+
+    narrow = jax.ShapeDtypeStruct((SIZE, SIZE), jnp.bfloat16)
+    forward = peak(lambda x, stack: jax.lax.scan(layer, x, stack)[0], narrow, STACK)
+    assert forward == pytest.approx(DEPTH / 2 + 2 * 0.5, abs=0.02)  # and two activations, of this layer and the next
+    gradient = jax.grad(lambda x, stack: jax.lax.scan(layer, x, stack)[0].astype(jnp.float32).sum(), argnums=(0, 1))
+    assert DEPTH * (0.5 + 0.5 + 1) <= peak(gradient, narrow, STACK) <= DEPTH * (0.5 + 0.5 + 1) + 3
