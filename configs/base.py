@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+AUTO = "auto"  # what fits the devices and the host, see the fields
+
 
 def base_config(name: str, model: str) -> ConfigDict:
     """A complete config. Runs override fields and lock it."""
@@ -19,8 +21,9 @@ def base_config(name: str, model: str) -> ConfigDict:
             "seed": 0,
             # Dtype of computation. Parameters, norms, softmax and losses stay float32 (papers: not stated).
             "dtype": "bfloat16",
-            # Activations that are kept for the backward pass: a key of janus_jax.models.scan_layers.REMAT_POLICIES.
-            "remat": "full",
+            # Activations that are kept for the backward pass: a key of janus_jax.models.scan_layers.REMAT_POLICIES, or
+            # "auto": the fastest of them that is predicted to fit the devices (janus_jax.training.auto_remat).
+            "remat": AUTO,
             "attention": "auto",  # or a key of janus_jax.ops.attention.BACKENDS
             "init": {
                 # Folders of parameters to start from. Parameters that none of them holds are initialised at random. A
@@ -103,14 +106,18 @@ def base_config(name: str, model: str) -> ConfigDict:
                 # Number of records at the end of each source that are never trained on, see `validate`.
                 "held_out": 0,
                 "max_drop_rate": 0.1,  # largest share of bad samples of a source
-                # Number of logical shards of the stream: a multiple of the number of hosts times `workers`.
-                "num_shards": 8,
-                "workers": 4,  # number of processes per host that decode and pack; 0: a thread does it
+                # Number of logical shards of the stream: a multiple of the number of hosts times `workers`. "auto" is
+                # the largest power of two, up to 128, that divides train.batch_size.
+                "num_shards": _number_or_auto(),
+                # Number of processes per host that decode and pack; 0: a thread does it. "auto" takes half of the
+                # cores, or a quarter where the step runs on them too.
+                "workers": _number_or_auto(),
                 # Whether workers hand over rows in shared memory (/dev/shm). Otherwise they do in pipes, more slowly.
                 "shared_memory": True,
             },
-            # Sizes of the device mesh; -1: all devices that the other axes leave.
-            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            # Sizes of the device mesh; -1: all devices that the other axes leave. "auto" is the number of slices for
+            # `data`, and 1 for `tensor` where every device has a row (janus_jax.sharding.auto_mesh).
+            "mesh": {"data": _number_or_auto(), "fsdp": -1, "tensor": _number_or_auto()},
             "check_memory": True,  # whether to estimate the memory of a run, and to refuse one that does not fit
             "checkpoint": {
                 "every_steps": 1000,  # steps between two checkpoints
@@ -145,6 +152,11 @@ def base_config(name: str, model: str) -> ConfigDict:
         },
         convert_dict=True,
     )
+
+
+def _number_or_auto() -> FieldReference:
+    """A field that is "auto" by default and takes a number, also on the command line."""
+    return FieldReference(AUTO, field_type=object)
 
 
 def ratio(understand: Any, text: Any, generate: Any) -> ConfigDict:

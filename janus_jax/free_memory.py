@@ -1,9 +1,8 @@
-"""Memory that is free on devices and on the host, limits of control groups (containers) included."""
+"""Memory of devices and of the host, in all and free, limits of control groups (containers) included."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -12,9 +11,20 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _GROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
+def total_bytes(devices: Sequence[Any]) -> int | None:
+    """Memory of each of the devices, used or not; None where neither they nor Linux report it.
+
+    The devices of a CPU share the memory of the host. The answer is the same at every start on the same machine.
+    """
+    if devices[0].platform == "cpu":
+        host = _host_bytes("MemTotal", lambda group: group.limit)
+        return None if host is None else host // len(devices)
+    return min(limits) if all(limits := [_stats(device).get("bytes_limit", 0) for device in devices]) else None
+
+
 def free_bytes(devices: Sequence[Any]) -> int | None:
     """Memory that is free on each of the devices; None where neither they nor Linux report it."""
-    stats = [device.memory_stats() or {} for device in devices]
+    stats = [_stats(device) for device in devices]
     if all("bytes_limit" in each for each in stats):
         return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
     return free_host_bytes() if jax.default_backend() == "cpu" else None
@@ -22,11 +32,41 @@ def free_bytes(devices: Sequence[Any]) -> int | None:
 
 def free_host_bytes() -> int | None:
     """Memory of the host that this process may still take; None where Linux does not report it."""
+    return _host_bytes("MemAvailable", lambda group: group.free())
+
+
+def _stats(device: Any) -> dict[str, int]:
+    return device.memory_stats() or {}
+
+
+class _Group(NamedTuple):
+    """A control group whose memory is limited."""
+
+    folder: Path
+    limit: int  # bytes
+    usage_file: str
+
+    def free(self) -> int:
+        """Memory that the limit leaves; the group's file cache counts as free, since it is given back."""
+        counts = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
+        file_cache = int(counts["active_file"]) + int(counts["inactive_file"])
+        return self.limit - int((self.folder / self.usage_file).read_text()) + file_cache
+
+
+def _host_bytes(entry: str, of_group: Callable[[_Group], int]) -> int | None:
+    """The smallest of an entry of /proc/meminfo and of a figure of each control group; None without that file."""
     if not (PROC / "meminfo").exists():
         return None
     kibibytes = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
-    available = int(kibibytes["MemAvailable"].split()[0]) * 1024
-    return int(min([available, *map(_free_of_group, _control_groups())]))
+    return min([int(kibibytes[entry].split()[0]) * 1024, *map(of_group, _limited_groups())])
+
+
+def _limited_groups() -> Iterator[_Group]:
+    for folder in _control_groups():
+        for limit_file, usage_file in _GROUP_FILES:
+            if (folder / limit_file).exists() and (text := (folder / limit_file).read_text().strip()) != "max":
+                yield _Group(folder, int(text), usage_file)
+                break
 
 
 def _control_groups() -> Iterator[Path]:
@@ -37,13 +77,3 @@ def _control_groups() -> Iterator[Path]:
             root = CGROUPS / controllers
             innermost = root / path.lstrip("/")
             yield from (folder for folder in (innermost, *innermost.parents) if folder.is_relative_to(root))
-
-
-def _free_of_group(folder: Path) -> float:
-    """Memory that the limit of a control group leaves; its file cache counts as free, since it is given back."""
-    for limit, used in _GROUP_FILES:
-        if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
-            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            file_cache = int(counts["active_file"]) + int(counts["inactive_file"])
-            return int(text) - int((folder / used).read_text()) + file_cache
-    return math.inf

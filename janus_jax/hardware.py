@@ -102,6 +102,14 @@ def canonical_kind(device_kind: str) -> str:
     return _OTHER_NAMES.get(device_kind, device_kind)
 
 
+def hbm_bytes(device: Any) -> int | None:
+    """Memory of a TPU that JAX calls a device, by the table; None for other devices and for unknown TPUs."""
+    chip = CHIPS.get(canonical_kind(device.device_kind))
+    if chip is None or chip.tpu is None:
+        return None
+    return chip.tpu.hbm_bytes * getattr(device, "num_cores", chip.tpu.cores) // chip.tpu.cores
+
+
 def peak_flops(devices: Iterable[Any]) -> float | None:
     """Peak rate of all devices together, the denominator of MFU; None if that of one is unknown, such as a CPU's.
 

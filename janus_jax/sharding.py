@@ -25,6 +25,7 @@ from janus_jax.models.params import abstract_params, flatten, logical_axes, unfl
 from janus_jax.models.scan_layers import STACKED, is_stacked, unstacked_path
 
 MESH_AXES = ("data", "fsdp", "tensor")
+AUTO = "auto"  # a size of a mesh axis that `auto_mesh` chooses
 ROW_AXES = ("data", "fsdp")  # mesh axes over which the rows of a batch are divided
 BATCH_SPEC = PartitionSpec(ROW_AXES)
 LOGICAL_TO_MESH: Mapping[str, str | None] = {
@@ -41,6 +42,34 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "conv_in": "fsdp",
     "conv_out": "fsdp",
 }
+
+
+def auto_mesh(
+    sizes: Mapping[str, int | str], devices: Sequence[Any], rows: int, kv_heads: int | None
+) -> dict[str, int]:
+    """Sizes of the mesh axes, those that are "auto" chosen.
+
+    `data` is the number of slices. `tensor` is 1 where every device can have a row, and otherwise the smallest size
+    with which the rows can be shared. What remains is for `fsdp`, whose size is -1 by default.
+
+    Args:
+        rows: rows of a step on all devices together.
+        kv_heads: number of key-value heads, which `tensor` must divide; None: the model has none, and no `tensor`.
+
+    Raises:
+        UserError: a size is neither a whole number nor "auto".
+    """
+    for axis in MESH_AXES:
+        if sizes[axis] != AUTO and type(sizes[axis]) is not int:
+            raise UserError(f"mesh.{axis}={sizes[axis]!r}, expected a whole number or {AUTO!r}")
+    known = {axis: int(size) for axis, size in sizes.items() if size != AUTO}
+    chosen = {"data": count_slices(devices), "tensor": 1, "fsdp": -1} | known
+    if sizes["tensor"] == AUTO and chosen["fsdp"] == -1 and rows < len(devices):
+        data = max(chosen["data"], 1)
+        divisors = (size for size in range(1, (kv_heads or 1) + 1) if (kv_heads or 1) % size == 0)
+        shares = {size: len(devices) // size for size in divisors if len(devices) % (size * data) == 0}
+        chosen["tensor"] = next((size for size, share in shares.items() if rows % share == 0), 1)
+    return {axis: chosen[axis] for axis in MESH_AXES}
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -63,10 +92,15 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
         raise UserError(f"{wanted} does not fit {len(devices)} devices")
     shape = [len(devices) // known if size == -1 else size for size in shape]
-    slices = len({_slice(device) for device in devices})
+    slices = count_slices(devices)
     if shape[0] % slices:
         raise UserError(f"mesh.data={shape[0]} is not a multiple of the {slices} slices that the devices are in")
     return Mesh(np.array(sorted(devices, key=_slice)).reshape(shape), MESH_AXES)
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+    """Number of TPU slices that the devices are in."""
+    return len({_slice(device) for device in devices})
 
 
 def _slice(device: Any) -> int:

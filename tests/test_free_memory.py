@@ -1,9 +1,11 @@
 """What is free for a process: the memory of the machine, and what the limits of its control groups leave."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
-from janus_jax.free_memory import free_bytes, free_host_bytes
+from janus_jax.free_memory import free_bytes, free_host_bytes, total_bytes
 
 
 @pytest.mark.parametrize(
@@ -31,4 +33,15 @@ def test_a_cpu_has_what_the_machine_and_the_limits_of_its_groups_leave(groups, f
         (folder / "memory.current").write_text("1000000\n")
         (folder / "memory.usage_in_bytes").write_text("1500000\n")
         (folder / "memory.stat").write_text("anon 5\ninactive_file 500000\nactive_file 200000\n")
-    assert free_bytes(jax.local_devices()[:1]) == free_host_bytes() == expected
+    (cpu,) = jax.local_devices()[:1]
+    assert free_bytes([cpu]) == free_host_bytes() == expected
+    limits = [int(limit) for limit in files.values() if limit != "max"]
+    assert total_bytes([cpu, cpu]) == min([9_000 * 1024, *limits]) // 2  # two devices share the host
+
+
+def test_an_accelerator_has_what_it_reports():
+    def device(**stats):
+        return SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+
+    assert total_bytes([device(bytes_limit=7, bytes_in_use=3), device(bytes_limit=9)]) == 7
+    assert total_bytes([device(bytes_limit=7), device()]) is None

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from janus_jax.batches import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
-from janus_jax.compile_check.progress import compiling
+from janus_jax.compile_check.progress import compiling, tell
 from janus_jax.models.config import FamilyConfig, ModelConfig
 from janus_jax.sharding import local_bytes
-from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
+from janus_jax.training.auto_remat import plan_with_remat
+from janus_jax.training.plan import Plan, abstract_batch, model_flops, tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +51,19 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
     Raises:
         UserError: the config or the topology cannot work.
     """
-    return check_plan(config, make_plan(config, topology_devices(topology, slices)), topology, options)
+    plan, remat = plan_with_remat(config, topology_devices(topology, slices), compare=True)
+    if remat is not None:
+        tell(remat.describe())
+    return check_plan(config, plan, topology, options)
 
 
 def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[str, str]) -> Check:
     """`check` with a plan of `config` for the devices of the topology."""
     batch = abstract_batch(config, plan)
     mesh = "x".join(str(size) for size in plan.mesh.shape.values())
-    what = f"the training step of {config.name}, {config.train.batch_size} rows, remat {config.remat}, mesh {mesh}"
+    what = (
+        f"the training step of {config.name}, {config.train.batch_size} rows, remat {plan.execution.remat}, mesh {mesh}"
+    )
     with compiling(f"{what}, for {topology}", "; with more config.train.micro_batches there is less to compile"):
         lowered = plan.make_step().lower(plan.state, batch)
         program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
@@ -71,7 +77,7 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[s
         tokens=0 if isinstance(batch, ImageBatch) else config.train.batch_size * config.data.row_length,
         images_at_most=config.train.batch_size * images_of_a_row(config, plan.architecture),
         steps=config.train.num_steps,
-        remat=config.remat,
+        remat=plan.execution.remat,
         state_bytes=_state_bytes(plan, batch),
         fits=program is not None and program.memory.peak <= program.machine.hbm_bytes,
         needed_bytes=program.memory.peak if program is not None else needed_bytes(reason),

@@ -12,8 +12,8 @@ from janus_jax.compile_check.program import topology_devices
 from janus_jax.compile_check.progress import tell
 from janus_jax.errors import UserError
 from janus_jax.models.scan_layers import REMAT_POLICIES
-from janus_jax.sharding import MESH_AXES
-from janus_jax.training.plan import make_plan
+from janus_jax.sharding import AUTO, MESH_AXES
+from janus_jax.training.auto_remat import plan_with_remat
 
 Variant = dict[str, Any]
 KEYS = ("remat", "batch", "mesh")
@@ -82,7 +82,7 @@ def sweep(
     for variant in variants:
         trial = with_variant(config, variant)
         try:
-            plans.append((trial, make_plan(trial, devices)))
+            plans.append((trial, plan_with_remat(trial, devices)[0]))
         except UserError as error:
             mesh = {axis: trial.mesh[axis] for axis in MESH_AXES}
             impossible.append(Impossible(trial.remat, trial.train.batch_size, mesh, str(error)))
@@ -109,7 +109,7 @@ def fitting(config: ConfigDict, failed: Check, slices: int, options: Mapping[str
         return tried
 
     policies = list(REMAT_POLICIES)
-    cheaper = policies[policies.index(config.remat) + 1 :]
+    cheaper = policies[policies.index(failed.remat if config.remat == AUTO else config.remat) + 1 :]
     smallest = failed.mesh["data"] * failed.mesh["fsdp"] * config.train.micro_batches
     largest, fits, fails = None, 0, failed.rows // smallest
     tell(

@@ -25,13 +25,14 @@ from janus_jax.errors import UserError
 from janus_jax.free_memory import free_bytes, free_host_bytes
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.params import abstract_params
-from janus_jax.sharding import local_bytes, row_shares, rows_of_process
+from janus_jax.sharding import AUTO, local_bytes, row_shares, rows_of_process
 from janus_jax.training.adversarial_step import adversarial_gradients
 from janus_jax.training.fsdp import sharded_gradient
 from janus_jax.training.latents import flow_preparation
 from janus_jax.training.liveness import peak_bytes
 from janus_jax.training.plan import Plan, abstract_batch, make_plan
 from janus_jax.training.prefetch import AHEAD
+from janus_jax.training.setup import num_workers
 
 GB = 1e9
 # Measured on a CPU with jax 0.10.2 and orbax-checkpoint 0.12.8; docs/training.md has the runs.
@@ -82,14 +83,23 @@ def estimate_memory(config: ConfigDict, plan: Plan, vae: VAEConfig | None = None
     saved = state._replace(loss_networks=None)
     mine = list(plan.mesh.local_devices)
     rows = batch.rows if isinstance(batch, FlowBatch) else batch
-    loaded = _bytes(rows) // rows_of_process(plan.rows, config.train.batch_size)[1]
-    blocks = RING_SLOTS if config.data.workers else PREFETCH
+    processes = rows_of_process(plan.rows, config.train.batch_size)[1]
+    loaded, workers = _bytes(rows) // processes, num_workers(config, processes, mine[0].platform)
+    blocks = RING_SLOTS if workers else PREFETCH
     host = {
-        READING: (blocks + 1) * loaded + config.data.workers * WORKER_BYTES,
+        READING: (blocks + 1) * loaded + workers * WORKER_BYTES,
         "compilation": COMPILATION_BYTES,
         "saving": int(SAVING_FACTOR * min(_bytes(saved), len(mine) * local_bytes(saved))),
     }
     return Memory(device, host, devices_in_host=len(mine) if mine[0].platform == "cpu" else 0)
+
+
+def predicted_peak(config: ConfigDict, plan: Plan) -> int:
+    """Most bytes that the compiled training step uses on each device at the same time, predicted from its trace."""
+    state, batch = plan.state, abstract_batch(config, plan)
+    trained = (state.trainable, None if state.adversary is None else state.adversary.params)
+    gradients = local_bytes(trained)
+    return local_bytes((state, batch)) + gradients + _activation_bytes(plan, batch, gradients)
 
 
 def check_memory(config: ConfigDict, plan: Plan, vae: VAEConfig | None = None) -> str:
@@ -176,7 +186,7 @@ def _advice(config: ConfigDict, plan: Plan, vae: VAEConfig | None, need: Memory)
     if not _fits(without_rows, plan):
         return nothing
     shares = row_shares(plan.mesh)
-    fewest = math.lcm(shares, config.data.num_shards)
+    fewest = shares if config.data.num_shards == AUTO else math.lcm(shares, config.data.num_shards)
     for batch_size in (config.train.batch_size, fewest):
         change = {"train.batch_size": batch_size, "train.micro_batches": batch_size // shares, "remat": "full"}
         smaller = config.copy_and_resolve_references()

@@ -34,6 +34,7 @@ from janus_jax.models.presets import LOSS_NETWORKS, LPIPS
 from janus_jax.sharding import (
     ROW_AXES,
     GatheredWeights,
+    auto_mesh,
     batch_sharding,
     check_heads,
     make_mesh,
@@ -118,11 +119,15 @@ class Plan(NamedTuple):
 def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     """Resolves a config against devices. By default these are all devices of all processes.
 
+    A policy that is "auto" is the one that takes the least memory. `auto_remat.plan_with_remat` chooses a faster one.
+
     Raises UserError for a config that cannot work on this many devices.
     """
     architecture = model_config(config)
     check_config(config, architecture)
-    mesh = make_mesh(config.mesh, devices)
+    devices = jax.devices() if devices is None else devices
+    kv_heads = architecture.llama.num_kv_heads if isinstance(architecture, FamilyConfig) else None
+    mesh = make_mesh(auto_mesh(config.mesh, devices, config.train.batch_size, kv_heads), devices)
     rows = batch_sharding(mesh, config.train.batch_size)
     micro_batches, device_rows = config.train.micro_batches, config.train.batch_size // row_shares(mesh)
     if device_rows % micro_batches:

@@ -1,7 +1,9 @@
 """Turns the ConfigDict of an experiment into typed objects: architecture, execution, tokenizer and data stream."""
 
 import functools
+import math
 import operator
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,6 +36,7 @@ from janus_jax.models.execution import Execution
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.ops.attention import BACKENDS
 from janus_jax.ops.tpu.flash_attention import flash_fits
+from janus_jax.sharding import AUTO
 from janus_jax.training.architecture import model_name
 from janus_jax.weights.tokenizer_files import check_vocabulary
 
@@ -95,6 +98,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "profile.first_step": (0, 2**31 - 1),
     "profile.steps": (0, 1000),
 }
+AUTO_FIELDS = ("data.num_shards", "data.workers")  # they may be "auto" instead of a number
+MOST_SHARDS = 128  # logical shards that "auto" makes at most: hosts that the run may move to
 
 
 def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
@@ -106,7 +111,10 @@ def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
     for field, (low, high) in RANGES.items():
         *groups, name = field.split(".")
         value = functools.reduce(operator.getitem, groups, config).get(name, low)
-        if not low <= value <= high:  # also NaN
+        if field in AUTO_FIELDS and (value == AUTO or type(value) is not int):
+            if value != AUTO:
+                raise UserError(f"config.{field}={value!r}, expected {low:.10g} to {high:.10g}, or {AUTO!r}")
+        elif not low <= value <= high:  # also NaN
             raise UserError(f"config.{field}={value}, expected {low:.10g} to {high:.10g}")
     for rule in config.trainable:
         if not (isinstance(rule, Sequence) and [type(part) for part in rule] == [str, bool]):
@@ -146,8 +154,9 @@ def execution(config: ConfigDict, architecture: ModelConfig, platform: str) -> E
     """How the training step runs the model on devices of a platform: "cpu", "gpu" or "tpu"."""
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype={config.dtype!r} is not one of {sorted(DTYPES)}")
-    if config.remat not in REMAT_POLICIES:
-        raise UserError(f"config.remat={config.remat!r} is not one of {sorted(REMAT_POLICIES)}")
+    remat = "full" if config.remat == AUTO else config.remat
+    if remat not in REMAT_POLICIES:
+        raise UserError(f"config.remat={config.remat!r} is not {AUTO!r} or one of {sorted(REMAT_POLICIES)}")
     attention = config.attention
     if attention == "auto":
         heads_fit = isinstance(architecture, FamilyConfig) and flash_fits(
@@ -160,11 +169,34 @@ def execution(config: ConfigDict, architecture: ModelConfig, platform: str) -> E
         dtype=DTYPES[config.dtype],
         # In unrolled layers XLA:CPU merges what remat recomputes with what it was computed from, so that every policy
         # takes the memory of "none" (jaxlib 0.10.2: 613 instead of 144 MB of temporaries for 8 layers of width 256).
-        unroll_scan=platform == "cpu" and config.remat == "none",
-        remat=config.remat,
+        unroll_scan=platform == "cpu" and remat == "none",
+        remat=remat,
         attention=attention,
         fusion_barriers=platform == "tpu",
     )
+
+
+def num_shards(config: ConfigDict) -> int:
+    """Number of logical shards of the stream: `data.num_shards`, by default the most that any slice can share.
+
+    It depends on the rows of a step alone, so that a run has the same rows wherever it goes on.
+    """
+    given = config.data.num_shards
+    return math.gcd(config.train.batch_size, MOST_SHARDS) if given == AUTO else given
+
+
+def num_workers(config: ConfigDict, process_count: int, platform: str) -> int:
+    """Number of processes of a host that decode and pack: `data.workers`, by default from the cores of this host.
+
+    That is half of the cores beside an accelerator, and a quarter where the step itself runs on them, but no more than
+    the process has logical shards, which the workers share equally.
+    """
+    if config.data.workers != AUTO:
+        return config.data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shards = num_shards(config) // process_count
+    most = min(shards, cores // (4 if platform == "cpu" else 2))
+    return max((count for count in range(1, most + 1) if shards % count == 0), default=0)
 
 
 def open_tokenizer(config: ConfigDict, architecture: ModelConfig) -> Tokenizer | None:
@@ -196,8 +228,13 @@ def open_stream(
     validation: bool = False,
     process_index: int = 0,
     process_count: int = 1,
+    platform: str = "cpu",
 ) -> Stream:
-    """The endless stream of the rows of one process: training data, or what `data.held_out` keeps apart."""
+    """The endless stream of the rows of one process: training data, or what `data.held_out` keeps apart.
+
+    Args:
+        platform: of the devices that read it, see `num_workers`.
+    """
     data = config.data
     ratio = {task: check_schedule(f"data.ratio.{task}", share) for task, share in data.ratio.items()}
     if not isinstance(architecture, FamilyConfig):
@@ -214,11 +251,11 @@ def open_stream(
     crop = Crop(**data.crop)
     options = StreamOptions(
         batch_size=config.train.batch_size,
-        num_shards=data.num_shards,
+        num_shards=num_shards(config),
         seed=config.seed,
         max_drop_rate=data.max_drop_rate,
         settings=_settings(config, tokenizer, entries),
-        workers=data.workers,
+        workers=num_workers(config, process_count, platform),
         shared_memory=data.shared_memory,
         process_index=process_index,
         process_count=process_count,
@@ -327,6 +364,7 @@ def _settings(
     if not data["crop"].get("halving", False):
         data["crop"].pop("halving", None)  # checkpoints from before this field existed continue
     settings = {f"data.{name}": value for name, value in data.items()}
+    settings["data.num_shards"] = num_shards(config)
     settings |= {"model": config.model, "seed": config.seed, "train.batch_size": config.train.batch_size}
     if tokenizer is not None:
         settings["data.tokenizer"] = tokenizer.fingerprint()

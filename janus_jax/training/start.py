@@ -13,8 +13,9 @@ from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import CodeModelConfig, FamilyConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params, count
-from janus_jax.sharding import rows_of_process
+from janus_jax.sharding import AUTO, row_shares, rows_of_process
 from janus_jax.storage import prepare_folder, write_whole
+from janus_jax.training.auto_remat import RematChoice, plan_with_remat
 from janus_jax.training.checkpointing import CONFIG_FILE, Checkpoints, has_checkpoint
 from janus_jax.training.freezing import format_table, merge, module_table, split
 from janus_jax.training.initialization import FRESH, format_origins, initial_params
@@ -22,8 +23,8 @@ from janus_jax.training.latents import open_vae
 from janus_jax.training.lora import lora_record, require_same_adapters
 from janus_jax.training.loss_networks import initial_discriminator, open_loss_networks
 from janus_jax.training.memory import check_memory
-from janus_jax.training.plan import Plan, make_plan, tasks
-from janus_jax.training.setup import open_stream, open_tokenizer
+from janus_jax.training.plan import Plan, tasks
+from janus_jax.training.setup import num_shards, num_workers, open_stream, open_tokenizer
 from janus_jax.training.stored_codes import check_stored_codes
 from janus_jax.training.train_state import TrainState
 from janus_jax.training.validation import open_held_out
@@ -54,7 +55,7 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
         UserError: Something is wrong with the config, the workdir, the data or the checkpoint.
         OSError: The workdir cannot be written.
     """
-    plan = make_plan(config)
+    plan, remat = plan_with_remat(config)
     architecture = plan.architecture
     workdir = prepare_folder("workdir", workdir)
     continues = has_checkpoint(workdir, architecture)
@@ -68,8 +69,17 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
         require_same_adapters(workdir, record)
     vae = open_vae(config, architecture, workdir if continues else None)
     process_index, process_count = rows_of_process(plan.rows, config.train.batch_size)
-    stream = open_stream(config, architecture, tokenizer, process_index=process_index, process_count=process_count)
+    platform = plan.mesh.devices.flat[0].platform
+    stream = open_stream(
+        config,
+        architecture,
+        tokenizer,
+        process_index=process_index,
+        process_count=process_count,
+        platform=platform,
+    )
     held_out = open_held_out(config, architecture, tokenizer, process_index, process_count)
+    say(_format_choices(config, plan, remat, num_workers(config, process_count, platform)))
     _say_what_is_odd(config, architecture, tokenizer, held_out)
     if config.check_memory:
         say(check_memory(config, plan, vae[0] if vae else None))
@@ -165,6 +175,20 @@ def _flatten(fields: dict, prefix: str = "") -> dict[str, object]:
     for name, value in fields.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def _format_choices(config: ConfigDict, plan: Plan, remat: RematChoice | None, workers: int) -> str:
+    """A line for each "auto" of the config that says what it means here."""
+    lines = []
+    if AUTO in config.mesh.to_dict().values():
+        axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
+        lines.append(f"mesh auto: {axes}; {config.train.batch_size // row_shares(plan.mesh)} rows each")
+    if remat is not None:
+        lines.append(remat.describe())
+    if AUTO in (config.data.workers, config.data.num_shards):
+        processes = f"{workers} processes" if workers else "a thread"
+        lines.append(f"data auto: {num_shards(config)} logical shards, read by {processes} on each host")
+    return "\n".join(lines)
 
 
 def _say_what_is_odd(

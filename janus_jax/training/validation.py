@@ -23,7 +23,7 @@ from janus_jax.models.config import ModelConfig
 from janus_jax.training.latents import Preparation
 from janus_jax.training.objectives.base import CODE_COUNTS, Denominators, mean_metrics
 from janus_jax.training.plan import Plan, validation_tasks
-from janus_jax.training.setup import open_stream
+from janus_jax.training.setup import num_shards, open_stream
 from janus_jax.training.train_state import TrainState
 
 
@@ -37,10 +37,11 @@ def open_held_out(
     """
     if not config.validate.every_steps or not config.data.held_out:
         return None
-    if config.data.held_out < config.data.num_shards:
+    shards = num_shards(config)
+    if config.data.held_out < shards:
         raise UserError(
-            f"data.held_out={config.data.held_out}: validation expects at least data.num_shards="
-            f"{config.data.num_shards} held-out records of each source"
+            f"data.held_out={config.data.held_out}: validation expects at least data.num_shards={shards} held-out "
+            "records of each source"
         )
     fields = config.to_dict()
     fields["data"] |= {
