@@ -10,7 +10,7 @@ from janus_jax import sharding
 from janus_jax.errors import UserError
 from janus_jax.models.params import abstract_params, flatten
 from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
-from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
+from janus_jax.sharding import MESH_AXES, auto_mesh, make_mesh, param_shardings, row_shares
 from tests.helpers import REPOSITORY
 from tests.helpers.tiny_runs import MICRO_JANUS
 
@@ -121,6 +121,39 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error_with_all_sizes(devices, 
     expected = rf"mesh\.data={data}, mesh\.fsdp={fsdp}, mesh\.tensor={tensor} does not fit 8 devices"
     with pytest.raises(UserError, match=expected):
         make_mesh(sizes(*given))
+
+
+@pytest.mark.parametrize(
+    ("slices", "rows", "given", "expected"),
+    [
+        (1, 16, ("auto", -1, "auto"), (1, -1, 1)),
+        (2, 16, ("auto", -1, "auto"), (2, -1, 1)),
+        (1, 4, ("auto", -1, "auto"), (1, -1, 4)),  # a row for each four of the sixteen devices
+        (2, 4, ("auto", -1, "auto"), (2, -1, 4)),
+        (1, 12, ("auto", -1, "auto"), (1, -1, 4)),  # three rows for each four devices
+        (1, 3, ("auto", -1, "auto"), (1, -1, 16)),  # all rows on all devices
+        (1, 17, ("auto", -1, "auto"), (1, -1, 1)),  # too many; an error follows
+        (1, 4, ("auto", -1, 1), (1, -1, 1)),
+        (1, 4, (4, -1, "auto"), (4, -1, 4)),
+        (1, 16, (-1, 4, "auto"), (-1, 4, 1)),
+        (2, 16, ("auto", 4, 2), (2, 4, 2)),
+    ],
+)
+def test_auto_puts_data_over_slices_and_tensor_only_where_devices_would_have_no_row(slices, rows, given, expected):
+    fake = [FakeDevice(i, slice_index=i * slices // 16) for i in range(16)]
+    mesh = auto_mesh(sizes(*given), fake, rows, kv_heads=32)
+    assert mesh == sizes(*expected)
+    if rows != 17 and given != ("auto", -1, 1):
+        assert rows % row_shares(make_mesh(mesh, fake)) == 0
+
+
+def test_auto_tensor_divides_the_heads_and_other_words_are_refused():
+    fake = [FakeDevice(i) for i in range(12)]
+    assert auto_mesh(sizes("auto", -1, "auto"), fake, 3, kv_heads=4)["tensor"] == 4
+    assert auto_mesh(sizes("auto", -1, "auto"), fake, 4, kv_heads=4)["tensor"] == 1  # 3 would be no divisor of 4
+    assert auto_mesh(sizes("auto", -1, "auto"), fake, 4, kv_heads=None)["tensor"] == 1
+    with pytest.raises(UserError, match=r"mesh\.fsdp='all', expected a whole number or 'auto'"):
+        auto_mesh(sizes("auto", "all", 1), fake, 4, kv_heads=4)
 
 
 def test_data_goes_over_slices_and_the_other_axes_stay_inside():

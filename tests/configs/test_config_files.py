@@ -16,7 +16,7 @@ from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
 from janus_jax.models.presets import JANUS_PRO_1B
 from janus_jax.training.architecture import model_config
-from janus_jax.training.setup import check_config, execution
+from janus_jax.training.setup import check_config, execution, num_shards, num_workers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STAGES = ("stage1", "stage2", "stage3")
@@ -154,6 +154,41 @@ def test_a_share_can_be_assigned_a_schedule_and_a_word_is_refused(monkeypatch):
     config = parsed(monkeypatch, "--config.data.ratio.text=some")
     with pytest.raises(UserError, match=r"^data\.ratio\.text='some': expected a weight of 0 or more"):
         check_schedule("data.ratio.text", config.data.ratio.text)
+
+
+@pytest.mark.parametrize(("rows", "shards"), [(512, 128), (16, 16), (96, 32), (7, 1)])
+def test_logical_shards_follow_from_the_rows_alone(rows, shards):
+    config = resolve("janus_pro_1b", "stage2")
+    config.train.batch_size = rows
+    assert num_shards(config) == shards
+    config.data.num_shards = 7
+    assert num_shards(config) == 7
+
+
+@pytest.mark.parametrize(
+    ("cores", "platform", "processes", "workers"),
+    [(208, "tpu", 16, 8), (24, "tpu", 1, 8), (8, "cpu", 1, 2), (2, "cpu", 1, 0), (2, "tpu", 4, 1), (8, "tpu", 128, 1)],
+)
+def test_workers_take_a_part_of_the_cores_and_share_the_shards(monkeypatch, cores, platform, processes, workers):
+    """128 logical shards, of which every process has an equal part."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    config = resolve("janus_pro_1b", "stage2")
+    assert num_workers(config, processes, platform) == workers
+    config.data.workers = 3
+    assert num_workers(config, processes, platform) == 3
+
+
+def test_auto_is_a_default_that_numbers_and_words_on_the_command_line_replace(monkeypatch):
+    config = parsed(monkeypatch, "--config.data.workers=2", "--config.mesh.data=4", "--config.remat=full")
+    assert (config.data.workers, config.data.num_shards) == (2, "auto")
+    assert config.mesh.to_dict() == {"data": 4, "fsdp": -1, "tensor": "auto"} and config.remat == "full"
+    check_config(config, JANUS_PRO_1B)
+    config = parsed(monkeypatch, "--config.data.workers=many", "--config.data.num_shards=auto")
+    with pytest.raises(UserError, match=r"^config\.data\.workers='many', expected 0 to 1024, or 'auto'"):
+        check_config(config, JANUS_PRO_1B)
+    config = parsed(monkeypatch, "--config.data.num_shards=0")
+    with pytest.raises(UserError, match=r"^config\.data\.num_shards=0, expected 1 to 65536"):
+        check_config(config, JANUS_PRO_1B)
 
 
 def test_weights_of_sources_can_be_schedules_on_the_command_line(monkeypatch):
