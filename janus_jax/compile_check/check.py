@@ -28,13 +28,18 @@ class Check:
     images_at_most: int  # images of a step, understood and generated, if the rows are full of them and hold no text
     steps: int  # number of steps of the stage
     remat: str
-    state_bytes: dict[str, int]  # bytes per device, by kind
+    state_bytes: dict[str, int]  # bytes per device that lie in memory for the whole step, by kind
     fits: bool
-    needed_bytes: int  # bytes per device; 0 if the compiler does not say
+    needed_bytes: int  # most bytes per device at one time; 0 if the compiler does not say
     reason: str  # why it does not fit
     model_flops: float | None  # operations of a step that the model needs, on all devices
     estimate: Estimate | None  # None if the compiler gives no program
     program: Program | None
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Bytes per device that gradients, activations and others take when most is in use."""
+        return self.needed_bytes - sum(self.state_bytes.values())
 
     @property
     def mfu(self) -> float | None:
@@ -62,6 +67,12 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[s
         lowered = plan.make_step().lower(plan.state, batch)
         program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
     result = estimate(program) if program is not None else None
+    state_bytes = _state_bytes(plan, batch)
+    needed = needed_bytes(reason)
+    if program is not None:
+        # Parameters that the step does not read are no arguments of its program, but lie in memory as well.
+        unread = sum(state_bytes.values()) - program.memory.arguments
+        needed = program.memory.peak + max(0, unread)
     return Check(
         name=config.name,
         topology=topology,
@@ -72,9 +83,9 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[s
         images_at_most=config.train.batch_size * images_of_a_row(config, plan.architecture),
         steps=config.train.num_steps,
         remat=config.remat,
-        state_bytes=_state_bytes(plan, batch),
-        fits=program is not None and program.memory.peak <= program.machine.hbm_bytes,
-        needed_bytes=program.memory.peak if program is not None else needed_bytes(reason),
+        state_bytes=state_bytes,
+        fits=program is not None and needed <= program.machine.hbm_bytes,
+        needed_bytes=needed,
         reason=reason,
         model_flops=model_flops(config, plan),
         estimate=result,
@@ -84,14 +95,13 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[s
 
 def _state_bytes(plan: Plan, batch: Any) -> dict[str, int]:
     state = plan.state
-    trainable = local_bytes(state.trainable)
     return {
-        "trained parameters": trainable,
+        "trained parameters": local_bytes(state.trainable),
         "frozen parameters": local_bytes(state.frozen),
         "optimizer": local_bytes(state.opt_state),
+        "moving average": local_bytes(state.ema),
         "discriminator": local_bytes(state.adversary),
         "networks of the loss": local_bytes(state.loss_networks),
-        "gradients": trainable,
         "batch": local_bytes(batch),
     }
 

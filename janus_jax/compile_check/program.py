@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from janus_jax.errors import UserError
-from janus_jax.hardware import Machine, canonical_kind
+from janus_jax.hardware import Machine, canonical_kind, quiet_without_tpu
 
 # Usual name -> name that libtpu knows. The number in a name of v5p counts cores, two per chip; in the others, chips.
 TOPOLOGIES = {
@@ -76,9 +76,7 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError("--topology needs the TPU compiler: pip install -c constraints.txt -e '.[tpu]'") from error
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # only TPU hosts have the metadata server that libtpu would ask
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # otherwise libtpu prints a harmless error
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # otherwise another one; any known name will do
+    quiet_without_tpu()
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile, since none uses a chip
     from jax.experimental import topologies
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from janus_jax.compile_check.check import Check
-from janus_jax.compile_check.program import Program
 from janus_jax.hardware import SLICE_BANDWIDTH
 
 GB = 1e9
@@ -24,7 +23,7 @@ def as_dict(check: Check) -> dict[str, Any]:
     fields["mfu"] = check.mfu
     fields["limits"] = " ".join(LIMITS)
     if program is not None:
-        fields["activations"] = _activations(check, program)
+        fields["temporary_bytes"] = check.temporary_bytes
         fields["memory"] = dataclasses.asdict(program.memory)
         fields["versions"] = {"jax": program.jax_version, "libtpu": program.compiler_version}
     if check.estimate is not None:
@@ -36,11 +35,13 @@ def rates(check: Check) -> dict[str, float]:
     """What the predicted time of a step means for a run. The data decide how many images its rows really hold."""
     assert check.estimate is not None
     seconds = check.estimate.predicted
-    return {
-        "tokens_per_second_per_chip": check.tokens / seconds / check.chips,
-        "images_per_second_at_most": check.images_at_most / seconds,
-        "days": check.steps * seconds / 86400,
-    }
+    speed = {"images_per_second": check.rows / seconds}  # of an image tokenizer, with an image in each row
+    if check.tokens:
+        speed = {
+            "tokens_per_second_per_chip": check.tokens / seconds / check.chips,
+            "images_per_second_at_most": check.images_at_most / seconds,
+        }
+    return speed | {"days": check.steps * seconds / 86400}
 
 
 def format_report(check: Check) -> str:
@@ -51,15 +52,14 @@ def format_report(check: Check) -> str:
         f"remat {check.remat}",
         "",
         "memory of a chip, GB",
-        *(_row(name, value / GB) for name, value in check.state_bytes.items()),
+        *(_row(name, value / GB) for name, value in check.state_bytes.items() if value),
     ]
     if check.estimate is None:
         return "\n".join([*lines, "", f"DOES NOT FIT: {check.reason}"])
-    assert check.program is not None
-    memory, result = check.program.memory, check.estimate
+    result = check.estimate
     lines += [
-        _row("activations, other temporaries (sum)", _activations(check, check.program) / GB),
-        _row("most in use at the same time", memory.peak / GB),
+        _row("gradients, activations, others", check.temporary_bytes / GB),
+        _row("sum, when most is in use", check.needed_bytes / GB),
         _row("memory of the chip", result.hbm_capacity / GB),
         "fits" if check.fits else "DOES NOT FIT",
         "",
@@ -86,15 +86,6 @@ def format_report(check: Check) -> str:
         loops = ", ".join(result.unknown_loops)
         lines += ["", f"The predicted time is TOO LOW: these loops of unknown length were counted once: {loops}"]
     return "\n".join([*lines, "", *LIMITS])
-
-
-def _activations(check: Check, program: Program) -> int:
-    """Bytes per chip of all temporaries but the gradients.
-
-    It is the sum of their buffers. Buffers that are not in use at the same time share memory, so that the peak may be
-    lower than the sum of all lines.
-    """
-    return program.memory.temporary - check.state_bytes["gradients"]
 
 
 def _row(name: str, *values: float) -> str:

@@ -46,7 +46,7 @@ def make_check(**changes):
         images_at_most=16,
         steps=86_400,
         remat="full",
-        state_bytes={"trained parameters": 10, "gradients": 10},
+        state_bytes={"trained parameters": 10, "optimizer": 20, "moving average": 0},
         fits=True,
         needed_bytes=50,
         reason="",
@@ -161,12 +161,37 @@ def test_rates_and_utilisation_follow_from_the_predicted_time():
     assert facts["days"] == pytest.approx(seconds)
     facts = json.loads(json.dumps(facts))
     assert facts["memory"]["peak"] == 50
-    assert facts["activations"] == 40 - 10  # temporaries without the gradients
+    assert facts["temporary_bytes"] == 50 - 10 - 20
     assert "6.25 GB/s" in facts["limits"] and "not measured" in facts["limits"]
     report = format_report(check)
     assert report.replace("\n", " ").endswith(facts["limits"])
     assert "small on v5p-16: 8 chips (data 1, fsdp 8, tensor 1)" in report
     assert "\nfits\n" in report and "all-gather" in report
+
+
+def test_the_lines_on_memory_add_up_to_the_most_that_is_in_use():
+    gb = 10**9
+    state = {"trained parameters": 10 * gb, "moving average": 0, "batch": gb}
+    check = make_check(state_bytes=state, needed_bytes=50 * gb)
+    lines = format_report(check).splitlines()
+    begin = lines.index("memory of a chip, GB") + 1
+    *parts, whole, _ = [float(line[40:]) for line in lines[begin : lines.index("fits")]]
+    assert parts == [10, 1, 39] and sum(parts) == whole == 50
+
+
+def test_parameters_that_the_step_does_not_read_count_as_memory(uncompiled):
+    """The hand-written program has arguments of 1 byte and a peak of 50."""
+    result = check_module.check(janus_pro_7b.get_config("text_only:debug"), "v5p-8", 1, {})
+    held = sum(result.state_bytes.values())
+    assert held > 1e6 and result.needed_bytes == 50 + held - 1
+    assert result.temporary_bytes == 49
+
+
+def test_the_speed_of_an_image_tokenizer_is_told_in_images():
+    facts = as_dict(make_check(tokens=0, images_at_most=8))
+    assert facts["images_per_second"] == pytest.approx(8 / facts["estimate"]["predicted"])
+    assert not {"tokens_per_second_per_chip", "images_per_second_at_most"} & facts.keys()
+    assert "tokens" not in format_report(make_check(tokens=0)).split("days")[0].split("time of a step")[1]
 
 
 def test_collectives_are_reported_with_bytes_seconds_and_what_is_waited_for():
