@@ -10,8 +10,8 @@ too all programs of an evaluation, and says how many hours the benchmarks take.
     python -m launch.compile_check --decode --benchmarks --config=configs/janus_pro_7b.py --topology=v5e:2x2
 
 It needs the TPU compiler (pip install -c constraints.txt -e '.[tpu]'), but no TPU. The step is the one that
-launch.train runs. A compilation takes 1 to 5 minutes for most configs, more for many rows per chip, and about 3 GB of
-memory. A config that does not fit is compiled several times, to find out what would. Times are predicted from the
+launch.train runs. A compilation takes 1 to 5 minutes for most configs, more for many rows at a time, and about 3 GB of
+memory. For a config that does not fit, others are compiled, to find out how many rows at a time would. Times are predicted from the
 compiled program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use them to compare
 programs.
 """
@@ -78,22 +78,21 @@ def main() -> None:
 
 
 def _check_training(topology: str, options: dict[str, str]) -> None:
-    from janus_jax.compile_check.check import check
     from janus_jax.compile_check.program import write_program
     from janus_jax.compile_check.report import as_dict, format_report
-    from janus_jax.compile_check.sweep import fitting, format_line
+    from janus_jax.compile_check.search import Search
 
-    result = check(CONFIG.value, topology, SLICES.value, options)
+    search = Search(CONFIG.value, topology, SLICES.value, options)
+    result = search.given()
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
     if not JSON.value:
-        print(format_report(result), flush=True)  # before the search, which takes several times as long
-    others = [] if result.fits else list(fitting(CONFIG.value, result, SLICES.value, options))
+        print(format_report(result), flush=True)  # before the search, which takes longer
+    other = None if result.fits else search.fitting()
     if JSON.value:
-        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other) for other in others]}))
+        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other)] if other else []}))
     elif not result.fits:
-        found = [format_line(other) for other in others] or ["nothing that was tried"]
-        print("\nwould fit:", *found, sep="\n")
+        print("\nwould fit:\n", format_report(other) if other else "nothing that was tried", sep="\n")
 
 
 def _sweep(topology: str, options: dict[str, str]) -> None:

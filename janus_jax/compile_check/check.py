@@ -24,6 +24,7 @@ class Check:
     chips: int
     mesh: dict[str, int]
     rows: int  # rows of a step
+    micro_batches: int  # number of parts in which a device computes its rows
     tokens: int  # tokens of a step; 0 for image tokenizers
     images_at_most: int  # images of a step, understood and generated, if the rows are full of them and hold no text
     steps: int  # number of steps of the stage
@@ -62,34 +63,47 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[s
     """`check` with a plan of `config` for the devices of the topology."""
     batch = abstract_batch(config, plan)
     mesh = "x".join(str(size) for size in plan.mesh.shape.values())
-    what = f"the training step of {config.name}, {config.train.batch_size} rows, remat {config.remat}, mesh {mesh}"
+    rows = f"{config.train.batch_size} rows in {plan.micro_batches} micro-batches"
+    what = f"the training step of {config.name}, {rows}, remat {config.remat}, mesh {mesh}"
     with compiling(f"{what}, for {topology}", "; with more config.train.micro_batches there is less to compile"):
         lowered = plan.make_step().lower(plan.state, batch)
         program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
-    result = estimate(program) if program is not None else None
-    state_bytes = _state_bytes(plan, batch)
-    needed = needed_bytes(reason)
-    if program is not None:
-        # Parameters that the step does not read are no arguments of its program, but lie in memory as well.
-        unread = sum(state_bytes.values()) - program.memory.arguments
-        needed = program.memory.peak + max(0, unread)
+    without = too_large(config, plan, topology, reason)
+    if program is None:
+        return without
+    # Parameters that the step does not read are no arguments of its program, but lie in memory as well.
+    unread = sum(without.state_bytes.values()) - program.memory.arguments
+    needed = program.memory.peak + max(0, unread)
+    return dataclasses.replace(
+        without,
+        fits=needed <= program.machine.hbm_bytes,
+        needed_bytes=needed,
+        estimate=estimate(program),
+        program=program,
+    )
+
+
+def too_large(config: ConfigDict, plan: Plan, topology: str, reason: str) -> Check:
+    """The result for a step that does not fit into memory, and so has no program."""
+    batch = abstract_batch(config, plan)
     return Check(
         name=config.name,
         topology=topology,
         chips=plan.mesh.devices.size,
         mesh=dict(plan.mesh.shape),
         rows=config.train.batch_size,
+        micro_batches=plan.micro_batches,
         tokens=0 if isinstance(batch, ImageBatch) else config.train.batch_size * config.data.row_length,
         images_at_most=config.train.batch_size * images_of_a_row(config, plan.architecture),
         steps=config.train.num_steps,
         remat=config.remat,
-        state_bytes=state_bytes,
-        fits=program is not None and needed <= program.machine.hbm_bytes,
-        needed_bytes=needed,
+        state_bytes=_state_bytes(plan, batch),
+        fits=False,
+        needed_bytes=needed_bytes(reason),
         reason=reason,
         model_flops=model_flops(config, plan),
-        estimate=result,
-        program=program,
+        estimate=None,
+        program=None,
     )
 
 

@@ -114,13 +114,6 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
             raise
         return None, str(error).strip().splitlines()[0]
     analysis = compiled.memory_analysis()
-    first, slices = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
-    machine = Machine(
-        kind=canonical_kind(first.device_kind),
-        cores=getattr(first, "num_cores", 1),
-        coordinates=tuple(tuple(device.coords) for device in devices[: len(devices) // slices]),
-        slices=slices,
-    )
     memory = Memory(
         arguments=analysis.argument_size_in_bytes,
         outputs=analysis.output_size_in_bytes,
@@ -130,7 +123,18 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
         program=analysis.generated_code_size_in_bytes,
     )
     libtpu = importlib.metadata.version("libtpu")
-    return Program(compiled.as_text(), machine, memory, jax.__version__, libtpu), ""
+    return Program(compiled.as_text(), machine_of(devices), memory, jax.__version__, libtpu), ""
+
+
+def machine_of(devices: Sequence[Any]) -> Machine:
+    """What the devices of a topology are, for the cost model."""
+    first, slices = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
+    return Machine(
+        kind=canonical_kind(first.device_kind),
+        cores=getattr(first, "num_cores", 1),
+        coordinates=tuple(tuple(device.coords) for device in devices[: len(devices) // slices]),
+        slices=slices,
+    )
 
 
 def needed_bytes(reason: str) -> int:

@@ -49,7 +49,7 @@ def format_report(check: Check) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in check.mesh.items())
     lines = [
         f"{check.name} on {check.topology}: {check.chips} chips ({mesh}), {check.rows} rows per step, "
-        f"remat {check.remat}",
+        f"micro_batches {check.micro_batches}, remat {check.remat}",
         "",
         "memory of a chip, GB",
         *(_row(name, value / GB) for name, value in check.state_bytes.items() if value),

@@ -42,6 +42,7 @@ def make_check(**changes):
         chips=8,
         mesh={"data": 1, "fsdp": 8, "tensor": 1},
         rows=8,
+        micro_batches=1,
         tokens=8 * 4096,
         images_at_most=16,
         steps=86_400,
@@ -262,43 +263,6 @@ def test_a_slice_is_known_by_googles_name_too(name):
     pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
     devices = topology_devices(name)
     assert (len(devices), devices[0].device_kind) == (16, "TPU v5 lite")
-
-
-def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch, capsys):
-    """Here `context` fits with 256 rows, and `projections` with 64."""
-    tried = []
-
-    def pretend(config, topology, slices, options):
-        tried.append((config.remat, config.train.batch_size))
-        fits = config.remat in ("context", "full") or config.train.batch_size <= 64
-        return make_check(remat=config.remat, rows=config.train.batch_size, fits=fits)
-
-    monkeypatch.setattr(sweep, "check", pretend)
-    config = with_variant(janus_pro_7b.get_config("text_only"), {"remat": "projections", "batch": 256})
-    failed = make_check(rows=256, mesh={"data": 1, "fsdp": 64, "tensor": 1}, fits=False)
-    found = [(check.remat, check.rows) for check in sweep.fitting(config, failed, 1, {})]
-    assert found == [("context", 256), ("projections", 64)]
-    assert tried == [("attention", 256), ("context", 256), ("projections", 128), ("projections", 64)]
-    first, *_ = capsys.readouterr().err.splitlines()
-    assert "3 cheaper remat policies (attention, context, full)" in first and "2 smaller batches" in first
-
-
-@pytest.mark.parametrize(
-    ("rows", "room", "largest"), [(24, 16, 16), (56, 40, 40), (24, 23, 16), (16, 7, None), (8, 0, None)]
-)
-def test_the_largest_batch_that_fits_is_found_also_where_halves_are_none(monkeypatch, rows, room, largest):
-    """With eight chips, batches are multiples of eight."""
-    tried = []
-
-    def pretend(config, topology, slices, options):
-        tried.append(config.train.batch_size)
-        return make_check(rows=config.train.batch_size, fits=config.train.batch_size <= room)
-
-    monkeypatch.setattr(sweep, "check", pretend)
-    config = with_variant(janus_pro_7b.get_config("text_only"), {"remat": "full", "batch": rows})
-    found = [check.rows for check in sweep.fitting(config, make_check(rows=rows, fits=False), 1, {})]
-    assert found == ([largest] if largest else [])
-    assert all(batch % 8 == 0 and 0 < batch < rows for batch in tried) and len(tried) <= 3
 
 
 def small_sweep(text):
