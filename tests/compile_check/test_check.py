@@ -120,6 +120,30 @@ def test_janusflow_also_counts_the_convolutions_and_the_alignment_of_every_slot(
     assert step_flops(without, modules, tasks, rows, length, 7, 7) == pytest.approx(rows * expected - saved)
 
 
+def test_the_arms_of_the_ablation_differ_from_janus_by_their_encoder_and_their_semantic_decoder():
+    """All is trained but the image tokenizer, and the semantic decoder of B. D is Janus."""
+    tasks, rows, length, und_slots, gen_slots = ("understand", "generate"), 2, 4096, 5, 7
+
+    def flops(arm, tasks=tasks, frozen=()):
+        modules = {"aligner", "gen_aligner", "gen_embed", "gen_head", "llm", "semantic", "siglip"} - set(frozen)
+        return step_flops(PRESETS[f"janus_1p3b_arm_{arm}"], modules, tasks, rows, length, und_slots, gen_slots)
+
+    siglip = 24 * (576 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 576**2 * 1024)
+    encoder, image_head = 6 * rows * und_slots * siglip, 6 * rows * length * 2048 * (2048 + 16384)
+    assert flops("d") - flops("a") == pytest.approx(encoder)
+    assert flops("a") - flops("f", ("generate",)) == pytest.approx(0, abs=1e6)
+    assert flops("d") - flops("e", ("understand",)) == pytest.approx(image_head)
+    decoder = PRESETS["janus_1p3b_arm_b"].semantic
+    weights = decoder.width * (4 * decoder.width + 2 * decoder.mlp_dim)
+    semantic = decoder.depth * (576 * weights + 576**2 * decoder.width)
+    images = rows * (length // 576 + und_slots)  # of codes: as many as a row has room for, and those that are read
+    assert flops("b", frozen=("semantic",)) - flops("a") == pytest.approx(2 * images * semantic)
+    assert flops("b") - flops("a") == pytest.approx(6 * images * semantic)
+    assert flops("c", ("understand",)) - flops("e", ("understand",)) == pytest.approx(
+        6 * rows * und_slots * semantic - encoder
+    )
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Makes checks for one device that compile nothing."""
