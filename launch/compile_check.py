@@ -11,9 +11,9 @@ too all programs of an evaluation, and says how many hours the benchmarks take.
 
 It needs the TPU compiler (pip install -c constraints.txt -e '.[tpu]'), but no TPU. The step is the one that
 launch.train runs. A compilation takes 1 to 5 minutes for most configs, more for many rows at a time, and about 3 GB of
-memory. For a config that does not fit, others are compiled, to find out how many rows at a time would. Times are predicted from the
-compiled program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use them to compare
-programs.
+memory. For a config that does not fit, others are compiled, to find out how many rows at a time would. Times are
+predicted from the compiled program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use
+them to compare programs.
 """
 
 import json
