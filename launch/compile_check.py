@@ -44,6 +44,11 @@ SWEEP = flags.DEFINE_string(
 OPTIONS = flags.DEFINE_multi_string(
     "compiler_option", [], "An option of XLA as name=value, besides those of the step. May be repeated."
 )
+QUICK = flags.DEFINE_bool(
+    "quick",
+    False,
+    "Whether the compiler tries less, which takes it less long. Predicted times are then upper estimates.",
+)
 JSON = flags.DEFINE_bool(
     "json",
     False,
@@ -58,13 +63,16 @@ BENCHMARKS = flags.DEFINE_bool(
 )
 for flag in (model_flags.DTYPE, model_flags.QUANTIZE, model_flags.MESH):
     flags.declare_key_flag(flag.name)  # shows the flag in --help
+LEAST_EFFORT = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}  # of -1 to 1
 # A compiled program has the lengths that it is asked for, so that --buckets means nothing here.
 TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, BENCHMARKS, *model_flags.ALL)
 
 
 def main() -> None:
     errors.require("config", "topology")
-    options = errors.pairs("compiler_option", OPTIONS.value)
+    options: dict[str, str | float] = dict(errors.pairs("compiler_option", OPTIONS.value))
+    if QUICK.value:
+        options |= LEAST_EFFORT
     for flag in TRAINING_FLAGS if DECODE.value else DECODING_FLAGS:
         if flags.FLAGS[flag.name].present:
             raise UserError(f"--{flag.name} means nothing {'with' if DECODE.value else 'without'} --decode")
@@ -77,7 +85,7 @@ def main() -> None:
         _check_training(topology, options)
 
 
-def _check_training(topology: str, options: dict[str, str]) -> None:
+def _check_training(topology: str, options: dict[str, str | float]) -> None:
     from janus_jax.compile_check.program import write_program
     from janus_jax.compile_check.report import as_dict, format_report
     from janus_jax.compile_check.search import Search
@@ -95,7 +103,7 @@ def _check_training(topology: str, options: dict[str, str]) -> None:
         print("\nwould fit:\n", format_report(other) if other else "nothing that was tried", sep="\n")
 
 
-def _sweep(topology: str, options: dict[str, str]) -> None:
+def _sweep(topology: str, options: dict[str, str | float]) -> None:
     if HLO_OUTPUT.value:
         raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
     from janus_jax.compile_check.report import as_dict
@@ -108,7 +116,7 @@ def _sweep(topology: str, options: dict[str, str]) -> None:
         print(format_sweep(checks, impossible))
 
 
-def _check_decoding(topology: str, options: dict[str, str]) -> None:
+def _check_decoding(topology: str, options: dict[str, str | float]) -> None:
     from janus_jax.compile_check import benchmark_hours, decode
     from janus_jax.compile_check.batches import check_batches
     from janus_jax.compile_check.program import write_program

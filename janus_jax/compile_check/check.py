@@ -1,7 +1,6 @@
 """Compiles the training step of one config for one topology, and says how much memory and time it needs."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,6 +9,7 @@ from janus_jax.batches import ImageBatch
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
 from janus_jax.compile_check.progress import compiling
+from janus_jax.compiler_options import Options
 from janus_jax.models.config import FamilyConfig, ModelConfig
 from janus_jax.sharding import local_bytes
 from janus_jax.training.plan import Plan, abstract_batch, make_plan, model_flops, tasks
@@ -50,7 +50,7 @@ class Check:
         return self.model_flops / self.chips / self.estimate.peak_flops / self.estimate.predicted
 
 
-def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, str]) -> Check:
+def check(config: ConfigDict, topology: str, slices: int, options: Options) -> Check:
     """Compiles the step of `config` for a topology. A program that does not fit into memory is a result, no error.
 
     Raises:
@@ -59,7 +59,7 @@ def check(config: ConfigDict, topology: str, slices: int, options: Mapping[str, 
     return check_plan(config, make_plan(config, topology_devices(topology, slices)), topology, options)
 
 
-def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Mapping[str, str]) -> Check:
+def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Options) -> Check:
     """`check` with a plan of `config` for the devices of the topology."""
     batch = abstract_batch(config, plan)
     mesh = "x".join(str(size) for size in plan.mesh.shape.values())

@@ -6,12 +6,13 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
+from janus_jax.compiler_options import Options
 from janus_jax.errors import UserError
 from janus_jax.hardware import Machine, canonical_kind, quiet_without_tpu
 
@@ -105,7 +106,7 @@ def _known(name: str) -> str:
     return f"expected {', '.join(same or TOPOLOGIES)}, or chips per axis such as v5p:4x4x4 and v5e:16x16"
 
 
-def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, str]) -> tuple[Program | None, str]:
+def compile_program(lowered: Any, devices: Sequence[Any], options: Options) -> tuple[Program | None, str]:
     """The compiled program and ""; or None and the compiler's message if the program does not fit into memory."""
     try:
         compiled = lowered.compile(compiler_options=dict(options) or None)

@@ -7,6 +7,7 @@ from janus_jax.compile_check.check import Check
 from janus_jax.hardware import SLICE_BANDWIDTH
 
 GB = 1e9
+LONGEST = 8  # number of parts of the model that are listed
 LIMITS = (
     "Times are predicted from the compiled program, not measured. Contention for HBM and reading data are left out.",
     f"The network between slices is assumed to carry {SLICE_BANDWIDTH / GB:g} GB/s for each chip.",
@@ -67,6 +68,9 @@ def format_report(check: Check) -> str:
         _row("lowest, predicted, highest", result.low, result.predicted, result.high),
         *(_row(f"  {name}", value) for name, value in result.seconds.items()),
         "",
+        "the parts of the model that take longest, seconds",
+        *(_row(f"  {name}", seconds) for name, seconds in _longest(result.parts)),
+        "",
         "collectives: GB that a chip sends, seconds if nothing else uses the links, seconds that the chip waits",
         *(
             _row(f"  {kind}", sent / GB, result.transfer_seconds[kind], result.exposed_seconds.get(kind, 0.0))
@@ -86,6 +90,10 @@ def format_report(check: Check) -> str:
         loops = ", ".join(result.unknown_loops)
         lines += ["", f"The predicted time is TOO LOW: these loops of unknown length were counted once: {loops}"]
     return "\n".join([*lines, "", *LIMITS])
+
+
+def _longest(parts: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(parts.items(), key=lambda pair: pair[1], reverse=True)[:LONGEST]
 
 
 def _row(name: str, *values: float) -> str:

@@ -6,7 +6,6 @@ they do not fit. Memory grows with the rows at a time along a straight line, whi
 """
 
 import math
-from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -14,6 +13,7 @@ from janus_jax.compile_check.check import Check, check_plan, too_large
 from janus_jax.compile_check.program import machine_of, topology_devices
 from janus_jax.compile_check.progress import tell
 from janus_jax.compile_check.sweep import format_line
+from janus_jax.compiler_options import Options
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.sharding import row_shares
 from janus_jax.training.plan import Plan, make_plan
@@ -27,7 +27,7 @@ class Search:
     Raises UserError for a config or a topology that cannot work.
     """
 
-    def __init__(self, config: ConfigDict, topology: str, slices: int, options: Mapping[str, str]):
+    def __init__(self, config: ConfigDict, topology: str, slices: int, options: Options):
         self._config, self._topology, self._options = config, topology, options
         self._devices = topology_devices(topology, slices)
         self._capacity = machine_of(self._devices).hbm_bytes

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from janus_jax.compile_check.check import Check, check_plan
 from janus_jax.compile_check.program import topology_devices
 from janus_jax.compile_check.progress import tell
+from janus_jax.compiler_options import Options
 from janus_jax.errors import UserError
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.sharding import MESH_AXES
@@ -68,7 +69,7 @@ def with_variant(config: ConfigDict, variant: Variant) -> ConfigDict:
 
 
 def sweep(
-    config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Mapping[str, str]
+    config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Options
 ) -> tuple[list[Check], list[Impossible]]:
     """The results, those with the most rows per second first, and the variants that are impossible on this topology.
 
