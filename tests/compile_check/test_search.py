@@ -5,7 +5,8 @@ import pytest
 
 from configs import janus_pro_1b
 from janus_jax.compile_check import search
-from janus_jax.compile_check.check import too_large
+from janus_jax.compile_check.check import check, too_large
+from janus_jax.compile_check.hlo import parse, trip_count
 from janus_jax.compile_check.search import Search
 from janus_jax.hardware import Machine
 from tests.compile_check.test_check import make_check
@@ -79,3 +80,27 @@ def test_nothing_fits_where_the_state_alone_does_not(compiled):
     found = searching(1, state=40e9, row=1e9, remat="context")
     assert not found.given().fits and found.fitting() is None
     assert tried == [(1, "context"), (1, "full")]
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_rows_at_a_time_along_a_line_and_micro_batches_stay_a_loop():
+    """Eight rows on each of four chips, compiled in eight, four and two parts: the first two tell the third."""
+    pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
+    config = janus_pro_1b.get_config("text_only:debug").unlock()
+    config.dtype, config.attention, config.remat, config.mesh.fsdp = "bfloat16", "xla", "full", 4
+    config.train.batch_size, config.data.row_length, config.loss.chunk_size = 32, 512, 512
+    compiled = {}
+    for rows in (1, 2, 4):
+        config.train.micro_batches = 8 // rows
+        compiled[rows] = check(config, "v5e-4", 1, {})
+        loops = parse(compiled[rows].program.hlo)
+        assert not compiled[rows].estimate.unknown_loops
+        counts = [
+            trip_count(loops, instruction, computation)
+            for computation in loops.computations.values()
+            for instruction in computation.values()
+            if instruction.op == "while"
+        ]
+        assert 8 // rows in counts
+    line = [compiled[rows].needed_bytes for rows in (1, 2, 4)]
+    assert line[2] == pytest.approx(line[0] + 3 * (line[1] - line[0]), rel=0.02)
