@@ -26,6 +26,7 @@ TOPOLOGIES = {
     "v5p-256": "v5p:4x4x8",
     "v5p-512": "v5p:4x8x8",
     "v5p-1024": "v5p:8x8x8",
+    "v5e-1": "v5e:1x1",
     "v5e-4": "v5e:2x2",
     "v5e-8": "v5e:2x4",
     "v5e-16": "v5e:4x4",
@@ -33,6 +34,7 @@ TOPOLOGIES = {
     "v5e-64": "v5e:8x8",
     "v5e-128": "v5e:8x16",
     "v5e-256": "v5e:16x16",
+    "v6e-1": "v6e:1x1",
     "v6e-4": "v6e:2x2",
     "v6e-8": "v6e:2x4",
     "v6e-16": "v6e:4x4",
@@ -81,7 +83,9 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile, since none uses a chip
     from jax.experimental import topologies
 
-    options = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if libtpu_name.endswith(":1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu otherwise expects hosts with four chips
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=libtpu_name, **options).devices
     except (RuntimeError, ValueError, TypeError) as error:

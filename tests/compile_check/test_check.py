@@ -248,6 +248,12 @@ def test_the_program_is_written_with_what_is_needed_to_judge_it(tmp_path):
     assert facts["memory"]["temporary"] == 40
 
 
+@pytest.mark.parametrize(("name", "kind"), [("v5e-1", "TPU v5 lite"), ("v6e-1", "TPU v6 lite")])
+def test_a_single_chip_is_a_topology_too(name, kind):
+    pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
+    assert [device.device_kind for device in topology_devices(name)] == [kind]
+
+
 def test_a_sweep_is_every_combination():
     variants = parse_sweep("remat=full,context; batch=64; mesh=1x64x1,4x16x1")
     assert len(variants) == 4
