@@ -1,7 +1,9 @@
 """One table of accelerators: peak rates, memory, and the links between chips."""
 
 import dataclasses
+import glob
 import math
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -95,6 +97,25 @@ SLICE_BANDWIDTH = 6.25e9
 
 # Other names under which `jax.Device.device_kind` may report a TPU -> name in the table.
 _OTHER_NAMES = {"TPU v5e": "TPU v5 lite", "TPU v5p": "TPU v5", "TPU v6e": "TPU v6 lite"}
+
+# Files of the drivers of TPUs: up to v4, and from v5e on.
+_TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
+# What libtpu asks a TPU host for, and complains about at length where there is none. Any known type of TPU will do.
+_NO_TPU_HOST = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+}
+
+
+def quiet_without_tpu() -> None:
+    """Keeps libtpu from complaining that a machine is no TPU host (libtpu 0.0.42.1); call it before JAX starts.
+
+    Nothing changes on a machine with TPUs, nor are variables changed that are set already.
+    """
+    if not any(glob.glob(pattern) for pattern in _TPU_FILES):
+        for name, value in _NO_TPU_HOST.items():
+            os.environ.setdefault(name, value)
 
 
 def canonical_kind(device_kind: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
+from benchmarks.quiet_peer import quiet_peer
 from benchmarks.result import Result, format_results
 from launch.cli import errors
 
@@ -32,9 +33,10 @@ def main() -> None:
     errors.require("suite")
     results: list[Result] = []
     try:
-        for result in importlib.import_module(f"benchmarks.{SUITE.value}").run():
-            results.append(result)
-            _write_json(results)
+        with quiet_peer():
+            for result in importlib.import_module(f"benchmarks.{SUITE.value}").run():
+                results.append(result)
+                _write_json(results)
     finally:  # a suite that failed or was stopped keeps what it has measured
         if results:
             _print_table(results)

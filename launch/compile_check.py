@@ -10,10 +10,10 @@ too all programs of an evaluation, and says how many hours the benchmarks take.
     python -m launch.compile_check --decode --benchmarks --config=configs/janus_pro_7b.py --topology=v5e:2x2
 
 It needs the TPU compiler (pip install -c constraints.txt -e '.[tpu]'), but no TPU. The step is the one that
-launch.train runs. A compilation takes 1 to 5 minutes for most configs, more for many rows per chip, and about 3 GB of
-memory. A config that does not fit is compiled several times, to find out what would. Times are predicted from the
-compiled program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use them to compare
-programs.
+launch.train runs. A compilation takes 1 to 5 minutes for most configs, more for many rows at a time, and about 3 GB of
+memory. For a config that does not fit, others are compiled, to find out how many rows at a time would. Times are
+predicted from the compiled program (janus_jax/compile_check/timeline.py says how) and not calibrated on hardware: use
+them to compare programs.
 """
 
 import json
@@ -44,6 +44,11 @@ SWEEP = flags.DEFINE_string(
 OPTIONS = flags.DEFINE_multi_string(
     "compiler_option", [], "An option of XLA as name=value, besides those of the step. May be repeated."
 )
+QUICK = flags.DEFINE_bool(
+    "quick",
+    False,
+    "Whether the compiler tries less, which takes it less long. Predicted times are then upper estimates.",
+)
 JSON = flags.DEFINE_bool(
     "json",
     False,
@@ -58,13 +63,16 @@ BENCHMARKS = flags.DEFINE_bool(
 )
 for flag in (model_flags.DTYPE, model_flags.QUANTIZE, model_flags.MESH):
     flags.declare_key_flag(flag.name)  # shows the flag in --help
+LEAST_EFFORT = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}  # of -1 to 1
 # A compiled program has the lengths that it is asked for, so that --buckets means nothing here.
 TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, BENCHMARKS, *model_flags.ALL)
 
 
 def main() -> None:
     errors.require("config", "topology")
-    options = errors.pairs("compiler_option", OPTIONS.value)
+    options: dict[str, str | float] = dict(errors.pairs("compiler_option", OPTIONS.value))
+    if QUICK.value:
+        options |= LEAST_EFFORT
     for flag in TRAINING_FLAGS if DECODE.value else DECODING_FLAGS:
         if flags.FLAGS[flag.name].present:
             raise UserError(f"--{flag.name} means nothing {'with' if DECODE.value else 'without'} --decode")
@@ -77,26 +85,25 @@ def main() -> None:
         _check_training(topology, options)
 
 
-def _check_training(topology: str, options: dict[str, str]) -> None:
-    from janus_jax.compile_check.check import check
+def _check_training(topology: str, options: dict[str, str | float]) -> None:
     from janus_jax.compile_check.program import write_program
     from janus_jax.compile_check.report import as_dict, format_report
-    from janus_jax.compile_check.sweep import fitting, format_line
+    from janus_jax.compile_check.search import Search
 
-    result = check(CONFIG.value, topology, SLICES.value, options)
+    search = Search(CONFIG.value, topology, SLICES.value, options)
+    result = search.given()
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
     if not JSON.value:
-        print(format_report(result), flush=True)  # before the search, which takes several times as long
-    others = [] if result.fits else list(fitting(CONFIG.value, result, SLICES.value, options))
+        print(format_report(result), flush=True)  # before the search, which takes longer
+    other = None if result.fits else search.fitting()
     if JSON.value:
-        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other) for other in others]}))
+        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other)] if other else []}))
     elif not result.fits:
-        found = [format_line(other) for other in others] or ["nothing that was tried"]
-        print("\nwould fit:", *found, sep="\n")
+        print("\nwould fit:\n", format_report(other) if other else "nothing that was tried", sep="\n")
 
 
-def _sweep(topology: str, options: dict[str, str]) -> None:
+def _sweep(topology: str, options: dict[str, str | float]) -> None:
     if HLO_OUTPUT.value:
         raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
     from janus_jax.compile_check.report import as_dict
@@ -109,7 +116,7 @@ def _sweep(topology: str, options: dict[str, str]) -> None:
         print(format_sweep(checks, impossible))
 
 
-def _check_decoding(topology: str, options: dict[str, str]) -> None:
+def _check_decoding(topology: str, options: dict[str, str | float]) -> None:
     from janus_jax.compile_check import benchmark_hours, decode
     from janus_jax.compile_check.batches import check_batches
     from janus_jax.compile_check.program import write_program

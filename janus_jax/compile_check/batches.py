@@ -19,6 +19,7 @@ from janus_jax.compile_check.hlo import Module, parse
 from janus_jax.compile_check.program import Program, compile_program, topology_devices
 from janus_jax.compile_check.progress import compiling
 from janus_jax.compile_check.timeline import Pricing, Timeline
+from janus_jax.compiler_options import Options
 from janus_jax.errors import UserError
 from janus_jax.inference.aot import abstract_image_loop, replicated
 from janus_jax.inference.decode_image import PromptState, decode_pixels, read_prompts, start_images, start_prompts
@@ -100,7 +101,7 @@ def check_batches(
     *,
     dtype: str,
     quantization: str | None,
-    options: Mapping[str, str],
+    options: Options,
 ) -> BatchCheck:
     """Compiles the programs of a batch.
 

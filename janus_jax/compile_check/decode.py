@@ -10,6 +10,7 @@ from janus_jax.compile_check.hlo import HBM, Computation, Module, collective_kin
 from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
 from janus_jax.compile_check.progress import compiling
 from janus_jax.compile_check.timeline import Pricing, Timeline
+from janus_jax.compiler_options import Options
 from janus_jax.errors import UserError
 from janus_jax.inference.aot import ImageLoop, abstract_image_loop
 from janus_jax.models.config import JanusConfig, ModelConfig
@@ -68,7 +69,7 @@ def check_decoding(
     images: int,
     dtype: str,
     quantization: str | None,
-    options: Mapping[str, str],
+    options: Options,
 ) -> DecodeCheck:
     """Compiles the loop that generates `images` images of one prompt with guidance.
 

@@ -15,6 +15,7 @@ class Estimate:
     predicted: float
     high: float
     seconds: dict[str, float]  # parts of the predicted time, by kind
+    parts: dict[str, float]  # seconds of operations in the predicted time, by part of the model
     flops: float  # operations that the program executes
     hbm_bytes: float
     wire_bytes: dict[str, float]  # bytes that collectives send, by kind of collective
@@ -39,6 +40,7 @@ def estimate(program: Program) -> Estimate:
         predicted=predicted,
         high=high,
         seconds=named("time/"),
+        parts=named("part/"),
         flops=sum(named("flops/").values()),
         hbm_bytes=sums["hbm"],
         wire_bytes=named("wire/"),

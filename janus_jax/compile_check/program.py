@@ -6,14 +6,15 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
+from janus_jax.compiler_options import Options
 from janus_jax.errors import UserError
-from janus_jax.hardware import Machine, canonical_kind
+from janus_jax.hardware import Machine, canonical_kind, quiet_without_tpu
 
 # Usual name -> name that libtpu knows. The number in a name of v5p counts cores, two per chip; in the others, chips.
 TOPOLOGIES = {
@@ -25,6 +26,7 @@ TOPOLOGIES = {
     "v5p-256": "v5p:4x4x8",
     "v5p-512": "v5p:4x8x8",
     "v5p-1024": "v5p:8x8x8",
+    "v5e-1": "v5e:1x1",
     "v5e-4": "v5e:2x2",
     "v5e-8": "v5e:2x4",
     "v5e-16": "v5e:4x4",
@@ -32,6 +34,7 @@ TOPOLOGIES = {
     "v5e-64": "v5e:8x8",
     "v5e-128": "v5e:8x16",
     "v5e-256": "v5e:16x16",
+    "v6e-1": "v6e:1x1",
     "v6e-4": "v6e:2x2",
     "v6e-8": "v6e:2x4",
     "v6e-16": "v6e:4x4",
@@ -76,13 +79,13 @@ def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError("--topology needs the TPU compiler: pip install -c constraints.txt -e '.[tpu]'") from error
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # only TPU hosts have the metadata server that libtpu would ask
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # otherwise libtpu prints a harmless error
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # otherwise another one; any known name will do
+    quiet_without_tpu()
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile, since none uses a chip
     from jax.experimental import topologies
 
-    options = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if libtpu_name.endswith(":1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu otherwise expects hosts with four chips
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=libtpu_name, **options).devices
     except (RuntimeError, ValueError, TypeError) as error:
@@ -107,7 +110,7 @@ def _known(name: str) -> str:
     return f"expected {', '.join(same or TOPOLOGIES)}, or chips per axis such as v5p:4x4x4 and v5e:16x16"
 
 
-def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, str]) -> tuple[Program | None, str]:
+def compile_program(lowered: Any, devices: Sequence[Any], options: Options) -> tuple[Program | None, str]:
     """The compiled program and ""; or None and the compiler's message if the program does not fit into memory."""
     try:
         compiled = lowered.compile(compiler_options=dict(options) or None)
@@ -116,13 +119,6 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
             raise
         return None, str(error).strip().splitlines()[0]
     analysis = compiled.memory_analysis()
-    first, slices = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
-    machine = Machine(
-        kind=canonical_kind(first.device_kind),
-        cores=getattr(first, "num_cores", 1),
-        coordinates=tuple(tuple(device.coords) for device in devices[: len(devices) // slices]),
-        slices=slices,
-    )
     memory = Memory(
         arguments=analysis.argument_size_in_bytes,
         outputs=analysis.output_size_in_bytes,
@@ -132,7 +128,18 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Mapping[str, 
         program=analysis.generated_code_size_in_bytes,
     )
     libtpu = importlib.metadata.version("libtpu")
-    return Program(compiled.as_text(), machine, memory, jax.__version__, libtpu), ""
+    return Program(compiled.as_text(), machine_of(devices), memory, jax.__version__, libtpu), ""
+
+
+def machine_of(devices: Sequence[Any]) -> Machine:
+    """What the devices of a topology are, for the cost model."""
+    first, slices = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
+    return Machine(
+        kind=canonical_kind(first.device_kind),
+        cores=getattr(first, "num_cores", 1),
+        coordinates=tuple(tuple(device.coords) for device in devices[: len(devices) // slices]),
+        slices=slices,
+    )
 
 
 def needed_bytes(reason: str) -> int:

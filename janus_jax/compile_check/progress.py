@@ -12,7 +12,7 @@ EVERY_SECONDS = 60.0
 @contextlib.contextmanager
 def compiling(what: str, advice: str = "") -> Iterator[None]:
     """Says what is compiled, and then every minute how long it has taken so far, after five minutes with advice."""
-    tell(f"compiling {what}: 1 to 5 minutes for most programs; messages of libtpu meanwhile are harmless")
+    tell(f"compiling {what}: 1 to 5 minutes for most programs")
     done, start = threading.Event(), time.monotonic()
 
     def remind() -> None:

@@ -4,10 +4,10 @@ import dataclasses
 from typing import Any
 
 from janus_jax.compile_check.check import Check
-from janus_jax.compile_check.program import Program
 from janus_jax.hardware import SLICE_BANDWIDTH
 
 GB = 1e9
+LONGEST = 8  # number of parts of the model that are listed
 LIMITS = (
     "Times are predicted from the compiled program, not measured. Contention for HBM and reading data are left out.",
     f"The network between slices is assumed to carry {SLICE_BANDWIDTH / GB:g} GB/s for each chip.",
@@ -24,7 +24,7 @@ def as_dict(check: Check) -> dict[str, Any]:
     fields["mfu"] = check.mfu
     fields["limits"] = " ".join(LIMITS)
     if program is not None:
-        fields["activations"] = _activations(check, program)
+        fields["temporary_bytes"] = check.temporary_bytes
         fields["memory"] = dataclasses.asdict(program.memory)
         fields["versions"] = {"jax": program.jax_version, "libtpu": program.compiler_version}
     if check.estimate is not None:
@@ -36,11 +36,13 @@ def rates(check: Check) -> dict[str, float]:
     """What the predicted time of a step means for a run. The data decide how many images its rows really hold."""
     assert check.estimate is not None
     seconds = check.estimate.predicted
-    return {
-        "tokens_per_second_per_chip": check.tokens / seconds / check.chips,
-        "images_per_second_at_most": check.images_at_most / seconds,
-        "days": check.steps * seconds / 86400,
-    }
+    speed = {"images_per_second": check.rows / seconds}  # of an image tokenizer, with an image in each row
+    if check.tokens:
+        speed = {
+            "tokens_per_second_per_chip": check.tokens / seconds / check.chips,
+            "images_per_second_at_most": check.images_at_most / seconds,
+        }
+    return speed | {"days": check.steps * seconds / 86400}
 
 
 def format_report(check: Check) -> str:
@@ -48,24 +50,26 @@ def format_report(check: Check) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in check.mesh.items())
     lines = [
         f"{check.name} on {check.topology}: {check.chips} chips ({mesh}), {check.rows} rows per step, "
-        f"remat {check.remat}",
+        f"micro_batches {check.micro_batches}, remat {check.remat}",
         "",
         "memory of a chip, GB",
-        *(_row(name, value / GB) for name, value in check.state_bytes.items()),
+        *(_row(name, value / GB) for name, value in check.state_bytes.items() if value),
     ]
     if check.estimate is None:
         return "\n".join([*lines, "", f"DOES NOT FIT: {check.reason}"])
-    assert check.program is not None
-    memory, result = check.program.memory, check.estimate
+    result = check.estimate
     lines += [
-        _row("activations, other temporaries (sum)", _activations(check, check.program) / GB),
-        _row("most in use at the same time", memory.peak / GB),
+        _row("gradients, activations, others", check.temporary_bytes / GB),
+        _row("sum, when most is in use", check.needed_bytes / GB),
         _row("memory of the chip", result.hbm_capacity / GB),
         "fits" if check.fits else "DOES NOT FIT",
         "",
         "time of a step, seconds",
         _row("lowest, predicted, highest", result.low, result.predicted, result.high),
         *(_row(f"  {name}", value) for name, value in result.seconds.items()),
+        "",
+        "the parts of the model that take longest, seconds",
+        *(_row(f"  {name}", seconds) for name, seconds in _longest(result.parts)),
         "",
         "collectives: GB that a chip sends, seconds if nothing else uses the links, seconds that the chip waits",
         *(
@@ -88,13 +92,8 @@ def format_report(check: Check) -> str:
     return "\n".join([*lines, "", *LIMITS])
 
 
-def _activations(check: Check, program: Program) -> int:
-    """Bytes per chip of all temporaries but the gradients.
-
-    It is the sum of their buffers. Buffers that are not in use at the same time share memory, so that the peak may be
-    lower than the sum of all lines.
-    """
-    return program.memory.temporary - check.state_bytes["gradients"]
+def _longest(parts: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(parts.items(), key=lambda pair: pair[1], reverse=True)[:LONGEST]
 
 
 def _row(name: str, *values: float) -> str:

@@ -1,18 +1,19 @@
-"""Compiles several variants of a config and sorts them, and searches for what fits if a config does not."""
+"""Compiles several variants of a config and sorts them."""
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from janus_jax.compile_check.check import Check, check, check_plan
+from janus_jax.compile_check.check import Check, check_plan
 from janus_jax.compile_check.program import topology_devices
 from janus_jax.compile_check.progress import tell
+from janus_jax.compiler_options import Options
 from janus_jax.errors import UserError
 from janus_jax.models.scan_layers import REMAT_POLICIES
-from janus_jax.sharding import AUTO, MESH_AXES
+from janus_jax.sharding import MESH_AXES
 from janus_jax.training.auto_remat import plan_with_remat
 
 Variant = dict[str, Any]
@@ -68,7 +69,7 @@ def with_variant(config: ConfigDict, variant: Variant) -> ConfigDict:
 
 
 def sweep(
-    config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Mapping[str, str]
+    config: ConfigDict, variants: Sequence[Variant], topology: str, slices: int, options: Options
 ) -> tuple[list[Check], list[Impossible]]:
     """The results, those with the most rows per second first, and the variants that are impossible on this topology.
 
@@ -96,36 +97,6 @@ def sweep(
     return sorted(checks, key=_seconds_per_row), impossible
 
 
-def fitting(config: ConfigDict, failed: Check, slices: int, options: Mapping[str, str]) -> Iterator[Check]:
-    """For a config that did not fit: the cheapest remat policy that does, then the largest batch that does.
-
-    The batch is searched by bisection, among multiples of the rows that the mesh can share, with the remat policy of
-    the config. Every trial is told on stderr.
-    """
-
-    def trial(**variant: Any) -> Check:
-        tried = check(with_variant(config, variant), failed.topology, slices, options)
-        tell(format_line(tried))
-        return tried
-
-    policies = list(REMAT_POLICIES)
-    cheaper = policies[policies.index(failed.remat if config.remat == AUTO else config.remat) + 1 :]
-    smallest = failed.mesh["data"] * failed.mesh["fsdp"] * config.train.micro_batches
-    largest, fits, fails = None, 0, failed.rows // smallest
-    tell(
-        f"it does not fit: trying up to {len(cheaper)} cheaper remat policies ({', '.join(cheaper) or 'none is left'}) "
-        f"and {max(fails - 1, 0).bit_length()} smaller batches, each a compilation of its own"
-    )
-    remats = (trial(remat=policy) for policy in cheaper)
-    yield from itertools.islice((remat for remat in remats if remat.fits), 1)
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        tried = trial(batch=middle * smallest)
-        largest, fits, fails = (tried, middle, fails) if tried.fits else (largest, fits, middle)
-    if largest is not None:
-        yield largest
-
-
 def _seconds_per_row(check: Check) -> float:
     return check.estimate.predicted / check.rows if check.estimate and check.fits else float("inf")
 
@@ -136,6 +107,8 @@ def format_line(check: Check | Impossible) -> str:
     line = f"{check.remat:<12} {check.rows:>6} rows  mesh {mesh:<10}"
     if isinstance(check, Impossible):
         return f"{line} impossible: {check.reason}"
+    if check.micro_batches > 1:
+        line += f" micro_batches {check.micro_batches:<4}"
     if check.estimate is None:
         return f"{line} does not fit: {check.reason[:80]}"
     result = check.estimate

@@ -31,6 +31,7 @@ from janus_jax.compile_check.hlo import (
     trip_count,
 )
 from janus_jax.compile_check.pallas import KernelWork, kernel_work
+from janus_jax.compile_check.parts import part
 from janus_jax.compile_check.traffic import anywhere, hbm_bytes
 from janus_jax.hardware import HOST_BANDWIDTH, Machine
 
@@ -52,6 +53,7 @@ class Pricing(enum.Enum):
 class Sums(collections.Counter[str]):
     """Totals by name: seconds `time/...`, bytes `hbm`, operations `flops/...`.
 
+    The seconds of operations count again by the part of the model, `part/...`.
     For each kind of collective: bytes that are sent, `wire/...`; seconds that it would take with the links to itself,
     `transfer/...`; and seconds that the TensorCore waits for it, `exposed/...`.
     """
@@ -117,6 +119,7 @@ class Timeline:
             sums.add("flops/matmul", flops)
         sums.add("hbm", moved)
         sums.add(f"time/{kind}", seconds)
+        sums.add(f"part/{part(instruction.source)}", seconds)
         return seconds
 
     def _kernel(self, instruction: Instruction) -> KernelWork:

@@ -15,18 +15,20 @@ from jax.extend.core import jaxprs_in_params
 
 from janus_jax.models.config import (
     AnyConfig,
+    CodeModelConfig,
     FamilyConfig,
     ImageTokenizerConfig,
-    JanusConfig,
     JanusFlowConfig,
     JanusVariantConfig,
     LlamaConfig,
     LPIPSConfig,
     ModelConfig,
     PatchDiscriminatorConfig,
+    SemanticDecoderConfig,
     SemanticTokenizerConfig,
     SiglipConfig,
 )
+from janus_jax.models.encoders import encoder_name
 from janus_jax.models.params import abstract_params, bind, build, flatten
 
 FORWARD, WEIGHT_GRADIENT, INPUT_GRADIENT = 1, 1, 1  # passes with two operations per weight and token each
@@ -46,7 +48,7 @@ def step_flops(
 ) -> float | None:
     """Operations of one step; JanusFlow's VAE is not counted.
 
-    None for image tokenizers, which `image_tokenizer_flops` counts, and for variants of Janus, which nothing counts.
+    None for image tokenizers, which `image_tokenizer_flops` counts.
 
     Args:
         trained: names of the top-level modules with trained parameters.
@@ -58,7 +60,7 @@ def step_flops(
         adapted: names of the top-level modules with adapters. A gradient passes through them. The products of adapters,
             about a hundredth of the others, are not counted.
     """
-    if not isinstance(config, FamilyConfig) or isinstance(config, JanusVariantConfig):
+    if not isinstance(config, FamilyConfig):
         return None
     tokens = rows * length
     generates, understands = "generate" in tasks, "understand" in tasks
@@ -78,13 +80,19 @@ def step_flops(
         total += 2.0 * generation_passes * images * _generation_products(config)
         if config.alignment:  # needs SigLIP's features of the generation images, which get no gradient
             total += 2.0 * images * _encoder_products(config.siglip)
-    elif generates and isinstance(config, JanusConfig):
+    elif generates and not isinstance(config, JanusFlowConfig):
         head_passes = FORWARD + WEIGHT_GRADIENT * ("gen_head" in trained) + INPUT_GRADIENT * through_llm
         total += 2.0 * head_passes * tokens * _image_head_weights(config)
-    if understands:
-        images = rows * und_slots
-        encoder_passes = FORWARD + WEIGHT_GRADIENT * ("siglip" in trained) + INPUT_GRADIENT * ("siglip" in reached)
-        total += 2.0 * encoder_passes * images * _encoder_products(config.siglip)
+    encoder = config.encoder if isinstance(config, JanusVariantConfig) else config.siglip
+    if understands and encoder:
+        name = encoder_name(encoder)
+        encoder_passes = FORWARD + WEIGHT_GRADIENT * (name in trained) + INPUT_GRADIENT * (name in reached)
+        total += 2.0 * encoder_passes * rows * und_slots * _encoder_products(encoder)
+    if isinstance(config, JanusVariantConfig) and config.semantic:
+        # The decoder runs over as many images as a row has room for, generated, and over every slot that is read.
+        images = generates * (length // config.image_tokens) + (understands and config.reads_codes) * und_slots
+        semantic_passes = FORWARD + (WEIGHT_GRADIENT + INPUT_GRADIENT) * ("semantic" in trained)
+        total += 2.0 * semantic_passes * rows * images * _semantic_products(config.semantic, config.image_tokens)
     return total
 
 
@@ -150,7 +158,8 @@ def _causal_products(llama: LlamaConfig, length: int) -> float:
     return llama.depth * 2 * llama.num_heads * llama.head_dim * length * length / 2
 
 
-def _image_head_weights(config: JanusConfig) -> int:
+def _image_head_weights(config: CodeModelConfig) -> int:
+    assert config.vq is not None
     return config.image_head_width * (config.llama.width + config.vq.num_codes)
 
 
@@ -165,6 +174,12 @@ def _generation_products(config: JanusFlowConfig) -> int:
             reads_time = "/time_embed/" in path or "/film/" in path
             total += math.prod(leaf.shape) * (1 if reads_time else config.uvit.num_tokens)
     return total
+
+
+def _semantic_products(decoder: SemanticDecoderConfig, tokens: int) -> float:
+    """Multiply-adds of the causal transformer behind the codes for one image."""
+    weights = decoder.width * (4 * decoder.width + 2 * decoder.mlp_dim)
+    return decoder.depth * (tokens * weights + tokens * tokens * decoder.width)
 
 
 def _encoder_products(siglip: SiglipConfig) -> float:

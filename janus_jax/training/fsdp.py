@@ -105,7 +105,7 @@ def sum_over_parts(function: Callable[[Any], Any], rows: Any, micro_batches: int
     """The sum of `function(part)` over equal parts of the rows, computed one after the other."""
     if micro_batches == 1:
         return function(rows)
-    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, len(x) // micro_batches, *x.shape[1:]), rows)
     first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
 

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from janus_jax.errors import UserError
+from janus_jax.hardware import quiet_without_tpu
 from janus_jax.training.resilience import exit_codes
 from launch.cli import terminal
 
@@ -44,6 +45,7 @@ def run(main: Callable[[], None], hidden: Sequence[str] = ()) -> None:
             return _interrupted(interrupt)
 
     terminal.accept_any_text()
+    quiet_without_tpu()
     logging.set_verbosity(logging.WARNING)
     _show_flags_of_launch(hidden)
     app.run(guarded, flags_parser=_parse)

@@ -42,11 +42,12 @@ def make_check(**changes):
         chips=8,
         mesh={"data": 1, "fsdp": 8, "tensor": 1},
         rows=8,
+        micro_batches=1,
         tokens=8 * 4096,
         images_at_most=16,
         steps=86_400,
         remat="full",
-        state_bytes={"trained parameters": 10, "gradients": 10},
+        state_bytes={"trained parameters": 10, "optimizer": 20, "moving average": 0},
         fits=True,
         needed_bytes=50,
         reason="",
@@ -119,6 +120,30 @@ def test_janusflow_also_counts_the_convolutions_and_the_alignment_of_every_slot(
     assert step_flops(without, modules, tasks, rows, length, 7, 7) == pytest.approx(rows * expected - saved)
 
 
+def test_the_arms_of_the_ablation_differ_from_janus_by_their_encoder_and_their_semantic_decoder():
+    """All is trained but the image tokenizer, and the semantic decoder of B. D is Janus."""
+    tasks, rows, length, und_slots, gen_slots = ("understand", "generate"), 2, 4096, 5, 7
+
+    def flops(arm, tasks=tasks, frozen=()):
+        modules = {"aligner", "gen_aligner", "gen_embed", "gen_head", "llm", "semantic", "siglip"} - set(frozen)
+        return step_flops(PRESETS[f"janus_1p3b_arm_{arm}"], modules, tasks, rows, length, und_slots, gen_slots)
+
+    siglip = 24 * (576 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 576**2 * 1024)
+    encoder, image_head = 6 * rows * und_slots * siglip, 6 * rows * length * 2048 * (2048 + 16384)
+    assert flops("d") - flops("a") == pytest.approx(encoder)
+    assert flops("a") - flops("f", ("generate",)) == pytest.approx(0, abs=1e6)
+    assert flops("d") - flops("e", ("understand",)) == pytest.approx(image_head)
+    decoder = PRESETS["janus_1p3b_arm_b"].semantic
+    weights = decoder.width * (4 * decoder.width + 2 * decoder.mlp_dim)
+    semantic = decoder.depth * (576 * weights + 576**2 * decoder.width)
+    images = rows * (length // 576 + und_slots)  # of codes: as many as a row has room for, and those that are read
+    assert flops("b", frozen=("semantic",)) - flops("a") == pytest.approx(2 * images * semantic)
+    assert flops("b") - flops("a") == pytest.approx(6 * images * semantic)
+    assert flops("c", ("understand",)) - flops("e", ("understand",)) == pytest.approx(
+        6 * rows * und_slots * semantic - encoder
+    )
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Makes checks for one device that compile nothing."""
@@ -161,12 +186,37 @@ def test_rates_and_utilisation_follow_from_the_predicted_time():
     assert facts["days"] == pytest.approx(seconds)
     facts = json.loads(json.dumps(facts))
     assert facts["memory"]["peak"] == 50
-    assert facts["activations"] == 40 - 10  # temporaries without the gradients
+    assert facts["temporary_bytes"] == 50 - 10 - 20
     assert "6.25 GB/s" in facts["limits"] and "not measured" in facts["limits"]
     report = format_report(check)
     assert report.replace("\n", " ").endswith(facts["limits"])
     assert "small on v5p-16: 8 chips (data 1, fsdp 8, tensor 1)" in report
     assert "\nfits\n" in report and "all-gather" in report
+
+
+def test_the_lines_on_memory_add_up_to_the_most_that_is_in_use():
+    gb = 10**9
+    state = {"trained parameters": 10 * gb, "moving average": 0, "batch": gb}
+    check = make_check(state_bytes=state, needed_bytes=50 * gb)
+    lines = format_report(check).splitlines()
+    begin = lines.index("memory of a chip, GB") + 1
+    *parts, whole, _ = [float(line[40:]) for line in lines[begin : lines.index("fits")]]
+    assert parts == [10, 1, 39] and sum(parts) == whole == 50
+
+
+def test_parameters_that_the_step_does_not_read_count_as_memory(uncompiled):
+    """The hand-written program has arguments of 1 byte and a peak of 50."""
+    result = check_module.check(janus_pro_7b.get_config("text_only:debug"), "v5p-8", 1, {})
+    held = sum(result.state_bytes.values())
+    assert held > 1e6 and result.needed_bytes == 50 + held - 1
+    assert result.temporary_bytes == 49
+
+
+def test_the_speed_of_an_image_tokenizer_is_told_in_images():
+    facts = as_dict(make_check(tokens=0, images_at_most=8))
+    assert facts["images_per_second"] == pytest.approx(8 / facts["estimate"]["predicted"])
+    assert not {"tokens_per_second_per_chip", "images_per_second_at_most"} & facts.keys()
+    assert "tokens" not in format_report(make_check(tokens=0)).split("days")[0].split("time of a step")[1]
 
 
 def test_collectives_are_reported_with_bytes_seconds_and_what_is_waited_for():
@@ -196,6 +246,12 @@ def test_the_program_is_written_with_what_is_needed_to_judge_it(tmp_path):
     assert facts["coordinates"] == [list(c) for c in COORDINATES]
     assert (facts["jax_version"], facts["libtpu_version"]) == ("0.11.1", "0.0.46.3")
     assert facts["memory"]["temporary"] == 40
+
+
+@pytest.mark.parametrize(("name", "kind"), [("v5e-1", "TPU v5 lite"), ("v6e-1", "TPU v6 lite")])
+def test_a_single_chip_is_a_topology_too(name, kind):
+    pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
+    assert [device.device_kind for device in topology_devices(name)] == [kind]
 
 
 def test_a_sweep_is_every_combination():
@@ -237,43 +293,6 @@ def test_a_slice_is_known_by_googles_name_too(name):
     pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
     devices = topology_devices(name)
     assert (len(devices), devices[0].device_kind) == (16, "TPU v5 lite")
-
-
-def test_what_would_fit_is_the_cheapest_remat_and_the_largest_batch(monkeypatch, capsys):
-    """Here `context` fits with 256 rows, and `projections` with 64."""
-    tried = []
-
-    def pretend(config, topology, slices, options):
-        tried.append((config.remat, config.train.batch_size))
-        fits = config.remat in ("context", "full") or config.train.batch_size <= 64
-        return make_check(remat=config.remat, rows=config.train.batch_size, fits=fits)
-
-    monkeypatch.setattr(sweep, "check", pretend)
-    config = with_variant(janus_pro_7b.get_config("text_only"), {"remat": "projections", "batch": 256})
-    failed = make_check(rows=256, mesh={"data": 1, "fsdp": 64, "tensor": 1}, fits=False)
-    found = [(check.remat, check.rows) for check in sweep.fitting(config, failed, 1, {})]
-    assert found == [("context", 256), ("projections", 64)]
-    assert tried == [("attention", 256), ("context", 256), ("projections", 128), ("projections", 64)]
-    first, *_ = capsys.readouterr().err.splitlines()
-    assert "3 cheaper remat policies (attention, context, full)" in first and "2 smaller batches" in first
-
-
-@pytest.mark.parametrize(
-    ("rows", "room", "largest"), [(24, 16, 16), (56, 40, 40), (24, 23, 16), (16, 7, None), (8, 0, None)]
-)
-def test_the_largest_batch_that_fits_is_found_also_where_halves_are_none(monkeypatch, rows, room, largest):
-    """With eight chips, batches are multiples of eight."""
-    tried = []
-
-    def pretend(config, topology, slices, options):
-        tried.append(config.train.batch_size)
-        return make_check(rows=config.train.batch_size, fits=config.train.batch_size <= room)
-
-    monkeypatch.setattr(sweep, "check", pretend)
-    config = with_variant(janus_pro_7b.get_config("text_only"), {"remat": "full", "batch": rows})
-    found = [check.rows for check in sweep.fitting(config, make_check(rows=rows, fits=False), 1, {})]
-    assert found == ([largest] if largest else [])
-    assert all(batch % 8 == 0 and 0 < batch < rows for batch in tried) and len(tried) <= 3
 
 
 def small_sweep(text):

@@ -6,6 +6,7 @@ import pytest
 
 from janus_jax.compile_check.collectives import LATENCY, transfer
 from janus_jax.compile_check.hlo import parse
+from janus_jax.compile_check.parts import part
 from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.hardware import SLICE_BANDWIDTH, Machine
 from tests.helpers.small_program import COORDINATES, CORES, KIND, STEPS, TEXT, WIDTH
@@ -34,6 +35,32 @@ def test_a_gather_beside_a_product_costs_only_what_is_longer():
     assert sums["time/elementwise"] == pytest.approx(STEPS * 2 * SLICE, rel=1e-9)
     assert sums["flops/matmul"] == STEPS * 2 * WIDTH**3
     assert sums["wire/all-gather"] == STEPS * MATRIX * 7 / 8
+
+
+def test_the_seconds_of_operations_are_counted_by_part_of_the_model():
+    seconds, sums = run()
+    assert sums["part/mlp, forward"] == pytest.approx(STEPS * PRODUCT, rel=1e-9)
+    of_parts = sum(value for name, value in sums.items() if name.startswith("part/"))
+    assert of_parts == pytest.approx(seconds - sums["time/exposed collectives"], rel=1e-9)
+
+
+STEP = "jit(step)/shard_map/"
+BACKWARD = f"{STEP}transpose(jvp(Janus))/llm/decoder/while/body/closed_call/checkpoint/"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (f"{STEP}jvp(Janus)/llm/decoder/while/body/closed_call/layers/mlp/mul", "llm/decoder/layers/mlp, forward"),
+        (f"{BACKWARD}layers/mlp/up_proj/dot_general", "llm/decoder/layers/mlp, backward"),
+        (f"{BACKWARD}rematted_computation/layers/mlp_norm/mul", "llm/decoder/layers/mlp_norm, recomputed"),
+        (f"{STEP}jvp(VQModel)/encoder/down_0_block_1/conv1/conv_general_dilated", "encoder/down_0_block_1, forward"),
+        (f"{STEP}transpose(jvp())/while/body/closed_call/dot_general", "dot_general, backward"),
+        ("", "unknown, forward"),
+    ],
+)
+def test_a_part_has_the_names_of_its_modules(source, name):
+    assert part(source) == name
 
 
 def test_a_long_product_hides_the_gather():
