@@ -47,7 +47,7 @@ from janus_jax.models.params import Params, build, flatten, unflatten
 from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.phases import phase
 from janus_jax.sharding import decoding_shardings, local_bytes, row_shares, to_host
-from janus_jax.weights.weight_layout import undo_transposed
+from janus_jax.weights.weight_layout import has_transposed_stacks, undo_transposed
 
 GREEDY = Sampling()
 
@@ -56,8 +56,8 @@ class Engine(ABC):
     """What the models of the family have in common: they answer. Subclasses generate images.
 
     Attributes:
-        params: parameters, with one subtree per layer (`layers_0`, ...), which decoding reads fastest, or with layers
-            stacked if the engine was made so.
+        params: parameters, with one subtree per layer (`layers_0`, ...), or with layers stacked if the engine was made
+            so, or on a CPU (`weight_layout`).
         reader: turns a user's prompts and options into requests for this engine.
     """
 
@@ -76,8 +76,8 @@ class Engine(ABC):
 
         Args:
             params: with layers stacked, as checkpoints hold them, or with one subtree per layer; also quantised, or
-                with the transposed weight matrices of `weight_layout`. On a mesh the latter are transposed back, since
-                shardings are those of [in, out].
+                with the transposed weight matrices of `weight_layout`. Stacks of transposed matrices are taken as they
+                are, except on a mesh, where they are transposed back, since shardings are those of [in, out].
             dtype: compute dtype.
             mesh: devices of this process (`sharding.make_mesh`), over which parameters, caches and the rows of a
                 request are divided; None uses the default device.
@@ -92,6 +92,7 @@ class Engine(ABC):
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
         self.normalization, self.buckets = normalization, buckets
         self.reader = RequestReader(config, tokenizer)
+        scan_layers = scan_layers or (mesh is None and has_transposed_stacks(params))
         self.params = params if scan_layers else _unrolled(config, params, dtype, mesh)
         execution = decoding_execution(dtype, jax.default_backend(), on_mesh=mesh is not None)
         self.model: Any = build(config, dataclasses.replace(execution, scan_layers=scan_layers))

@@ -19,7 +19,7 @@ from janus_jax.models.config import JanusFlowConfig
 from janus_jax.models.params import Params
 from janus_jax.sharding import decoding_shardings
 from janus_jax.weights.adapter import Adapter, merged_model
-from janus_jax.weights.load import floating_dtype, load_params, unrolled_shapes
+from janus_jax.weights.load import floating_dtype, load_params, loaded_shapes
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.peft import read_adapter
 from janus_jax.weights.quantization import QUANTIZATIONS
@@ -101,6 +101,7 @@ def load(
     elif adapter is not None:
         reader = merged_model(reader, read_adapter(adapter, reader))
     transposed = on_cpu and mesh is None
+    layout = {"unrolled": not transposed or bool(apart), "quantization": quantization, "transposed": transposed}
 
     def pipeline(params: Params) -> JanusPipeline | JanusFlowPipeline:
         common = (params, reader.tokenizer, dtype, reader.normalization)
@@ -109,11 +110,8 @@ def load(
         return JanusPipeline(config, *common, mesh=mesh, buckets=buckets)
 
     if compile_ahead is not None and mesh is None and not apart:
-        compile_ahead(pipeline(unrolled_shapes(reader, dtype, quantization, transposed)).engine)
-    params = load_params(
-        reader, dtype, unrolled=True, shardings=shardings, quantization=quantization, transposed=transposed
-    )
-    loaded = pipeline(params)
+        compile_ahead(pipeline(loaded_shapes(reader, dtype, **layout)).engine)
+    loaded = pipeline(load_params(reader, dtype, shardings=shardings, **layout))
     if apart:
         loaded.adapters = Adapters(loaded.params, apart, dtype, mesh)
         loaded.use_adapter(loaded.adapters.names[0])

@@ -25,6 +25,9 @@ class Execution:
     # Whether layers are scanned over stacked parameters. False: a loop in Python over the parameters of
     # `models.scan_layers.unstack_layers`.
     scan_layers: bool = True
+    # Whether a scan reads the weights and the cache of a layer where they lie in their stacks (`ops.layer_view`) and
+    # copies nothing. For decoding on a CPU; it can neither make parameters nor gradients.
+    scan_in_place: bool = False
     # Whether the scan is unrolled. On a CPU a scan would copy the weights that it slices.
     unroll_scan: bool = False
     remat: str = "none"  # what the backward pass recomputes: a key of `models.scan_layers.REMAT_POLICIES`
@@ -51,6 +54,11 @@ def decoding_execution(dtype: DTypeLike, platform: str, on_mesh: bool) -> Execut
         # XLA:CPU would convert a whole bfloat16 cache to float32 and back in every step, and copy a cache whose slots
         # come first before and after each call (jaxlib 0.10.2). `ops.cpu.gemv` runs on one device only.
         return Execution(
-            dtype=dtype, scan_layers=False, cache_dtype=jnp.float32, cache_layout=ROWS_FIRST, matmul_backend="gemv"
+            dtype=dtype,
+            scan_layers=False,
+            scan_in_place=True,
+            cache_dtype=jnp.float32,
+            cache_layout=ROWS_FIRST,
+            matmul_backend="gemv",
         )
     return Execution(dtype=dtype, scan_layers=False)

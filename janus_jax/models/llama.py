@@ -19,6 +19,7 @@ from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend_packed, attention_mask
 from janus_jax.ops.decode_attention import SharedPrefix, attend_cached
 from janus_jax.ops.fusion_barrier import fusion_barrier, gradient_fusion_barrier
+from janus_jax.ops.layer_view import write_slice
 from janus_jax.ops.rope import Rotation, apply_rotation, rope_angles, rotation_once
 
 
@@ -105,10 +106,7 @@ def _attend_cached(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Returns the context [B, T, N, H], and the cached keys and values with the new ones written to them."""
     old_k, old_v, prefix = cache
-    k, v = (
-        jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), shared.offset, axis=2)
-        for old, new in ((old_k, k), (old_v, v))
-    )
+    k, v = (write_slice(old, new.swapaxes(1, 2), shared.offset, axis=2) for old, new in ((old_k, k), (old_v, v)))
     before = None
     if prefix is not None:
         assert shared.prefix_mask is not None
@@ -221,7 +219,7 @@ class Llama(nn.Module):
             per_layer = tuple(zip(cache.k, cache.v, befores, strict=True))
         shared = _LayerInputs(angles, positions, segment_ids, rotation_once(angles), mask, cache.length, prefix_mask)
         hidden, new = self.decoder(x, per_layer, shared)
-        k, v = new if scanned else zip(*new, strict=True)
+        k, v = new[:2] if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])
 
     def blocks(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array) -> jax.Array:

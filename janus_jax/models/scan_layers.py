@@ -4,6 +4,7 @@ The parameters of equal blocks are stacked under the name `layers`, with the lay
 runs them, so that compile time does not grow with depth. With `Execution.scan_layers=False` the same blocks are
 unrolled over `layers_0`, `layers_1`, and so on. That is faster for decoding, where a scan would copy the weights of
 each layer that it slices. `unstack_layers` turns the first layout into the second; checkpoints always have the first.
+On a CPU a loop does the same over stacked parameters, of which it copies nothing (`Execution.scan_in_place`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from janus_jax.models.execution import Execution
+from janus_jax.models.layers import TRANSPOSED
+from janus_jax.ops.layer_view import LayerView, values_of
 
 _keep = jax.checkpoint_policies.save_only_these_names
 # Which activations are kept for the backward pass; the others are computed again. The policy that needs the most memory
@@ -43,13 +47,15 @@ def run_layers(
 
     Args:
         block: class of the module of a layer. It is constructed as `block(config, execution)` and called with x, its
-            slice of `per_layer` and `shared`, and returns x and its output for this layer.
+            slice of `per_layer` and `shared`, and returns x and its output for this layer. In place its slices are
+            views (`ops.layer_view`), and its output is the changed views of the first ones.
         per_layer: inputs of the single layers: a pytree with a leading layer axis (scan), a sequence with one pytree
             per layer (unrolled), or None.
         shared: pytree of inputs that all layers get.
 
     Returns:
-        The last x, and the outputs of the single layers in the layout of `per_layer`.
+        The last x, and the outputs of the single layers in the layout of `per_layer`; in place, `per_layer` itself with
+        what has changed.
     """
     if execution.remat not in REMAT_POLICIES:
         raise ValueError(f"remat={execution.remat!r} is not one of {sorted(REMAT_POLICIES)}")
@@ -63,6 +69,8 @@ def run_layers(
         block = nn.map_variables(block, "params", trans_in_fn=gather)
     if execution.remat != "none":
         block = nn.remat(block, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan_layers)
+    if execution.scan_layers and execution.scan_in_place:
+        return _run_in_place(parent, block(config, execution, parent=None), depth, x, per_layer, shared)
     if execution.scan_layers:
         scanned = nn.scan(
             block,
@@ -80,6 +88,26 @@ def run_layers(
         x, output = block(config, execution, name=f"{STACKED}_{i}")(x, layer_input, shared)
         outputs.append(output)
     return x, None if per_layer is None else tuple(outputs)
+
+
+def _run_in_place(
+    parent: nn.Module, block: nn.Module, depth: int, x: jax.Array, per_layer: tuple | None, shared: Any
+) -> tuple[jax.Array, tuple | None]:
+    """`run_layers` in a loop that reads parameters and changes `per_layer` where they lie in their stacks."""
+    parameters = traverse_util.flatten_dict(parent.variables["params"][STACKED])
+
+    def body(layer: jax.Array, carry: tuple[jax.Array, tuple | None]) -> tuple[jax.Array, tuple | None]:
+        x, stacks = carry
+        views = {path: LayerView(stack, layer) for path, stack in parameters.items()}
+        # All but the matrices that decoding reads are small, or are copied once for many rows.
+        slices = {path: view if path[-1] == TRANSPOSED else values_of(view) for path, view in views.items()}
+        inputs = jax.tree.map(lambda stack: LayerView(stack, layer), stacks)
+        x, outputs = block.apply({"params": traverse_util.unflatten_dict(slices)}, x, inputs, shared)
+        if stacks is None:
+            return x, None
+        return x, (*(view.stack for view in outputs), *stacks[len(outputs) :])
+
+    return jax.lax.fori_loop(0, depth, body, (x, per_layer))
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from janus_jax.models.scan_layers import run_layers
 from janus_jax.models.vq import VQModel, VQOutput
 from janus_jax.ops.attention import attend
 from janus_jax.ops.codebook import lookup_codes, straight_through
+from janus_jax.ops.layer_view import values_of, write_slice
 
 _FRESH = Normal(0.02)  # as BEiT v2
 
@@ -64,11 +65,8 @@ class CausalBlock(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj")
         )
         if cache is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), shared.offset, axis=1)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
-            cache = k, v
+            cache = tuple(write_slice(old, new, shared.offset, axis=1) for old, new in zip(cache, (k, v), strict=True))
+            k, v = map(values_of, cache)
         context = attend(q, k, v, shared.mask).reshape(x.shape)
         x = x + _linear(c.width, ("heads", "embed"), dtype, "o_proj")(context)
         y = layer_norm(c.norm_eps, dtype, "mlp_norm")(x)

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, UInt32
 
 from janus_jax.ops.cpu.gemv import multiply_row_major
+from janus_jax.ops.layer_view import LayerView
 
 
 class Weight(NamedTuple):
     """A weight matrix as it is stored. The matrix that it stands for is `matrix`, times `scale` where there is one."""
 
-    matrix: Num[Array, "I O"] | Num[Array, "O I"]  # [O, I] if `row_major`; of the compute dtype, a wider one, or int8
+    # [O, I] if `row_major`, which may be a view; of the compute dtype, a wider one, or int8.
+    matrix: Num[Array, "I O"] | Num[Array, "O I"] | LayerView
     scale: Float[Array, " O"] | None = None  # factor of each output feature, which int8 needs
     row_major: bool = False  # an output feature is a row in memory, as a CPU reads a matrix fastest
 

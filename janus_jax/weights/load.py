@@ -1,10 +1,10 @@
 """The one loop that loads parameters: it reads slice by slice, casts, stacks, transposes, quantises and places them.
 
-Besides the result, at most one slice is in memory, or one parameter where layers are stacked.
+Besides the result, at most one slice is in memory.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,8 @@ from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorReader, TensorSlice, slices_of
 from janus_jax.weights.weight_layout import is_row_major, transposed_path
 
+ALIGNMENT = 64  # bytes
+BLOCK_BYTES = 16 * 2**20  # bytes of a parameter that are cast at once
 _FLOATING = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -52,46 +54,62 @@ def load_params(
     paths = list(filter(select, reader.parameters))
     with phase("reading weights", sum(reader.parameters[path].nbytes for path in paths), "B") as advance:
         for path in paths:
-            info = reader.parameters[path]
-            forms = functools.partial(_read_forms, reader, _form(path, info.dtype, dtype, quantization, transposed))
-            if is_stacked(path) and not unrolled:
-                for name, values in _stack(slices_of(path, info), forms):
-                    loaded[name] = _place(name, values, shardings)
-                advance(info.nbytes)
-                continue
-            parts = slices_of(path, info)
-            for part in parts:
-                for name, values in forms(part).items():
-                    name = name if part.layer is None else unstacked_path(name, part.layer)
-                    # A copy, since the reader may return a view of a larger array, which would stay in memory with it.
-                    loaded[name] = _place(name, np.array(values), shardings)
+            info, stacked = reader.parameters[path], is_stacked(path) and not unrolled
+            form, parts = _form(path, info.dtype, dtype, quantization, transposed), slices_of(path, info)
+            stacks: dict[str, np.ndarray] = {}
+            for index, part in enumerate(parts):
+                for name, values in _read_forms(reader, form, part).items():
+                    kind = form.dtype if name == form.name else values.dtype
+                    if stacked:
+                        if name not in stacks:
+                            stacks[name] = _aligned((len(parts), *values.shape), kind)
+                        _fill(stacks[name][index], values, path)
+                    else:
+                        name = name if part.layer is None else unstacked_path(name, part.layer)
+                        # A copy, since the reader may return a view of a larger array, which would stay in memory too.
+                        copied = _aligned(values.shape, kind)
+                        _fill(copied, values, path)
+                        loaded[name] = _place(name, copied, shardings)
                 advance(info.nbytes // len(parts))
+            loaded |= {name: _place(name, values, shardings) for name, values in stacks.items()}
     return unflatten(loaded)
 
 
-def unrolled_shapes(
-    reader: TensorReader, dtype: DTypeLike, quantization: str | None = None, transposed: bool = False
+def loaded_shapes(
+    reader: TensorReader,
+    dtype: DTypeLike,
+    *,
+    unrolled: bool = False,
+    quantization: str | None = None,
+    transposed: bool = False,
 ) -> Params:
-    """Shapes and dtypes of what `load_params` returns with `unrolled=True`, without reading any values."""
+    """Shapes and dtypes of what `load_params` returns with these options, without reading any values."""
     result: dict[str, jax.ShapeDtypeStruct] = {}
     for path, info in reader.parameters.items():
         form = _form(path, info.dtype, dtype, quantization, transposed)
-        for part in slices_of(path, info):
-            layer = (lambda name: name) if part.layer is None else functools.partial(unstacked_path, layer=part.layer)
-            shape = info.shape if part.layer is None else info.shape[1:]
-            result[layer(form.name)] = jax.ShapeDtypeStruct(shape[::-1] if form.transposed else shape, form.dtype)
-            if form.quantized:
-                result[layer(scale_path(path))] = jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
+        shape = (*info.shape[:-2], *info.shape[:-3:-1]) if form.transposed else info.shape
+        shapes = {form.name: (shape, form.dtype)}
+        if form.quantized:
+            shapes[scale_path(path)] = ((*info.shape[:-2], info.shape[-1]), np.dtype(np.float32))
+        for name, (shape, kind) in shapes.items():
+            if is_stacked(path) and unrolled:
+                for layer in range(shape[0]):
+                    result[unstacked_path(name, layer)] = jax.ShapeDtypeStruct(shape[1:], kind)
+            else:
+                result[name] = jax.ShapeDtypeStruct(shape, kind)
     return unflatten(result)
 
 
 def read_param(reader: TensorReader, path: str, dtype: DTypeLike) -> np.ndarray:
     """One parameter in host memory, its layers stacked. Raises UserError for a value that is too large for `dtype`."""
-    target, slices = np.dtype(dtype), slices_of(path, reader.parameters[path])
+    target, info = np.dtype(dtype), reader.parameters[path]
+    slices = slices_of(path, info)
     if not is_stacked(path):
         return cast(reader.read(slices[0]), target, path)
-    ((_, values),) = _stack(slices, lambda part: {path: cast(reader.read(part), target, path)})
-    return values
+    stacked = np.empty(info.shape, target)
+    for index, part in enumerate(slices):
+        stacked[index] = cast(reader.read(part), target, path)
+    return stacked
 
 
 def floating_dtype(dtype: DTypeLike) -> np.dtype:
@@ -141,28 +159,30 @@ def _form(path: str, stored: np.dtype, dtype: DTypeLike | None, quantization: st
 
 
 def _read_forms(reader: TensorReader, form: _Form, part: TensorSlice) -> dict[str, np.ndarray]:
-    """The arrays that stand for a slice in the result, by the path of its parameter there."""
+    """The arrays that stand for a slice in the result, by the path of its parameter there, before they are cast."""
     path, values, scales = part.path, reader.read(part), {}
     if form.quantized:
         wide = values.dtype.itemsize > np.dtype(np.float32).itemsize
         values, scale = quantize(cast(values, np.dtype(np.float32), path) if wide else values)
         scales = {scale_path(path): scale}
-    else:
-        values = cast(values, form.dtype, path)
     return {form.name: values.T if form.transposed else values} | scales
 
 
-def _stack(
-    slices: list[TensorSlice], forms: Callable[[TensorSlice], Mapping[str, np.ndarray]]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Stacks what `forms` gives for each layer, name by name."""
-    stacked: dict[str, np.ndarray] = {}
-    for index, part in enumerate(slices):
-        for name, values in forms(part).items():
-            if name not in stacked:
-                stacked[name] = np.empty((len(slices), *values.shape), values.dtype)
-            stacked[name][index] = values
-    yield from stacked.items()
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of any values, in memory that `jax.device_put` takes for a CPU without a copy (jax 0.10.2)."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _fill(target: np.ndarray, values: np.ndarray, path: str) -> None:
+    """Casts values to the dtype of an array and writes them to it, block by block. Raises the error of `cast`."""
+    target, values = np.atleast_1d(target), np.atleast_1d(values)  # views
+    step = max(1, BLOCK_BYTES * len(target) // max(1, target.nbytes))
+    for start in range(0, len(target), step):
+        block = slice(start, start + step)
+        target[block] = cast(values[block], target.dtype, path)
 
 
 def _place(path: str, values: np.ndarray, shardings: Mapping[str, jax.sharding.Sharding] | None) -> jax.Array:

@@ -5,6 +5,9 @@ the memory to hold and, at every step, to read, and one that was stored in bfloa
 run. The table of token embeddings is held in the dtype of the run: XLA:CPU would convert the whole table for the loop
 that looks tokens up, and hold both (jaxlib 0.10.2).
 
+Layers stay stacked. A loop over them reads each where it lies (`Execution.scan_in_place`), so that compile time does
+not grow with depth.
+
 A transposed matrix has another path than a usual one, so that neither is taken for the other. `models.layers.Linear`
 accepts both, and rounds activations to the dtype of the run in either case.
 """
@@ -16,13 +19,14 @@ from jax.typing import DTypeLike
 
 from janus_jax.models.layers import TRANSPOSED
 from janus_jax.models.params import Params, flatten, unflatten
+from janus_jax.models.scan_layers import is_stacked
 
-ROW_MAJOR = ("llm/", "gen_head/", "gen_aligner/", "siglip/layers", "aligner/")
+ROW_MAJOR = ("llm/", "gen_head/", "gen_aligner/", "siglip/layers", "aligner/", "semantic/layers")
 
 
 def is_row_major(path: str) -> bool:
     """Whether a parameter is a matrix that is transposed: those of the language model, its heads and aligners, and of
-    SigLIP's layers."""
+    the layers of SigLIP and of a semantic decoder."""
     return path.startswith(ROW_MAJOR) and path.endswith("/kernel")
 
 
@@ -31,15 +35,19 @@ def transposed_path(path: str) -> str:
     return path.removesuffix("kernel") + TRANSPOSED
 
 
+def has_transposed_stacks(params: Params) -> bool:
+    """Whether layers are stacked, and their matrices transposed."""
+    return any(is_stacked(path) and path.endswith("/" + TRANSPOSED) for path in flatten(params))
+
+
 def undo_transposed(params: Params, dtype: DTypeLike) -> Params:
     """The same parameters with every weight matrix as [in, out], in the dtype of the run (int8 stays int8).
 
     Matrices that were transposed become views of NumPy arrays in host memory.
     """
     flat = flatten(params)
-    matrices = {
-        path: _cast(np.asarray(leaf).T, dtype) for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)
-    }
+    transposed = {path: np.asarray(leaf) for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)}
+    matrices = {path: _cast(leaf.swapaxes(-1, -2), dtype) for path, leaf in transposed.items()}
     others = {path: leaf for path, leaf in flat.items() if path not in matrices}
     return unflatten({path.removesuffix(TRANSPOSED) + "kernel": leaf for path, leaf in matrices.items()} | others)
 

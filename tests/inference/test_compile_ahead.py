@@ -15,7 +15,7 @@ from janus_jax.inference.loading import load
 from janus_jax.inference.padding import Buckets
 from janus_jax.inference.validation import user_message
 from janus_jax.models.params import flatten
-from janus_jax.weights.load import load_params, unrolled_shapes
+from janus_jax.weights.load import load_params, loaded_shapes
 from janus_jax.weights.open_model import open_model
 from janus_jax.weights.reader import model_in_memory
 from tests.helpers.small_models import DECODED, random_params
@@ -38,12 +38,12 @@ def shown():
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_shapes_are_those_of_the_loaded_parameters(saved, quantization, transposed):
-    reader, options = open_model(saved), dict(quantization=quantization, transposed=transposed)
+@pytest.mark.parametrize(("unrolled", "transposed"), [(True, False), (True, True), (False, True)])
+def test_shapes_are_those_of_the_loaded_parameters(saved, quantization, unrolled, transposed):
+    reader, options = open_model(saved), dict(unrolled=unrolled, quantization=quantization, transposed=transposed)
     for dtype in ("float32", "bfloat16"):
-        expected = flatten(load_params(reader, dtype, unrolled=True, **options))
-        found = flatten(unrolled_shapes(reader, dtype, **options))
+        expected = flatten(load_params(reader, dtype, **options))
+        found = flatten(loaded_shapes(reader, dtype, **options))
         assert {path: (leaf.shape, leaf.dtype) for path, leaf in found.items()} == {
             path: (leaf.shape, leaf.dtype) for path, leaf in expected.items()
         }

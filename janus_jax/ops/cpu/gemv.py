@@ -14,8 +14,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
+from janus_jax.ops.layer_view import LayerView, values_of
 from janus_jax.ops.noinline import noinline
 
 MAX_ROWS = 8  # rows of the small factor
@@ -26,7 +27,7 @@ MAX_MATRIX_ROWS = 8  # rows of the matrix that are read at once
 MAX_BYTES_READ = 8
 
 
-def multiply_row_major(rows: Float[Array, "R K"], matrix: Num[Array, "N K"]) -> Float[Array, "R N"]:
+def multiply_row_major(rows: Float[Array, "R K"], matrix: Num[Array, "N K"] | LayerView) -> Float[Array, "R N"]:
     """rows @ matrix^T in float32, for any number of rows and a matrix of any dtype."""
     rows = rows.astype(jnp.float32)
     num_rows = len(rows)
@@ -36,32 +37,35 @@ def multiply_row_major(rows: Float[Array, "R K"], matrix: Num[Array, "N K"]) -> 
         return _multiply_many_rows(rows, matrix)
     blocks = jnp.pad(rows, ((0, -num_rows % MAX_ROWS), (0, 0))).reshape(-1, MAX_ROWS, rows.shape[1])
     products = jax.lax.map(lambda block: gemv_row_major(block, matrix), blocks)
-    return products.reshape(-1, len(matrix))[:num_rows]
+    return products.reshape(-1, matrix.shape[0])[:num_rows]
 
 
 # A separate function: XLA would otherwise convert all weight matrices at the start of the program and keep all
 # converted copies in memory (seen with jaxlib 0.10.2).
 @noinline
-def _multiply_many_rows(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(rows, matrix.astype(jnp.float32), (((1,), (1,)), ((), ())))
+def _multiply_many_rows(rows: jax.Array, matrix: jax.Array | LayerView) -> jax.Array:
+    return jax.lax.dot_general(rows, values_of(matrix).astype(jnp.float32), (((1,), (1,)), ((), ())))
 
 
 def gemv_row_major(
-    rows: Float[Array, "*B R K"], matrix: Num[Array, "*B M K"], size: int | None = None
+    rows: Float[Array, "*B R K"],
+    matrix: Num[Array, "*B M K"] | LayerView,
+    start: Int[Array, ""] | int = 0,
+    size: int | None = None,
 ) -> Float[Array, "*B R N"]:
-    """rows @ matrix[:size]^T in the dtype of the rows, for at most `MAX_ROWS` rows.
+    """rows @ matrix[start : start + size]^T in the dtype of the rows, for at most `MAX_ROWS` rows.
 
     Args:
         matrix: may have fewer bits than the rows; it is converted while it is read and never copied.
         size: number of rows of the matrix that are read, N; None reads all.
     """
-    return _gemv_row_major(rows, matrix, matrix.shape[-2] if size is None else size)
+    return _gemv_row_major(rows, matrix, start, matrix.shape[-2] if size is None else size)
 
 
 # A separate function: XLA would otherwise compute `rows` from their own inputs again for each of the N sums.
 @functools.partial(noinline, static_argnames="size")
-def _gemv_row_major(rows: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
-    matrix = matrix[..., :size, :]
+def _gemv_row_major(rows: jax.Array, matrix: jax.Array | LayerView, start: jax.Array | int, size: int) -> jax.Array:
+    matrix = _rows_of(matrix, start, size)
     num_rows, (*lead, num_columns, contracted) = rows.shape[-2], matrix.shape
     read = max(n for n in range(1, min(MAX_MATRIX_ROWS, MAX_SUMS // num_rows) + 1) if num_columns % n == 0)
     # The rows that are read together lie far apart, because a core prefetches one address stream per page of memory.
@@ -72,18 +76,32 @@ def _gemv_row_major(rows: jax.Array, matrix: jax.Array, size: int) -> jax.Array:
     return jnp.stack(sums, len(lead)).reshape(*lead, num_rows, num_columns)
 
 
-def gemv_weighted_sum(weights: Float[Array, "*B R N"], matrix: Float[Array, "*B M K"]) -> Float[Array, "*B R K"]:
-    """weights @ matrix[:N], for at most `MAX_ROWS` rows of weights; the other rows of the matrix are not read."""
-    return _partial_sums(weights, matrix).sum(-2)
+def gemv_weighted_sum(
+    weights: Float[Array, "*B R N"], matrix: Float[Array, "*B M K"] | LayerView, start: Int[Array, ""] | int = 0
+) -> Float[Array, "*B R K"]:
+    """weights @ matrix[start : start + N], for at most `MAX_ROWS` rows of weights; other rows of it are not read."""
+    return _partial_sums(weights, matrix, start).sum(-2)
 
 
 # A separate function, whose partial sums are written to memory: if XLA added them up in the same loop, that loop would
 # walk along the columns of the matrix.
 @noinline
-def _partial_sums(weights: jax.Array, matrix: jax.Array) -> jax.Array:
+def _partial_sums(weights: jax.Array, matrix: jax.Array | LayerView, start: jax.Array | int) -> jax.Array:
     """Sums over a few rows of the matrix each, [*B, R, N / read, K]."""
     *lead, num_rows, summed = weights.shape
     read = max(n for n in range(1, MAX_MATRIX_ROWS + 1) if summed % n == 0)
-    parts = matrix[..., :summed, :].reshape(*lead, 1, -1, read, matrix.shape[-1])
+    parts = _rows_of(matrix, start, summed).reshape(*lead, 1, -1, read, matrix.shape[-1])
     weights = weights.reshape(*lead, num_rows, -1, read, 1)
     return functools.reduce(jnp.add, [weights[..., i, :] * parts[..., i, :] for i in range(read)])
+
+
+def _rows_of(matrix: jax.Array | LayerView, start: jax.Array | int, size: int) -> jax.Array:
+    """matrix[start : start + size]."""
+    values = values_of(matrix)
+    if size == values.shape[-2]:
+        return values
+    starts = [0] * values.ndim
+    starts[-2] = start
+    return jax.lax.dynamic_slice(
+        values, starts, (*values.shape[:-2], size, values.shape[-1]), allow_negative_indices=False
+    )
