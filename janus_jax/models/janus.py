@@ -57,6 +57,24 @@ def _function(head: nn.Module) -> Callable[[Any, jax.Array], Any]:
     return lambda params, hidden: head.apply({"params": params}, hidden)
 
 
+def place_images(
+    x: jax.Array, modality: jax.Array, pixels: jax.Array | None, embed_images: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Puts the embeddings of understanding images, if there are any, at their positions of x [B, L, D].
+
+    Args:
+        modality: [B, L] `Modality` of each position.
+        pixels: [B, I, image, image, 3] in [-1, 1], in the order of their positions.
+        embed_images: [B * I, image, image, 3] -> [B * I, N, D].
+    """
+    if pixels is None or pixels.shape[1] == 0:
+        return x
+    rows, images = pixels.shape[:2]
+    features = embed_images(pixels.reshape(rows * images, *pixels.shape[2:]))
+    features = features.reshape(rows, images * features.shape[1], -1)  # [B, I * N, D]
+    return place_in_order(x, modality == Modality.UNDERSTANDING_IMAGE, features)
+
+
 class Janus(nn.Module):
     """The whole model. Its methods are the steps of training and inference."""
 
@@ -97,12 +115,7 @@ class Janus(nn.Module):
         is_code = modality == Modality.GENERATION_IMAGE
         x = self.embed_text(jnp.where(modality == Modality.TEXT, tokens, 0))
         x = jnp.where(is_code[..., None], self.embed_codes(jnp.where(is_code, tokens, 0)), x)
-        if pixels is None or pixels.shape[1] == 0:
-            return x
-        rows, images = pixels.shape[:2]
-        features = self.embed_images(pixels.reshape(rows * images, *pixels.shape[2:]))
-        features = features.reshape(rows, images * features.shape[1], -1)  # [B, I * N, D]
-        return place_in_order(x, modality == Modality.UNDERSTANDING_IMAGE, features)
+        return place_images(x, modality, pixels, self.embed_images)
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ from janus_jax.models.adapters import ImageHead, MlpAligner
 from janus_jax.models.config import JanusVariantConfig
 from janus_jax.models.encoders import build_encoder, encoder_name
 from janus_jax.models.initializers import Normal, declare
-from janus_jax.models.janus import Janus
+from janus_jax.models.janus import Janus, place_images
 from janus_jax.models.llama import Llama
 from janus_jax.models.semantic_tokenizer import SemanticCache, SemanticDecoder, empty_semantic_cache
 from janus_jax.models.vq import VQModel
@@ -90,12 +90,7 @@ class JanusVariant(Janus):
         x = self.embed_text(jnp.where(modality == Modality.TEXT, tokens, 0))
         if self.config.generates:
             x = self._place_generated(x, tokens, modality == Modality.GENERATION_IMAGE)
-        if pixels is None or pixels.shape[1] == 0:
-            return x
-        rows, images = pixels.shape[:2]
-        features = self.embed_images(pixels.reshape(rows * images, *pixels.shape[2:]))
-        features = features.reshape(rows, images * features.shape[1], -1)  # [B, I * N, D]
-        return place_in_order(x, modality == Modality.UNDERSTANDING_IMAGE, features)
+        return place_images(x, modality, pixels, self.embed_images)
 
     def _place_generated(self, x: jax.Array, tokens: jax.Array, is_code: jax.Array) -> jax.Array:
         """Puts the embeddings of generation images, which rows hold whole, at their positions of x [B, L, D].

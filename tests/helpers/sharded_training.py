@@ -86,14 +86,14 @@ def make_batch(rows=8):
     )
 
 
-def two_steps(params, batch, mesh, micro_batches=1, skip=False):
+def two_steps(params, batch, mesh, micro_batches=1, skip=False, config=CONFIG, dtype=jnp.float32):
     """Losses of two steps of plain gradient descent, and the gradients of the second."""
-    shardings = param_shardings(CONFIG, mesh)
+    shardings = param_shardings(config, mesh)
     specs = {path: sharding.spec for path, sharding in flatten(shardings).items()}
-    weights = GatheredWeights(jnp.float32, specs) if mesh.shape["fsdp"] > 1 else None
+    weights = GatheredWeights(dtype, specs) if mesh.shape["fsdp"] > 1 else None
     objective = make_objective(
-        CONFIG,
-        Execution(remat="full", weights=weights),
+        config,
+        Execution(dtype=dtype, remat="full", weights=weights),
         ConfigDict({"normalization": "tokens", "chunk_size": 4, "z_loss": 0.01, "skip_unsupervised": skip}),
     )
     state = TrainState(None, shardings, {}, None)

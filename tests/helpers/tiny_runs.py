@@ -9,6 +9,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -233,6 +234,31 @@ def start_command(*arguments, cache, **environment):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait(process, processor_seconds=180, idle_seconds=300):
+    """Output and errors of a process that ends, within limits that do not depend on what else runs on the machine.
+
+    Args:
+        processor_seconds: that it may use.
+        idle_seconds: for which it may use hardly any processor time.
+    """
+    used, last = 0.0, time.monotonic()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=5)
+        now = _processor_seconds(process)
+        if now > used + 0.5:
+            used, last = now, time.monotonic()
+        if now > processor_seconds or time.monotonic() > last + idle_seconds:
+            process.kill()
+            raise AssertionError(f"killed after {now:.0f} processor seconds: {process.communicate()}")
+
+
+def _processor_seconds(process):
+    """What a process that has not been waited for has used."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def data_workers(process):
