@@ -26,12 +26,14 @@ from janus_jax.inference.compiled_programs import Program, image_loop_program, p
 from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.requests import Image
 from janus_jax.inference.sampling import Sampling
+from janus_jax.models.config import VQConfig
 from janus_jax.models.execution import ROWS_FIRST, Execution
 from janus_jax.models.janus import Janus
 from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.llama import KVCache, init_cache
-from janus_jax.models.params import Params, bind
+from janus_jax.models.params import Params, bind, build
 from janus_jax.models.semantic_tokenizer import SemanticCache
+from janus_jax.ops.pixels import normalize
 from janus_jax.ops.sampling import blend_conditions, guide
 from janus_jax.sharding import row_shares, spread_cache, spread_rows
 
@@ -277,6 +279,13 @@ def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax
     if not partial:
         return guide(conditional, unconditional, cfg_weight)
     return guide(blend_conditions(conditional, partial[0], cfg_weight[1]), unconditional, cfg_weight[0])
+
+
+@Program.of("codes of a condition image", static_argnames=("config",))
+def encode_pixels(config: VQConfig, params: Params, pixels: jax.Array) -> jax.Array:
+    """Pixels uint8 [B, image, image, 3] -> codes [B, N], computed in float32 as in training."""
+    tokenizer = build(config, Execution(dtype=jnp.float32))
+    return bind(tokenizer, params)(normalize(pixels, jnp.float32), method="encode")
 
 
 @Program.of("pixels", static_argnames=("model",))
