@@ -97,6 +97,11 @@ def base_config(name: str, model: str) -> ConfigDict:
                 # Probability that a caption is dropped, for classifier-free guidance; Janus, footnote 2 (Janus-Pro: not
                 # stated).
                 "drop_condition": 0.1,
+                # Whether generation samples may have condition images, which others are generated from (Janus-4o).
+                "condition_images": False,
+                # Probability that the codes of a condition image are left out, so that only SigLIP's features are seen;
+                # train_janus.py of Janus-4o.
+                "drop_condition_codes": 0.5,
                 "first_sentence": 0.0,  # probability that a caption is cut to its first sentence
                 # Crop of generation images and of those of the image tokenizer, see janus_jax.data.images.Crop. Janus,
                 # section 4.2, crops the long side, and does not state where.

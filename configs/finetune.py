@@ -10,7 +10,8 @@ name of a released model, such as `janus_pro_1b`, requires that `init.checkpoint
 images, set `--config.data.ratio.text=0.0` or `--config.data.ratio.generate=0.0`.
 
 `checkpoint:lora` trains adapters on all three tasks, `checkpoint:lora_understand` on answers about images alone and
-`checkpoint:lora_generate` on images alone. `:debug` may follow.
+`checkpoint:lora_generate` on images alone. `checkpoint:edit` and `checkpoint:lora_edit` learn to generate images from
+other images, as Janus-4o does. `:debug` may follow.
 """
 
 import importlib
@@ -28,23 +29,29 @@ MODELS = (CHECKPOINT, "janus_1p3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1
 # Rank and alpha as in recipes of others for models of this size; no paper of the family has any.
 LLM_RULE = ("llm/.*_proj/kernel", 16, 32.0)
 GENERATION_RULE = ("gen_(head|aligner|encoder|decoder).*/kernel", 16, 32.0)
+IMAGES_ALONE = (0.0, 0.0, 1.0)
 # Variant -> rules of the adapters, and shares of understanding, text and generation (None: those of stage III, which
 # keep what training on images alone loses).
 LORA = {
     "lora": ((LLM_RULE, GENERATION_RULE), None),
     "lora_understand": ((LLM_RULE,), (1.0, 0.0, 0.0)),
-    "lora_generate": ((LLM_RULE, GENERATION_RULE), (0.0, 0.0, 1.0)),
+    "lora_generate": ((LLM_RULE, GENERATION_RULE), IMAGES_ALONE),
+    "lora_edit": ((LLM_RULE, GENERATION_RULE), IMAGES_ALONE),
 }
+EDIT = "edit"
+VARIANTS = (*LORA, EDIT)
 
 
 def get_config(model: str = CHECKPOINT) -> ConfigDict:
     name, *variants = model.split(":")
-    lora = variants.pop(0) if variants and variants[0] in LORA else None
+    variant = variants.pop(0) if variants and variants[0] in VARIANTS else ""
+    edits = variant.endswith(EDIT)
     debug = variants == ["debug"]
-    if name not in MODELS or variants not in ([], ["debug"]) or (debug and name == "janusflow_1p3b"):
+    impossible = name == "janusflow_1p3b" and (debug or edits)
+    if name not in MODELS or variants not in ([], ["debug"]) or impossible:
         raise UserError(
-            f"configs/finetune.py:{model}: expected one of {', '.join(MODELS)}, perhaps with :{', :'.join(LORA)} and "
-            "then perhaps with :debug, which janusflow_1p3b does not have"
+            f"configs/finetune.py:{model}: expected one of {', '.join(MODELS)}, perhaps with :{', :'.join(VARIANTS)} "
+            "and then perhaps with :debug; janusflow_1p3b has no edit, lora_edit and debug"
         )
     stage = "stage3:debug" if debug else "stage3"
     if name == CHECKPOINT:
@@ -61,9 +68,19 @@ def get_config(model: str = CHECKPOINT) -> ConfigDict:
         config.train.update(batch_size=16, warmup_steps=100, num_steps=2_000)
     config.checkpoint.every_steps = 500
     config.validate.at_start = True  # to see what is lost; it needs held-out records and `validate.every_steps`
-    if lora:
-        _add_adapters(config, *LORA[lora])
+    if edits:
+        _add_condition_images(config)
+    if variant in LORA:
+        _add_adapters(config, *LORA[variant])
     return lock(config)
+
+
+def _add_condition_images(config: ConfigDict) -> None:
+    """Learns from pairs of images, with the numbers of Janus-4o's train_janus.py."""
+    config.name += " on pairs of images"
+    config.data.condition_images = True
+    config.data.ratio = ratio(*IMAGES_ALONE)
+    config.train.update(learning_rate=5e-6, final_fraction=0.15, weight_decay=0.1)
 
 
 def _add_adapters(config: ConfigDict, rules: tuple, shares: tuple[float, float, float] | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from janus_jax.batches import PackedBatch
+from janus_jax.batches import Modality, PackedBatch
 from janus_jax.data.logical_shard import LogicalShard, ShardOptions, TaskSource
 from janus_jax.data.mixture import Mixture, ever_positive
 from janus_jax.data.packing import IMAGE_FEATURES, assemble, block_bytes, join_blocks
@@ -30,7 +30,7 @@ def packed_rows(mixture: Mixture, builder: SampleBuilder, packing_bins: int, opt
         ratio_unit=mixture.ratio_unit,
         capacity=(builder.row_length, builder.understanding_slots, builder.generation_slots),
         open_rows=packing_bins,
-        measure=_measure,
+        measure=functools.partial(_measure, generation_tokens=builder.generation_tokens),
         assemble=functools.partial(assemble, row_length=builder.row_length, images=tuple(slots)),
         rows_per_step=options.rows_per_shard,
         max_drop_rate=options.max_drop_rate,
@@ -57,10 +57,11 @@ def _task_sources(mixture: Mixture, builder: SampleBuilder, options: StreamOptio
     return sources
 
 
-def _measure(sample: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+def _measure(sample: Mapping[str, np.ndarray], generation_tokens: int) -> tuple[int, ...]:
     """Number of tokens, understanding images and generation images of a sample."""
     und, gen = IMAGE_FEATURES
-    images = len(sample[gen]) if gen in sample else int(sample["image_weights"].any())
+    codes = int(np.count_nonzero(sample["modality"] == Modality.GENERATION_IMAGE))
+    images = len(sample[gen]) if gen in sample else codes // generation_tokens
     return len(sample["tokens"]), len(sample[und]), images
 
 

@@ -30,7 +30,8 @@ class Record:
 
     - "understand": a conversation whose texts hold an `<image>` marker for each image.
     - "text": a conversation, or a document, which is a single assistant message.
-    - "generate": a user's caption, answered by `<image>`.
+    - "generate": a user's caption, answered by `<image>`. The caption holds `<image>` for each condition image that
+      the image to generate is based on.
 
     A conversation may begin with a system message. User and assistant alternate, and no answer is empty.
     """
@@ -40,15 +41,21 @@ class Record:
     images: tuple[bytes, ...] = ()  # Encoded images in the order of their markers.
     key: str  # Data set and sample id, to name a sample in reports.
     tokens: int | None = None  # Length of the training sample, where `prepare_data` knew the tokenizer.
-    codes: bytes = b""  # VQ codes of the image to generate, if computed before; `images` may then be empty.
+    # VQ codes of the images of a generation sample, if computed before; the image to generate may then be missing.
+    codes: bytes = b""
+
+    @property
+    def num_conditions(self) -> int:
+        """Number of condition images of a generation sample. They are the first ones of `images`."""
+        return self.messages[0].text.count(IMAGE_MARKER) if self.task == "generate" else 0
 
     @property
     def code_array(self) -> np.ndarray | None:
-        """The VQ codes [N] int32 of a generation sample, or None."""
+        """The VQ codes [(conditions + 1) N] int32 of a generation sample, in the order of its images, or None."""
         return np.frombuffer(self.codes, _CODE_TYPE).astype(np.int32) if self.codes else None
 
     def with_codes(self, codes: np.ndarray) -> "Record":
-        """The same record with VQ codes [N]."""
+        """The same record with VQ codes [(conditions + 1) N]."""
         if codes.min() < 0 or codes.max() > np.iinfo(_CODE_TYPE).max:
             raise UserError(f"{self.key}: codes {codes.min()} .. {codes.max()} do not fit into 16 bits")
         return dataclasses.replace(self, codes=codes.astype(_CODE_TYPE).tobytes())
@@ -60,7 +67,7 @@ class Record:
         markers = sum(message.text.count(IMAGE_MARKER) for message in self.messages)
         if self.task == "text":
             markers = 0  # In a text-only sample, "<image>" is ordinary text.
-        if markers != len(self.images) and not (self.codes and not self.images):
+        if markers != len(self.images) and not (self.codes and len(self.images) == markers - 1):
             raise UserError(f"{self.key}: {markers} image markers but {len(self.images)} images")
         document = self.task == "text" and [message.role for message in self.messages] == ["assistant"]
         dialog = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
@@ -70,9 +77,7 @@ class Record:
         # An empty answer would have no end-of-sentence token, since in a prompt it asks the model to answer.
         if not all(message.text.strip() for message in dialog if message.role == "assistant"):
             raise UserError(f"{self.key}: an assistant message is empty")
-        if self.task == "generate" and (
-            len(self.messages) != 2 or IMAGE_MARKER in dialog[0].text or dialog[1].text.strip() != IMAGE_MARKER
-        ):
+        if self.task == "generate" and (len(self.messages) != 2 or dialog[1].text.strip() != IMAGE_MARKER):
             raise UserError(f"{self.key}: a generation sample must be one caption answered by {IMAGE_MARKER}")
         if self.codes and (self.task != "generate" or len(self.codes) % _CODE_TYPE.itemsize):
             raise UserError(f"{self.key}: {len(self.codes)} bytes of codes do not fit a sample of task {self.task!r}")

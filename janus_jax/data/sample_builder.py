@@ -4,12 +4,16 @@ Letters: L tokens, n understanding images, m generation images.
 """
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 
 from janus_jax.batches import Modality
+from janus_jax.data.condition_images import code_positions, conditioned_prompt
 from janus_jax.data.dropped_samples import DroppedSample, Reason, SampleError
 from janus_jax.data.first_sentence import first_sentence
 from janus_jax.data.images import CENTRE, Crop, decode_image, generation_pixels, understanding_pixels
@@ -61,6 +65,8 @@ class SampleBuilder:
     drop_condition: float
     first_sentence: float = 0.0  # Probability of shortening a generation caption to its first sentence (Janus, 4.2).
     crop: Crop = CENTRE  # How generation images are cropped.
+    condition_images: bool = False  # Whether generation samples may have condition images (Janus-4o).
+    drop_condition_codes: float = 0.0  # Probability that a condition image has features only, and no codes.
     stored_codes: bool = False  # Whether to use the VQ codes that records hold, instead of pixels to encode.
     flow: bool = False  # Whether rows are for JanusFlow, whose images also take the place of `<begin_of_image>`.
 
@@ -159,6 +165,8 @@ class SampleBuilder:
 
     def _generation_sample(self, record: Record, rng: np.random.Generator) -> Sample:
         """A caption and then the codes of the image; the loss is on the image only."""
+        if record.num_conditions:
+            return self._conditioned_sample(record, rng)
         caption = next(message.text for message in record.messages if message.role == "user")
         drop, shorten = rng.random(2) < (self.drop_condition, self.first_sentence)
         if shorten:
@@ -168,25 +176,55 @@ class SampleBuilder:
             return self._flow_sample(record, prompt[:-1], drop, rng)
         if drop:
             prompt = self.tokenizer.unconditional(prompt)
-        length = self._generation_length(prompt)
-        codes = self._codes(record)
-        modality = np.full(length, Modality.GENERATION_IMAGE, np.int8)
-        modality[: len(prompt)] = Modality.TEXT
-        image_weights = np.zeros(length, np.float32)
-        image_weights[len(prompt) - 1 : -1] = 1  # `<begin_of_image>` predicts the first code.
-        tokens = np.append(np.array(prompt, np.int32), codes)
-        sample = {
-            "tokens": tokens,
-            "modality": modality,
-            "positions": np.arange(length, dtype=np.int32),
-            "targets": np.append(tokens[1:], 0).astype(np.int32),
-            "text_weights": np.zeros(length, np.float32),
-            "image_weights": image_weights,
-            "und_pixels": _stack([], self.understanding_size),
-        }
+        self._check_generation_length(len(prompt))
+        modality = np.full(len(prompt), Modality.TEXT, np.int8)
+        sample = self._image_sample(np.array(prompt, np.int32), modality, self._codes(record)[0], [])
         if self.stored_codes:
             return sample
         return sample | {"gen_pixels": self._generation_image(record, rng)}
+
+    def _conditioned_sample(self, record: Record, rng: np.random.Generator) -> Sample:
+        """Condition images and a caption, and then the codes of the image; the loss is on the latter only (Janus-4o).
+
+        The caption is never dropped.
+        """
+        if not self.condition_images:
+            raise SampleError(Reason.BAD_FIELD, "has condition images, but data.condition_images is False")
+        number, features, codes = record.num_conditions, self.understanding_tokens, self.generation_tokens
+        prompt = conditioned_prompt(record.messages[0].text, self.tokenizer, self.style, features, codes)
+        self._check_generation_length(len(prompt), number)
+        stored = self._codes(record)
+        seen = rng.random(number) >= self.drop_condition_codes
+        at_codes = code_positions(prompt, self.tokenizer.image_id, features, codes)[seen]
+        at_features = prompt == self.tokenizer.image_id
+        modality = np.full(len(prompt), Modality.TEXT, np.int8)
+        modality[at_features], prompt[at_features] = Modality.UNDERSTANDING_IMAGE, 0
+        modality[at_codes], prompt[at_codes] = Modality.GENERATION_IMAGE, stored[:-1][seen]
+        images = [_decode(image) for image in record.images[:number]]
+        sample = self._image_sample(prompt, modality, stored[-1], images)
+        if self.stored_codes:
+            return sample
+        shown = [understanding_pixels(image, self.generation_size) for image in itertools.compress(images, seen)]
+        generated = self._generation_image(record, rng)
+        return sample | {"gen_pixels": np.concatenate([_stack(shown, self.generation_size), generated])}
+
+    def _image_sample(
+        self, prompt: np.ndarray, modality: np.ndarray, codes: np.ndarray, conditions: Sequence[PIL.Image.Image]
+    ) -> Sample:
+        """A sample but for its generation pixels: a prompt [P] with its modality, then the codes of the image."""
+        tokens = np.concatenate([prompt, codes])
+        image_weights = np.zeros(len(tokens), np.float32)
+        image_weights[len(prompt) - 1 : -1] = 1  # `<begin_of_image>` predicts the first code.
+        pixels = [understanding_pixels(image, self.understanding_size) for image in conditions]
+        return {
+            "tokens": tokens,
+            "modality": np.append(modality, np.full(len(codes), Modality.GENERATION_IMAGE, np.int8)),
+            "positions": np.arange(len(tokens), dtype=np.int32),
+            "targets": np.append(tokens[1:], 0).astype(np.int32),
+            "text_weights": np.zeros(len(tokens), np.float32),
+            "image_weights": image_weights,
+            "und_pixels": _stack(pixels, self.understanding_size),
+        }
 
     def _flow_sample(self, record: Record, prompt: list[int], drop: bool, rng: np.random.Generator) -> Sample:
         """A caption, then one place for the time and the places of the latents (JanusFlow, 3.2).
@@ -194,7 +232,8 @@ class SampleBuilder:
         If the caption is dropped, only BOS is left of it, but the image keeps the positions that it would have after
         the caption. The sampler's unconditional half sees the same, since it masks the caption.
         """
-        positions = np.arange(self._generation_length(prompt), dtype=np.int32)
+        self._check_generation_length(len(prompt))
+        positions = np.arange(len(prompt) + self.generation_tokens, dtype=np.int32)
         if drop:
             positions = np.delete(positions, slice(1, len(prompt)))
             prompt = prompt[:1]
@@ -216,34 +255,39 @@ class SampleBuilder:
             "gen_pixels": self._generation_image(record, rng),
         }
 
-    def _generation_length(self, prompt: list[int]) -> int:
-        """Number of tokens of a prompt and its image. Raises SampleError when a row cannot hold them."""
-        length = len(prompt) + self.generation_tokens
-        if length > self.row_length or self.generation_slots < 1:
+    def _check_generation_length(self, prompt: int, conditions: int = 0) -> None:
+        """Raises SampleError when a row cannot hold a prompt of so many tokens and its image."""
+        length = prompt + self.generation_tokens
+        slots = min(self.understanding_slots + 1, self.generation_slots) if conditions else self.generation_slots
+        if length > self.row_length or slots < 1 + conditions:
+            images = f"{1 + conditions} images" if conditions else "an image"
             raise SampleError(
-                Reason.TOO_LONG,
-                f"{length} tokens and an image; a row holds {self.row_length} and {self.generation_slots}",
+                Reason.TOO_LONG, f"{length} tokens and {images}; a row holds {self.row_length} and {slots}"
             )
-        return length
 
     def _generation_image(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         """The image to generate: [1, size, size, 3] uint8. Raises SampleError."""
-        if not record.images:
+        if len(record.images) == record.num_conditions:
             raise SampleError(Reason.NO_IMAGE, "the record holds codes but no image, and data.stored_codes is False")
-        pixels = _cropped(_decode(record.images[0]), self.generation_size, self.crop, rng)
+        pixels = _cropped(_decode(record.images[-1]), self.generation_size, self.crop, rng)
         return _stack([pixels], self.generation_size)
 
     def _codes(self, record: Record) -> np.ndarray:
-        """The record's VQ codes, [tokens per image] int32, or zeros, which the training step replaces."""
+        """VQ codes of the record's images, [images, tokens per image] int32.
+
+        The last ones are those of the image to generate. Without stored codes they are zeros, which the training step
+        replaces.
+        """
+        shape = (record.num_conditions + 1, self.generation_tokens)
         if not self.stored_codes:
-            return np.zeros(self.generation_tokens, np.int32)
+            return np.zeros(shape, np.int32)
         codes = record.code_array
         if codes is None:
             raise SampleError(Reason.BAD_FIELD, "the record holds no codes, but data.stored_codes is True")
-        if len(codes) != self.generation_tokens or codes.max() >= self.num_codes:
-            expected = f"expected {self.generation_tokens} below {self.num_codes}"
+        if codes.size != math.prod(shape) or codes.max() >= self.num_codes:
+            expected = f"expected {math.prod(shape)} below {self.num_codes}"
             raise SampleError(Reason.BAD_FIELD, f"{len(codes)} stored codes up to {codes.max()}, {expected}")
-        return codes
+        return codes.reshape(shape)
 
 
 def conversation(record: Record, style: PromptStyle) -> tuple[str, list[tuple[int, int]]]:

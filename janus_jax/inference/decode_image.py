@@ -1,13 +1,14 @@
 """The decoding loop of image codes with classifier-free guidance, and the decoding of codes to pixels (Janus, 3.4).
 
-Both halves of the guidance run as one batch of 2 B G rows, first the conditional rows, then the unconditional ones.
-The prompt before the codes is computed once and held once for its G images. Three compiled programs take part: one
-reads the prompts piece by piece (`prompt_pieces`), one samples the first code of each image, and one takes steps up to
-a number that is an argument, so that the host can report progress between two portions of steps. On a mesh
-(`jax.set_mesh`) rows and heads of the caches are divided over its devices.
+The R rows of an image run as one batch of R B G rows, first the conditional rows, then the unconditional ones. R is 2.
+It is 3 where prompts have condition images: the conditional rows without the codes of these images then come between
+(Janus-4o), and the weight of the guidance is a pair. The prompt before the codes is computed once and held once for its
+G images. Three compiled programs take part: one reads the prompts piece by piece (`prompt_pieces`), one samples the
+first code of each image, and one takes steps up to a number that is an argument, so that the host can report progress
+between two portions of steps. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its devices.
 
-Letters: B prompts, P slots of a prompt, T tokens of a piece, G images per prompt, U unconditional prompts, N codes per
-image, C number of codes, D width.
+Letters: B prompts, P slots of a prompt, T tokens of a piece, G images per prompt, U unconditional prompts, R rows per
+image, N codes per image, C number of codes, D width.
 """
 
 import functools
@@ -20,21 +21,28 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
+from janus_jax.batches import Modality
 from janus_jax.inference.compiled_programs import Program, image_loop_program, program
 from janus_jax.inference.memory import empty_cache
+from janus_jax.inference.requests import Image
 from janus_jax.inference.sampling import Sampling
+from janus_jax.models.config import VQConfig
 from janus_jax.models.execution import ROWS_FIRST, Execution
 from janus_jax.models.janus import Janus
 from janus_jax.models.janus_variant import JanusVariant
 from janus_jax.models.llama import KVCache, init_cache
-from janus_jax.models.params import Params, bind
+from janus_jax.models.params import Params, bind, build
 from janus_jax.models.semantic_tokenizer import SemanticCache
-from janus_jax.ops.sampling import guide
+from janus_jax.ops.pixels import normalize
+from janus_jax.ops.sampling import blend_conditions, guide
 from janus_jax.sharding import row_shares, spread_cache, spread_rows
 
 
 class GuidedPrompts(NamedTuple):
     """Token ids of the prompts of images with their unconditional counterparts.
+
+    A prompt with condition images (`data.condition_images`) has the placeholder at their features, also where it is
+    unconditional. Ids from the size of the vocabulary on are image codes.
 
     An unconditional prompt keeps BOS and `<begin_of_image>`; its condition is replaced by pad tokens, which *are*
     attended to, as in the original. It therefore depends on the length of the prompt alone, and prompts of equal
@@ -44,13 +52,15 @@ class GuidedPrompts(NamedTuple):
     conditional: list[Sequence[int]]  # B prompts, each ending with `<begin_of_image>`
     unconditional: list[Sequence[int]]  # U prompts
     unconditional_of: np.ndarray  # [B] index of each prompt's unconditional prompt
+    without_codes: Sequence[Sequence[int]] = ()  # B prompts whose condition images have no codes; none if R is 2
+    images: Sequence[Sequence[Image]] = ()  # condition images of each prompt
 
 
 class PromptState(NamedTuple):
-    """Prompts of images that are being read: B conditional ones, then U unconditional ones."""
+    """Prompts of images that are being read: (R - 1) B conditional ones, then U unconditional ones."""
 
-    hidden: Any  # [B + U, D] hidden state of the last token that was read of each
-    cache: KVCache  # B + U rows of P slots
+    hidden: Any  # [(R - 1) B + U, D] hidden state of the last token that was read of each
+    cache: KVCache  # (R - 1) B + U rows of P slots
 
 
 class ImageState(NamedTuple):
@@ -58,8 +68,8 @@ class ImageState(NamedTuple):
 
     step: jax.Array  # number of codes of each image so far, at least 1
     codes: jax.Array  # [B G, N]
-    cache: KVCache  # 2 B G rows of codes; its keys and values as `slots_first` orders them
-    prefix: KVCache  # 2 B rows: the prompts
+    cache: KVCache  # R B G rows of codes; its keys and values as `slots_first` orders them
+    prefix: KVCache  # R B rows: the prompts
     semantic: SemanticCache | None = None  # B G rows of codes; None: the model embeds each code on its own
 
 
@@ -87,7 +97,52 @@ def read_prompts(
         segment_ids: 0 at padding, which is on the left.
     """
     apply = bind(model, params)
-    hidden, cache = apply(apply(tokens, method="embed_text"), positions, segment_ids, spread_cache(state.cache))
+    return _read(apply, state, apply(tokens, method="embed_text"), positions, segment_ids)
+
+
+@program("prompt with codes", static_argnames=("model",), donate_argnames="state")
+def read_prompts_with_codes(
+    model: Janus,
+    params: Params,
+    state: PromptState,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+) -> PromptState:
+    """`read_prompts` for rows that also have image codes, which are the ids from the size of the vocabulary on."""
+    apply = bind(model, params)
+    num_ids = model.config.llama.vocab_size
+    is_code = tokens >= num_ids
+    modality = jnp.where(is_code, Modality.GENERATION_IMAGE, Modality.TEXT)
+    x = apply(jnp.where(is_code, tokens - num_ids, tokens), modality, method="embed")
+    return _read(apply, state, x, positions, segment_ids)
+
+
+@program("condition image of a prompt", static_argnames=("model", "pad_id"), donate_argnames="state")
+def read_condition_images(
+    model: Janus,
+    params: Params,
+    state: PromptState,
+    pixels: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    pad_id: int,
+) -> PromptState:
+    """Reads the features of a condition image of each prompt, pixels [B, image, image, 3] in [-1, 1].
+
+    Both rows with conditions see the features, and the unconditional one as many pad tokens.
+    """
+    apply = bind(model, params)
+    features = apply(pixels, method="embed_images")
+    pads = apply(jnp.full(features.shape[:2], pad_id, jnp.int32), method="embed_text")
+    return _read(apply, state, jnp.concatenate([features, features, pads]), positions, segment_ids)
+
+
+def _read(
+    apply: Callable[..., Any], state: PromptState, x: jax.Array, positions: jax.Array, segment_ids: jax.Array
+) -> PromptState:
+    hidden, cache = apply(x, positions, segment_ids, spread_cache(state.cache))
     return PromptState(jnp.where(segment_ids[:, -1:] > 0, hidden[:, -1], state.hidden), spread_cache(cache))
 
 
@@ -107,20 +162,22 @@ def start_images(
     Args:
         unconditional_of: [B] index of each prompt's unconditional prompt.
         keys: [B G] random keys, one per image, those of a prompt together.
-        cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
+        cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional. For R = 3 an array [2] of this
+            weight and that of the rows without codes (`ops.sampling.blend_conditions`).
     """
     apply = bind(model, params)
     batch = unconditional_of.shape[0]
+    conditional = (guidance_rows(cfg_weight) - 1) * batch
     images = keys.shape[0] // batch
     num_codes = model.config.image_tokens
-    # From one row per distinct prompt to one row per prompt and half of the guidance.
-    halves = jnp.concatenate([jnp.arange(batch), batch + unconditional_of])
+    # From one row per distinct prompt to R rows per prompt.
+    rows = jnp.concatenate([jnp.arange(conditional), conditional + unconditional_of])
     axis, read = (1 if model.execution.scan_layers else 0), prompts.cache
-    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, halves, axis), (read.k, read.v))
-    prefix = read._replace(k=k, v=v, positions=read.positions[halves], segment_ids=read.segment_ids[halves])
-    logits = _guided_logits(apply, jnp.repeat(prompts.hidden[halves], images, axis=0), cfg_weight)
+    k, v = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis), (read.k, read.v))
+    prefix = read._replace(k=k, v=v, positions=read.positions[rows], segment_ids=read.segment_ids[rows])
+    logits = _guided_logits(apply, jnp.repeat(prompts.hidden[rows], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
-    empty = init_cache(model.config.llama, model.execution, 2 * batch * images, num_codes)
+    empty = init_cache(model.config.llama, model.execution, len(rows) * images, num_codes)
     return ImageState(
         step=jnp.ones((), jnp.int32),
         codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
@@ -150,8 +207,8 @@ def continue_images(
 ) -> ImageState:
     """Takes steps until each image has `until` codes, at most N; uses up the state. Run it as `image_program`."""
     apply = bind(model, params)
-    prefix = state.prefix
-    images = 2 * keys.shape[0] // prefix.segment_ids.shape[0]
+    prefix, rows = state.prefix, guidance_rows(cfg_weight)
+    images = rows * keys.shape[0] // prefix.segment_ids.shape[0]
     prompt_lengths = jnp.repeat(prefix.segment_ids.sum(axis=1), images)
 
     def body(
@@ -160,10 +217,10 @@ def continue_images(
         codes, cache, semantic = carry
         code = jax.lax.dynamic_slice_in_dim(codes, step - 1, 1, axis=1)
         if semantic is None:
-            x = apply(jnp.concatenate([code, code]), method="embed_codes")
+            x = apply(jnp.concatenate([code] * rows), method="embed_codes")
         else:
             x, semantic = apply(code, semantic, method="embed_next_codes")
-            x = jnp.concatenate([x, x])
+            x = jnp.concatenate([x] * rows)
         positions = (prompt_lengths + step - 1)[:, None]
         hidden, cache = apply(x, positions, jnp.ones_like(positions), cache, prefix)
         new = sampling(keys, step, _guided_logits(apply, hidden[:, -1], cfg_weight))
@@ -210,10 +267,25 @@ def _stored_slots_first(cache: KVCache, execution: Execution) -> KVCache:
     return cache._replace(k=k, v=v)
 
 
+def guidance_rows(cfg_weight: Any) -> int:
+    """R, the number of rows of an image, for the weight of the guidance or a pair of weights."""
+    return 2 + np.ndim(cfg_weight)
+
+
 def _guided_logits(apply: Callable[..., Any], hidden: jax.Array, cfg_weight: jax.Array) -> jax.Array:
-    """Hidden states [2 B G, D], conditional then unconditional -> logits [B G, C]."""
-    conditional, unconditional = jnp.split(apply(hidden, method="image_logits"), 2)
-    return guide(conditional, unconditional, cfg_weight)
+    """Hidden states [R B G, D], conditional to unconditional -> logits [B G, C]."""
+    rows = guidance_rows(cfg_weight)
+    conditional, *partial, unconditional = jnp.split(apply(hidden, method="image_logits"), rows)
+    if not partial:
+        return guide(conditional, unconditional, cfg_weight)
+    return guide(blend_conditions(conditional, partial[0], cfg_weight[1]), unconditional, cfg_weight[0])
+
+
+@Program.of("codes of a condition image", static_argnames=("config",))
+def encode_pixels(config: VQConfig, params: Params, pixels: jax.Array) -> jax.Array:
+    """Pixels uint8 [B, image, image, 3] -> codes [B, N], computed in float32 as in training."""
+    tokenizer = build(config, Execution(dtype=jnp.float32))
+    return bind(tokenizer, params)(normalize(pixels, jnp.float32), method="encode")
 
 
 @Program.of("pixels", static_argnames=("model",))

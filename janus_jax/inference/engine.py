@@ -286,10 +286,7 @@ class Engine(ABC):
         pixels = np.zeros((len(images), max(map(len, images)), size, size, 3), np.uint8)
         for row, attached in enumerate(images):
             for slot, image in enumerate(attached):
-                if not is_image(image):
-                    raise UserError(f"image of type {type(image).__name__}, expected a PIL image or the path of a file")
-                rgb = to_rgb(image, "image") if isinstance(image, PIL.Image.Image) else load_image(image)
-                pixels[row, slot] = understanding_pixels(rgb, size, self.normalization.pad_colour)
+                pixels[row, slot] = understanding_pixels(opened(image), size, self.normalization.pad_colour)
         return self.normalization(pixels)
 
     def check_memory(self, caches: Mapping[str, tuple[int, int]], *scores: tuple[int, int, int]) -> None:
@@ -360,6 +357,13 @@ class Engine(ABC):
     def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         """Context in which the compiled programs run."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+def opened(image: Image) -> PIL.Image.Image:
+    """An image in RGB. Raises UserError for an unreadable one."""
+    if not is_image(image):
+        raise UserError(f"image of type {type(image).__name__}, expected a PIL image or the path of a file")
+    return to_rgb(image, "image") if isinstance(image, PIL.Image.Image) else load_image(image)
 
 
 def _unrolled(config: FamilyConfig, params: Params, dtype: DTypeLike, mesh: Mesh | None) -> Params:

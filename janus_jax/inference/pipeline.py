@@ -14,7 +14,7 @@ from janus_jax.errors import UserError
 from janus_jax.inference.adapters import Adapters
 from janus_jax.inference.chat_session import Conversation
 from janus_jax.inference.engine import Engine
-from janus_jax.inference.requests import Answer, Image, TextOptions, is_image
+from janus_jax.inference.requests import Answer, Image, TextOptions, check_image_lists, is_image
 from janus_jax.inference.validation import user_message
 from janus_jax.models.config import FamilyConfig
 from janus_jax.models.lora import is_trained_adapter
@@ -94,11 +94,7 @@ class Pipeline:
         """
         if isinstance(prompt, str):
             return self.chat([[images] if is_image(images) else images], [prompt], **options)[0]
-        for attached in [images, *images] if isinstance(images, list | tuple) else [images]:
-            if not isinstance(attached, list | tuple):
-                raise UserError(f"chat got {type(attached).__name__} where a list of images of a prompt is expected")
-        if len(images) != len(prompt):
-            raise UserError(f"chat got {len(prompt)} prompts but {len(images)} lists of images")
+        check_image_lists(images, prompt)
         conversations = [[user_message(text, len(attached))] for text, attached in zip(prompt, images, strict=True)]
         return [answer.text for answer in self.answer(conversations, images, **options)]
 

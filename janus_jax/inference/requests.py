@@ -6,6 +6,8 @@ from typing import NamedTuple, TypeAlias, TypedDict
 
 import PIL.Image
 
+from janus_jax.errors import UserError
+
 Image: TypeAlias = PIL.Image.Image | str | os.PathLike  # a decoded image, or the path of a file
 
 
@@ -22,10 +24,11 @@ class TextRequest(NamedTuple):
 class ImageRequest(NamedTuple):
     """One prompt to generate images of."""
 
-    prompt: list[int]  # token ids, ending with `<begin_of_image>`
+    prompt: list[int]  # token ids, ending with `<begin_of_image>`; with images those of `data.condition_images`
     seed: int = 0  # with the prompt number and the number of an image it determines the image's random key
     prompt_number: int = 0
     first_image: int = 0  # number of the first image, where an earlier batch has made those before it
+    images: Sequence[Image] = ()  # condition images, in the order of their places in the prompt
 
 
 class TurnOptions(TypedDict, total=False):
@@ -55,6 +58,9 @@ class ImageOptions(TypedDict, total=False):
 class CodeOptions(ImageOptions, total=False):
     """How image codes are generated. `RequestReader.codes` has the defaults and checks them."""
 
+    # With condition images: how much the logits without the codes of these images count, beside 1 for those with them;
+    # 5 by default, as for Janus-4o.
+    cfg_weight2: float
     temperature: float  # 1.0 by default; 0 is greedy
     top_p: float  # with top_k: sample only among the most probable codes; 1.0, the default, keeps all codes
     top_k: int  # 0, the default, keeps all codes
@@ -80,6 +86,16 @@ class Answer(NamedTuple):
     text: str
     token_ids: list[int]  # without end-of-sentence
     prompt_token_ids: list[int]
+
+
+def check_image_lists(images: object, prompts: Sequence[str]) -> None:
+    """Raises UserError unless `images` is a list with a list of images for each prompt."""
+    for attached in [images, *images] if isinstance(images, list | tuple) else [images]:
+        if not isinstance(attached, list | tuple):
+            raise UserError(f"got {type(attached).__name__} where a list of images of a prompt is expected")
+    assert isinstance(images, list | tuple)
+    if len(images) != len(prompts):
+        raise UserError(f"got {len(prompts)} prompts but {len(images)} lists of images")
 
 
 def is_image(value: object) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from janus_jax.data.condition_images import conditioned_prompt, with_markers
 from janus_jax.data.prompts import (
     BEGIN_OF_IMAGE,
+    IMAGE_MARKER,
     IMAGE_PLACEHOLDER,
     STYLES,
     Message,
@@ -20,9 +22,9 @@ from janus_jax.data.prompts import (
 )
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
-from janus_jax.inference.requests import ImageRequest, TextRequest
+from janus_jax.inference.requests import ImageRequest, TextRequest, check_image_lists
 from janus_jax.inference.sampling import Sampling
-from janus_jax.models.config import FamilyConfig, JanusFlowConfig, JanusVariantConfig
+from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, JanusVariantConfig
 from janus_jax.ops.flow import SOLVERS
 
 DEFAULT_NEW_TOKENS = 512  # length of an answer, where the context has room for it
@@ -84,14 +86,21 @@ class RequestReader:
         top_k: int = 0,
         seed: int | Sequence[int] = 0,
         prompt_numbers: Sequence[int] | None = None,
+        condition_images: Sequence[Sequence[Any]] | None = None,
+        cfg_weight2: float = 5.0,
     ) -> tuple[list[ImageRequest], dict[str, Any]]:
         """Reads the arguments of `JanusPipeline.generate_codes` and raises its errors.
 
         Returns:
             The requests, and the options of `JanusEngine.generate`.
         """
-        options = {"cfg_weight": cfg_weight, "sampling": _sampling(temperature, top_p, top_k)}
-        return self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers), options
+        options: dict[str, Any] = {"cfg_weight": cfg_weight, "sampling": _sampling(temperature, top_p, top_k)}
+        _check_number("cfg_weight2", cfg_weight2)
+        _check_range("cfg_weight2", cfg_weight2, 0, MAX_CFG_WEIGHT)
+        requests = self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers, condition_images)
+        if condition_images is not None:
+            options["cfg_weight2"] = cfg_weight2
+        return requests, options
 
     def latents(
         self,
@@ -122,6 +131,7 @@ class RequestReader:
         cfg_weight: float,
         seed: int | Sequence[int],
         prompt_numbers: Sequence[int] | None,
+        condition_images: Sequence[Sequence[Any]] | None = None,
     ) -> list[ImageRequest]:
         if isinstance(self._config, JanusVariantConfig) and not self._config.generates:
             raise UserError("the model only answers questions (generates=False): it generates no images")
@@ -136,7 +146,16 @@ class RequestReader:
                 f"expected at most {MAX_IMAGES} in all"
             )
         identities = _identities(len(prompts), seed, prompt_numbers)
-        return list(map(ImageRequest, [self._image_prompt(prompt) for prompt in prompts], *identities))
+        if condition_images is None:
+            return list(map(ImageRequest, [self._image_prompt(prompt) for prompt in prompts], *identities))
+        if not isinstance(self._config, JanusConfig):
+            raise UserError(
+                "condition images: the model is no Janus or Janus-Pro, which alone read the codes of images"
+            )
+        check_image_lists(condition_images, prompts)
+        ids = [self._conditioned_prompt(*pair) for pair in zip(prompts, condition_images, strict=True)]
+        requests = map(ImageRequest, ids, *identities)
+        return [each._replace(images=images) for each, images in zip(requests, condition_images, strict=True)]
 
     def _question(self, messages: Sequence[Message], num_images: int) -> list[int]:
         if not all(isinstance(message, Message) and isinstance(message.text, str) for message in messages):
@@ -158,6 +177,18 @@ class RequestReader:
         if self._tokenizer.image_id in ids:
             raise UserError(f"the prompt of an image contains {IMAGE_PLACEHOLDER}, which is only for questions")
         self._refuse_begin_of_image(ids[:-1])
+        self._check_length(ids, self._config.image_tokens, "the tokens of an image")
+        return ids
+
+    def _conditioned_prompt(self, prompt: str, images: Sequence[Any]) -> list[int]:
+        self._image_prompt(prompt)  # raises the errors of the text
+        caption = with_markers(prompt, len(images))
+        if caption.count(IMAGE_MARKER) != len(images):
+            raise UserError(
+                f"{caption.count(IMAGE_MARKER)} {IMAGE_MARKER} in the prompt, {len(images)} condition images"
+            )
+        sizes = self._config.understanding.num_tokens, self._config.image_tokens
+        ids = conditioned_prompt(caption, self._tokenizer, self._style, *sizes).tolist()
         self._check_length(ids, self._config.image_tokens, "the tokens of an image")
         return ids
 

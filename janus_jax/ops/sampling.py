@@ -21,6 +21,18 @@ def guide(
     return unconditional + cfg_weight * (conditional - unconditional)
 
 
+def blend_conditions(
+    full: Float[Array, "*B V"], partial: Float[Array, "*B V"], partial_weight: Float[Array, ""] | float
+) -> Float[Array, "*B V"]:
+    """(l_full + w l_partial) / (1 + w) in float32: what takes the place of l_c in `guide` with condition images.
+
+    Janus-4o (README of ShareGPT-4o-Image, `cfg_weight2`) blends the logits with all of the condition images and those
+    without their codes, which has the features of the vision encoder alone.
+    """
+    full, partial = full.astype(jnp.float32), partial.astype(jnp.float32)
+    return (full + partial_weight * partial) / (1 + partial_weight)
+
+
 def keep_top_k(logits: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"]:
     """Sets all but the `top_k` largest logits to -inf; 0 keeps all."""
     if top_k <= 0 or top_k >= logits.shape[-1]:

@@ -18,7 +18,9 @@ UNDERSTAND, TEXT, GENERATE = TASKS
 class TokenRun(NamedTuple):
     """Neighbouring tokens of one kind in a sample."""
 
-    kind: str  # "context" is text without loss and "answer" with loss; the others are "und_image", "gen_image".
+    # "context" is text without loss and "answer" with loss. The others are images: "und_image", "gen_image", and
+    # "condition", the codes of an image that another one is generated from.
+    kind: str
     text: str  # Decoded text, or the number of tokens of an image.
 
 
@@ -74,7 +76,8 @@ def segments(batch: PackedBatch, row: int, keys: Sequence[str], tokenizer: Token
                 if slots is not None:
                     images.append(np.asarray(slots[row, used[kind]]))
                 used[kind] += 1
-                runs.append(TokenRun(kind, f"{len(run)}"))
+                is_learned = batch.image_weights[row, run[0] - 1 : run[-1] + 1].any()
+                runs.append(TokenRun("condition" if kind == "gen_image" and not is_learned else kind, f"{len(run)}"))
             else:
                 ids = batch.tokens[row, run].tolist()
                 runs.append(TokenRun(kind, tokenizer.backend.decode(ids, skip_special_tokens=False)))

@@ -11,7 +11,11 @@ from janus_jax.reports.html import cards, document, picture, table
 from janus_jax.reports.inspection import Inspection
 
 THUMBNAIL = 192  # Length of the longer side in pixels
-NAMES = {"und_image": "understanding image", "gen_image": "generation image"}
+NAMES = {
+    "und_image": "understanding image",
+    "gen_image": "generation image",
+    "condition": "codes of a condition image",
+}
 
 
 def render(inspection: Inspection) -> str:

@@ -144,11 +144,12 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
     if mesh.shape["fsdp"] > 1:
         specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh, lora)).items()}
         run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
-    objective = make_objective(architecture, run, config.loss, tasks(config), ROW_AXES)
+    objective = make_objective(architecture, run, config.loss, computed_tasks(config, tasks(config)), ROW_AXES)
     validated = validation_tasks(config)
     validation_objective = None
     if validated != tasks(config):
-        validation_objective = make_objective(architecture, run, config.loss, validated, ROW_AXES)
+        computed = computed_tasks(config, validated)
+        validation_objective = make_objective(architecture, run, config.loss, computed, ROW_AXES)
     two_networks = _two_networks(config, architecture, run, device_rows // micro_batches, mask)
     discriminator = abstract_discriminator(two_networks.adversarial.discriminator) if two_networks else None
     networks = abstract_loss_networks(config, architecture, run.dtype)
@@ -227,13 +228,21 @@ def model_flops(config: ConfigDict, plan: Plan) -> float | None:
     data = config.data
     rows = config.train.batch_size
     sizes = (rows, data.row_length, data.und_slots, data.gen_slots)
-    return step_flops(plan.architecture, trained, tasks(config), *sizes, adapted=adapted)
+    computed = computed_tasks(config, tasks(config))
+    return step_flops(plan.architecture, trained, computed, *sizes, adapted=adapted)
 
 
 def tasks(config: ConfigDict) -> tuple[str, ...]:
     """The tasks that have a share of the data at any step of the run."""
     ratio = config.data.ratio.items()
     return tuple(task for task, share in ratio if ever_positive(check_schedule(f"data.ratio.{task}", share)))
+
+
+def computed_tasks(config: ConfigDict, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Tasks whose parts of the model are computed: condition images are also read as images to understand are."""
+    if config.data.condition_images and "generate" in tasks and "understand" not in tasks:
+        return ("understand", *tasks)
+    return tasks
 
 
 def validation_tasks(config: ConfigDict) -> tuple[str, ...]:

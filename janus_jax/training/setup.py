@@ -27,6 +27,7 @@ from janus_jax.models.config import (
     CodeModelConfig,
     FamilyConfig,
     ImageTokenizerConfig,
+    JanusConfig,
     JanusFlowConfig,
     JanusVariantConfig,
     ModelConfig,
@@ -80,6 +81,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.num_shards": (1, 2**16),
     "data.packing_bins": (1, 2**16),
     "data.drop_condition": (0, 1),
+    "data.drop_condition_codes": (0, 1),
     "data.first_sentence": (0, 1),
     "data.max_drop_rate": (0, 0.99),  # at 1, a source without a good sample would be read for ever
     "data.crop.max_zoom": (1, 16),
@@ -134,6 +136,11 @@ def check_config(config: ConfigDict, architecture: ModelConfig) -> None:
         )
     if isinstance(architecture, JanusVariantConfig):
         _check_tasks(config, architecture)
+    if config.data.condition_images and not isinstance(architecture, JanusConfig):
+        raise UserError(
+            f"config.data.condition_images=True, but the model ({model_name(config)}) is no Janus or Janus-Pro, which "
+            "alone read the codes of images"
+        )
     if isinstance(architecture, JanusFlowConfig):
         room = config.data.row_length // architecture.image_tokens
         if config.data.gen_slots > room:
@@ -295,6 +302,8 @@ def open_stream(
         drop_condition=data.drop_condition,
         first_sentence=data.first_sentence,
         crop=crop,
+        condition_images=data.condition_images,
+        drop_condition_codes=data.drop_condition_codes,
         stored_codes=data.stored_codes,
         flow=flow,
     )
@@ -363,6 +372,8 @@ def _settings(
         del data[field]
     if not data["crop"].get("halving", False):
         data["crop"].pop("halving", None)  # checkpoints from before this field existed continue
+    if not data["condition_images"]:  # so do those from before these fields
+        del data["condition_images"], data["drop_condition_codes"]
     settings = {f"data.{name}": value for name, value in data.items()}
     settings["data.num_shards"] = num_shards(config)
     settings |= {"model": config.model, "seed": config.seed, "train.batch_size": config.train.batch_size}

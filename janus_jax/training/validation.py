@@ -47,6 +47,7 @@ def open_held_out(
     fields["data"] |= {
         "ratio": {task: float(task in validation_tasks(config)) for task in config.data.ratio},
         "drop_condition": 0.0,
+        "drop_condition_codes": 0.0,
         "first_sentence": 0.0,
         "crop": CENTRE._replace(halving=config.data.crop.get("halving", False))._asdict(),
         "workers": 0,

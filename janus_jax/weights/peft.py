@@ -80,6 +80,7 @@ class _Folder:
             else:
                 self._whole[name.removeprefix(PREFIX)] = name
         self._names = self._find_names()
+        self._config = config.for_modules(name.rpartition(".")[0] for name in self._names.links)
 
     def read(self) -> Adapter:
         pairs: dict[TensorSlice, LoraPair] = {}

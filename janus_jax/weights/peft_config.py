@@ -15,6 +15,7 @@ from etils import epath
 
 from janus_jax.errors import UserError
 from janus_jax.weights.json_fields import Fields, read_fields
+from janus_jax.weights.strangers_patterns import matching_names
 
 CONFIG_FILE = "adapter_config.json"
 MAX_RANK = 1 << 16
@@ -45,13 +46,23 @@ class PeftConfig:
     dora: bool
     targets: str | tuple[str, ...]  # a regular expression, or ends of names; "all-linear"
     saved: tuple[str, ...]  # ends of the names of modules that are stored whole
+    # Regular expression -> the modules of the model that it matches whole; `for_modules` finds them.
+    matches: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+
+    def for_modules(self, modules: Iterable[str]) -> "PeftConfig":
+        """The config for a model that has these modules. Raises UserError when its patterns take too long to match."""
+        patterns = {_at_end(name) for name in (*self.rank_pattern, *self.alpha_pattern)}
+        if isinstance(self.targets, str) and self.targets != "all-linear":
+            patterns.add(self.targets)
+        matches = matching_names(sorted(patterns), sorted(modules), str(self.fields.path))
+        return dataclasses.replace(self, matches=matches)
 
     def scale(self, module: str, rank: int) -> float:
         """Factor of the adapter of a module. Raises UserError when its tensors have another rank than the config."""
-        expected = self.rank_pattern.get(_matching(self.rank_pattern, module), self.rank)
+        expected = self.rank_pattern.get(self._matching(self.rank_pattern, module), self.rank)
         if rank != expected:
             raise UserError(f"{self.fields.path}: {module} has rank {expected}, but its tensors have rank {rank}")
-        alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.alpha)
+        alpha = self.alpha_pattern.get(self._matching(self.alpha_pattern, module), self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def targets_module(self, module: str) -> bool:
@@ -59,13 +70,17 @@ class PeftConfig:
         if self.targets == "all-linear":
             return True
         if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, module) is not None
+            return module in self.matches[self.targets]
         return _ends_with(module, self.targets)
 
     def saves_module(self, module: str) -> bool:
         """Whether PEFT stores a module whole, on its own or as a part of a larger one."""
         names = module.split(".")
         return any(_ends_with(".".join(names[:end]), self.saved) for end in range(1, len(names) + 1))
+
+    def _matching(self, patterns: Mapping[str, Any], module: str) -> str:
+        """The first pattern that matches the end of a name, as PEFT finds it; the name itself where none does."""
+        return next((key for key in patterns if module in self.matches[_at_end(key)]), module)
 
     @property
     def names_all_modules(self) -> bool:
@@ -136,9 +151,9 @@ def config_text(
     return json.dumps(content, indent=2) + "\n"
 
 
-def _matching(patterns: Mapping[str, Any], module: str) -> str:
-    """The first pattern that matches the end of a name, as PEFT finds it; the name itself where none does."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+def _at_end(pattern: str) -> str:
+    """The regular expression of the whole name of a module whose end matches a pattern."""
+    return rf"(.*\.)?({pattern})"
 
 
 def _ends_with(module: str, names: Iterable[str]) -> bool:
@@ -174,7 +189,7 @@ def _patterns(fields: Fields, name: str) -> list[tuple[str, Any]]:
 def _check_pattern(fields: Fields, name: str, pattern: str) -> None:
     try:
         too_long = len(pattern) > _MAX_PATTERN
-        re.compile(pattern)
+        re.compile(_at_end(pattern) if name != "target_modules" else pattern)
     except re.error as error:
         raise fields.wrong(name, f"regular expressions ({error})") from error
     if too_long:

@@ -24,6 +24,7 @@ JANUS = ("janus_1p3b", "janus_pro_1b", "janus_pro_7b")
 RUNS = [(name, f"{stage}{debug}") for name in JANUS for stage in (*STAGES, "text_only") for debug in ("", ":debug")]
 RUNS += [("finetune", f"{name}{debug}") for name in ("checkpoint", *JANUS) for debug in ("", ":debug")]
 RUNS += [("finetune", f"checkpoint:{variant}") for variant in ("lora", "lora_understand", "lora_generate:debug")]
+RUNS += [("finetune", f"checkpoint:{variant}") for variant in ("edit", "lora_edit:debug")]
 RUNS += [("finetune", "janusflow_1p3b"), ("finetune", "janusflow_1p3b:lora")]
 RUNS += [("janusflow_1p3b", stage) for stage in STAGES]
 RUNS += [("quickstart", phase) for phase in ("tokenizer", *STAGES)] + [

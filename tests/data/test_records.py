@@ -87,9 +87,9 @@ BROKEN = {
         dict(task="generate", messages=alternate(("a", "b", "c", "<image>"))),
         r"one caption answered by",
     ),
-    "generation with an image in its caption": (
-        dict(task="generate", messages=alternate(("<image>", "<image>")), images=(IMAGE, IMAGE)),
-        r"one caption answered by",
+    "generation without its condition image": (
+        dict(task="generate", messages=alternate(("<image>", "<image>")), images=(IMAGE,)),
+        r"2 image markers but 1 images",
     ),
     "images in a text sample": (dict(task="text"), r"0 image markers but 1 images"),
     "codes in an understanding sample": (dict(codes=b"\0\0"), r"2 bytes of codes .*'understand'"),

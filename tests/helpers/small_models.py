@@ -93,6 +93,40 @@ DECODED = JanusConfig(
     prompt_style="janus_pro_tiny",
 )
 
+# The sizes of `DECODED` for transformers.
+_TEXT = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+_VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "mlp_ratio": 2.0,
+    "projection_dim": 32,
+    "depth": 2,
+    "num_image_tokens": 16,
+}
+_VQ = {
+    "embed_dim": 4,
+    "num_embeddings": 64,
+    "latent_channels": 8,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 1],
+    "num_res_blocks": 1,
+    "projection_dim": 32,
+    "num_hidden_layers": 2,
+    "image_token_embed_dim": 32,
+}
+DECODED_TORCH = _TEXT, _VISION, _VQ
+
 
 @functools.cache
 def random_params(config, seed=0):

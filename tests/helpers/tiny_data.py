@@ -70,8 +70,9 @@ def document(content, key="d"):
     return Record(task="text", messages=(Message("assistant", content),), key=key)
 
 
-def generate(caption, image, key="g"):
-    return Record(task="generate", messages=alternate((caption, IMAGE_MARKER)), images=(image,), key=key)
+def generate(caption, *images, key="g"):
+    """A sample whose last image is generated; the others are condition images, with markers in the caption."""
+    return Record(task="generate", messages=alternate((caption, IMAGE_MARKER)), images=images, key=key)
 
 
 def alternate(turns):

@@ -15,50 +15,18 @@ from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.memory import cache_bytes
 from janus_jax.inference.sampling import Sampling
 from tests.helpers.reference_decoding import Reference
-from tests.helpers.small_models import DECODED
+from tests.helpers.small_models import DECODED, DECODED_TORCH
 from tests.helpers.torch_weights import make_pair
 
 # Different lengths; the last is in another length bucket than the others.
 PROMPTS = ["seven", "the digit one", "the larger of the digits two and nine, drawn in chalk above a smaller one"]
 PREFIX = 2048  # tokens, many more than an image has
-# The sizes of `DECODED` for transformers.
-TEXT = {
-    "vocab_size": 384,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-VISION = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 8,
-    "mlp_ratio": 2.0,
-    "projection_dim": 32,
-    "depth": 2,
-    "num_image_tokens": 16,
-}
-VQ = {
-    "embed_dim": 4,
-    "num_embeddings": 64,
-    "latent_channels": 8,
-    "base_channels": 32,
-    "channel_multiplier": [1, 1, 1],
-    "num_res_blocks": 1,
-    "projection_dim": 32,
-    "num_hidden_layers": 2,
-    "image_token_embed_dim": 32,
-}
 
 
 @pytest.fixture(scope="module")
 def pair():
     """transformers' model and our parameters, with the same random weights."""
-    torch_model, config, params = make_pair(TEXT, VISION, VQ, seed=5)
+    torch_model, config, params = make_pair(*DECODED_TORCH, seed=5)
     assert dataclasses.replace(config, prompt_style=DECODED.prompt_style) == DECODED
     return torch_model, params
 

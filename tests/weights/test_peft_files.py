@@ -16,10 +16,12 @@ from janus_jax.inference.adapters import Adapters
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten
 from janus_jax.models.scan_layers import unstack_layers
+from janus_jax.weights import strangers_patterns
 from janus_jax.weights.adapter import merged_model, parameter_count
 from janus_jax.weights.load import load_params
 from janus_jax.weights.peft import read_adapter, write_adapter
 from janus_jax.weights.reader import model_in_memory
+from janus_jax.weights.strangers_patterns import matching_names
 from tests.helpers.peft_files import CASES, CODES, FILES, TOKENS, pixels, tiny_pair
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -186,3 +188,34 @@ def test_copies_of_another_base_and_unnamed_modules_are_refused(tmp_path):
         damage(folder)
         with pytest.raises(UserError, match=message):
             read_adapter(folder, tiny())
+
+
+SLOW = {
+    "target_modules": r"model\.(([a-z_.0-9]+)+)+#",
+    "rank_pattern": {"(([a-z_.0-9]+)*)*#": 3},
+}
+
+
+@pytest.mark.parametrize("field", SLOW)
+def test_a_pattern_that_takes_years_is_refused(field, tmp_path, monkeypatch):
+    monkeypatch.setattr(strangers_patterns, "SECONDS", 0.5)
+    folder = tmp_path / "adapter"
+    shutil.copytree(FILES / "list", folder)
+    _set(**{field: SLOW[field]})(folder)
+    with pytest.raises(UserError, match=r"adapter_config.json: its regular expressions take more than 0.5 s"):
+        read_adapter(folder, tiny())
+
+
+def test_patterns_match_as_peft_matches_them():
+    names = ["model.a.q_proj", "q_proj", "xq_proj", "model.b.k_proj", "a" * 40 + "b"]
+    patterns = [r"(.*\.)?(q_proj)", r"model\..*", "a"]
+    found = matching_names(patterns, names, "here")
+    assert found == {pattern: {name for name in names if re.fullmatch(pattern, name)} for pattern in patterns}
+    assert found[patterns[0]] == {"model.a.q_proj", "q_proj"}
+    assert matching_names([], names, "here") == {}
+
+
+def test_the_textbook_pattern_ends_in_time(monkeypatch):
+    monkeypatch.setattr(strangers_patterns, "SECONDS", 0.5)
+    with pytest.raises(UserError, match="here: its regular expressions take more than 0.5 s"):
+        matching_names(["(a+)+$"], ["a" * 60 + "b"], "here")

@@ -60,7 +60,7 @@ def conversation(key: str, messages: Any, images: Any, pictures: Pictures) -> Re
     check_image_count(max(len(images), sum(len(turn.images) for turn in turns)))
     named = _match([image for turn in turns for image in turn.images], images)
     for turn in turns:
-        _check_markers(turn.text, at_edges=turn.role == "user")
+        check_markers(turn.text, at_edges=turn.role == "user")
     texts = [(turn.role, _marker_first(turn.text) if len(named) == 1 else turn.text) for turn in turns]
     return Record(
         task="understand" if named else "text",
@@ -102,11 +102,11 @@ def document(key: str, text: Any, field: str) -> Record:
         raise SampleError(Reason.NO_TEXT, f"{field} is empty")
     if IMAGE_MARKER in text:
         raise SampleError(Reason.MISSING_IMAGE, f"{field} holds {IMAGE_MARKER}, but a document has no images")
-    _check_markers(text)
+    check_markers(text)
     return Record(task="text", messages=(Message("assistant", text),), key=key)
 
 
-def _check_markers(text: str, at_edges: bool = False) -> None:
+def check_markers(text: str, at_edges: bool = False) -> None:
     """Raises SampleError for a marker of another model.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 from janus_jax.data.formats.array_record_files import ArrayRecordFiles
 from janus_jax.data.formats.base import DatasetFormat, FileFormat
 from janus_jax.data.formats.image_folder import ImageFolder
-from janus_jax.data.formats.json_list import JsonList
+from janus_jax.data.formats.json_list import GeneratedImages, JsonList
 from janus_jax.data.formats.parquet import Parquet
 from janus_jax.data.formats.text_lines import TextLines
 from janus_jax.data.formats.tfds_folder import TfdsFolder
@@ -21,6 +21,7 @@ FORMATS: dict[str, type[FileFormat]] = {
     "imagenet": ImageFolder,
     "tfds": TfdsFolder,
     "text": TextLines,
+    "sharegpt4o": GeneratedImages,
     "array_record": ArrayRecordFiles,
 }
 LIST_OPTIONS = {"image_root": "Folders of images given by their path: DIR, or PREFIX=DIR for paths with a prefix."}

@@ -2,12 +2,13 @@
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
+from janus_jax.data.condition_images import conditioned_prompt
 from janus_jax.data.dropped_samples import DroppedSample, Reason
 from janus_jax.data.images import (
     IMAGE_FORMATS,
@@ -19,7 +20,7 @@ from janus_jax.data.images import (
     generation_pixels,
     understanding_pixels,
 )
-from janus_jax.data.prompts import STYLES, generation_prompt
+from janus_jax.data.prompts import STYLES
 from janus_jax.data.records import Record
 from janus_jax.data.sample_builder import conversation
 from janus_jax.data.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ class PreparedRecord:
     """A prepared record."""
 
     record: Record
-    pixels: np.ndarray | None  # [size, size, 3] uint8: the image whose codes must be computed, if any.
+    pixels: Sequence[np.ndarray]  # [size, size, 3] uint8 of each image whose codes must be computed.
     animated: bool  # Whether an image is an animation, whose first frame is used.
     metadata_ignored: bool = False  # Whether an image has metadata that cannot be read.
 
@@ -93,27 +94,29 @@ def prepare_record(
     image as of the original. Codes are computed from the stored image, so that they equal those of the training step
     with "jpeg" too.
     """
-    images, pixels, animated, metadata_ignored = [], None, False, False
-    for data in record.images:
+    images, animated, metadata_ignored = [], False, False
+    pixels: list[np.ndarray] = []
+    for number, data in enumerate(record.images):
+        is_generated = record.task == "generate" and number == record.num_conditions
         opened = _open(record.key, data, settings)
         if isinstance(opened, DroppedSample):
             return opened
         image = opened.image
         animated |= opened.animated
         metadata_ignored |= opened.metadata_ignored
+        resize = generation_pixels if is_generated else understanding_pixels
         if settings.image_size:
-            resize = generation_pixels if record.task == "generate" else understanding_pixels
             image = PIL.Image.fromarray(resize(image, settings.image_size))
             data = _encode(image, settings.image_encoding)
             if settings.image_encoding != "png":
                 image = decode_image(data, record.key)
         if record.task == "generate" and settings.code_size:
-            pixels = generation_pixels(image, settings.code_size)
+            pixels.append(resize(image, settings.code_size))
         images.append(data)
     tokens = None
     if tokenizer is not None and settings.lengths is not None:
         tokens = count_tokens(record, tokenizer, settings.lengths)
-    if record.task == "generate" and settings.code_size and pixels is None:
+    if record.task == "generate" and settings.code_size and len(images) == record.num_conditions:
         return DroppedSample(
             record.key,
             Reason.NO_IMAGE,
@@ -129,8 +132,8 @@ def count_tokens(record: Record, tokenizer: Tokenizer, lengths: LengthSettings) 
     """Number of tokens of the training sample that `SampleBuilder` makes of a record."""
     style = STYLES[lengths.prompt_style]
     if record.task == "generate":
-        caption = next(message.text for message in record.messages if message.role == "user")
-        return len(tokenizer.encode(generation_prompt(caption, style))) + lengths.generation_tokens
+        sizes = lengths.understanding_tokens, lengths.generation_tokens
+        return len(conditioned_prompt(record.messages[0].text, tokenizer, style, *sizes)) + lengths.generation_tokens
     # The placeholder of an image becomes begin-of-image, its features and end-of-image.
     text, _ = conversation(record, style)
     return len(tokenizer.encode(text)) + len(record.images) * (lengths.understanding_tokens + 1)

@@ -51,11 +51,11 @@ def write_part(job: Job, part: int, encode: EncodeCodes | None = None) -> None:
             progress.update(drops.seen)
             counts["animated_images"] += prepared.animated
             counts["image_metadata_ignored"] += prepared.metadata_ignored
-            if prepared.pixels is None:
+            if not prepared.pixels:
                 files.write(prepared.record)
                 continue
             waiting.append(prepared)
-            if len(waiting) == settings.code_batch:
+            if sum(len(each.pixels) for each in waiting) >= settings.code_batch:
                 _write_with_codes(waiting, settings, encode, files)
                 waiting = []
         if waiting:
@@ -148,11 +148,18 @@ def _write_with_codes(
     """Computes the codes of a batch and writes its records. Zeros fill the batch up, so that it has only one shape."""
     if encode is None:
         raise ValueError("settings.code_size is set, but there is no image tokenizer to encode with")
-    images = [prepared.pixels for prepared in batch if prepared.pixels is not None]
-    padding = ((0, settings.code_batch - len(images)), *[(0, 0)] * 3)
-    for prepared, codes in zip(batch, np.asarray(encode(np.pad(np.stack(images), padding))), strict=False):
-        record = prepared.record.with_codes(codes)
-        files.write(record if settings.keep_images else dataclasses.replace(record, images=()))
+    images = np.stack([pixels for prepared in batch for pixels in prepared.pixels])
+    codes: list[np.ndarray] = []
+    for number in range(0, len(images), settings.code_batch):
+        chunk = images[number : number + settings.code_batch]
+        padding = ((0, settings.code_batch - len(chunk)), *[(0, 0)] * 3)
+        codes += list(np.asarray(encode(np.pad(chunk, padding)))[: len(chunk)])
+    first = 0
+    for prepared in batch:
+        record = prepared.record.with_codes(np.concatenate(codes[first : first + len(prepared.pixels)]))
+        first += len(prepared.pixels)
+        conditions = record.images[: record.num_conditions]
+        files.write(record if settings.keep_images else dataclasses.replace(record, images=conditions))
 
 
 @functools.lru_cache(maxsize=1)

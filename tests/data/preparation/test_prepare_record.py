@@ -60,8 +60,8 @@ def test_codes_are_computed_from_what_training_would_decode(encoding, size):
     settings = RecordSettings(image_size=size, image_encoding=encoding, code_size=8)
     prepared = prepare_record(generate("c", IMAGES[0]), settings, None)
     stored = decode_image(prepared.record.images[0], "x", training=True)
-    np.testing.assert_array_equal(prepared.pixels, generation_pixels(stored, 8))
-    assert prepare_record(understand("<image>", "a", images=[IMAGES[0]]), settings, None).pixels is None
+    np.testing.assert_array_equal(prepared.pixels, [generation_pixels(stored, 8)])
+    assert prepare_record(understand("<image>", "a", images=[IMAGES[0]]), settings, None).pixels == []
 
 
 RECORDS = [
