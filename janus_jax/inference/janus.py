@@ -3,6 +3,7 @@
 Letters: B prompts, G images per prompt, N codes per image.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
@@ -13,6 +14,7 @@ import PIL.Image
 from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
 from janus_jax.inference.cache_lengths import IMAGE_PROMPT, cache_length
+from janus_jax.inference.code_windows import AUTO, automatic_window
 from janus_jax.inference.decode_image import (
     GuidedPrompts,
     ImageState,
@@ -49,41 +51,62 @@ class JanusEngine(Engine):
         *,
         cfg_weight: float = 5.0,
         sampling: Sampling = GREEDY,
+        window: int | str = 1,
         on_codes: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
         """Image codes [B, G, N] int32.
 
         Args:
-            on_codes: called after each `PORTION` of codes with the number of codes that each image has.
+            window: see `window`.
+            on_codes: called after each `PORTION` of codes, or a few more, with the number of codes that each image has.
 
         Raises UserError for images that do not fit the memory.
         """
         num_codes = self.config.image_tokens
         if not requests:
             return np.zeros((0, num_images, num_codes), np.int32)
-        self.check_images(requests, num_images)
+        window = self.window(window, len(requests), num_images)
+        self.check_images(requests, num_images, window)
         num_prompts, images = self.padded_counts(len(requests), num_images)
         rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
         prompts = self.guided([row.prompt for row in rows])
         keys = image_keys(rows, images)
-        state = self.prefill_images(prompts, keys, cfg_weight, sampling=sampling)
-        portion = num_codes if on_codes is None else PORTION
-        for until in range(portion, num_codes + portion, portion):
-            state = self.continue_images(state, keys, cfg_weight, min(until, num_codes), sampling=sampling)
+        state = self.prefill_images(prompts, keys, cfg_weight, sampling=sampling, window=window)
+        portion, known = num_codes if on_codes is None else PORTION, 0
+        for end in range(portion, num_codes + portion, portion):
+            until = min(end, num_codes)
+            if known >= until:  # a window has gone beyond the portion before
+                continue
+            state = self.continue_images(state, keys, cfg_weight, until, sampling=sampling)
             if on_codes is not None:
-                on_codes(int(state.step))
-        return to_host(state.codes).reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
+                known = int(state.step)
+                on_codes(known)
+        codes = to_host(state.codes)[:, :num_codes]
+        return codes.reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
 
-    def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
+    def window(self, asked: int | str, num_prompts: int, num_images: int) -> int:
+        """Codes of an image that a pass reads where `num_images` images of each prompt are generated.
+
+        Args:
+            asked: this number, or `code_windows.AUTO`.
+        """
+        if not isinstance(asked, str):
+            return int(asked)
+        images = math.prod(self.padded_counts(num_prompts, num_images))
+        platform = jax.default_backend()
+        return automatic_window(self.config, self.model.execution, images, platform, self.row_shares)
+
+    def check_images(self, requests: Sequence[ImageRequest], num_images: int, window: int | str = AUTO) -> None:
         num_prompts, images = self.padded_counts(len(requests), num_images)
         lengths = {len(request.prompt) for request in requests}
         distinct = num_prompts + next_power_of_two(len(lengths))
         length = self.prefix_slots(num_prompts, max(lengths))
+        slots = self.config.image_tokens + self.window(window, len(requests), num_images) - 1
         self.check_memory(
             {
                 # The distinct prompts as they are read, then one row per prompt and half of the guidance.
                 f"{num_prompts} prompts": (distinct + 2 * num_prompts, length),
-                f"{num_prompts * images} images": (2 * num_prompts * images, self.config.image_tokens),
+                f"{num_prompts * images} images": (2 * num_prompts * images, slots),
             },
             (distinct, self.buckets.prompt, length),
         )
@@ -119,7 +142,13 @@ class JanusEngine(Engine):
         return images
 
     def prefill_images(
-        self, prompts: GuidedPrompts, keys: jax.Array, cfg_weight: float, *, sampling: Sampling = GREEDY
+        self,
+        prompts: GuidedPrompts,
+        keys: jax.Array,
+        cfg_weight: float,
+        *,
+        sampling: Sampling = GREEDY,
+        window: int = 1,
     ) -> ImageState:
         """Reads prompts up to the first code of each image; for the arguments see `decode_image.start_images`."""
         rows = [*prompts.conditional, *prompts.unconditional]
@@ -132,19 +161,24 @@ class JanusEngine(Engine):
                     places = piece.positions, piece.segment_ids
                     state = read_prompts(self.model, self.params, state, piece.tokens, *places)
                     advance(piece.tokens.shape[1])
-            weight = np.float32(cfg_weight)
-            return start_images(
-                self.model, self.params, state, prompts.unconditional_of, keys, weight, sampling=sampling
-            )
+            arguments = state, prompts.unconditional_of, keys, np.float32(cfg_weight)
+            return start_images(self.model, self.params, *arguments, sampling=sampling, window=window)
 
     def compile_images_ahead(
-        self, requests: Sequence[ImageRequest], num_images: int, *, sampling: Sampling = GREEDY, **_: Any
+        self,
+        requests: Sequence[ImageRequest],
+        num_images: int,
+        *,
+        sampling: Sampling = GREEDY,
+        window: int | str = 1,
+        **_: Any,
     ) -> None:
         """Compiles the programs that generate images of requests in one batch; see `Engine.compile_answer_ahead`.
 
         Args:
-            sampling: as for `generate`, whose other options compile no other programs.
+            sampling, window: as for `generate`, whose other options compile no other programs.
         """
+        window = self.window(window, len(requests), num_images)
         num_prompts, images = self.padded_counts(len(requests), num_images)
         rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
         prompts = self.guided([row.prompt for row in rows])
@@ -156,15 +190,18 @@ class JanusEngine(Engine):
         common = self.model, self.params
         read_prompts.compile_ahead(*common, state, piece.tokens, piece.positions, piece.segment_ids)
         first = *common, state, prompts.unconditional_of, keys, weight
-        start_images.compile_ahead(*first, sampling=sampling)
-        state = start_images.eval_shape(*first, sampling=sampling)
+        start_images.compile_ahead(*first, sampling=sampling, window=window)
+        state = start_images.eval_shape(*first, sampling=sampling, window=window)
         loop = image_program(jax.default_backend())
         loop.compile_ahead(*common, state, keys, weight, np.int32(0), sampling=sampling)
 
     def continue_images(
         self, state: ImageState, keys: jax.Array, cfg_weight: float, until: int, *, sampling: Sampling = GREEDY
     ) -> ImageState:
-        """Continues images up to `until` codes, at most N; uses up the state. See `prefill_images`."""
+        """Continues images up to `until` codes, at most N, or a few more where several are made at once.
+
+        It uses up the state. See `prefill_images`.
+        """
         take_steps = image_program(jax.default_backend())
         with self.on_mesh():
             weight, last = np.float32(cfg_weight), np.int32(until)
@@ -205,7 +242,7 @@ class JanusPipeline(Pipeline):
 
         Args:
             on_codes: called now and then with the number of codes that each image has.
-            options: cfg_weight, temperature, top_p, top_k, seed and prompt_numbers; see `CodeOptions`.
+            options: cfg_weight, temperature, top_p, top_k, seed, prompt_numbers and window; see `CodeOptions`.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return self.decode_codes(self.generate_codes(prompts, num_images, on_codes=on_codes, **options))

@@ -20,6 +20,7 @@ from janus_jax.data.prompts import (
 )
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
+from janus_jax.inference.code_windows import AUTO, MAX_WINDOW, supports_windows
 from janus_jax.inference.requests import ImageRequest, TextRequest
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import FamilyConfig, JanusFlowConfig, JanusVariantConfig
@@ -84,13 +85,15 @@ class RequestReader:
         top_k: int = 0,
         seed: int | Sequence[int] = 0,
         prompt_numbers: Sequence[int] | None = None,
+        window: int | str = AUTO,
     ) -> tuple[list[ImageRequest], dict[str, Any]]:
         """Reads the arguments of `JanusPipeline.generate_codes` and raises its errors.
 
         Returns:
             The requests, and the options of `JanusEngine.generate`.
         """
-        options = {"cfg_weight": cfg_weight, "sampling": _sampling(temperature, top_p, top_k)}
+        self._check_window(window)
+        options = {"cfg_weight": cfg_weight, "sampling": _sampling(temperature, top_p, top_k), "window": window}
         return self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers), options
 
     def latents(
@@ -137,6 +140,15 @@ class RequestReader:
             )
         identities = _identities(len(prompts), seed, prompt_numbers)
         return list(map(ImageRequest, [self._image_prompt(prompt) for prompt in prompts], *identities))
+
+    def _check_window(self, window: int | str) -> None:
+        if isinstance(window, str):
+            if window != AUTO:
+                raise UserError(f"window={window!r}, expected {AUTO!r} or a whole number from 1 to {MAX_WINDOW}")
+            return
+        _check_whole("window", window, 1, MAX_WINDOW)
+        if window > 1 and not supports_windows(self._config):
+            raise UserError(f"window={window}: the semantic decoder of the model takes codes one by one, expected 1")
 
     def _question(self, messages: Sequence[Message], num_images: int) -> list[int]:
         if not all(isinstance(message, Message) and isinstance(message.text, str) for message in messages):
