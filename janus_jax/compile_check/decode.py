@@ -66,6 +66,7 @@ def check_decoding(
     mesh: Mapping[str, int],
     *,
     images: int,
+    window: int = 1,
     dtype: str,
     quantization: str | None,
     options: Mapping[str, str],
@@ -74,6 +75,7 @@ def check_decoding(
 
     Args:
         mesh: sizes by axis.
+        window: codes of an image that a step reads (`inference.code_windows`).
 
     Raises:
         UserError: the model has no image codes; the topology or the mesh cannot work.
@@ -84,6 +86,7 @@ def check_decoding(
         config,
         make_mesh(dict(mesh), devices),
         images=images,
+        window=window,
         prompt_length=PROMPT_TOKENS,
         dtype=jnp.dtype(dtype),
         quantization=quantization,

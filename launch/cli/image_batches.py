@@ -39,6 +39,9 @@ def generate_batches(engine: Engine, work: ImageWork, folder: ImageFolder, at_a_
     batches, fitting = engine.fitting_batches(work.requests, work.num_images, at_a_time)
     if fitting < at_a_time:
         print(f"{at_a_time} images at a time do not fit the memory; generating {fitting} at a time", flush=True)
+    if isinstance(engine, JanusEngine) and batches:
+        window = engine.window(work.options["window"], len(work.requests[batches[0].prompts]), len(batches[0].images))
+        print(f"window {window}: a pass reads {window} codes of each image", flush=True)
     tokens = engine.config.image_tokens
     total = len(work.requests) * work.num_images * tokens  # progress, on a terminal only: tokens, of latents too
     with tqdm.tqdm(total=total, unit="token", unit_scale=True, disable=None) as bar:
