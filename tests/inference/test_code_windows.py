@@ -114,6 +114,7 @@ class TwoCodes(VQConfig):
         return 2
 
 
+@pytest.mark.slow  # by default the codes are compared with those of one by one
 def test_two_codes_have_the_probabilities_of_all_pairs():
     """Of 200,000 images that are generated alone, so that right and wrong guesses lead to different passes."""
     vq = TwoCodes(**dataclasses.asdict(dataclasses.replace(SMALL.vq, num_codes=4)))
