@@ -53,12 +53,14 @@ class JanusEngine(Engine):
         sampling: Sampling = GREEDY,
         window: int | str = 1,
         on_codes: Callable[[int], Any] | None = None,
+        on_passes: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
         """Image codes [B, G, N] int32.
 
         Args:
             window: see `window`.
             on_codes: called after each `PORTION` of codes, or a few more, with the number of codes that each image has.
+            on_passes: called at the end with the number of passes through the model that the N codes took.
 
         Raises UserError for images that do not fit the memory.
         """
@@ -81,6 +83,8 @@ class JanusEngine(Engine):
             if on_codes is not None:
                 known = int(state.step)
                 on_codes(known)
+        if on_passes is not None:
+            on_passes(num_codes if state.passes is None else 1 + int(state.passes))
         codes = to_host(state.codes)[:, :num_codes]
         return codes.reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
 
