@@ -58,6 +58,16 @@ DECODE = flags.DEFINE_bool(
     "decode", False, "Whether to compile the loop that generates images; default --mesh=1,1,-1 and --dtype=bfloat16."
 )
 IMAGES = flags.DEFINE_integer("images", 16, "With --decode, number of images of one prompt.", lower_bound=1)
+WINDOW = flags.DEFINE_string(
+    "window", "1", "With --decode, number of codes of an image that a pass reads, or auto; see launch.generate."
+)
+CODES_PER_PASS = flags.DEFINE_float(
+    "codes_per_pass",
+    1.0,
+    "With --window, codes of each image that a pass makes on average: an assumption about the model, from which the "
+    "time of an image follows.",
+    lower_bound=1,
+)
 BENCHMARKS = flags.DEFINE_bool(
     "benchmarks", False, "With --decode, whether to predict how long launch.evaluate takes on the hosts of a slice."
 )
@@ -65,7 +75,10 @@ for flag in (model_flags.DTYPE, model_flags.QUANTIZE, model_flags.MESH):
     flags.declare_key_flag(flag.name)  # shows the flag in --help
 LEAST_EFFORT = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}  # of -1 to 1
 # A compiled program has the lengths that it is asked for, so that --buckets means nothing here.
-TRAINING_FLAGS, DECODING_FLAGS = (SLICES, SWEEP, model_flags.BUCKETS), (IMAGES, BENCHMARKS, *model_flags.ALL)
+TRAINING_FLAGS, DECODING_FLAGS = (
+    (SLICES, SWEEP, model_flags.BUCKETS),
+    (IMAGES, WINDOW, CODES_PER_PASS, BENCHMARKS, *model_flags.ALL),
+)
 
 
 def main() -> None:
@@ -126,7 +139,7 @@ def _check_decoding(topology: str, options: dict[str, str | float]) -> None:
     name, config = CONFIG.value.model, model_config(CONFIG.value)
     dtype, quantization = model_flags.DTYPE.value or "bfloat16", model_flags.QUANTIZE.value
     if BENCHMARKS.value:
-        for flag in (IMAGES, HLO_OUTPUT):
+        for flag in (IMAGES, WINDOW, CODES_PER_PASS, HLO_OUTPUT):
             if flags.FLAGS[flag.name].present:
                 raise UserError(f"--{flag.name} is for one program, but --benchmarks compiles several")
         batches = check_batches(name, config, topology, mesh, dtype=dtype, quantization=quantization, options=options)
@@ -138,6 +151,8 @@ def _check_decoding(topology: str, options: dict[str, str | float]) -> None:
         topology,
         mesh,
         images=IMAGES.value,
+        window=_window(),
+        codes_per_pass=CODES_PER_PASS.value,
         dtype=dtype,
         quantization=quantization,
         options=options,
@@ -145,6 +160,18 @@ def _check_decoding(topology: str, options: dict[str, str | float]) -> None:
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
     print(json.dumps(decode.as_dict(result)) if JSON.value else decode.format_report(result))
+
+
+def _window() -> int | str:
+    """Raises UserError for anything but a number of codes or auto."""
+    from janus_jax.inference.code_windows import AUTO, MAX_WINDOW
+
+    given = WINDOW.value or ""
+    if given == AUTO:
+        return AUTO
+    if not given.isdecimal() or not 1 <= int(given) <= MAX_WINDOW:
+        raise UserError(f"--window={given}, expected {AUTO} or a whole number from 1 to {MAX_WINDOW}")
+    return int(given)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from absl import flags
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.weights.locations import existing_path
-from launch.cli import compilation_cache, condition_flags, errors, model_flags
+from launch.cli import compilation_cache, condition_flags, errors, model_flags, window_flag
 from launch.cli.image_files import ImageFolder, read_noise, read_prompts
 from launch.cli.phase_display import show_phases
 
@@ -63,10 +63,11 @@ INITIAL_NOISE = flags.DEFINE_string(
     "initial_noise", None, "JanusFlow: .npy file of noise, [images, H, W, channels], instead of noise from --seed."
 )
 SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "JanusFlow: also write latents.npy, which the VAE decodes.")
-CODE_FLAGS = (*condition_flags.ALL, TEMPERATURE, TOP_P, TOP_K, SAVE_TOKEN_IDS)
+CODE_FLAGS = (*condition_flags.ALL, TEMPERATURE, TOP_P, TOP_K, SAVE_TOKEN_IDS, window_flag.WINDOW)
 FLOW_FLAGS = (VAE, NUM_STEPS, SOLVER, INITIAL_NOISE, SAVE_LATENTS)
 flags.adopt_module_key_flags(condition_flags)
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(window_flag)
 flags.adopt_module_key_flags(compilation_cache)
 
 
@@ -126,7 +127,7 @@ def _work(model: "ModelReader", prompts: Mapping[int, str]) -> "ImageWork":
     if not isinstance(model.config, JanusFlowConfig):
         model_flags.refuse(FLOW_FLAGS, "a model that generates codes")
         asked |= {flag.name: flag.value for flag in (TEMPERATURE, TOP_P, TOP_K)}
-        asked |= condition_flags.condition_options(len(texts))
+        asked |= condition_flags.condition_options(len(texts)) | {"window": window_flag.window()}
         requests, options = reader.codes(texts, number, **asked)
         return ImageWork(requests, number, options)
     model_flags.refuse(CODE_FLAGS, "JanusFlow")

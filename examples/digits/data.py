@@ -37,22 +37,22 @@ def load_digits(held_out: int = 360) -> tuple[Digits, Digits]:
     return Digits(images[:-held_out], labels[:-held_out]), Digits(images[-held_out:], labels[-held_out:])
 
 
-def to_image(intensities: np.ndarray) -> PIL.Image.Image:
-    """[8, 8] intensities -> RGB image of 16 x 16 pixels, bicubic."""
+def to_image(intensities: np.ndarray, size: int = IMAGE_SIZE) -> PIL.Image.Image:
+    """[8, 8] intensities -> RGB image of `size` x `size` pixels, bicubic."""
     pixels = np.round(intensities * (255 / MAX_INTENSITY)).astype(np.uint8)
-    image = PIL.Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), PIL.Image.Resampling.BICUBIC)
+    image = PIL.Image.fromarray(pixels).resize((size, size), PIL.Image.Resampling.BICUBIC)
     return image.convert("RGB")
 
 
 def jitter(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
     """The same digit as another hand could write it.
 
-    It is turned by up to 12 degrees, up to 10 % smaller or larger, and moved by up to 1.5 of the 16 pixels.
+    It is turned by up to 12 degrees, up to 10 % smaller or larger, and moved by up to 1.5 pixels.
     """
     angle, zoom, shift = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1), rng.uniform(-1.5, 1.5, size=2)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     inverse = rotation / zoom  # maps a pixel of the result to the pixel of the input that it shows
-    offset = IMAGE_SIZE / 2 - inverse @ (IMAGE_SIZE / 2 + shift)
+    offset = image.width / 2 - inverse @ (image.width / 2 + shift)
     matrix = np.column_stack([inverse, offset]).ravel().tolist()
     return image.transform(image.size, PIL.Image.Transform.AFFINE, matrix, PIL.Image.Resampling.BICUBIC)
 
@@ -68,7 +68,7 @@ def understanding_records(digits: Digits) -> list[Record]:
             for copy in range(1 + JITTERED_COPIES):
                 shown = jitter(image, rng) if copy else image
                 key = f"digits/{i}/question{q}/copy{copy}"
-                records.append(Record(task="understand", messages=messages, images=(_encode(shown),), key=key))
+                records.append(Record(task="understand", messages=messages, images=(encode(shown),), key=key))
     return records
 
 
@@ -78,7 +78,7 @@ def generation_records(digits: Digits) -> list[Record]:
         Record(
             task="generate",
             messages=(Message("user", caption.format(NAMES[label])), Message("assistant", IMAGE_MARKER)),
-            images=(_encode(to_image(image)),),
+            images=(encode(to_image(image)),),
             key=f"digits/{i}/caption{c}",
         )
         for i, (image, label) in enumerate(zip(digits.intensities, digits.labels, strict=True))
@@ -141,7 +141,8 @@ def write_files(folder: epath.PathLike, digits: Digits, vocab_size: int, prompt_
     return tokenizer
 
 
-def _encode(image: PIL.Image.Image) -> bytes:
+def encode(image: PIL.Image.Image) -> bytes:
+    """The image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

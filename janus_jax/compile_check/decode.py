@@ -1,4 +1,8 @@
-"""Compiles the loop that generates image codes for one topology, and says what one step of it costs."""
+"""Compiles the loop that generates image codes for one topology, and says what one step of it costs.
+
+With a window of several codes a step is a pass over the codes of the window (`inference.code_windows`). How many passes
+an image takes depends on the model and its prompts, so that the time of an image follows from an assumption.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -13,9 +17,11 @@ from janus_jax.compile_check.timeline import Pricing, Timeline
 from janus_jax.compiler_options import Options
 from janus_jax.errors import UserError
 from janus_jax.inference.aot import ImageLoop, abstract_image_loop
+from janus_jax.inference.code_windows import automatic_window
 from janus_jax.models.config import JanusConfig, ModelConfig
+from janus_jax.models.execution import decoding_execution
 from janus_jax.models.params import flatten
-from janus_jax.sharding import local_bytes, make_mesh
+from janus_jax.sharding import local_bytes, make_mesh, row_shares
 
 PROMPT_TOKENS = 64  # length of the padded prompt
 SCALARS = 8  # bytes of two arguments of the loop, the guidance weight and the number of codes
@@ -23,7 +29,7 @@ SCALARS = 8  # bytes of two arguments of the loop, the guidance weight and the n
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Costs of one step, which makes one code of every image, on one chip."""
+    """Costs of one step on one chip; without a window it makes one code of every image."""
 
     floor_bytes: int  # bytes that a step must read: its weights, and the keys and values of the average step, once each
     hbm_bytes: float  # bytes that the program moves
@@ -51,6 +57,9 @@ class DecodeCheck:
     dtype: str
     quantization: str | None
     images: int
+    num_codes: int  # of an image
+    window: int  # codes of an image that a step reads
+    codes_per_pass: float  # codes of each image that a step makes, on average: 1, or an assumption
     weight_bytes: int  # weights of the whole model, per chip
     cache_bytes: int  # KV caches of all images and of their prompt, per chip
     needed_bytes: int  # bytes per chip, including the weights that the loop does not read
@@ -58,6 +67,11 @@ class DecodeCheck:
     reason: str  # why it does not fit
     step: Step | None  # None if the compiler gives no program
     program: Program | None
+
+    @property
+    def image_seconds(self) -> float | None:
+        """Predicted seconds of all steps of the images."""
+        return None if self.step is None else self.step.predicted * self.num_codes / self.codes_per_pass
 
 
 def check_decoding(
@@ -67,6 +81,8 @@ def check_decoding(
     mesh: Mapping[str, int],
     *,
     images: int,
+    window: int | str = 1,
+    codes_per_pass: float = 1.0,
     dtype: str,
     quantization: str | None,
     options: Options,
@@ -75,16 +91,26 @@ def check_decoding(
 
     Args:
         mesh: sizes by axis.
+        window: codes of an image that a step reads, or `code_windows.AUTO`.
+        codes_per_pass: codes of each image that a step is assumed to make, at most `window`.
 
     Raises:
-        UserError: the model has no image codes; the topology or the mesh cannot work.
+        UserError: the model has no image codes; the topology or the mesh cannot work; more codes per pass than a window
+            has.
     """
     config = require_codes(name, config)
     devices = topology_devices(topology)
+    divided = make_mesh(dict(mesh), devices)
+    if isinstance(window, str):
+        execution = decoding_execution(dtype, "tpu", on_mesh=True)
+        window = automatic_window(config, execution, images, "tpu", row_shares(divided))
+    if codes_per_pass > window:
+        raise UserError(f"--codes_per_pass={codes_per_pass:g}: expected at most --window={window}")
     loop = abstract_image_loop(
         config,
-        make_mesh(dict(mesh), devices),
+        divided,
         images=images,
+        window=window,
         prompt_length=PROMPT_TOKENS,
         dtype=jnp.dtype(dtype),
         quantization=quantization,
@@ -107,6 +133,9 @@ def check_decoding(
         dtype=dtype,
         quantization=quantization,
         images=images,
+        num_codes=config.image_tokens,
+        window=window,
+        codes_per_pass=codes_per_pass,
         weight_bytes=weights,
         cache_bytes=caches,
         needed_bytes=needed,
@@ -191,6 +220,7 @@ def as_dict(check: DecodeCheck) -> dict[str, Any]:
     program = fields.pop("program")
     if check.step is not None:
         fields["step"] = dataclasses.asdict(check.step) | {"share_of_floor": check.step.share_of_floor}
+        fields["image_seconds"] = check.image_seconds
     if program is not None:
         fields["memory"] = dataclasses.asdict(program.memory)
         fields["versions"] = {"jax": program.jax_version, "libtpu": program.compiler_version}
@@ -203,7 +233,7 @@ def format_report(check: DecodeCheck) -> str:
     kind = check.dtype if check.quantization is None else f"{check.quantization} weights, {check.dtype}"
     lines = [
         f"{check.name} ({kind}) on {check.topology}: {check.chips} chips ({mesh}), "
-        f"{check.images} images of one prompt with guidance",
+        f"{check.images} images of one prompt with guidance, window {check.window}",
         "",
         _row("weights per chip, GB", check.weight_bytes / 1e9),
         _row("KV caches per chip, GB", check.cache_bytes / 1e9),
@@ -214,12 +244,15 @@ def format_report(check: DecodeCheck) -> str:
     if step is None:
         return "\n".join(lines)
     milliseconds = [1e3 * seconds for seconds in (step.low, step.predicted, step.high)]
+    passes = check.num_codes / check.codes_per_pass
     rows = [
         _row("a step, ms: lowest, predicted, highest", *milliseconds),
         _row("reading weights and cache once, ms", 1e3 * step.floor),
         _row("that, as % of the predicted time", 100 * step.share_of_floor),
         _row("HBM traffic of a step, GB", step.hbm_bytes / 1e9),
         _row("before and after all steps, ms", 1e3 * step.around),
+        _row("steps, assumed" if check.window > 1 else "steps", passes),
+        _row("all steps, s", check.image_seconds or 0.0),
         f"collectives that move weights: {', '.join(step.moved_weights) or 'none'}",
         f"copies of a cache in the step: {', '.join(step.copied_caches) or 'none'}",
     ]

@@ -47,6 +47,7 @@ def abstract_image_loop(
     images: int,
     prompt_length: int,
     prompts: int = 1,
+    window: int = 1,
     dtype: DTypeLike = jnp.bfloat16,
     quantization: str | None = None,
 ) -> ImageLoop:
@@ -55,6 +56,7 @@ def abstract_image_loop(
     Args:
         mesh: of any devices; those of a topology that is not attached are enough.
         prompt_length: number of tokens of each prompt, padding included.
+        window: codes of an image that a pass reads; see `code_windows`.
 
     Raises:
         UserError: the mesh does not divide a parameter.
@@ -65,16 +67,17 @@ def abstract_image_loop(
     hidden = jax.ShapeDtypeStruct((2 * prompts, config.llama.width), dtype)
     read = PromptState(hidden, abstract_cache(config.llama, model.execution, 2 * prompts, prompt_length))
     state: ImageState = start_images.eval_shape(
-        model, params, read, np.zeros(prompts, np.int32), keys, jnp.float32(5), sampling=Sampling.of(1.0)
+        model, params, read, np.zeros(prompts, np.int32), keys, jnp.float32(5), sampling=Sampling.of(1.0), window=window
     )
     # Both halves of the guidance: 2 rows of each prompt, and 2 rows of codes per image.
     prefix = abstract_cache(config.llama, model.execution, 2 * prompts, prompt_length, mesh)
-    cache = abstract_cache(config.llama, model.execution, 2 * images, config.image_tokens, mesh)
+    cache = abstract_cache(config.llama, model.execution, 2 * images, config.image_tokens + window - 1, mesh)
     state = ImageState(
         step=replicated(state.step, mesh),
         codes=replicated(state.codes, mesh),
         cache=_slots_first(cache, model.execution),
         prefix=prefix,
+        passes=None if state.passes is None else replicated(state.passes, mesh),
     )
     return ImageLoop(model, params, state, replicated(keys, mesh), mesh)
 

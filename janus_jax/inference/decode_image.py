@@ -5,10 +5,11 @@ It is 3 where prompts have condition images: the conditional rows without the co
 (Janus-4o), and the weight of the guidance is a pair. The prompt before the codes is computed once and held once for its
 G images. Three compiled programs take part: one reads the prompts piece by piece (`prompt_pieces`), one samples the
 first code of each image, and one takes steps up to a number that is an argument, so that the host can report progress
-between two portions of steps. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its devices.
+between two portions of steps. A step makes one code of each image, or, with a window of more than one, as many as
+`code_windows` allows. On a mesh (`jax.set_mesh`) rows and heads of the caches are divided over its devices.
 
 Letters: B prompts, P slots of a prompt, T tokens of a piece, G images per prompt, U unconditional prompts, R rows per
-image, N codes per image, C number of codes, D width.
+image, N codes per image, W window, C number of codes, D width.
 """
 
 import functools
@@ -22,6 +23,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from janus_jax.batches import Modality
+from janus_jax.inference.code_windows import guess, num_known
 from janus_jax.inference.compiled_programs import Program, image_loop_program, program
 from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.requests import Image
@@ -67,10 +69,11 @@ class ImageState(NamedTuple):
     """Images that are being generated."""
 
     step: jax.Array  # number of codes of each image so far, at least 1
-    codes: jax.Array  # [B G, N]
-    cache: KVCache  # R B G rows of codes; its keys and values as `slots_first` orders them
+    codes: jax.Array  # [B G, N + W - 1]; with a window W > 1 the known ones are followed by guesses
+    cache: KVCache  # R B G rows of N + W - 1 slots; its keys and values as `slots_first` orders them
     prefix: KVCache  # R B rows: the prompts
     semantic: SemanticCache | None = None  # B G rows of codes; None: the model embeds each code on its own
+    passes: jax.Array | None = None  # number of passes through the model after the first code; None: window 1
 
 
 def start_prompts(
@@ -146,7 +149,7 @@ def _read(
     return PromptState(jnp.where(segment_ids[:, -1:] > 0, hidden[:, -1], state.hidden), spread_cache(cache))
 
 
-@program("first code of images", static_argnames=("model",))
+@program("first code of images", static_argnames=("model", "window"))
 def start_images(
     model: Janus,
     params: Params,
@@ -156,6 +159,7 @@ def start_images(
     cfg_weight: jax.Array,
     *,
     sampling: Sampling,
+    window: int = 1,
 ) -> ImageState:
     """Samples the first code of each image, after all pieces of the prompts.
 
@@ -164,12 +168,14 @@ def start_images(
         keys: [B G] random keys, one per image, those of a prompt together.
         cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional. For R = 3 an array [2] of this
             weight and that of the rows without codes (`ops.sampling.blend_conditions`).
+        window: codes of an image that a pass reads, the last known one and guesses; 1 for a model with a semantic
+            decoder.
     """
     apply = bind(model, params)
     batch = unconditional_of.shape[0]
     conditional = (guidance_rows(cfg_weight) - 1) * batch
     images = keys.shape[0] // batch
-    num_codes = model.config.image_tokens
+    places = model.config.image_tokens + window - 1
     # From one row per distinct prompt to R rows per prompt.
     rows = jnp.concatenate([jnp.arange(conditional), conditional + unconditional_of])
     axis, read = (1 if model.execution.scan_layers else 0), prompts.cache
@@ -177,13 +183,15 @@ def start_images(
     prefix = read._replace(k=k, v=v, positions=read.positions[rows], segment_ids=read.segment_ids[rows])
     logits = _guided_logits(apply, jnp.repeat(prompts.hidden[rows], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
-    empty = init_cache(model.config.llama, model.execution, len(rows) * images, num_codes)
+    empty = init_cache(model.config.llama, model.execution, len(rows) * images, places)
+    codes = jnp.zeros((batch * images, places), jnp.int32).at[:, 0].set(first)
     return ImageState(
         step=jnp.ones((), jnp.int32),
-        codes=jnp.zeros((batch * images, num_codes), jnp.int32).at[:, 0].set(first),
+        codes=codes if window == 1 else guess(codes, known=1, sampled=1, window=window),
         cache=slots_first(spread_cache(empty), model.execution),
         prefix=spread_cache(prefix),
         semantic=apply(batch * images, method="empty_cache") if _has_semantic_decoder(model) else None,
+        passes=None if window == 1 else jnp.zeros((), jnp.int32),
     )
 
 
@@ -205,11 +213,16 @@ def continue_images(
     *,
     sampling: Sampling,
 ) -> ImageState:
-    """Takes steps until each image has `until` codes, at most N; uses up the state. Run it as `image_program`."""
+    """Takes steps until each image has `until` codes, at most N; uses up the state. Run it as `image_program`.
+
+    With a window of several codes the images may have more than `until` afterwards.
+    """
     apply = bind(model, params)
     prefix, rows = state.prefix, guidance_rows(cfg_weight)
     images = rows * keys.shape[0] // prefix.segment_ids.shape[0]
     prompt_lengths = jnp.repeat(prefix.segment_ids.sum(axis=1), images)
+    num_codes = model.config.image_tokens
+    window = state.codes.shape[1] - num_codes + 1
 
     def body(
         step: jax.Array, carry: tuple[jax.Array, KVCache, SemanticCache | None]
@@ -227,9 +240,30 @@ def continue_images(
         codes = jax.lax.dynamic_update_slice_in_dim(codes, new[:, None], step, axis=1)
         return codes, _stored_slots_first(spread_cache(cache), model.execution), semantic
 
-    carry = (state.codes, slots_first(state.cache, model.execution), state.semantic)
-    codes, cache, semantic = jax.lax.fori_loop(state.step, until, body, carry)
-    return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix, semantic)
+    def windowed(
+        carry: tuple[jax.Array, jax.Array, KVCache, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, KVCache, jax.Array]:
+        known, codes, cache, passes = carry
+        read = jax.lax.dynamic_slice_in_dim(codes, known - 1, window, axis=1)
+        x = apply(jnp.concatenate([read] * rows), method="embed_codes")
+        positions = prompt_lengths[:, None] + (known - 1 + jnp.arange(window))
+        # Slots of wrong guesses are written again: the pass begins at the slot of the last known code.
+        cache = cache._replace(length=known - 1)
+        hidden, cache = apply(x, positions, jnp.ones_like(positions), cache, prefix)
+        new = sampling.several_steps(keys, known, _guided_logits(apply, hidden, cfg_weight))
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, new, known, axis=1)
+        after = jnp.minimum(known + num_known(new, read), num_codes)
+        codes = guess(codes, after, known + window, window)
+        return after, codes, _stored_slots_first(spread_cache(cache), model.execution), passes + 1
+
+    codes, cache = state.codes, slots_first(state.cache, model.execution)
+    if window == 1:
+        codes, cache, semantic = jax.lax.fori_loop(state.step, until, body, (codes, cache, state.semantic))
+        return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix, semantic)
+    step, codes, cache, passes = jax.lax.while_loop(
+        lambda carry: carry[0] < until, windowed, (state.step, codes, cache, state.passes)
+    )
+    return ImageState(step, codes, slots_first(cache, model.execution), prefix, passes=passes)
 
 
 def _has_semantic_decoder(model: Janus) -> bool:

@@ -3,6 +3,7 @@
 Letters: B prompts, G images per prompt, N codes per image.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from janus_jax.data.condition_images import code_positions
 from janus_jax.data.images import to_images, understanding_pixels
 from janus_jax.errors import UserError
 from janus_jax.inference.cache_lengths import IMAGE_PROMPT, cache_length
+from janus_jax.inference.code_windows import AUTO, automatic_window
 from janus_jax.inference.decode_image import (
     GuidedPrompts,
     ImageState,
@@ -56,20 +58,25 @@ class JanusEngine(Engine):
         cfg_weight: float = 5.0,
         cfg_weight2: float = 5.0,
         sampling: Sampling = GREEDY,
+        window: int | str = 1,
         on_codes: Callable[[int], Any] | None = None,
+        on_passes: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
         """Image codes [B, G, N] int32.
 
         Args:
             cfg_weight2: see `CodeOptions`; without condition images it means nothing.
-            on_codes: called after each `PORTION` of codes with the number of codes that each image has.
+            window: see `window`.
+            on_codes: called after each `PORTION` of codes, or a few more, with the number of codes that each image has.
+            on_passes: called at the end with the number of passes through the model that the N codes took.
 
         Raises UserError for images that do not fit the memory.
         """
         num_codes = self.config.image_tokens
         if not requests:
             return np.zeros((0, num_images, num_codes), np.int32)
-        self.check_images(requests, num_images)
+        window = self.window(window, len(requests), num_images)
+        self.check_images(requests, num_images, window)
         num_prompts, images = self.padded_counts(len(requests), num_images)
         rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
         keys = image_keys(rows, images)
@@ -77,15 +84,34 @@ class JanusEngine(Engine):
             prompts, weight = self.conditioned(rows), np.array([cfg_weight, cfg_weight2], np.float32)
         else:
             prompts, weight = self.guided([row.prompt for row in rows]), np.array(cfg_weight, np.float32)
-        state = self.prefill_images(prompts, keys, weight, sampling=sampling)
-        portion = num_codes if on_codes is None else PORTION
-        for until in range(portion, num_codes + portion, portion):
-            state = self.continue_images(state, keys, weight, min(until, num_codes), sampling=sampling)
+        state = self.prefill_images(prompts, keys, weight, sampling=sampling, window=window)
+        portion, known = num_codes if on_codes is None else PORTION, 0
+        for end in range(portion, num_codes + portion, portion):
+            until = min(end, num_codes)
+            if known >= until:  # a window has gone beyond the portion before
+                continue
+            state = self.continue_images(state, keys, weight, until, sampling=sampling)
             if on_codes is not None:
-                on_codes(int(state.step))
-        return to_host(state.codes).reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
+                known = int(state.step)
+                on_codes(known)
+        if on_passes is not None:
+            on_passes(num_codes if state.passes is None else 1 + int(state.passes))
+        codes = to_host(state.codes)[:, :num_codes]
+        return codes.reshape(num_prompts, images, num_codes)[: len(requests), :num_images]
 
-    def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
+    def window(self, asked: int | str, num_prompts: int, num_images: int) -> int:
+        """Codes of an image that a pass reads where `num_images` images of each prompt are generated.
+
+        Args:
+            asked: this number, or `code_windows.AUTO`.
+        """
+        if not isinstance(asked, str):
+            return int(asked)
+        images = math.prod(self.padded_counts(num_prompts, num_images))
+        platform = jax.default_backend()
+        return automatic_window(self.config, self.model.execution, images, platform, self.row_shares)
+
+    def check_images(self, requests: Sequence[ImageRequest], num_images: int, window: int | str = AUTO) -> None:
         num_prompts, images = self.padded_counts(len(requests), num_images)
         lengths = {len(request.prompt) for request in requests}
         rows, distinct = 2, num_prompts + next_power_of_two(len(lengths))
@@ -93,11 +119,12 @@ class JanusEngine(Engine):
             rows, distinct = 3, 3 * num_prompts
         pieces = self.pieces([request.prompt for request in requests])
         length = self.prefix_slots(rows * num_prompts, total_length(pieces))
+        slots = self.config.image_tokens + self.window(window, len(requests), num_images) - 1
         self.check_memory(
             {
                 # The distinct prompts as they are read, then all rows of each prompt.
                 f"{num_prompts} prompts": (distinct + rows * num_prompts, length),
-                f"{num_prompts * images} images": (rows * num_prompts * images, self.config.image_tokens),
+                f"{num_prompts * images} images": (rows * num_prompts * images, slots),
             },
             (distinct, longest(pieces), length),
         )
@@ -139,6 +166,7 @@ class JanusEngine(Engine):
         cfg_weight: float | np.ndarray,
         *,
         sampling: Sampling = GREEDY,
+        window: int = 1,
     ) -> ImageState:
         """Reads prompts up to the first code of each image; for the arguments see `decode_image.start_images`."""
         weight = np.asarray(cfg_weight, np.float32)
@@ -151,9 +179,8 @@ class JanusEngine(Engine):
                 for piece in pieces:
                     state = self._read_piece(state, piece, prompts)
                     advance(piece.tokens.shape[1])
-            return start_images(
-                self.model, self.params, state, prompts.unconditional_of, keys, weight, sampling=sampling
-            )
+            arguments = state, prompts.unconditional_of, keys, weight
+            return start_images(self.model, self.params, *arguments, sampling=sampling, window=window)
 
     def _read_piece(self, state: PromptState, piece: Piece, prompts: GuidedPrompts) -> PromptState:
         places = piece.positions, piece.segment_ids
@@ -165,17 +192,24 @@ class JanusEngine(Engine):
         return read_condition_images(self.model, self.params, state, pixels, *places, pad_id=pad)
 
     def compile_images_ahead(
-        self, requests: Sequence[ImageRequest], num_images: int, *, sampling: Sampling = GREEDY, **_: Any
+        self,
+        requests: Sequence[ImageRequest],
+        num_images: int,
+        *,
+        sampling: Sampling = GREEDY,
+        window: int | str = 1,
+        **_: Any,
     ) -> None:
         """Compiles the programs that generate images of requests in one batch; see `Engine.compile_answer_ahead`.
 
         Those of requests with condition images are compiled when they first run.
 
         Args:
-            sampling: as for `generate`, whose other options compile no other programs.
+            sampling, window: as for `generate`, whose other options compile no other programs.
         """
         if has_conditions(requests):
             return
+        window = self.window(window, len(requests), num_images)
         num_prompts, images = self.padded_counts(len(requests), num_images)
         rows = [*requests, *[requests[-1]] * (num_prompts - len(requests))]
         prompts = self.guided([row.prompt for row in rows])
@@ -187,8 +221,8 @@ class JanusEngine(Engine):
         common = self.model, self.params
         read_prompts.compile_ahead(*common, state, piece.tokens, piece.positions, piece.segment_ids)
         first = *common, state, prompts.unconditional_of, keys, weight
-        start_images.compile_ahead(*first, sampling=sampling)
-        state = start_images.eval_shape(*first, sampling=sampling)
+        start_images.compile_ahead(*first, sampling=sampling, window=window)
+        state = start_images.eval_shape(*first, sampling=sampling, window=window)
         loop = image_program(jax.default_backend())
         loop.compile_ahead(*common, state, keys, weight, np.int32(0), sampling=sampling)
 
@@ -201,7 +235,10 @@ class JanusEngine(Engine):
         *,
         sampling: Sampling = GREEDY,
     ) -> ImageState:
-        """Continues images up to `until` codes, at most N; uses up the state. See `prefill_images`."""
+        """Continues images up to `until` codes, at most N, or a few more where several are made at once.
+
+        It uses up the state. See `prefill_images`.
+        """
         take_steps = image_program(jax.default_backend())
         with self.on_mesh():
             weight, last = np.asarray(cfg_weight, np.float32), np.int32(until)
@@ -283,7 +320,7 @@ class JanusPipeline(Pipeline):
             condition_image: image or list of images that the images are generated from, by a model that was trained to
                 (Janus-4o); for a list of prompts a list of lists of images.
             on_codes: called now and then with the number of codes that each image has.
-            options: cfg_weight, temperature, top_p, top_k, seed and prompt_numbers; see `CodeOptions`.
+            options: cfg_weight, temperature, top_p, top_k, seed, prompt_numbers and window; see `CodeOptions`.
         """
         conditions: Any = condition_image
         if isinstance(prompt, str):

@@ -11,29 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from janus_jax.data.images import to_images
 from janus_jax.errors import UserError
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.flow_sampling import decode_latents, sample_latents
+from janus_jax.inference.padding import round_up
 from janus_jax.inference.pipeline import Pipeline
 from janus_jax.inference.requests import FlowOptions, ImageRequest
 from janus_jax.inference.sampling import image_keys
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
-from janus_jax.sharding import to_host
+from janus_jax.sharding import MESH_AXES, to_devices, to_host
 from janus_jax.weights.vae import require_vae
 
-VAE_CHUNK = 4  # most images per VAE decoding call: bounds the memory of a call
+VAE_CHUNK = 4  # most images per device and VAE decoding call: bounds the memory of a call
 
 
 class JanusFlowEngine(Engine):
     """Answers, and generates latents by guided rectified flow.
 
     Attributes:
-        vae: config and parameters of the VAE that decodes latents to pixels, if there is one.
+        vae: config and parameters of the VAE that decodes latents to pixels, if there is one. All devices of a mesh
+            hold it whole, and decode their part of the images.
     """
 
     config: JanusFlowConfig
@@ -53,7 +56,7 @@ class JanusFlowEngine(Engine):
         if vae is not None:
             require_vae(config, vae[0])
         super().__init__(config, params, *args, **options)
-        self.vae = vae
+        self.vae = vae if vae is None or self.mesh is None else (vae[0], _everywhere(vae[1], self.mesh))
 
     @property
     def image_ids(self) -> tuple[int, ...]:
@@ -128,12 +131,15 @@ class JanusFlowEngine(Engine):
             return to_images(latents)
         config, params = self.vae
         model = build(config, Execution(dtype=self.model.execution.dtype))
-        images = []
-        size = min(len(latents), VAE_CHUNK)
-        for start in range(0, len(latents), VAE_CHUNK):
-            chunk = latents[start : start + VAE_CHUNK]
+        images, devices = [], 1 if self.mesh is None else self.mesh.size
+        most = VAE_CHUNK * devices
+        size = min(round_up(len(latents), devices), most)
+        for start in range(0, len(latents), most):
+            chunk = latents[start : start + most]
             padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
-            images += to_images(decode_latents(model, params, padded))[: len(chunk)]
+            if self.mesh is not None:
+                padded = to_devices(padded, NamedSharding(self.mesh, PartitionSpec(MESH_AXES)))
+            images += to_images(to_host(decode_latents(model, params, padded)))[: len(chunk)]
         return images
 
 
@@ -208,6 +214,11 @@ class JanusFlowPipeline(Pipeline):
     def save_pretrained(self, folder: epath.PathLike, format: str = "orbax", dtype: DTypeLike | None = None) -> None:
         """As `Pipeline.save_pretrained`; a folder of our own format also holds the VAE."""
         self._write(folder, format, dtype, self.engine.vae if format == "orbax" else None)
+
+
+def _everywhere(params: Params, mesh: Mesh) -> Params:
+    """Parameters that every device of the mesh holds whole."""
+    return jax.tree.map(lambda leaf: to_devices(leaf, NamedSharding(mesh, PartitionSpec())), params)
 
 
 def _without_last(request: ImageRequest) -> list[int]:

@@ -64,6 +64,9 @@ class CodeOptions(ImageOptions, total=False):
     temperature: float  # 1.0 by default; 0 is greedy
     top_p: float  # with top_k: sample only among the most probable codes; 1.0, the default, keeps all codes
     top_k: int  # 0, the default, keeps all codes
+    # Codes of an image that a pass through the model reads, all but the first of them guessed: the images stay the same
+    # but for rounding. "auto", the default, is as many as cost the device about nothing; 1 guesses none.
+    window: int | str
 
 
 class FlowOptions(ImageOptions, total=False):

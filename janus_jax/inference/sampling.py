@@ -1,6 +1,6 @@
 """How the next token is sampled, and the random key of each sample.
 
-Letters: B rows, V vocabulary, G images per prompt.
+Letters: B rows, V vocabulary, G images per prompt, W steps.
 """
 
 import dataclasses
@@ -39,7 +39,15 @@ class Sampling:
 
     def __call__(self, keys: jax.Array, step: jax.Array, logits: jax.Array) -> jax.Array:
         """Samples tokens [B] from logits [B, V] with keys [B], which are the same at every step."""
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        return self._sample(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step), logits)
+
+    def several_steps(self, keys: jax.Array, first: jax.Array, logits: jax.Array) -> jax.Array:
+        """Samples tokens [B, W] of W steps from `first` on from logits [B, W, V]: at each step what a call gives."""
+        steps = first + jnp.arange(logits.shape[1])
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))(keys, steps)
+        return self._sample(keys.reshape(-1), logits.reshape(-1, logits.shape[-1])).reshape(logits.shape[:2])
+
+    def _sample(self, keys: jax.Array, logits: jax.Array) -> jax.Array:
         return sample_tokens(keys, logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 

@@ -22,6 +22,7 @@ from janus_jax.data.prompts import (
 )
 from janus_jax.data.tokenizer import Tokenizer
 from janus_jax.errors import UserError
+from janus_jax.inference.code_windows import AUTO, MAX_WINDOW, supports_windows
 from janus_jax.inference.requests import ImageRequest, TextRequest, check_image_lists
 from janus_jax.inference.sampling import Sampling
 from janus_jax.models.config import FamilyConfig, JanusConfig, JanusFlowConfig, JanusVariantConfig
@@ -88,15 +89,17 @@ class RequestReader:
         prompt_numbers: Sequence[int] | None = None,
         condition_images: Sequence[Sequence[Any]] | None = None,
         cfg_weight2: float = 5.0,
+        window: int | str = AUTO,
     ) -> tuple[list[ImageRequest], dict[str, Any]]:
         """Reads the arguments of `JanusPipeline.generate_codes` and raises its errors.
 
         Returns:
             The requests, and the options of `JanusEngine.generate`.
         """
-        options: dict[str, Any] = {"cfg_weight": cfg_weight, "sampling": _sampling(temperature, top_p, top_k)}
+        options = {"cfg_weight": cfg_weight, "sampling": _sampling(temperature, top_p, top_k), "window": window}
         _check_number("cfg_weight2", cfg_weight2)
         _check_range("cfg_weight2", cfg_weight2, 0, MAX_CFG_WEIGHT)
+        self._check_window(window)
         requests = self._image_requests(prompts, num_images, cfg_weight, seed, prompt_numbers, condition_images)
         if condition_images is not None:
             options["cfg_weight2"] = cfg_weight2
@@ -156,6 +159,15 @@ class RequestReader:
         ids = [self._conditioned_prompt(*pair) for pair in zip(prompts, condition_images, strict=True)]
         requests = map(ImageRequest, ids, *identities)
         return [each._replace(images=images) for each, images in zip(requests, condition_images, strict=True)]
+
+    def _check_window(self, window: int | str) -> None:
+        if isinstance(window, str):
+            if window != AUTO:
+                raise UserError(f"window={window!r}, expected {AUTO!r} or a whole number from 1 to {MAX_WINDOW}")
+            return
+        _check_whole("window", window, 1, MAX_WINDOW)
+        if window > 1 and not supports_windows(self._config):
+            raise UserError(f"window={window}: the semantic decoder of the model takes codes one by one, expected 1")
 
     def _question(self, messages: Sequence[Message], num_images: int) -> list[int]:
         if not all(isinstance(message, Message) and isinstance(message.text, str) for message in messages):

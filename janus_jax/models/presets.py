@@ -149,6 +149,9 @@ VQ_DIGITS = dataclasses.replace(VQ_TINY, image_size=16, channel_multipliers=(1, 
 JANUS_PRO_DIGITS = dataclasses.replace(
     JANUS_PRO_TINY, siglip=dataclasses.replace(JANUS_PRO_TINY.siglip, image_size=16, patch_size=8), vq=VQ_DIGITS
 )
+# The same with 12 x 12 codes in images of 48 px, to see how codes depend on their neighbours.
+VQ_DIGITS_LARGE = dataclasses.replace(VQ_DIGITS, image_size=48)
+JANUS_PRO_DIGITS_LARGE = dataclasses.replace(JANUS_PRO_DIGITS, vq=VQ_DIGITS_LARGE)
 
 SEMANTIC_VQ_TINY = SemanticTokenizerConfig(
     vq=VQ_TINY,
@@ -221,6 +224,7 @@ PRESETS: dict[str, ModelConfig] = {
     "janus_pro_1b": JANUS_PRO_1B,
     "janus_pro_7b": JANUS_PRO_7B,
     "janus_pro_digits": JANUS_PRO_DIGITS,
+    "janus_pro_digits_large": JANUS_PRO_DIGITS_LARGE,
     "janus_pro_mini": JANUS_PRO_MINI,
     "janus_pro_tiny": JANUS_PRO_TINY,
     **{f"janus_1p3b_arm_{arm}": config for arm, config in ablation_arms(JANUS_1P3B, SEMANTIC_VQ_16.decoder).items()},
@@ -236,5 +240,6 @@ PRESETS: dict[str, ModelConfig] = {
     "vae_tiny": VAE_TINY,
     "vq16": VQ_16,
     "vq_digits": VQ_DIGITS,
+    "vq_digits_large": VQ_DIGITS_LARGE,
     "vq_tiny": VQ_TINY,
 }

@@ -11,7 +11,7 @@ from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.models.presets import PRESETS
 from janus_jax.weights.locations import existing_path
-from launch.cli import compilation_cache, model_flags
+from launch.cli import compilation_cache, model_flags, window_flag
 from launch.cli.phase_display import show_phases
 from launch.cli.worker import take_own_chips, this_worker
 
@@ -66,7 +66,10 @@ class OpenedModel(NamedTuple):
         """Options of images."""
         from janus_jax.evaluation.model_answers import published_generation
 
-        return published_generation(self.reader.config, CFG_WEIGHT.value)
+        published = published_generation(self.reader.config, CFG_WEIGHT.value)
+        if isinstance(self.reader.config, JanusFlowConfig):
+            return published
+        return published | {"window": window_flag.window()}
 
     def decoding(self, benchmark: Benchmark | ImageBenchmark) -> "Decoding":
         """How the requests of a benchmark are made; benchmarks of images have no options of questions."""
@@ -185,4 +188,6 @@ def _open() -> OpenedModel:
 
     folder = CHECKPOINT.value or ""
     reader = open_model(folder, EMA.value)
+    if isinstance(reader.config, JanusFlowConfig):
+        model_flags.refuse([window_flag.WINDOW], "JanusFlow")
     return OpenedModel(reader, find_vae(reader, folder, VAE.value))

@@ -40,6 +40,8 @@ def generate_batches(engine: Engine, work: ImageWork, folder: ImageFolder, at_a_
     if fitting < at_a_time:
         print(f"{at_a_time} images at a time do not fit the memory; generating {fitting} at a time", flush=True)
     tokens = engine.config.image_tokens
+    windows: list[int] = []  # of each batch
+    passes: list[int] = []
     total = len(work.requests) * work.num_images * tokens  # progress, on a terminal only: tokens, of latents too
     with tqdm.tqdm(total=total, unit="token", unit_scale=True, disable=None) as bar:
         for batch in batches:
@@ -51,7 +53,8 @@ def generate_batches(engine: Engine, work: ImageWork, folder: ImageFolder, at_a_
                 def show(codes: int, done: int = done, count: int = len(requests) * each) -> None:
                     bar.update(done + count * codes - bar.n)
 
-                options["on_codes"] = show
+                options["on_codes"], options["on_passes"] = show, passes.append
+                windows.append(engine.window(work.options.get("window", 1), len(requests), each))
             elif work.noise is not None:
                 options["initial_noise"] = work.noise[batch.prompts, first : first + each]
             samples = engine.generate(requests, each, **options)
@@ -60,3 +63,5 @@ def generate_batches(engine: Engine, work: ImageWork, folder: ImageFolder, at_a_
             bar.update(folder.count * tokens - bar.n)
             bar.set_postfix_str(f"{folder.count} images")
             yield samples
+    if max(windows, default=1) > 1:
+        print(f"window {max(windows)}: {tokens} codes of an image in {np.mean(passes):.0f} passes", flush=True)

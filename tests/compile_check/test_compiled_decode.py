@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from janus_jax.compile_check.decode import check_decoding
+from janus_jax.compile_check.decode import PROMPT_TOKENS, check_decoding
+from janus_jax.errors import UserError
 from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
 
 pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
@@ -28,6 +29,31 @@ def test_a_step_gathers_no_weights_and_copies_no_cache_nor_does_a_call(quantizat
     assert checked.step.copied_caches == []
     assert checked.step.hbm_bytes < 2.1 * checked.step.floor_bytes  # the floor is of the average step
     assert checked.program.memory.temporary < checked.cache_bytes / 4  # a call that copied them would hold them twice
+
+
+@pytest.mark.slow  # the default test of one code per step guards the same layout of the cache
+@pytest.mark.parametrize(("images", "window"), [(1, 32), (16, 4)])
+def test_a_pass_of_a_window_gathers_no_weights_and_copies_no_cache(images, window):
+    def check(window, **options):
+        mesh = {"data": 1, "fsdp": 1, "tensor": 4}
+        options = {"dtype": "bfloat16", "quantization": None, "options": {}} | options
+        return check_decoding("small", SMALL, "v5e:2x2", mesh, images=images, window=window, **options)
+
+    one, several = check(1), check(window, codes_per_pass=2.0)
+    assert several.step.moved_weights == several.step.copied_caches == []
+    assert several.step.hbm_bytes < 1.1 * one.step.hbm_bytes
+    assert several.program.memory.temporary < several.cache_bytes / 4
+    slots = SMALL.vq.num_tokens
+    per_slot = one.cache_bytes / (slots + PROMPT_TOKENS / images)
+    assert several.cache_bytes - one.cache_bytes == pytest.approx((window - 1) * per_slot)
+    assert one.image_seconds == one.step.predicted * slots
+    assert several.image_seconds == several.step.predicted * slots / 2
+
+
+def test_more_codes_per_pass_than_the_window_has_are_refused():
+    options = dict(images=1, dtype="bfloat16", quantization=None, options={}, codes_per_pass=4.5)
+    with pytest.raises(UserError, match="--codes_per_pass=4.5: expected at most --window=4"):
+        check_decoding("small", SMALL, "v5e:2x2", {"data": 1, "fsdp": 1, "tensor": 4}, window=4, **options)
 
 
 @pytest.mark.slow

@@ -17,15 +17,16 @@ import PIL.Image
 from examples.digits import data as digits
 from janus_jax.inference import janus, janusflow
 from janus_jax.inference.decode_image import decode_pixels
-from janus_jax.inference.flow_sampling import sample_latents
+from janus_jax.inference.flow_sampling import decode_latents, sample_latents
 from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.janusflow import JanusFlowPipeline
 from janus_jax.inference.padding import Buckets
 from janus_jax.models.params import flatten, init_params
 from janus_jax.models.scan_layers import unstack_layers
 from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
+from tests.helpers import small_flow
 from tests.helpers.quantized import quantize_params
-from tests.helpers.small_models import DECODED, SMALL_FLOW
+from tests.helpers.small_models import DECODED, SMALL_FLOW, random_params
 
 # Every head has keys and values of its own, so that heads can be divided into four; the image tokenizer halves once.
 CONFIG = dataclasses.replace(
@@ -41,6 +42,7 @@ FLOW = dataclasses.replace(
     uvit=dataclasses.replace(SMALL_FLOW.uvit, latent_size=8, latent_channels=4, width=16, time_width=32),
     prompt_style="janus_pro_tiny",
 )
+VAE = dataclasses.replace(small_flow.VAE, latent_channels=4)
 BUCKETS = Buckets(prompt=32, answer=16)
 PICTURE = PIL.Image.new("RGB", (25, 20), (250, 10, 10))
 PROMPTS = ["one", "a larger two"]
@@ -85,14 +87,17 @@ def run_stacked(config, tokenizer, mesh, params, short):
 
 
 def run_flow(model, short):
-    """Images that four devices cannot share equally, generated for the prompts together and for each alone."""
+    """Images that four devices cannot share equally, generated for the prompts together and for each alone, decoded."""
     options = {"cfg_weight": 2.0, "num_steps": 2, "seed": 4}
     with mock.patch.object(janusflow, "sample_latents", counting := Counting(sample_latents)):
         result = {"latents": model.generate_latents(PROMPTS, 3, **options).tolist()}
         if not short:
             alone = [model.generate_latents([PROMPTS[i]], 3, prompt_numbers=[i], **options) for i in range(2)]
             result["alone"] = np.concatenate(alone).tolist()
-    return result | {"latent_parts": counting.parts}
+    with mock.patch.object(janusflow, "decode_latents", decoding := Counting(decode_latents)):
+        latents = np.random.default_rng(3).standard_normal((5, *model.latent_shape)).astype(np.float32)
+        result["flow_pixels"] = [list(image.tobytes()) for image in model.decode_latents(latents)]
+    return result | {"latent_parts": counting.parts, "flow_pixel_parts": decoding.parts}
 
 
 class Counting:
@@ -124,7 +129,8 @@ def main(precision, *meshes):
         mesh = None if sizes == "1,1,1" else make_mesh(shape)
         options = {"buckets": BUCKETS, "mesh": mesh}
         results[sizes] = run(JanusPipeline(config, unrolled, tokenizer, **options), short)
-        results[sizes] |= run_flow(JanusFlowPipeline(flow_config, flow_params, tokenizer, **options), short)
+        vae = VAE, random_params(VAE)
+        results[sizes] |= run_flow(JanusFlowPipeline(flow_config, flow_params, tokenizer, vae=vae, **options), short)
         if mesh is not None and precision != "int8":
             results[sizes]["stacked"] = run_stacked(config, tokenizer, mesh, params, short)
     print(json.dumps(results))

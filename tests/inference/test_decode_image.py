@@ -85,6 +85,8 @@ def test_greedy_codes_equal_transformers(pipeline, pair, prompt_ids, greedy):
             guidance_scale=5,
         )
     np.testing.assert_array_equal(greedy, codes.numpy())
+    several = pipeline.generate_codes(PROMPTS, 1, cfg_weight=5.0, temperature=0.0, window=8)  # codes per pass
+    np.testing.assert_array_equal(several, codes.numpy())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ ROLES = STYLES["janus_pro_tiny"][:2]
 TOKENIZER = train_tokenizer(["no merges"], 300, extra_special_tokens=ROLES)
 CONFIG = dataclasses.replace(MICRO_JANUS, llama=dataclasses.replace(MICRO_JANUS.llama, max_length=64))
 TEXT = dict(max_new_tokens=None, temperature=0.0, top_p=0.95, top_k=0, seed=0)
-IMAGE = dict(num_images=1, cfg_weight=5.0, temperature=1.0, top_p=1.0, top_k=0, seed=0)
+IMAGE = dict(num_images=1, cfg_weight=5.0, temperature=1.0, top_p=1.0, top_k=0, seed=0, window="auto")
 FLOW = dict(num_images=1, cfg_weight=2.0, num_steps=30, solver="euler", seed=0)
 
 
@@ -77,6 +77,7 @@ BAD_OPTIONS = {
     "num_images": (0, -1, 1_000_001, 10**12, 1.5, float("inf"), None, "2", True),
     "cfg_weight": (float("nan"), float("-inf"), 1e7, None, "5", 1j),
     "num_steps": (0, 1.5, 10**5, None, "30"),
+    "window": (0, -1, 1025, 1.5, None, "8", True),
     "solver": ("dopri", None, ["euler"]),
 }
 

@@ -29,11 +29,13 @@ def same_latents(result, one, parts):
 
 
 def same_pixels(result, one, parts):
-    """Five images, decoded by each device in turn."""
+    """Five images of codes, decoded by each device in turn, and five of latents, a part of them on each device."""
     assert (result["pixel_parts"], one["pixel_parts"]) == ([parts], [1])
-    assert np.max(np.abs(np.subtract(result["pixels"], one["pixels"]))) <= 1
-    assert len(set(one["pixels"][0])) > 50
-    assert len(set(map(tuple, one["pixels"]))) == 5
+    assert (result["flow_pixel_parts"], one["flow_pixel_parts"]) == ([4], [1, 1])
+    for name in ("pixels", "flow_pixels"):
+        assert np.max(np.abs(np.subtract(result[name], one[name]))) <= 1
+        assert len(set(one[name][0])) > 50
+        assert len(set(map(tuple, one[name]))) == 5
 
 
 def same_tokens_when_stacked(result, one):

@@ -172,7 +172,7 @@ FAILURES = {
 # Commands whose --help must list these flags, which other files define.
 HELP = {
     "chat": ["checkpoint", "dtype", "mesh", "quantize", "buckets", "compilation_cache"],
-    "generate": ["checkpoint", "dtype", "mesh", "quantize", "buckets", "compilation_cache"],
+    "generate": ["checkpoint", "dtype", "mesh", "quantize", "buckets", "compilation_cache", "window"],
     "compile_check": ["topology", "dtype", "mesh", "quantize"],
     "train": ["config", "workdir", "multihost", "coordinator", "step_timeout", "compilation_cache"],
 }

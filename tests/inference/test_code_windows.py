@@ -1,0 +1,197 @@
+"""Codes that are guessed and checked in a window are those that are sampled one by one, in fewer passes."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from janus_jax.errors import UserError
+from janus_jax.inference.code_windows import automatic_window, guess, num_known
+from janus_jax.inference.compiled_programs import traced
+from janus_jax.inference.decode_image import continue_images, start_images, start_prompts
+from janus_jax.inference.sampling import Sampling, image_keys
+from janus_jax.models.config import SemanticDecoderConfig, VQConfig
+from janus_jax.models.execution import decoding_execution
+from janus_jax.models.params import bind, build
+from janus_jax.models.presets import JANUS_PRO_7B, ablation_arms
+from janus_jax.models.scan_layers import unstack_layers
+from tests.helpers.small_models import DECODED, SMALL, random_array, random_params
+
+PROMPTS = ["seven", "the digit one", "the larger of the digits two and nine, drawn in chalk above a smaller one"]
+WINDOW = 5
+SAMPLED = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
+
+
+def generate(pipeline, num_images=1, window=1, **options):
+    """Codes [images, N] of all prompts in one batch, and the number of passes."""
+    engine = pipeline.engine
+    requests, decoding = engine.reader.codes(PROMPTS, num_images, **options)
+    keys, prompts = image_keys(requests, num_images), engine.guided([request.prompt for request in requests])
+    weight, sampling = decoding["cfg_weight"], decoding["sampling"]
+    state = engine.prefill_images(prompts, keys, weight, sampling=sampling, window=window)
+    state = engine.continue_images(state, keys, weight, pipeline.config.image_tokens, sampling=sampling)
+    assert int(state.step) == pipeline.config.image_tokens
+    return np.asarray(state.codes)[:, : pipeline.config.image_tokens], state.passes
+
+
+def test_the_codes_are_those_of_one_by_one_in_fewer_passes(pipeline):
+    for weight, fewest in ((1.0, 12), (5.0, 15)):
+        options = SAMPLED | {"cfg_weight": weight}
+        expected, passes = generate(pipeline, **options)
+        assert passes is None  # 15 after the first code
+        codes, passes = generate(pipeline, window=WINDOW, **options)
+        np.testing.assert_array_equal(codes, expected)
+        assert int(passes) < fewest
+        assert len(np.unique(codes)) > 15
+
+
+def test_progress_is_told_after_a_portion_or_a_few_codes_more(pipeline, monkeypatch):
+    monkeypatch.setattr("janus_jax.inference.janus.PORTION", 6)
+    options, told = SAMPLED | {"window": WINDOW, "cfg_weight": 1.0}, []
+    codes = pipeline.generate_codes(PROMPTS, 1, on_codes=told.append, **options)
+    before = traced.copy()
+    np.testing.assert_array_equal(codes, pipeline.generate_codes(PROMPTS, 1, **options))
+    assert traced == before  # portions are arguments
+    assert told[-1] == 16
+    assert all(end <= codes < end + WINDOW for codes, end in zip(told[:-1], (6, 12), strict=False))
+
+
+def reference_passes(sequential, window, rng):
+    """Passes of the loop, whose samples are right as long as the guesses are, and random behind a wrong one."""
+    rows, total = sequential.shape
+    padded = np.pad(sequential, ((0, 0), (0, 2 * window)))
+    codes, known, sampled = padded.copy(), 1, 1
+    codes[:, 1:] = codes[:, :1]
+    yield codes[:, known - 1 : known - 1 + window].copy(), None, known
+    while known < total:
+        read = codes[:, known - 1 : known - 1 + window].copy()
+        new = padded[:, known : known + window].copy()
+        right = []
+        for row in range(rows):
+            count = 0
+            while count < window - 1 and read[row, count + 1] == new[row, count]:
+                count += 1
+            right.append(count)
+            new[row, count + 1 :] = rng.integers(0, 3, window - 1 - count)
+        codes[:, known : known + window] = new
+        sampled, known = known + window, min(known + min(right) + 1, total)
+        for place in range(known, known + window - 1):
+            if place >= sampled:
+                codes[:, place] = codes[:, place - 1]
+        yield codes[:, known - 1 : known - 1 + window].copy(), (read, new), known
+
+
+def test_known_codes_and_guesses_are_those_of_a_loop_over_rows():
+    rng = np.random.default_rng(0)
+    several = 0
+    for rows, window in ((1, 3), (3, 5)):
+        sequential = rng.integers(0, 2, (rows, 12))
+        codes = jnp.zeros((rows, 12 + window - 1), jnp.int32).at[:, 0].set(sequential[:, 0])
+        codes, known = guess(codes, 1, 1, window), 1
+        for read, sampled, expected in reference_passes(sequential, window, rng):
+            if sampled is not None:
+                new = jnp.asarray(sampled[1])
+                np.testing.assert_array_equal(codes[:, known - 1 : known - 1 + window], sampled[0])
+                codes = jax.lax.dynamic_update_slice_in_dim(codes, new, known, axis=1)
+                after = min(known + int(num_known(new, jnp.asarray(sampled[0]))), 12)
+                codes = guess(codes, after, known + window, window)
+                several += after > known + 1
+                known = after
+            assert known == expected
+            np.testing.assert_array_equal(codes[:, known - 1 : known - 1 + window], read)
+    assert several > 3
+
+
+class TwoCodes(VQConfig):
+    """An image of two codes, which no square grid has."""
+
+    @property
+    def num_tokens(self):
+        return 2
+
+
+@pytest.mark.slow  # by default the codes are compared with those of one by one
+def test_two_codes_have_the_probabilities_of_all_pairs():
+    """Of 200,000 images that are generated alone, so that right and wrong guesses lead to different passes."""
+    vq = TwoCodes(**dataclasses.asdict(dataclasses.replace(SMALL.vq, num_codes=4)))
+    config = dataclasses.replace(SMALL, vq=vq, llama=dataclasses.replace(SMALL.llama, depth=1))
+    params = unstack_layers(random_params(config, seed=2))
+    model = build(config, decoding_execution("float32", "tpu", on_mesh=False))
+    apply = bind(model, params)
+    prefix = start_prompts(model, 2, 1)._replace(hidden=random_array(2, config.llama.width))  # no key is visible
+    weight, sampling = jnp.float32(1.5), Sampling.of(0.8)
+
+    def one(key, window=2):
+        key = key[None]
+        arguments = dict(unconditional_of=jnp.zeros(1, jnp.int32), keys=key, cfg_weight=weight)
+        state = start_images.__wrapped__(model, params, prefix, **arguments, sampling=sampling, window=window)
+        state = continue_images(model, params, state, key, weight, 2, sampling=sampling)
+        return state.codes[0, :2]
+
+    def guided(hidden):
+        conditional, unconditional = apply(hidden, method="image_logits")
+        return jax.nn.softmax((unconditional + 1.5 * (conditional - unconditional)) / 0.8)
+
+    def second(code):
+        x = apply(jnp.full((2, 1), code), method="embed_codes")
+        hidden, _ = apply(x, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), jnp.int32))
+        return guided(hidden[:, -1])
+
+    expected = np.float64(guided(prefix.hidden))[:, None] * [np.float64(second(code)) for code in range(4)]
+    keys = jax.random.split(jax.random.key(3), 200_000)
+    codes = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20_000))(keys)
+    counts = np.bincount(np.asarray(codes) @ [4, 1], minlength=16)
+    assert expected.min() > 1e-3
+    assert scipy.stats.chisquare(counts, 200_000 * expected.ravel() / expected.sum()).pvalue > 0.01
+    uniform = np.full(16, 200_000 / 16)
+    assert scipy.stats.chisquare(counts, uniform).pvalue < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("platform", "images", "shares", "expected"),
+    [
+        ("cpu", 1, 1, 4),
+        ("cpu", 2, 1, 2),
+        ("cpu", 4, 1, 1),
+        ("tpu", 1, 1, 32),
+        ("tpu", 16, 1, 4),
+        ("tpu", 16, 4, 16),
+        ("tpu", 1000, 1, 1),
+    ],
+)
+def test_the_automatic_window_has_as_many_rows_as_are_free(platform, images, shares, expected):
+    execution = decoding_execution("bfloat16", platform, on_mesh=shares > 1)
+    assert automatic_window(JANUS_PRO_7B, execution, images, platform, shares) == expected
+
+
+def test_a_semantic_decoder_takes_codes_one_by_one(pipeline):
+    semantic = SemanticDecoderConfig(width=12, depth=2, num_heads=3, mlp_dim=20, norm_eps=1e-6)
+    config = ablation_arms(DECODED, semantic)["b"]
+    assert automatic_window(config, pipeline.engine.model.execution, 1, "cpu") == 1
+    reader = type(pipeline.engine.reader)(config, pipeline.tokenizer)
+    assert reader.codes(["one"], 1, window=1)[1]["window"] == 1
+    with pytest.raises(UserError, match="window=2: the semantic decoder"):
+        reader.codes(["one"], 1, window=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [2, 3, 8, 16, 21])
+def test_every_window_guidance_and_sampling_gives_the_same_codes(pipeline, window):
+    """Of 504 images 99 in 100 must be the same, since rounding may decide between two codes of nearly equal score."""
+    kinds = [{"temperature": 0.0}, {"top_k": 8}, {"temperature": 0.3}, {"temperature": 0.8, "top_p": 0.7}]
+    same, fewest = [], []
+    for options, weight in itertools.product(kinds, (0.0, 1.0, 5.0)):
+        asked = options | {"cfg_weight": weight, "seed": 7, "num_images": 14}
+        expected, _ = generate(pipeline, **asked)
+        codes, passes = generate(pipeline, window=window, **asked)
+        if options == kinds[0]:
+            np.testing.assert_array_equal(codes, expected)
+        same.append((codes == expected).all(axis=1))
+        fewest.append(int(passes))
+    assert np.concatenate(same).size == 504
+    assert np.mean(np.concatenate(same)) >= 0.99
+    assert min(fewest) < 15
