@@ -14,7 +14,7 @@ from janus_jax.errors import UserError
 
 PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
-STEPS = {"tokenizer": 400, "stage1": 30, "stage2": 60, "stage3": 1200}
+STEPS = {"tokenizer": 400, "stage1": 30, "stage2": 60, "stage3": 1100}
 LEARNING_RATE = 2e-3
 
 
@@ -23,13 +23,14 @@ def get_config(phase: str = "stage1") -> ConfigDict:
         raise UserError(f"configs/quickstart.py:{phase}: expected one of {', '.join(PHASES)}")
     if phase == "tokenizer":
         config = vq_config("vq_digits")
-        config.train.batch_size = 32
+        config.train.batch_size, config.train.schedule = 32, "cosine"
     else:
         config = base_config(phase, "janus_pro_digits")
         config.trainable = (("vq/.*", False), (".*", True))
         config.data.ratio = ratio(*map(float, RATIOS[phase]))
-        # The same shapes and schedule in stages I and II: they share their compiled programs.
+        # The same shapes, learning rate and average in all stages: they share their compiled program.
         config.data.und_slots, config.data.gen_slots = 3, 3
+        config.train.schedule, config.train.ema = "constant", 0.99
         config.data.stored_codes = True
         config.data.supervision = "answers"
         config.loss.normalization = "tasks"  # an answer has two tokens, an image sixteen
@@ -42,7 +43,6 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     config.train.update(
         num_steps=STEPS[phase],
         learning_rate=LEARNING_RATE,
-        schedule="cosine" if phase in ("tokenizer", "stage3") else "constant",
         warmup_steps=20,
         final_fraction=0.05,
     )

@@ -47,9 +47,9 @@ def to_image(intensities: np.ndarray, size: int = IMAGE_SIZE) -> PIL.Image.Image
 def jitter(image: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
     """The same digit as another hand could write it.
 
-    It is turned by up to 12 degrees, up to 10 % smaller or larger, and moved by up to 1.5 pixels.
+    It is turned by up to 8 degrees, up to 7 % smaller or larger, and moved by up to one pixel.
     """
-    angle, zoom, shift = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.9, 1.1), rng.uniform(-1.5, 1.5, size=2)
+    angle, zoom, shift = np.deg2rad(rng.uniform(-8, 8)), rng.uniform(0.93, 1.07), rng.uniform(-1.0, 1.0, size=2)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     inverse = rotation / zoom  # maps a pixel of the result to the pixel of the input that it shows
     offset = image.width / 2 - inverse @ (image.width / 2 + shift)

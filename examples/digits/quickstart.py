@@ -47,7 +47,7 @@ OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for everything that is written. Default: quickstart, with --model=flow quickstart-flow."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters, the data order and the generated images.")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "Guidance weight of the generated images. Default: 1.5.")
+CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "Guidance weight of the generated images. Default: that of the recipe.")
 ABLATION = flags.DEFINE_bool(
     "ablation", False, "With --model=flow: also train with and without the alignment loss at equal compute."
 )
@@ -89,7 +89,7 @@ def _train_and_evaluate(recipe: Recipe, run: RunFolder, output: epath.Path) -> N
             ablation.train_arms(arms, output / "ablation")
     with run.timed("evaluation"):
         print(f"asking {len(held_out.labels)} questions, generating {IMAGES_PER_CLASS} images per digit", flush=True)
-        model = from_pretrained(output / "runs" / phases[-1], ema=recipe.ema)
+        model = from_pretrained(output / "runs" / phases[-1], ema=True)
         if not (output / "checkpoint").exists():
             model.save_pretrained(output / "checkpoint")
         weight = recipe.cfg_weight if cfg_weight is None else cfg_weight

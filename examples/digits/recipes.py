@@ -12,7 +12,6 @@ class Recipe(NamedTuple):
     family: str  # name for the page
     experiment: ModuleType  # config file with PHASES and get_config(phase)
     cfg_weight: float  # guidance weight of the generated images
-    ema: bool  # whether the average of the parameters over the steps is evaluated and kept, not their last values
     typical_seconds: dict[str, float]  # seconds of each part; their proportions tell how much of a run is left
     targets: dict[str, tuple[str, float]]  # key of report.json -> (">=" or "<=", bar)
     titles: dict[str, tuple[str, str]]  # phase -> (title, note)
@@ -30,6 +29,9 @@ DIGITS = (
     "trained on. For reading, each training image is also shown slightly turned, moved and resized. The judge of the "
     "generated images is a support vector machine fitted to the real training images only."
 )
+AVERAGE = (
+    "Images and answers come from the average of the parameters over the steps, with JanusFlow's decay of 0.99."
+)
 ANSWERS = (
     "Only answers carry text loss, in all stages, because the conversations are short. The papers supervise all text "
     "before stage III."
@@ -39,8 +41,7 @@ RECIPES = {
     "janus": Recipe(
         family="Janus-Pro",
         experiment=quickstart,
-        cfg_weight=1.5,
-        ema=False,
+        cfg_weight=1.25,
         typical_seconds={"data": 5, "tokenizer": 38, "stage1": 12, "stage2": 7, "stage3": 73, "evaluation": 15},
         targets=TARGETS,
         titles={
@@ -55,7 +56,7 @@ RECIPES = {
         notes=(
             "Stage I of the papers trains only the adaptors and the image head, on top of a pretrained SigLIP and a "
             "pretrained LLM. Neither exists at this size, so here every stage trains everything except the image "
-            "tokenizer.",
+            "tokenizer. " + AVERAGE,
             DIGITS,
             ANSWERS,
         ),
@@ -64,7 +65,6 @@ RECIPES = {
         family="JanusFlow",
         experiment=quickstart_flow,
         cfg_weight=1.5,
-        ema=True,
         typical_seconds={"data": 7, "stage1": 60, "stage2": 72, "stage3": 287, "evaluation": 52},
         targets=TARGETS,
         titles={
@@ -76,8 +76,7 @@ RECIPES = {
             "The latents are the pixels themselves: images of 16x16 pixels, in 4 x 4 tokens of 4 x 4 pixels. At this "
             "size a VAE would have nothing to save.",
             "Stage 1 of the paper trains on top of a pretrained SigLIP and a pretrained LLM. Neither exists at this "
-            "size, so here every stage trains everything. Images and answers come from the average of the "
-            "parameters over the steps, with the paper's decay of 0.99.",
+            "size, so here every stage trains everything. " + AVERAGE,
             DIGITS,
             "Only answers carry text loss, as in the paper.",
         ),
