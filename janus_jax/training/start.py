@@ -180,7 +180,7 @@ def _flatten(fields: dict, prefix: str = "") -> dict[str, object]:
 def _format_choices(config: ConfigDict, plan: Plan, remat: RematChoice | None, workers: int) -> str:
     """A line for each "auto" of the config that says what it means here."""
     lines = []
-    if AUTO in config.mesh.to_dict().values():
+    if plan.mesh.size > 1 and AUTO in config.mesh.to_dict().values():
         axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
         lines.append(f"mesh auto: {axes}; {config.train.batch_size // row_shares(plan.mesh)} rows each")
     if remat is not None:

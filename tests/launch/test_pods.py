@@ -17,6 +17,7 @@ from configs.janus_pro_7b import get_config
 from janus_jax.data.packing import IMAGE_FEATURES, block_bytes
 from janus_jax.data.stream import RING_SLOTS
 from janus_jax.training.resilience.exit_codes import RESTART
+from janus_jax.training.setup import num_shards
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 STATES = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
@@ -206,9 +207,9 @@ def test_the_jobset_has_a_host_per_four_chips_of_its_topology():
     assert f"\nWORKDIR {container['workingDir']}\n" in (LAUNCH / "tpu" / "Dockerfile").read_text()
     assert container["command"] == ["python", "-m", "launch.train"] and "--multihost" in container["args"]
     fields = dict(argument.removeprefix("--").partition("=")[::2] for argument in container["args"])
-    assert int(fields["config.mesh.fsdp"]) == x * y * z
-    assert int(fields["config.data.num_shards"]) % (hosts["parallelism"] * 4) == 0  # four workers a host
     config = get_config("stage2")
+    assert num_shards(config) % (hosts["parallelism"] * 4) == 0  # room for four workers a host and more
+    assert config.train.batch_size % (x * y * z) == 0 and not {field for field in fields if "mesh" in field}
     assert fields["config"] == "configs/janus_pro_7b.py:stage2"
     rows = config.train.batch_size // hosts["parallelism"]
     slots = dict(zip(IMAGE_FEATURES, ((config.data.und_slots, 384), (config.data.gen_slots, 384)), strict=True))

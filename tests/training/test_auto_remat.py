@@ -14,6 +14,7 @@ from janus_jax.training.auto_remat import ACCELERATOR_POLICIES, CPU_POLICIES, Re
 from janus_jax.training.loop import train
 from janus_jax.training.memory import predicted_peak
 from janus_jax.training.plan import make_plan
+from janus_jax.training.start import open_run
 from tests.helpers import REPOSITORY
 from tests.helpers.tiny_runs import janus_experiment, saved_state
 
@@ -132,6 +133,17 @@ def test_processes_choose_by_the_smallest_memory(monkeypatch):
     assert auto_remat._memory(devices) is None
     tpus = [SimpleNamespace(device_kind="TPU v5p", num_cores=2)] * 2
     assert auto_remat._memory(tpus) == 95 << 30  # by the table, without asking
+
+
+def test_a_run_says_what_it_took(data_folder, tmp_path, capsys):
+    config = janus_experiment(data_folder)
+    config.remat = config.data.workers = config.data.num_shards = "auto"
+    run, _ = open_run(config, tmp_path / "run")
+    run.stream.close()
+    assert run.plan.execution.remat == "none"
+    said = capsys.readouterr().out
+    assert "remat auto: none, predicted 0." in said and "data auto: 4 logical shards, read by " in said
+    assert "mesh auto" not in said  # one device has no choice
 
 
 @pytest.mark.slow
