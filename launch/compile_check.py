@@ -96,11 +96,15 @@ def _check_training(topology: str, options: dict[str, str | float]) -> None:
         write_program(result.program, HLO_OUTPUT.value)
     if not JSON.value:
         print(format_report(result), flush=True)  # before the search, which takes longer
-    other = None if result.fits else search.fitting()
+    others = []
+    for other in () if result.fits else search.fitting():
+        others.append(other)
+        if not JSON.value:
+            print("\nwould fit:\n", format_report(other), sep="\n", flush=True)
     if JSON.value:
-        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other)] if other else []}))
-    elif not result.fits:
-        print("\nwould fit:\n", format_report(other) if other else "nothing that was tried", sep="\n")
+        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other) for other in others]}))
+    elif not result.fits and not others:
+        print("\nnothing that was tried would fit")
 
 
 def _sweep(topology: str, options: dict[str, str | float]) -> None:

@@ -64,7 +64,7 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Options) 
     batch = abstract_batch(config, plan)
     mesh = "x".join(str(size) for size in plan.mesh.shape.values())
     rows = f"{config.train.batch_size} rows in {plan.micro_batches} micro-batches"
-    what = f"the training step of {config.name}, {rows}, remat {config.remat}, mesh {mesh}"
+    what = f"the training step of {config.name}, {rows}, remat {plan.execution.remat}, mesh {mesh}"
     with compiling(f"{what}, for {topology}", "; with more config.train.micro_batches there is less to compile"):
         lowered = plan.make_step().lower(plan.state, batch)
         program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
@@ -96,7 +96,7 @@ def too_large(config: ConfigDict, plan: Plan, topology: str, reason: str) -> Che
         tokens=0 if isinstance(batch, ImageBatch) else config.train.batch_size * config.data.row_length,
         images_at_most=config.train.batch_size * images_of_a_row(config, plan.architecture),
         steps=config.train.num_steps,
-        remat=config.remat,
+        remat=plan.execution.remat,
         state_bytes=_state_bytes(plan, batch),
         fits=False,
         needed_bytes=needed_bytes(reason),
