@@ -28,8 +28,8 @@ class Search:
     Raises UserError for a config or a topology that cannot work.
     """
 
-    def __init__(self, config: ConfigDict, topology: str, slices: int, options: Options):
-        self._config, self._topology, self._options = config, topology, options
+    def __init__(self, config: ConfigDict, topology: str, slices: int, options: Options, whole: bool = False):
+        self._config, self._topology, self._options, self._whole = config, topology, options, whole
         self._devices = topology_devices(topology, slices)
         self._capacity = machine_of(self._devices).hbm_bytes
         self._plan = make_plan(config, self._devices)
@@ -83,7 +83,7 @@ class Search:
         key = rows, remat
         if key not in self._checks:
             config, plan = self._variant(rows, remat)
-            self._checks[key] = check_plan(config, plan, self._topology, self._options)
+            self._checks[key] = check_plan(config, plan, self._topology, self._options, self._whole)
             tell(format_line(self._checks[key]))
         return self._checks[key]
 

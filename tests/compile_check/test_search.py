@@ -31,7 +31,7 @@ def compiled(monkeypatch):
             of_row = row * (1 if config.remat == remat else saved)
             return int(of_row * (rows // config.train.micro_batches))
 
-        def pretend(config, plan, topology, options):
+        def pretend(config, plan, topology, options, whole):
             tried.append((rows // config.train.micro_batches, config.remat))
             needed = int(state) + activations(config)
             result = too_large(config, plan, topology, f"Used {needed / 2**30:.2f}G of 15.75G hbm")
@@ -89,8 +89,8 @@ def test_nothing_fits_where_the_state_alone_does_not(compiled):
 
 
 @pytest.mark.slow
-def test_the_memory_of_more_rows_is_foreseen_and_micro_batches_stay_a_loop():
-    """Of eight rows on each of four chips, one at a time tells what four at a time need."""
+def test_what_is_expected_to_fit_does_and_micro_batches_stay_a_loop():
+    """Of eight rows on each of four chips, one at a time tells what four at a time need at most."""
     pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
     config = janus_pro_1b.get_config("text_only:debug").unlock()
     config.dtype, config.attention, config.remat, config.mesh.fsdp = "bfloat16", "xla", "full", 4
@@ -100,4 +100,4 @@ def test_the_memory_of_more_rows_is_foreseen_and_micro_batches_stay_a_loop():
     module = parse(check.program.hlo)
     loops = [(inst, part) for part in module.computations.values() for inst in part.values() if inst.op == "while"]
     assert 2 in [trip_count(module, inst, part) for inst, part in loops] and not check.estimate.unknown_loops
-    assert found.expected_bytes(4, "full") == pytest.approx(check.needed_bytes, rel=0.1)
+    assert found.expected_bytes(4, "full") >= 0.97 * check.needed_bytes
