@@ -44,6 +44,9 @@ TRAINING: Mapping[str, Options] = {
     "TPU v6 lite": {**SPARSE_CORE, "xla_tpu_scoped_vmem_limit_kib": "98304"},
 }
 
+# XLA then tries fewer variants of a program, so that it compiles sooner and may run more slowly. Both are from -1 to 1.
+LEAST_EFFORT: Options = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
+
 PROGRAMS = ("train_step", "decode", "image_loop")
 
 

@@ -227,15 +227,16 @@ def decoding_shardings(config: FamilyConfig, mesh: Mesh) -> dict[str, NamedShard
 class GatheredWeights:
     """Gathers whole weights from the shards of one device, inside `jax.shard_map` over `ROW_AXES`.
 
-    A weight is cast to the compute dtype before it is sent, unless it is int8. The transpose of gathering is a
-    reduce-scatter: the gradient of a shard is the sum over the devices of `fsdp`, and only over these. On v5e 2x2 and
-    2x4 the TPU compiler keeps the reduce-scatter, or names it `all-reduce-scatter`. On tori with several longer rings
-    (v5e 4x4, 8x8, 16x16, v6e 8x8, v5p 4x4x4) libtpu 0.0.46.3 replaces it by one all-reduce over all rings and a slice
-    of the result. One reduce-scatter per ring was predicted to be slower on v5e 4x4 (`launch.compile_check`).
+    A weight is cast to the compute dtype before it is sent, unless it is int8 or in the module `exact`, which is
+    computed in the dtype of its parameters. The transpose of gathering is a reduce-scatter: the gradient of a shard is
+    the sum over the devices of `fsdp`, and only over these. On v5e 2x2 and 2x4 the TPU compiler keeps the
+    reduce-scatter, or names it `all-reduce-scatter`. On tori with several longer rings (v5e 4x4, 8x8, 16x16, v6e 8x8,
+    v5p 4x4x4) libtpu 0.0.46.3 replaces it by one all-reduce over all rings and a slice of the result. One
+    reduce-scatter per ring was predicted to be slower on v5e 4x4 (`launch.compile_check`).
     """
 
-    def __init__(self, dtype: DTypeLike, specs: Mapping[str, PartitionSpec]):
-        self._dtype = dtype
+    def __init__(self, dtype: DTypeLike, specs: Mapping[str, PartitionSpec], exact: str = ""):
+        self._dtype, self._exact = dtype, exact
         self._dimensions = {path: spec.index("fsdp") for path, spec in specs.items() if "fsdp" in spec}
 
     def __call__(self, path: tuple[str, ...], shards: dict[str, Any]) -> dict[str, Any]:
@@ -243,13 +244,15 @@ class GatheredWeights:
         sliced = int(STACKED in path)
 
         def whole(name: str, shard: jax.Array) -> jax.Array:
-            dimension = self._dimensions.get("/".join((*path, name)))
+            full_name = "/".join((*path, name))
+            dimension = self._dimensions.get(full_name)
             if dimension is None:
                 return shard
             # The sharded dimension leads while the weight is sent. The TPU compiler scatters a reduction only along the
             # major dimension, and makes an all-reduce for any other (libtpu 0.0.46.3). A transpose next to a product is
             # only a choice of layout, not a copy.
-            sent = shard if shard.dtype == jnp.int8 else shard.astype(self._dtype)
+            as_it_is = shard.dtype == jnp.int8 or full_name.split("/")[0] == self._exact
+            sent = shard if as_it_is else shard.astype(self._dtype)
             leading = jnp.moveaxis(sent, dimension - sliced, 0)
             return jnp.moveaxis(jax.lax.all_gather(leading, "fsdp", tiled=True), 0, dimension - sliced)
 

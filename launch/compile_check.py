@@ -21,6 +21,7 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
+from janus_jax.compiler_options import LEAST_EFFORT, Options
 from janus_jax.errors import UserError
 from launch.cli import errors, model_flags
 
@@ -43,6 +44,12 @@ SWEEP = flags.DEFINE_string(
 )
 OPTIONS = flags.DEFINE_multi_string(
     "compiler_option", [], "An option of XLA as name=value, besides those of the step. May be repeated."
+)
+WHOLE = flags.DEFINE_bool(
+    "whole",
+    False,
+    "Whether to compile a step that encodes images as one program, which takes long. By default the encoding is a "
+    "program of its own, whose time is added, and --hlo_output has the step without it.",
 )
 QUICK = flags.DEFINE_bool(
     "quick",
@@ -73,19 +80,18 @@ BENCHMARKS = flags.DEFINE_bool(
 )
 for flag in (model_flags.DTYPE, model_flags.QUANTIZE, model_flags.MESH):
     flags.declare_key_flag(flag.name)  # shows the flag in --help
-LEAST_EFFORT = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}  # of -1 to 1
 # A compiled program has the lengths that it is asked for, so that --buckets means nothing here.
 TRAINING_FLAGS, DECODING_FLAGS = (
-    (SLICES, SWEEP, model_flags.BUCKETS),
+    (SLICES, SWEEP, WHOLE, model_flags.BUCKETS),
     (IMAGES, WINDOW, CODES_PER_PASS, BENCHMARKS, *model_flags.ALL),
 )
 
 
 def main() -> None:
     errors.require("config", "topology")
-    options: dict[str, str | float] = dict(errors.pairs("compiler_option", OPTIONS.value))
+    options: Options = errors.pairs("compiler_option", OPTIONS.value)
     if QUICK.value:
-        options |= LEAST_EFFORT
+        options = {**options, **LEAST_EFFORT}
     for flag in TRAINING_FLAGS if DECODE.value else DECODING_FLAGS:
         if flags.FLAGS[flag.name].present:
             raise UserError(f"--{flag.name} means nothing {'with' if DECODE.value else 'without'} --decode")
@@ -98,25 +104,29 @@ def main() -> None:
         _check_training(topology, options)
 
 
-def _check_training(topology: str, options: dict[str, str | float]) -> None:
+def _check_training(topology: str, options: Options) -> None:
     from janus_jax.compile_check.program import write_program
     from janus_jax.compile_check.report import as_dict, format_report
     from janus_jax.compile_check.search import Search
 
-    search = Search(CONFIG.value, topology, SLICES.value, options)
+    search = Search(CONFIG.value, topology, SLICES.value, options, whole=WHOLE.value)
     result = search.given()
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
     if not JSON.value:
         print(format_report(result), flush=True)  # before the search, which takes longer
-    other = None if result.fits else search.fitting()
+    others = []
+    for other in () if result.fits else search.fitting():
+        others.append(other)
+        if not JSON.value:
+            print("\nwould fit:\n", format_report(other), sep="\n", flush=True)
     if JSON.value:
-        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other)] if other else []}))
-    elif not result.fits:
-        print("\nwould fit:\n", format_report(other) if other else "nothing that was tried", sep="\n")
+        print(json.dumps(as_dict(result) | {"would_fit": [as_dict(other) for other in others]}))
+    elif not result.fits and not others:
+        print("\nnothing that was tried would fit")
 
 
-def _sweep(topology: str, options: dict[str, str | float]) -> None:
+def _sweep(topology: str, options: Options) -> None:
     if HLO_OUTPUT.value:
         raise UserError(f"--hlo_output={HLO_OUTPUT.value} is for one program, but --sweep compiles several")
     from janus_jax.compile_check.report import as_dict
@@ -129,7 +139,7 @@ def _sweep(topology: str, options: dict[str, str | float]) -> None:
         print(format_sweep(checks, impossible))
 
 
-def _check_decoding(topology: str, options: dict[str, str | float]) -> None:
+def _check_decoding(topology: str, options: Options) -> None:
     from janus_jax.compile_check import benchmark_hours, decode
     from janus_jax.compile_check.batches import check_batches
     from janus_jax.compile_check.program import write_program

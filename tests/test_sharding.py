@@ -3,14 +3,18 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from configs import janus_pro_1b
 from janus_jax import sharding
 from janus_jax.errors import UserError
-from janus_jax.models.params import abstract_params, flatten
+from janus_jax.models.params import abstract_params, flatten, unflatten
 from janus_jax.models.presets import JANUS_PRO_7B, JANUS_PRO_TINY
-from janus_jax.sharding import MESH_AXES, auto_mesh, make_mesh, param_shardings, row_shares
+from janus_jax.sharding import MESH_AXES, GatheredWeights, auto_mesh, make_mesh, param_shardings, row_shares
+from janus_jax.training.plan import make_plan
 from tests.helpers import REPOSITORY
 from tests.helpers.tiny_runs import MICRO_JANUS
 
@@ -195,3 +199,26 @@ def test_heads_of_caches_that_tensor_does_not_divide_are_refused():
     mesh = jax.sharding.AbstractMesh((1, 1, 4), MESH_AXES)
     with pytest.raises(UserError, match=r"mesh\.tensor=4 does not divide llama\.num_kv_heads=2"):
         sharding.decoding_shardings(MICRO_JANUS, mesh)
+
+
+def test_weights_of_the_image_tokenizer_are_gathered_as_they_are():
+    """Rounded ones would give other codes than `prepare_data` stores."""
+    specs = {"vq/encoder/kernel": PartitionSpec("fsdp"), "llm/kernel": PartitionSpec("fsdp")}
+    gather = GatheredWeights(jnp.bfloat16, specs, exact="vq").outside_stacks
+    shards = {"vq": {"encoder": {"kernel": jnp.zeros(2)}}, "llm": {"kernel": jnp.zeros(2)}}
+    whole = jax.make_jaxpr(gather, axis_env=[("fsdp", 2)], return_shape=True)(shards)[1]
+    assert (whole["vq"]["encoder"]["kernel"].dtype, whole["llm"]["kernel"].dtype) == (jnp.float32, jnp.bfloat16)
+    assert whole["vq"]["encoder"]["kernel"].shape == (4,)
+
+
+def test_a_plan_keeps_the_weights_of_its_image_tokenizer_exact(devices):
+    config = janus_pro_1b.get_config("stage2")
+    config.train.batch_size = 4
+    devices(4)
+    plan = make_plan(config)
+    frozen, specs = flatten(plan.state.frozen), flatten(plan.shardings.frozen)
+    divided = next(path for path in frozen if path.startswith("vq/encoder/") and "fsdp" in specs[path].spec)
+    shard = jax.ShapeDtypeStruct(specs[divided].shard_shape(frozen[divided].shape), frozen[divided].dtype)
+    gather = plan.execution.weights.outside_stacks
+    whole = jax.make_jaxpr(gather, axis_env=[("fsdp", 4)], return_shape=True)(unflatten({divided: shard}))[1]
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(whole)] == [(frozen[divided].shape, jnp.float32)]

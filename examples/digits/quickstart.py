@@ -47,7 +47,9 @@ OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for everything that is written. Default: quickstart, with --model=flow quickstart-flow."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters, the data order and the generated images.")
-CFG_WEIGHT = flags.DEFINE_float("cfg_weight", None, "Guidance weight of the generated images. Default: that of the recipe.")
+CFG_WEIGHT = flags.DEFINE_float(
+    "cfg_weight", None, "Guidance weight of the generated images. Default: that of the recipe."
+)
 ABLATION = flags.DEFINE_bool(
     "ablation", False, "With --model=flow: also train with and without the alignment loss at equal compute."
 )

@@ -29,9 +29,7 @@ DIGITS = (
     "trained on. For reading, each training image is also shown slightly turned, moved and resized. The judge of the "
     "generated images is a support vector machine fitted to the real training images only."
 )
-AVERAGE = (
-    "Images and answers come from the average of the parameters over the steps, with JanusFlow's decay of 0.99."
-)
+AVERAGE = "Images and answers come from the average of the parameters over the steps, with JanusFlow's decay of 0.99."
 ANSWERS = (
     "Only answers carry text loss, in all stages, because the conversations are short. The papers supervise all text "
     "before stage III."

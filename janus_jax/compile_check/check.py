@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch
+from janus_jax.compile_check.encoding import compile_encoding, encodes
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
 from janus_jax.compile_check.progress import compiling, tell
@@ -51,8 +52,11 @@ class Check:
         return self.model_flops / self.chips / self.estimate.peak_flops / self.estimate.predicted
 
 
-def check(config: ConfigDict, topology: str, slices: int, options: Options) -> Check:
+def check(config: ConfigDict, topology: str, slices: int, options: Options, whole: bool = False) -> Check:
     """Compiles the step of `config` for a topology. A program that does not fit into memory is a result, no error.
+
+    Args:
+        whole: Whether to compile a step that encodes images as one program. Otherwise `encoding` prices that part.
 
     Raises:
         UserError: the config or the topology cannot work.
@@ -60,31 +64,40 @@ def check(config: ConfigDict, topology: str, slices: int, options: Options) -> C
     plan, remat = plan_with_remat(config, topology_devices(topology, slices), compare=True)
     if remat is not None:
         tell(remat.describe())
-    return check_plan(config, plan, topology, options)
+    return check_plan(config, plan, topology, options, whole)
 
 
-def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Options) -> Check:
+def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Options, whole: bool = False) -> Check:
     """`check` with a plan of `config` for the devices of the topology."""
-    batch = abstract_batch(config, plan)
+    batch, devices = abstract_batch(config, plan), list(plan.mesh.devices.flat)
     mesh = "x".join(str(size) for size in plan.mesh.shape.values())
     rows = f"{config.train.batch_size} rows in {plan.micro_batches} micro-batches"
-    what = f"the training step of {config.name}, {rows}, remat {plan.execution.remat}, mesh {mesh}"
-    with compiling(f"{what}, for {topology}", "; with more config.train.micro_batches there is less to compile"):
-        lowered = plan.make_step().lower(plan.state, batch)
-        program, reason = compile_program(lowered, list(plan.mesh.devices.flat), options)
-    without = too_large(config, plan, topology, reason)
-    if program is None:
-        return without
-    # Parameters that the step does not read are no arguments of its program, but lie in memory as well.
-    unread = sum(without.state_bytes.values()) - program.memory.arguments
-    needed = program.memory.peak + max(0, unread)
-    return dataclasses.replace(
-        without,
-        fits=needed <= program.machine.hbm_bytes,
-        needed_bytes=needed,
-        estimate=estimate(program),
-        program=program,
-    )
+    what = f"{config.name}, {rows}, remat {plan.execution.remat}, mesh {mesh}, for {topology}"
+    apart = not whole and encodes(config, plan, batch)
+    advice = "; with more config.train.micro_batches there is less to compile"
+    with compiling(f"the training step of {what}", advice):
+        lowered = plan.make_step().lower(plan.state, batch._replace(gen_pixels=None) if apart else batch)
+        step, reason = compile_program(lowered, devices, options)
+    result = too_large(config, plan, topology, reason)
+    if step is None:
+        return result
+    costs, needed = estimate(step), _needed_bytes(step, result)
+    if apart:
+        with compiling(f"the encoding of the images of a micro-batch of {what}"):
+            encoding, reason = compile_encoding(plan, batch, options)
+        if encoding is None:
+            return dataclasses.replace(result, reason=reason, needed_bytes=needed_bytes(reason))
+        # A micro-batch is encoded beside the sum of the gradients of those before it.
+        gradients = local_bytes(plan.state.trainable) if plan.micro_batches > 1 else 0
+        costs = costs.followed_by(estimate(encoding), plan.micro_batches)
+        needed = max(needed, _needed_bytes(encoding, result) + gradients)
+    fits = needed <= step.machine.hbm_bytes
+    return dataclasses.replace(result, fits=fits, needed_bytes=needed, estimate=costs, program=step)
+
+
+def _needed_bytes(program: Program, result: Check) -> int:
+    """Most bytes at one time, with all that lies in memory but is no argument of the program that does not read it."""
+    return program.memory.peak + max(0, sum(result.state_bytes.values()) - program.memory.arguments)
 
 
 def too_large(config: ConfigDict, plan: Plan, topology: str, reason: str) -> Check:

@@ -1,6 +1,7 @@
 """What a compiled step costs: predicted time, operations, memory traffic and collectives."""
 
 import dataclasses
+from typing import Any
 
 from janus_jax.compile_check.hlo import parse
 from janus_jax.compile_check.program import Program
@@ -24,6 +25,20 @@ class Estimate:
     unknown_loops: list[str]  # loops of unknown length, whose bodies are counted once, so that the estimate is too low
     peak_flops: float  # peak rate of the device, per second
     hbm_capacity: int
+
+    def followed_by(self, other: "Estimate", times: int) -> "Estimate":
+        """The costs with those of another program, which runs `times` times beside nothing else."""
+
+        def both(name: str) -> Any:
+            mine, added = getattr(self, name), getattr(other, name)
+            if isinstance(mine, dict):
+                return {key: mine.get(key, 0.0) + times * added.get(key, 0.0) for key in mine | added}
+            return mine + times * added if isinstance(mine, float) else mine
+
+        costs = {field.name: both(field.name) for field in dataclasses.fields(self)}
+        same = {"peak_flops": self.peak_flops, "hbm_capacity": self.hbm_capacity}
+        loops = sorted({*self.unknown_loops, *other.unknown_loops})
+        return Estimate(**(costs | same | {"unknown_loops": loops}))
 
 
 def estimate(program: Program) -> Estimate:

@@ -2,10 +2,10 @@
 
 A chip does its micro-batches in a loop: more of them change nothing but the number of turns. So the program with one
 row at a time is the smallest one of a batch of any size. Many rows at a time take long to compile, the more so where
-they do not fit. Memory grows with the rows at a time along a straight line, which two small programs give.
+they do not fit. What they need more than one row is estimated from the traced step, without compiling it.
 """
 
-import math
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -17,9 +17,10 @@ from janus_jax.compiler_options import Options
 from janus_jax.models.scan_layers import REMAT_POLICIES
 from janus_jax.sharding import row_shares
 from janus_jax.training.auto_remat import plan_with_remat
+from janus_jax.training.memory import predicted_peak
 from janus_jax.training.plan import Plan, make_plan
 
-FEW_ROWS = 4  # so many rows at a time are compiled at once, without asking two smaller programs whether they fit
+FEW_ROWS = 4  # so many rows at a time are compiled at once, without asking a smaller program whether they fit
 
 
 class Search:
@@ -28,8 +29,8 @@ class Search:
     Raises UserError for a config or a topology that cannot work.
     """
 
-    def __init__(self, config: ConfigDict, topology: str, slices: int, options: Options):
-        self._config, self._topology, self._options = config, topology, options
+    def __init__(self, config: ConfigDict, topology: str, slices: int, options: Options, whole: bool = False):
+        self._config, self._topology, self._options, self._whole = config, topology, options, whole
         self._devices = topology_devices(topology, slices)
         self._capacity = machine_of(self._devices).hbm_bytes
         self._plan, remat = plan_with_remat(config, self._devices, compare=True)
@@ -41,50 +42,51 @@ class Search:
         self._checks: dict[tuple[int, str], Check] = {}
 
     def given(self) -> Check:
-        """The config as it is. Many rows at a time are compiled only if smaller programs say that they may fit."""
-        if self._rows > FEW_ROWS and self._rows not in self._sizes[:2]:
-            first, second = self._sizes[:2]
-            tell(f"a chip has {self._rows} rows at a time: at first {first} and {second} at a time are compiled")
-            needed = self._expected_bytes(self._rows, self._remat)
-            if needed > self._capacity:
-                reason = f"{self._rows} rows at a time need about {needed / 1e9:.1f} GB, as {first} and {second} tell"
-                return too_large(self._config, self._plan, self._topology, reason)
-        return self._check(self._rows, self._remat)
+        """The config as it is. Many rows at a time are compiled only if they may fit, as one row at a time tells."""
+        if self._rows > FEW_ROWS:
+            tell(f"a chip has {self._rows} rows at a time: at first a program with one at a time is compiled")
+            one = self.compiled(1, self._remat)
+            needed = self.expected_bytes(self._rows, self._remat)
+            if not one.fits or needed > self._capacity:
+                reason = f"{self._rows} rows at a time on a chip need about {needed / 1e9:.0f} GB"
+                return too_large(self._config, self._plan, self._topology, one.reason or reason)
+        return self.compiled(self._rows, self._remat)
 
-    def fitting(self) -> Check | None:
-        """What fits of a config that does not: the most rows at a time, with the least recomputation. None: nothing.
+    def fitting(self) -> Iterator[Check]:
+        """What fits of a config that does not: one row at a time, and then the most rows at a time.
 
-        A cheaper remat policy is tried only where one row at a time does not fit.
+        Cheaper remat policies are tried where one row at a time does not fit.
         """
         policies = list(REMAT_POLICIES)
         given, *cheaper = policies[policies.index(self._remat) :]
         tell(f"it does not fit: trying fewer rows at a time, and remat {', '.join(cheaper) or 'as it is'} if none fits")
         for remat in (given, *cheaper):
-            if self._check(self._sizes[0], remat).fits:
-                return self._most_rows(remat)
-        return None
+            one = self.compiled(1, remat)
+            if one.fits:
+                yield one
+                yield from self._most_rows(remat)
+                return
 
-    def _most_rows(self, remat: str) -> Check | None:
-        for rows in reversed(self._sizes[:-1]):
-            if self._expected_bytes(rows, remat) <= self._capacity:
-                check = self._check(rows, remat)
-                if check.fits:
-                    return check
-        return self._check(self._sizes[0], remat)
+    def _most_rows(self, remat: str) -> Iterator[Check]:
+        for rows in reversed(self._sizes[1:-1]):
+            if self.expected_bytes(rows, remat) <= self._capacity and self.compiled(rows, remat).fits:
+                yield self.compiled(rows, remat)
+                return
 
-    def _expected_bytes(self, rows: int, remat: str) -> float:
-        """Bytes per chip of a number of rows at a time, on the line through the two smallest numbers."""
-        first, second = (self._check(size, remat) for size in self._sizes[:2])
-        if not second.fits:
-            return first.needed_bytes if rows == self._sizes[0] else math.inf
-        slope = (second.needed_bytes - first.needed_bytes) / (self._sizes[1] - self._sizes[0])
-        return first.needed_bytes + slope * (rows - self._sizes[0])
+    def expected_bytes(self, rows: int, remat: str) -> float:
+        """Bytes per chip of a number of rows at a time: those of one, and the growth that is estimated."""
+        growth = self._predicted_bytes(rows, remat) - self._predicted_bytes(1, remat)
+        return self.compiled(1, remat).needed_bytes + growth
 
-    def _check(self, rows: int, remat: str) -> Check:
+    def _predicted_bytes(self, rows: int, remat: str) -> int:
+        return predicted_peak(*self._variant(rows, remat))
+
+    def compiled(self, rows: int, remat: str) -> Check:
+        """The check with a number of rows at a time. It is told when it is new."""
         key = rows, remat
         if key not in self._checks:
             config, plan = self._variant(rows, remat)
-            self._checks[key] = check_plan(config, plan, self._topology, self._options)
+            self._checks[key] = check_plan(config, plan, self._topology, self._options, self._whole)
             tell(format_line(self._checks[key]))
         return self._checks[key]
 

@@ -143,7 +143,9 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
         check_heads(architecture, mesh)
     if mesh.shape["fsdp"] > 1:
         specs = {path: sharding.spec for path, sharding in flatten(param_shardings(architecture, mesh, lora)).items()}
-        run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs))
+        # Rounding would change the codes of images.
+        exact = "vq" if isinstance(architecture, CodeModelConfig) else ""
+        run = dataclasses.replace(run, weights=GatheredWeights(run.dtype, specs, exact))
     objective = make_objective(architecture, run, config.loss, computed_tasks(config, tasks(config)), ROW_AXES)
     validated = validation_tasks(config)
     validation_objective = None
