@@ -140,7 +140,7 @@ class JanusEngine(Engine):
     def compile_images_ahead(
         self, requests: Sequence[ImageRequest], num_images: int, *, sampling: Sampling = GREEDY, **_: Any
     ) -> None:
-        """Compiles the programs that generate images of requests in one batch; see `Engine.compile_answer_ahead`.
+        """Compiles the programs that generate and decode images of requests; see `Engine.compile_answer_ahead`.
 
         Args:
             sampling: as for `generate`, whose other options compile no other programs.
@@ -160,6 +160,8 @@ class JanusEngine(Engine):
         state = start_images.eval_shape(*first, sampling=sampling)
         loop = image_program(jax.default_backend())
         loop.compile_ahead(*common, state, keys, weight, np.int32(0), sampling=sampling)
+        size = min(PIXEL_CHUNK, next_power_of_two(len(requests) * num_images))
+        decode_pixels.compile_ahead(*common, np.zeros((size, self.config.image_tokens), np.int32))
 
     def continue_images(
         self, state: ImageState, keys: jax.Array, cfg_weight: float, until: int, *, sampling: Sampling = GREEDY
