@@ -10,6 +10,7 @@ from absl import flags
 
 from janus_jax.data.images import load_image
 from janus_jax.errors import UserError
+from janus_jax.phases import phase
 from janus_jax.weights.locations import existing_path
 from launch.cli import compilation_cache, errors, model_flags
 from launch.cli.phase_display import show_phases
@@ -45,18 +46,19 @@ def main() -> None:
     images = [load_image(path) for path in IMAGE.value]
     existing_path(CHECKPOINT.value)  # before JAX is imported
 
-    from janus_jax.inference.engine import Engine
-    from janus_jax.inference.loading import load
-    from janus_jax.inference.validation import RequestReader, user_message
-    from janus_jax.weights.open_model import open_model
-    from launch.cli.terminal_chat import converse, print_answer, print_json
+    if not JSON.value:
+        show_phases()
+    with phase("starting"):
+        from janus_jax.inference.engine import Engine
+        from janus_jax.inference.loading import load
+        from janus_jax.inference.validation import RequestReader, user_message
+        from janus_jax.weights.open_model import open_model
+        from launch.cli.terminal_chat import converse, print_answer, print_json
 
     source = open_model(CHECKPOINT.value, EMA.value)
     first = [user_message("?" if PROMPT.value is None else PROMPT.value, len(images))]
     (request,), sampling = RequestReader(source.config, source.tokenizer).text([first], [images], **_options())
     compilation_cache.enable()
-    if not JSON.value:
-        show_phases()
     ahead = functools.partial(Engine.compile_answer_ahead, request=request, sampling=sampling)
     conversation = load(source, **model_flags.load_options(), compile_ahead=ahead).conversation()
     if PROMPT.value is None:

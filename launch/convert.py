@@ -18,6 +18,7 @@ from absl import flags
 from etils import epath
 
 from janus_jax.errors import UserError
+from janus_jax.phases import phase
 from janus_jax.weights.locations import existing_path
 from launch.cli import adapter_files, errors
 from launch.cli.phase_display import show_phases
@@ -65,14 +66,15 @@ def main() -> None:
     errors.require("input", "to", *([] if DRY_RUN.value else ["output"]))
     existing_path(INPUT.value)  # before JAX is imported
 
-    import jax.numpy as jnp
-
-    from janus_jax.weights import llamagen
-    from janus_jax.weights.open_model import open_model
-    from janus_jax.weights.vae import load_vae, open_vae
-    from janus_jax.weights.write_model import check_writable, describe, total_bytes, write_model
-
     show_phases()
+    with phase("starting"):
+        import jax.numpy as jnp
+
+        from janus_jax.weights import llamagen
+        from janus_jax.weights.open_model import open_model
+        from janus_jax.weights.vae import load_vae, open_vae
+        from janus_jax.weights.write_model import check_writable, describe, total_bytes, write_model
+
     layout, output = TO.value or "", OUTPUT.value or ""
     dtype = jnp.dtype(DTYPE.value) if DTYPE.value else None
     if llamagen.is_image_tokenizer(INPUT.value or ""):

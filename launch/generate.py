@@ -16,6 +16,7 @@ from absl import flags
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import JanusFlowConfig
+from janus_jax.phases import phase
 from janus_jax.weights.locations import existing_path
 from launch.cli import compilation_cache, condition_flags, errors, model_flags, window_flag
 from launch.cli.image_files import ImageFolder, read_noise, read_prompts
@@ -77,16 +78,17 @@ def main() -> None:
     prompts = _prompts()
     existing_path(CHECKPOINT.value)  # before JAX is imported
 
-    from janus_jax.inference.loading import load
-    from janus_jax.weights.open_model import open_model
-    from launch.cli.image_batches import compile_ahead, generate_batches
+    show_phases()
+    with phase("starting"):
+        from janus_jax.inference.loading import load
+        from janus_jax.weights.open_model import open_model
+        from launch.cli.image_batches import compile_ahead, generate_batches
 
     reader = open_model(CHECKPOINT.value, EMA.value)
     work = _work(reader, prompts)
     load_options = model_flags.load_options()
     folder = ImageFolder(OUTPUT.value or "")
     compilation_cache.enable()
-    show_phases()
     ahead = functools.partial(compile_ahead, work=work, at_a_time=IMAGES_AT_A_TIME.value)
     model = load(reader, vae=work.vae, **load_options, compile_ahead=ahead)
     kept = []

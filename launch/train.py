@@ -11,6 +11,7 @@ On several hosts, start the same command on each of them with --multihost.
 from absl import flags
 from ml_collections import config_flags
 
+from janus_jax.phases import phase
 from janus_jax.training.resilience.exit_codes import RESTART
 from launch.cli import compilation_cache, distributed, errors
 from launch.cli.host_memory import keep_freed_memory
@@ -29,18 +30,19 @@ def main() -> None:
     config = CONFIG.value
     config.lock()  # this first access raises the error of a config file that failed
 
-    import jax
+    show_phases()
+    with phase("starting"):
+        import jax
 
-    from janus_jax.evaluation.training_benchmarks import benchmark_measures
-    from janus_jax.evaluation.training_samples import sample_actions
-    from janus_jax.training.loop import train
-    from janus_jax.training.resilience.preemption import DataStalled
+        from janus_jax.evaluation.training_benchmarks import benchmark_measures
+        from janus_jax.evaluation.training_samples import sample_actions
+        from janus_jax.training.loop import train
+        from janus_jax.training.resilience.preemption import DataStalled
 
     distributed.join()
     watchdog = distributed.watchdog()
     keep_freed_memory()
     compilation_cache.enable()
-    show_phases()
     try:
         train(config, WORKDIR.value, watchdog, sample_actions(config), benchmark_measures(config))
     except DataStalled as stop:

@@ -11,7 +11,7 @@ from janus_jax.data.prompts import Message
 from janus_jax.inference.engine import Engine
 from janus_jax.inference.prompt_pieces import longest, total_length
 from janus_jax.inference.requests import Answer, Image, TextRequest, TurnOptions
-from janus_jax.inference.sampling import Sampling, sample_keys
+from janus_jax.inference.sampling import Sampling, answer_keys
 from janus_jax.inference.validation import user_message
 from janus_jax.models.llama import KVCache
 from janus_jax.sharding import to_host
@@ -86,14 +86,14 @@ class Conversation:
         engine.check_memory({"the conversation": (1, self._new_slots(start, length))}, (1, longest(pieces), length))
         cache, slots = self._cache_before(start, length), self._slots[:reused]
         self._cache, self._cached, self._slots = None, [], []  # decoding uses the old cache up
-        keys = sample_keys([request.seed], [request.prompt_number], 1)[:, 0]
+        keys = answer_keys([request])
         stream = TextStream(engine.tokenizer.decode, on_text)
         state = engine.prefill(pieces, pixels, keys, slots=length, sampling=sampling, cache=cache)
         step, finished = 0, False
         while not finished:
             until = limit if on_text is None else step + STREAMED
             state = engine.continue_(state, keys, [limit], until, sampling=sampling)
-            step, finished = int(state.step), bool(state.finished[0])
+            step, finished = int(state.step), bool(to_host(state.finished)[0])
             tokens = np.asarray(state.tokens)[0, :step].tolist()
             stream(engine.until_end(tokens), finished)
         self._cache, self._cached = state.cache, [*ids, *tokens[:-1]]  # the last token has not been read

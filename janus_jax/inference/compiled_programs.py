@@ -25,8 +25,8 @@ traced: collections.Counter[str] = collections.Counter()
 
 @functools.cache
 def _compiler() -> ThreadPoolExecutor:
-    """The thread that compiles programs ahead, one after the other: the compiler itself uses several threads."""
-    return ThreadPoolExecutor(1)
+    """Threads that compile programs ahead. Only the last part of a compilation uses several threads by itself."""
+    return ThreadPoolExecutor(2)
 
 
 class Program:

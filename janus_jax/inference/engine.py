@@ -38,7 +38,7 @@ from janus_jax.inference.padding import (
 )
 from janus_jax.inference.prompt_pieces import Piece, longest, split, total_length
 from janus_jax.inference.requests import Answer, Image, ImageBatch, ImageRequest, TextRequest, is_image
-from janus_jax.inference.sampling import Sampling, sample_keys
+from janus_jax.inference.sampling import Sampling, answer_keys
 from janus_jax.inference.validation import RequestReader
 from janus_jax.models.config import FamilyConfig
 from janus_jax.models.execution import decoding_execution
@@ -130,7 +130,7 @@ class Engine(ABC):
         slots = self.slots(len(rows), total_length(pieces) + max(limits))
         self.check_memory({f"{len(rows)} prompts": (len(rows), slots)}, (len(rows), longest(pieces), slots))
         pixels = self.pixels_of(pieces, [row.images for row in rows])
-        keys = sample_keys([row.seed for row in rows], [row.prompt_number for row in rows], 1)[:, 0]
+        keys = answer_keys(rows)
         state = self.prefill(pieces, pixels, keys, slots=slots, sampling=sampling)
         state = self.continue_(state, keys, limits, max(limits), sampling=sampling)
         tokens = to_host(state.tokens)[: len(requests)].tolist()
@@ -201,7 +201,7 @@ class Engine(ABC):
         eos_id = self.tokenizer.eos_id
         cache = abstract_cache(self.config.llama, self.model.execution, 1, slots)
         state = start_text(self.model, 1, slots, eos_id, None, cache)
-        size, keys = self.config.understanding.image_size, sample_keys([0], [0], 1)[:, 0]
+        size, keys = self.config.understanding.image_size, answer_keys([request])
         common = self.model, self.params, state
         for piece in pieces:  # equal ones are compiled once
             places = piece.positions, piece.segment_ids, keys

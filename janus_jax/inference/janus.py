@@ -200,7 +200,7 @@ class JanusEngine(Engine):
         window: int | str = 1,
         **_: Any,
     ) -> None:
-        """Compiles the programs that generate images of requests in one batch; see `Engine.compile_answer_ahead`.
+        """Compiles the programs that generate and decode images of requests; see `Engine.compile_answer_ahead`.
 
         Those of requests with condition images are compiled when they first run.
 
@@ -225,6 +225,8 @@ class JanusEngine(Engine):
         state = start_images.eval_shape(*first, sampling=sampling, window=window)
         loop = image_program(jax.default_backend())
         loop.compile_ahead(*common, state, keys, weight, np.int32(0), sampling=sampling)
+        size = min(PIXEL_CHUNK, next_power_of_two(len(requests) * num_images))
+        decode_pixels.compile_ahead(*common, np.zeros((size, self.config.image_tokens), np.int32))
 
     def continue_images(
         self,

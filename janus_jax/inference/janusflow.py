@@ -25,6 +25,7 @@ from janus_jax.inference.sampling import image_keys
 from janus_jax.models.config import JanusFlowConfig, VAEConfig
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import Params, build
+from janus_jax.phases import phase
 from janus_jax.sharding import MESH_AXES, to_devices, to_host
 from janus_jax.weights.vae import require_vae
 
@@ -92,17 +93,19 @@ class JanusFlowEngine(Engine):
         else:
             padding = ((0, num_prompts - len(requests)), (0, images - num_images), (0, 0), (0, 0), (0, 0))
             noise = jnp.asarray(np.pad(initial_noise, padding).reshape(-1, *shape))
-        with self.on_mesh():
-            latents = sample_latents(
-                self.model,
-                self.params,
-                prompts,
-                noise,
-                jnp.float32(cfg_weight),
-                num_steps=num_steps,
-                solver=solver,
+        with self.on_mesh(), phase("generating latents"):
+            latents = to_host(
+                sample_latents(
+                    self.model,
+                    self.params,
+                    prompts,
+                    noise,
+                    np.float32(cfg_weight),
+                    num_steps=num_steps,
+                    solver=solver,
+                )
             )
-        return to_host(latents).reshape(num_prompts, images, *shape)[: len(requests), :num_images]
+        return latents.reshape(num_prompts, images, *shape)[: len(requests), :num_images]
 
     def check_images(self, requests: Sequence[ImageRequest], num_images: int) -> None:
         num_prompts, images = self.padded_counts(len(requests), num_images)
@@ -134,12 +137,14 @@ class JanusFlowEngine(Engine):
         images, devices = [], 1 if self.mesh is None else self.mesh.size
         most = VAE_CHUNK * devices
         size = min(round_up(len(latents), devices), most)
-        for start in range(0, len(latents), most):
-            chunk = latents[start : start + most]
-            padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
-            if self.mesh is not None:
-                padded = to_devices(padded, NamedSharding(self.mesh, PartitionSpec(MESH_AXES)))
-            images += to_images(to_host(decode_latents(model, params, padded)))[: len(chunk)]
+        with phase("decoding images", len(latents), " images") as advance:
+            for start in range(0, len(latents), most):
+                chunk = latents[start : start + most]
+                padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
+                if self.mesh is not None:
+                    padded = to_devices(padded, NamedSharding(self.mesh, PartitionSpec(MESH_AXES)))
+                images += to_images(to_host(decode_latents(model, params, padded)))[: len(chunk)]
+                advance(len(chunk))
         return images
 
 

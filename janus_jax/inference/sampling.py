@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.inference.requests import ImageRequest
+from janus_jax.inference.requests import ImageRequest, TextRequest
 from janus_jax.ops.sampling import sample_tokens
 
 MIN_TOP_P = float(np.finfo(np.float32).tiny)  # a smaller one would keep no token at all
@@ -63,14 +63,25 @@ def sample_keys(
         seeds, prompt_numbers: one per row, from 0 to 2**32 - 1.
         first_images: number of the first image of each row; None is 0 for all.
     """
-    first = np.zeros(len(seeds), np.uint32) if first_images is None else np.asarray(first_images, np.uint32)
-    return _sample_keys(np.asarray(seeds, np.uint32), np.asarray(prompt_numbers, np.uint32), first, num_images)
+    return _flat_keys(seeds, prompt_numbers, num_images, first_images).reshape(len(seeds), num_images)
+
+
+def answer_keys(requests: Sequence[TextRequest]) -> jax.Array:
+    """Random keys [B] of the answers to requests."""
+    return _flat_keys([row.seed for row in requests], [row.prompt_number for row in requests], 1, None)
 
 
 def image_keys(requests: Sequence[ImageRequest], num_images: int) -> jax.Array:
     """Random keys [B G] of `num_images` images of each request, those of a request together."""
     seeds, numbers, first = zip(*[(row.seed, row.prompt_number, row.first_image) for row in requests], strict=True)
-    return sample_keys(seeds, numbers, num_images, first).reshape(-1)
+    return _flat_keys(seeds, numbers, num_images, first)
+
+
+def _flat_keys(
+    seeds: Sequence[int], prompt_numbers: Sequence[int], num_images: int, first_images: Sequence[int] | None
+) -> jax.Array:
+    first = np.zeros(len(seeds), np.uint32) if first_images is None else np.asarray(first_images, np.uint32)
+    return _sample_keys(np.asarray(seeds, np.uint32), np.asarray(prompt_numbers, np.uint32), first, num_images)
 
 
 @functools.partial(jax.jit, static_argnames="num_images")
@@ -80,4 +91,4 @@ def _sample_keys(seeds: jax.Array, prompt_numbers: jax.Array, first_images: jax.
         images = first_image + jnp.arange(num_images, dtype=jnp.uint32)
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, images)
 
-    return jax.vmap(of_prompt)(seeds, prompt_numbers, first_images)
+    return jax.vmap(of_prompt)(seeds, prompt_numbers, first_images).reshape(-1)

@@ -25,8 +25,8 @@ class Execution:
     # Whether layers are scanned over stacked parameters. False: a loop in Python over the parameters of
     # `models.scan_layers.unstack_layers`.
     scan_layers: bool = True
-    # Whether a scan reads the weights and the cache of a layer where they lie in their stacks (`ops.layer_view`) and
-    # copies nothing. For decoding on a CPU; it can neither make parameters nor gradients.
+    # Whether a scan reads the weights and the cache of a layer where they lie in their stacks, and embeddings in their
+    # table (`ops.layer_view`). For decoding on a CPU; this can make neither parameters nor gradients.
     scan_in_place: bool = False
     # Whether the scan is unrolled. On a CPU a scan would copy the weights that it slices.
     unroll_scan: bool = False

@@ -19,7 +19,7 @@ from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend_packed, attention_mask
 from janus_jax.ops.decode_attention import SharedPrefix, attend_cached
 from janus_jax.ops.fusion_barrier import fusion_barrier, gradient_fusion_barrier
-from janus_jax.ops.layer_view import write_slice
+from janus_jax.ops.layer_view import look_up, write_slice
 from janus_jax.ops.rope import Rotation, apply_rotation, rope_angles, rotation_once
 
 
@@ -181,6 +181,8 @@ class Llama(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """[B, T] int32 -> [B, T, D]."""
+        if self.execution.scan_in_place:
+            return look_up(self.embed_tokens, tokens).astype(self.execution.dtype)
         return jnp.take(self.embed_tokens, tokens, axis=0).astype(self.execution.dtype)
 
     def __call__(

@@ -33,14 +33,14 @@ def values_of(array: Num[Array, "*shape"] | LayerView) -> Num[Array, "*shape"]:
     """The values of an array, or of the layer that a view shows."""
     if not isinstance(array, LayerView):
         return array
-    stack, dtype = array.stack, array.dtype
-    if dtype.itemsize == 2:
-        # XLA:CPU slices bfloat16 as float32 and rounds the slice to bfloat16 again, in memory (jaxlib 0.10.2).
-        stack = jax.lax.bitcast_convert_type(stack, jnp.uint16)
     start = (array.layer, *[0] * len(array.shape))
-    values = jax.lax.dynamic_slice(stack, start, (1, *array.shape), allow_negative_indices=False)
-    values = jax.lax.squeeze(values, (0,))
-    return jax.lax.bitcast_convert_type(values, dtype) if dtype.itemsize == 2 else values
+    values = jax.lax.dynamic_slice(_bits(array.stack), start, (1, *array.shape), allow_negative_indices=False)
+    return _from_bits(jax.lax.squeeze(values, (0,)), array.dtype)
+
+
+def look_up(table: Num[Array, "N D"], rows: Int[Array, "*B"]) -> Num[Array, "*B D"]:
+    """table[rows], without a gradient: no other row is read or converted."""
+    return _from_bits(jnp.take(_bits(table), rows, axis=0), table.dtype)
 
 
 def write_slice(
@@ -53,3 +53,13 @@ def write_slice(
     starts = [array.layer, *[0] * len(array.shape)]
     starts[axis + 1] = start
     return array._replace(stack=jax.lax.dynamic_update_slice(array.stack, values[None], starts))
+
+
+# XLA:CPU slices and gathers bfloat16 as float32: it converts all of the operand, and rounds the result to bfloat16
+# again (jaxlib 0.10.2). It leaves whole numbers as they are.
+def _bits(values: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(values, jnp.uint16) if values.dtype.itemsize == 2 else values
+
+
+def _from_bits(bits: jax.Array, dtype: np.dtype) -> jax.Array:
+    return bits if bits.dtype == dtype else jax.lax.bitcast_convert_type(bits, dtype)

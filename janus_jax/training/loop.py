@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.data.stream import format_reports
 from janus_jax.hardware import peak_flops
+from janus_jax.phases import phase
 from janus_jax.training.actions import (
     Action,
     ActionFactory,
@@ -159,8 +160,10 @@ class Trainer:
 
     def _do_step(self, step: int, rows: Any) -> Metrics:
         """Starts a step on the devices. Returns its metrics."""
-        batch = self._prepare(rows, step)
-        self._state, metrics = self._step(self._state, batch)
+        shown = phase("compiling the training step") if step == self._first_step else contextlib.nullcontext()
+        with shown:
+            batch = self._prepare(rows, step)
+            self._state, metrics = self._step(self._state, batch)
         self._input_stall.step_started(metrics)
         if self._block_each_step:
             jax.block_until_ready(metrics)

@@ -13,6 +13,7 @@ from janus_jax.data.tokenizer import FILE_NAME, Tokenizer
 from janus_jax.errors import UserError
 from janus_jax.models.config import CodeModelConfig, FamilyConfig, ModelConfig, VAEConfig
 from janus_jax.models.params import Params, abstract_params, count
+from janus_jax.phases import phase
 from janus_jax.sharding import AUTO, row_shares, rows_of_process
 from janus_jax.storage import prepare_folder, write_whole
 from janus_jax.training.auto_remat import RematChoice, plan_with_remat
@@ -87,8 +88,9 @@ def open_run(config: ConfigDict, workdir: epath.PathLike) -> tuple[Run, TrainSta
     loss_networks = open_loss_networks(config, architecture, plan.execution.dtype, plan.mesh)
     checkpoints = Checkpoints(workdir, architecture, config.checkpoint.keep, trained_only=plan.lora is not None)
     run = Run(config, plan, tokenizer, vae, workdir, checkpoints, stream, held_out, process_index, process_count)
-    restored = _restore(run)
-    state, digests = _new_state(run) if restored is None else _with_base(run, restored)
+    with phase("reading the checkpoint" if continues else "making the first state"):
+        restored = _restore(run)
+        state, digests = _new_state(run) if restored is None else _with_base(run, restored)
     state = state._replace(loss_networks=loss_networks)
     if config.data.stored_codes and isinstance(architecture, CodeModelConfig) and architecture.vq:
         vq = merge(state.trainable, state.frozen)["vq"]

@@ -18,7 +18,7 @@ from janus_jax.models.scan_layers import is_stacked, unstacked_path
 from janus_jax.phases import phase
 from janus_jax.weights.quantization import is_quantized, quantize, scale_path
 from janus_jax.weights.reader import TensorReader, TensorSlice, slices_of
-from janus_jax.weights.weight_layout import is_row_major, transposed_path
+from janus_jax.weights.weight_layout import is_row_major, keeps_dtype, transposed_path
 
 ALIGNMENT = 64  # bytes
 BLOCK_BYTES = 16 * 2**20  # bytes of a parameter that are cast at once
@@ -149,11 +149,11 @@ class _Form(NamedTuple):
 
 def _form(path: str, stored: np.dtype, dtype: DTypeLike | None, quantization: str | None, transposed: bool) -> _Form:
     target = jax.dtypes.canonicalize_dtype(stored if dtype is None else dtype)
-    transposed = transposed and is_row_major(path)
+    kept, transposed = transposed and keeps_dtype(path), transposed and is_row_major(path)
     quantized = quantization is not None and is_quantized(path)
     if quantized:
         target = np.dtype(np.int8)
-    elif transposed and jnp.promote_types(stored, target) == target:
+    elif kept and jnp.promote_types(stored, target) == target:
         target = stored  # exact, and less memory to hold and to read
     return _Form(transposed_path(path) if transposed else path, target, transposed, quantized)
 

@@ -85,10 +85,14 @@ def read_tokenizer(folder: epath.PathLike) -> tuple[Tokenizer, str]:
     return tokenizer, _style_name(tokenizer, has_system_prompt)
 
 
+_remarked: set[tuple[int, int]] = set()  # numbers of tokens and rows of the remarks of this process
+
+
 def check_vocabulary(origin: object, tokenizer: Tokenizer, config: FamilyConfig) -> None:
     """Raises UserError when the tokenizer has an id beyond the rows of the embeddings, which would be read as NaN.
 
-    Warns when it uses less than half of the rows: it may then be the tokenizer of another model.
+    Warns when it uses less than half of the rows: it may then be the tokenizer of another model. A command that opens
+    a model more than once, such as one that reads what it has written, gives the same remark once.
 
     Args:
         origin: folder, or field and value, that names the tokenizer in the message.
@@ -96,7 +100,8 @@ def check_vocabulary(origin: object, tokenizer: Tokenizer, config: FamilyConfig)
     tokens, rows = tokenizer.vocab_size, config.llama.vocab_size
     if tokens > rows:
         raise UserError(f"{origin}: {tokens} tokens in {FILE_NAME}, but the model embeds only {rows}")
-    if 2 * tokens < rows:
+    if 2 * tokens < rows and (tokens, rows) not in _remarked:
+        _remarked.add((tokens, rows))
         logging.warning(
             "%s: %d tokens in %s, but the model embeds %d: is this the tokenizer of the model?",
             origin,

@@ -2,8 +2,7 @@
 
 `ops.cpu.gemv` sums along the rows of such a matrix in float32, whatever the matrix's dtype. A bfloat16 matrix is half
 the memory to hold and, at every step, to read, and one that was stored in bfloat16 has the same values in a float32
-run. The table of token embeddings is held in the dtype of the run: XLA:CPU would convert the whole table for the loop
-that looks tokens up, and hold both (jaxlib 0.10.2).
+run. So has the table of token embeddings, which keeps its dtype too.
 
 Layers stay stacked. A loop over them reads each where it lies (`Execution.scan_in_place`), so that compile time does
 not grow with depth.
@@ -21,6 +20,7 @@ from janus_jax.models.layers import TRANSPOSED
 from janus_jax.models.params import Params, flatten, unflatten
 from janus_jax.models.scan_layers import is_stacked
 
+EMBEDDING = "llm/embed_tokens"
 ROW_MAJOR = ("llm/", "gen_head/", "gen_aligner/", "siglip/layers", "aligner/", "semantic/layers")
 
 
@@ -28,6 +28,11 @@ def is_row_major(path: str) -> bool:
     """Whether a parameter is a matrix that is transposed: those of the language model, its heads and aligners, and of
     the layers of SigLIP and of a semantic decoder."""
     return path.startswith(ROW_MAJOR) and path.endswith("/kernel")
+
+
+def keeps_dtype(path: str) -> bool:
+    """Whether a parameter stays in the dtype of the file, if that is narrower than the run's."""
+    return is_row_major(path) or path == EMBEDDING
 
 
 def transposed_path(path: str) -> str:
@@ -49,6 +54,8 @@ def undo_transposed(params: Params, dtype: DTypeLike) -> Params:
     transposed = {path: np.asarray(leaf) for path, leaf in flat.items() if path.endswith("/" + TRANSPOSED)}
     matrices = {path: _cast(leaf.swapaxes(-1, -2), dtype) for path, leaf in transposed.items()}
     others = {path: leaf for path, leaf in flat.items() if path not in matrices}
+    if EMBEDDING in others:
+        others[EMBEDDING] = _cast(others[EMBEDDING], dtype)
     return unflatten({path.removesuffix(TRANSPOSED) + "kernel": leaf for path, leaf in matrices.items()} | others)
 
 

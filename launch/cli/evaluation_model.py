@@ -10,6 +10,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.models.config import JanusFlowConfig
 from janus_jax.models.presets import PRESETS
+from janus_jax.phases import phase
 from janus_jax.weights.locations import existing_path
 from launch.cli import compilation_cache, model_flags, window_flag
 from launch.cli.phase_display import show_phases
@@ -127,14 +128,16 @@ def check_flags() -> None:
 
 def evaluate(tasks: Sequence["job.Task"], output: epath.Path, on_scored: Callable[[], object]) -> "job.Outcome":
     """Runs all benchmarks; see `job.evaluate`. All mistakes are reported before the weights are loaded."""
-    from janus_jax.evaluation import job
-    from janus_jax.evaluation.identity import hold_identity
-    from janus_jax.evaluation.model_answers import ModelAnswers
-    from janus_jax.evaluation.results import RUN_FILE
-    from janus_jax.evaluation.runner import StopSignal
-    from janus_jax.inference.janusflow import check_can_decode
-    from janus_jax.inference.loading import load
-    from launch.cli import reconstruction_model
+    show_phases()
+    with phase("starting"):
+        from janus_jax.evaluation import job
+        from janus_jax.evaluation.identity import hold_identity
+        from janus_jax.evaluation.model_answers import ModelAnswers
+        from janus_jax.evaluation.results import RUN_FILE
+        from janus_jax.evaluation.runner import StopSignal
+        from janus_jax.inference.janusflow import check_can_decode
+        from janus_jax.inference.loading import load
+        from launch.cli import reconstruction_model
 
     worker = this_worker(PROCESS_ID.value, NUM_PROCESSES.value)
     take_own_chips(worker)
@@ -157,7 +160,6 @@ def evaluate(tasks: Sequence["job.Task"], output: epath.Path, on_scored: Callabl
             example = makers[task.benchmark.name].rendered(request)
         job.hold_task(task, asked, {"example_prompt": example})
     compilation_cache.enable()
-    show_phases()
     pipeline = load(opened.reader, vae=opened.vae, **load_options)
     with StopSignal() as stop:
         return job.evaluate(

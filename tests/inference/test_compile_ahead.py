@@ -67,10 +67,12 @@ def test_a_question_and_an_image_take_what_was_compiled_while_the_weights_were_r
     assert total == sum(amounts) == sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
     answer = loaded.engine.answer([asked], sampling)
     codes = loaded.engine.generate(images, 2, **options)
+    decoded = loaded.engine.decode(codes.reshape(2, -1))
     compiled = [name for name, _, _ in shown if name.startswith("compiling")]
-    assert len(compiled) == len(set(compiled)) == 6  # each of the programs once
+    assert len(compiled) == len(set(compiled)) == 7  # each of the programs once
     assert answer == pipeline.engine.answer([asked], sampling)
     np.testing.assert_array_equal(codes, pipeline.engine.generate(images, 2, **options))
+    np.testing.assert_array_equal(decoded, pipeline.engine.decode(codes.reshape(2, -1)))
 
 
 def test_an_error_of_the_compiler_is_raised_by_the_call(pipeline):

@@ -20,6 +20,7 @@ from janus_jax.inference.loading import from_pretrained
 from janus_jax.inference.validation import user_message
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, count, flatten
+from janus_jax.models.scan_layers import stack_layers, unstack_layers
 from janus_jax.sharding import MESH_AXES, make_mesh
 from janus_jax.weights.native import save_params
 from janus_jax.weights.weight_layout import undo_transposed
@@ -109,7 +110,7 @@ def test_generated_images_are_the_decoded_codes(pipeline):
 def test_saved_and_loaded_model_is_the_same(pipeline, loaded, pictures):
     assert loaded.engine.pad([[1, 2, 3]]).tokens.shape == (1, pipeline.engine.buckets.prompt)
     assert loaded.config == pipeline.config
-    before, after = flatten(pipeline.params), flatten(undo_transposed(loaded.params, jnp.float32))
+    before, after = flatten(pipeline.params), flatten(undo_transposed(unstack_layers(loaded.params), jnp.float32))
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
@@ -123,12 +124,12 @@ def test_saved_and_loaded_model_is_the_same(pipeline, loaded, pictures):
 
 def test_a_loaded_model_has_its_weight_matrices_transposed_until_it_is_saved(pipeline, loaded, tmp_path):
     transposed = {path: leaf for path, leaf in flatten(loaded.params).items() if path.endswith("kernel_transposed")}
-    # Of each layer, the text head, the image head, the aligner of codes, SigLIP's layers and its aligner.
-    assert len(transposed) == 2 * 7 + 5 + 2 * 6 + 2
+    # Of the stacked layers, the text head, the image head, the aligner of codes, SigLIP's layers and its aligner.
+    assert len(transposed) == 7 + 5 + 6 + 2
     wide = pipeline.params["llm"]["decoder"]["layers_1"]["mlp"]["up_proj"]["kernel"]
-    np.testing.assert_array_equal(transposed["llm/decoder/layers_1/mlp/up_proj/kernel_transposed"], wide.T)
+    np.testing.assert_array_equal(transposed["llm/decoder/layers/mlp/up_proj/kernel_transposed"][1], wide.T)
     loaded.save_pretrained(tmp_path / "again")
-    again = flatten(undo_transposed(from_pretrained(tmp_path / "again").params, jnp.float32))
+    again = flatten(undo_transposed(unstack_layers(from_pretrained(tmp_path / "again").params), jnp.float32))
     for path, leaf in flatten(pipeline.params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
@@ -153,7 +154,7 @@ def kernel_dtypes(pipeline):
 
 
 def text_logits(pipeline, params, rows):
-    """Logits of one new token of each row."""
+    """Logits of one new token of each row, with parameters whose layers are stacked."""
 
     @jax.jit
     def run(params):
@@ -169,10 +170,10 @@ def test_loading_in_bfloat16_rounds_the_parameters_and_transposed_they_compute_t
     loaded = from_pretrained(saved, jnp.bfloat16)
     assert kernel_dtypes(loaded) == {"bfloat16"}
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipeline.params)
-    restored = flatten(undo_transposed(loaded.params, jnp.bfloat16))
+    restored = flatten(undo_transposed(unstack_layers(loaded.params), jnp.bfloat16))
     for path, leaf in flatten(rounded).items():
         np.testing.assert_array_equal(restored[path], leaf, err_msg=path)
-    logits = [text_logits(loaded, params, rows=1) for params in (loaded.params, rounded)]
+    logits = [text_logits(loaded, params, rows=1) for params in (loaded.params, stack_layers(rounded))]
     assert logits[0].dtype == jnp.bfloat16
     scale = float(np.abs(np.asarray(logits[1], np.float32)).max())
     np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in logits), rtol=0, atol=scale / 128)
@@ -187,13 +188,15 @@ def test_weights_stored_in_bfloat16_stay_so_in_float32_and_change_nothing(pipeli
     assert kernel_dtypes(from_pretrained(tmp_path / "model", jnp.float16)) == {"float16"}
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
     wide = JanusPipeline(pipeline.config, widened, pipeline.tokenizer, buckets=pipeline.engine.buckets)
-    for path, leaf in flatten(undo_transposed(loaded.params, jnp.float32)).items():
+    for path, leaf in flatten(undo_transposed(unstack_layers(loaded.params), jnp.float32)).items():
         np.testing.assert_array_equal(leaf, flatten(wide.params)[path], err_msg=path)
         assert leaf.dtype == jnp.float32
     question = [[user_message("Is one odd?", 1)]], [[pictures[0]]]
     ours, theirs = (model.answer(*question, max_new_tokens=10) for model in (loaded, wide))  # products of a single row
     assert ours[0].token_ids == theirs[0].token_ids != []
-    ours, theirs = (text_logits(loaded, params, rows=40) for params in (loaded.params, widened))  # of many rows
+    ours, theirs = (
+        text_logits(loaded, params, rows=40) for params in (loaded.params, stack_layers(widened))
+    )  # of many rows
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * float(np.abs(theirs).max()))
 
 

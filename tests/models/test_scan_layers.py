@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from janus_jax.models.execution import Execution
-from janus_jax.models.llama import Llama
-from janus_jax.models.params import flatten
+from janus_jax.models.llama import Llama, init_cache
+from janus_jax.models.params import flatten, unflatten
 from janus_jax.models.scan_layers import is_stacked, stack_layers, unstack_layers, unstacked_path
 from janus_jax.models.siglip import Siglip
+from janus_jax.weights.weight_layout import transposed_path
 from tests.helpers.small_models import SMALL, random_array, random_params
 
 LLAMA = dataclasses.replace(SMALL.llama, depth=2)
@@ -54,6 +55,47 @@ def test_unrolled_siglip_equals_scanned_siglip():
 
     scanned = features(True, PARAMS["siglip"])
     np.testing.assert_allclose(features(False, unstack_layers(PARAMS["siglip"])), scanned, rtol=0, atol=1e-5)
+
+
+def transposed(params):
+    """The same parameters with matrices in the layout of `weight_layout`."""
+    flat = flatten(params)
+    kernels = {path: leaf for path, leaf in flat.items() if path.endswith("/kernel")}
+    matrices = {transposed_path(path): leaf.swapaxes(-1, -2) for path, leaf in kernels.items()}
+    return unflatten({path: leaf for path, leaf in flat.items() if path not in kernels} | matrices)
+
+
+def test_layers_in_place_equal_unrolled_ones_with_a_cache_and_a_prefix():
+    """A prefix for both rows, five tokens at once, then one."""
+    slots, before = 64, 3
+
+    def run(execution, params):
+        model = Llama(LLAMA, execution)
+        prefix = init_cache(LLAMA, execution, 1, before)
+        shape = (LLAMA.depth, 1, LLAMA.num_kv_heads, before, LLAMA.head_dim)
+        k, v = (jnp.float32(np.random.default_rng(seed).normal(size=shape)) for seed in (1, 2))
+        if not execution.scan_layers:
+            k, v = tuple(k), tuple(v)
+        prefix = prefix._replace(k=k, v=v, segment_ids=jnp.ones((1, before), jnp.int32))
+
+        @jax.jit
+        def both(params):
+            cache = init_cache(LLAMA, execution, 2, slots)
+            first, cache = model.apply({"params": params}, X, before + POSITIONS, SEGMENT_IDS, cache, prefix)
+            places = jnp.full((2, 1), before + 5), jnp.ones((2, 1), jnp.int32)
+            second, cache = model.apply({"params": params}, X[:, :1], *places, cache, prefix)
+            return first, second, jnp.stack(cache.k), jnp.stack(cache.v)
+
+        return both(params)
+
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), PARAMS["llm"])
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.ndim > 2 else leaf, transposed(params))
+    common = dict(matmul_backend="gemv", cache_dtype=jnp.float32)
+    expected = run(Execution(scan_layers=False, **common), transposed(unstack_layers(params)))
+    in_place = Execution(scan_layers=True, scan_in_place=True, **common)
+    for stacks in (narrow, params):  # the latter are sliced
+        for got, wanted in zip(run(in_place, stacks), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * (1 + np.abs(wanted).max()))
 
 
 def test_unstacking_slices_layers_and_keeps_the_rest():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from janus_jax.compiler_options import compiler_options
+from janus_jax.ops.cpu import gemv
 from janus_jax.ops.cpu.gemv import MAX_ROWS, gemv_row_major, gemv_weighted_sum, multiply_row_major
 
 OPTIONS = compiler_options("decode", platform="cpu")
@@ -82,12 +83,14 @@ def test_an_int8_matrix_is_not_written_in_another_dtype():
         (4 * MAX_ROWS, "float16"),
     ],
 )
-def test_any_number_of_rows_and_any_dtype_of_the_matrix(num_rows, dtype):
+@pytest.mark.parametrize("small", [False, True])
+def test_any_number_of_rows_and_any_dtype_of_the_matrix(num_rows, dtype, small, monkeypatch):
+    monkeypatch.setattr(gemv, "SMALL_MATRIX", 24 * 40 if small else 0)
     rng = np.random.default_rng(num_rows)
     rows, matrix = rng.normal(size=(num_rows, 40)).astype(np.float32), jnp.asarray(4 * rng.normal(size=(24, 40)), dtype)
     exact = rows.astype(np.float64) @ np.asarray(matrix, np.float64).T
     bound = 1e-6 * (np.abs(rows) @ np.abs(np.asarray(matrix, np.float32)).T)
-    product = jax.jit(multiply_row_major, compiler_options=OPTIONS)(rows, matrix)
+    product = jax.jit(lambda *operands: multiply_row_major(*operands), compiler_options=OPTIONS)(rows, matrix)
     assert product.dtype == jnp.float32
     assert (np.abs(product - exact) <= bound).all()
 
