@@ -42,6 +42,9 @@ def test_the_commands_lead_from_a_random_folder_to_an_answer_of_the_export(tmp_p
         "launch.convert",
         "launch.chat",
         "launch.convert",
+        "launch.prepare_data",
+        "launch.train",  # images from images
+        "launch.generate",
     ]
     outputs = []
     for command in commands:
@@ -59,7 +62,7 @@ def test_the_commands_lead_from_a_random_folder_to_an_answer_of_the_export(tmp_p
         print(f"{time.monotonic() - start:7.1f} s  {shlex.join(command)}", flush=True)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    train, export = outputs[-9], outputs[-8]
+    train, export = outputs[6], outputs[7]
     assert "memory, estimated:" in train and "init.checkpoint=model" in train and "fresh" not in train
     assert "text logits" in export  # transformers computed the same
     metrics = [json.loads(line) for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()]
@@ -67,7 +70,8 @@ def test_the_commands_lead_from_a_random_folder_to_an_answer_of_the_export(tmp_p
     assert len(losses) == 2 and losses[1] < losses[0]
     assert "<html" in (tmp_path / "inspection" / "inspect.html").read_text().lower()
     assert (tmp_path / "export" / "model.safetensors").exists()
-    assert "validation before the first step" in outputs[-6]
+    assert "validation before the first step" in outputs[9]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert (tmp_path / "merged" / "model.safetensors").exists()
+    assert (tmp_path / "turned" / "00000.png").exists()
     assert list((tmp_path / "data" / "captions").glob("generate-*.array_record"))

@@ -4,8 +4,11 @@ import subprocess
 import sys
 import tarfile
 
+import numpy as np
+
 from examples.digits.data import NAMES, load_digits
 from janus_jax.data.formats.registry import open_dataset
+from janus_jax.data.images import decode_image
 from tests.helpers import REPOSITORY
 from tests.helpers.source_files import read_all
 
@@ -36,3 +39,10 @@ def test_conversations_and_captions_name_the_digit_of_their_image(tmp_path):
     assert [record.messages[0].text.split()[-1] for record in captions] == labels
     assert all(record.task == "generate" for record in captions)
     assert [record.images for record in captions] == [record.images for record in conversations]
+    edits, dropped = read_all(
+        open_dataset("sharegpt4o", (str(tmp_path / "edits.json"),), {"image_root": (str(tmp_path),)})
+    )
+    assert not dropped and len(edits) == NUM_IMAGES
+    for edit in edits:
+        given, made = (np.asarray(decode_image(image, "x")) for image in edit.images)
+        np.testing.assert_array_equal(made, given[::-1, ::-1])

@@ -19,10 +19,10 @@ from janus_jax.data.prompts import IMAGE_MARKER, Message
 from janus_jax.data.records import Record
 from janus_jax.inference.image_tokenizer import load_image_tokenizer
 
-# Caption -> the edit, which is its own inverse.
+# Caption -> the edit, which is its own inverse. Short captions, since the tokenizer of the digits does not know them.
 EDITS = {
-    "the same digit, upside down": lambda image: image.transpose(PIL.Image.Transpose.ROTATE_180),
-    "the same digit, mirrored": PIL.ImageOps.mirror,
+    "turned": lambda image: image.transpose(PIL.Image.Transpose.ROTATE_180),
+    "mirrored": PIL.ImageOps.mirror,
 }
 COPIES = 3
 

@@ -15,6 +15,7 @@ from tests.helpers.torch_weights import make_pair, noise
 
 FILES = REPOSITORY / "tests" / "data_files" / "peft"
 TOKENS, CODES = np.array([[7, 9, 30, 12, 55]]), np.array([[3, 1, 20, 31]])
+PROMPT, PAD_ID, NUM_NEW, GUIDANCE = [2, 41, 17, 33, 8], 0, 20, 5  # of greedy decoding, of text and of codes
 LLM = r"model\.language_model\..*\.(q_proj|v_proj|down_proj)"
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES = {
@@ -90,9 +91,24 @@ def torch_logits(model):
         return model.lm_head(hidden).numpy(), inner.generation_head(hidden).numpy()
 
 
-def _make(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def torch_greedy(model):
+    """What transformers decodes greedily: ids of an answer to `PROMPT`, and guided codes of an image."""
+    generation = model.generation_config
+    generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = PROMPT[0], None, PAD_ID
+    generation.generation_kwargs = {"boi_token_id": PROMPT[-1]}
+    model.model.vision_model.config.num_image_tokens = NUM_NEW
+    ids = torch.tensor([PROMPT])
+    common = {"attention_mask": torch.ones_like(ids), "do_sample": False}
+    with torch.no_grad():
+        text = model.generate(input_ids=ids, max_new_tokens=NUM_NEW, **common)[0, ids.shape[1] :]
+        codes = model.generate(inputs=ids, generation_mode="image", guidance_scale=GUIDANCE, **common)[0]
+    return text.numpy(), codes.numpy()
+
+
+def _make(name: str, folder: Path) -> dict[str, np.ndarray]:
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(0)
     model = get_peft_model(tiny_pair()[0], LoraConfig(**CASES[name], lora_dropout=0.1)).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -106,15 +122,17 @@ def _make(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(config[field], list):
             config[field].sort()
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    return torch_logits(model.get_base_model())
+    base = model.get_base_model()
+    values = (*torch_logits(base), *torch_greedy(base))
+    return {f"{name}_{kind}": value for kind, value in zip(("text", "image", "answer", "codes"), values, strict=True)}
 
 
 def main() -> None:
     shutil.rmtree(FILES, ignore_errors=True)
-    logits = {}
+    arrays = {}
     for name in CASES:
-        logits[f"{name}_text"], logits[f"{name}_image"] = _make(name, FILES / name)
-    np.savez(FILES / "logits.npz", **logits)
+        arrays |= _make(name, FILES / name)
+    np.savez(FILES / "logits.npz", **arrays)
 
 
 if __name__ == "__main__":

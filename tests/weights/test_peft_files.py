@@ -1,9 +1,11 @@
 """Folders that PEFT wrote give the logits that PEFT computed; ours hold the same bytes; damaged ones are refused."""
 
+import copy
 import functools
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from janus_jax.errors import UserError
 from janus_jax.inference.adapters import Adapters
+from janus_jax.inference.janus import JanusEngine
+from janus_jax.inference.padding import Buckets
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, flatten
 from janus_jax.models.scan_layers import unstack_layers
@@ -22,7 +26,7 @@ from janus_jax.weights.load import load_params
 from janus_jax.weights.peft import read_adapter, write_adapter
 from janus_jax.weights.reader import model_in_memory
 from janus_jax.weights.strangers_patterns import matching_names
-from tests.helpers.peft_files import CASES, CODES, FILES, TOKENS, pixels, tiny_pair
+from tests.helpers.peft_files import CASES, CODES, FILES, GUIDANCE, NUM_NEW, PAD_ID, PROMPT, TOKENS, pixels, tiny_pair
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -76,6 +80,48 @@ def test_adapters_beside_the_weights_give_the_logits_of_peft_and_can_be_left(nam
     assert flatten(adapters.params(None)).keys() == flatten(base).keys()
     with pytest.raises(UserError, match="'b'"):
         adapters.params("b")
+
+
+@functools.cache
+def engine():
+    """An engine whose tokenizer has special ids alone."""
+
+    def unconditional(ids):
+        return [ids[0], *[PAD_ID] * (len(ids) - 2), ids[-1]]
+
+    tokenizer = SimpleNamespace(
+        pad_id=PAD_ID, image_id=-1, eos_id=-1, check_roles=lambda style: None, unconditional=unconditional
+    )
+    return JanusEngine(tiny().config, load_params(tiny()), tokenizer, buckets=Buckets(8, 8))
+
+
+def greedy(decoder):
+    """Ids of an answer to `PROMPT`, and guided codes."""
+    keys, pieces = jax.random.split(jax.random.key(0), 1), decoder.pieces([PROMPT])
+    state = decoder.prefill(pieces, [None] * len(pieces), keys, slots=decoder.slots(1, 8 + NUM_NEW))
+    text = decoder.continue_(state, keys, [NUM_NEW], NUM_NEW).tokens[0, :NUM_NEW]
+    images = decoder.prefill_images(decoder.guided([PROMPT]), keys, GUIDANCE)
+    codes = decoder.continue_images(images, keys, GUIDANCE, NUM_NEW).codes[0, :NUM_NEW]
+    return text.tolist(), codes.tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_greedy_ids_and_guided_codes_of_merged_adapters_are_those_of_peft(name):
+    merged = unstack_layers(load_params(merged_model(tiny(), read_adapter(FILES / name, tiny()))))
+    expected = np.load(FILES / "logits.npz")
+    text, codes = greedy(engine().with_params(merged))
+    assert text == expected[f"{name}_answer"].tolist() and codes == expected[f"{name}_codes"].tolist()
+    assert min(len(set(text)), len(set(codes))) > 4  # tokens that only repeat themselves would prove little
+
+
+@pytest.mark.slow  # compiles all programs again
+@pytest.mark.parametrize("name", ["list", "linear"])
+def test_greedy_ids_and_guided_codes_of_adapters_beside_the_weights_are_those_of_peft(name):
+    decoder = copy.copy(engine())
+    adapters = Adapters(decoder.params, {"a": read_adapter(FILES / name, tiny())}, jnp.float32)
+    decoder.params = adapters.params("a")
+    expected = np.load(FILES / "logits.npz")
+    assert greedy(decoder) == (expected[f"{name}_answer"].tolist(), expected[f"{name}_codes"].tolist())
 
 
 @pytest.mark.parametrize("name", ["dora", "saved"])
