@@ -15,13 +15,13 @@ from jaxtyping import Array, Int
 
 from janus_jax.models.config import CodeModelConfig, FamilyConfig, JanusVariantConfig
 from janus_jax.models.execution import Execution
-from janus_jax.ops.cpu.gemv import MAX_ROWS
 
 AUTO = "auto"
 MAX_WINDOW = 1024
 # Rows of a product whose weights take longer to be read from memory than the rows to be computed, in bfloat16: 989e12
 # operations per second / 2 / 4.8e12 bytes per second * 2 bytes on an H200; more on TPU v5e and v6e, fewer on a v5p.
 FREE_ROWS = 192
+CPU_FREE_ROWS = 4  # of a product of `ops.cpu.gemv`; eight rows took 1.8 times as long as four (docs/performance.md)
 LARGEST_AUTO = 32  # with more, codes per pass hardly grow (docs/performance.md)
 
 
@@ -37,7 +37,7 @@ def automatic_window(config: CodeModelConfig, execution: Execution, images: int,
         return 1
     free_rows = FREE_ROWS
     if platform == "cpu":  # only "gemv" reads a matrix once for several rows
-        free_rows = MAX_ROWS if execution.matmul_backend == "gemv" else 1
+        free_rows = CPU_FREE_ROWS if execution.matmul_backend == "gemv" else 1
     most = min(free_rows * shares // (2 * images), LARGEST_AUTO, config.image_tokens)
     return 1 << (max(most, 1).bit_length() - 1)
 
