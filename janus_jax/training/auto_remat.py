@@ -22,7 +22,8 @@ from janus_jax.training.plan import Plan, make_plan
 USED_AT_MOST = 0.9  # share of the memory of a device
 # The fastest policy first. "dots" is left out: it keeps as much as "projections" and repeats attention. An accelerator
 # never takes "none": the elementwise results that it keeps take more than twice the memory of "projections", and for
-# TPUs the compiler estimates that this saves no time (docs/compile_check.md).
+# TPUs the compiler estimates that this saves no time (docs/compile_check.md). A CPU runs its layers unrolled, but only
+# with "none" (`setup.execution`).
 ACCELERATOR_POLICIES = ("projections", "attention", "context", "full")
 CPU_POLICIES = ("none", *ACCELERATOR_POLICIES)
 
