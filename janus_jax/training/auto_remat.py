@@ -1,7 +1,7 @@
 """What `remat="auto"` means on given devices: the fastest rematerialisation policy whose predicted peak fits.
 
-Nothing is compiled. The peak of a policy is predicted from the traced gradient (`memory.predicted_peak`); 12 compiled
-programs and more are compared with it in docs/compile_check.md. The memory of a TPU is that of the table of chips, so
+Nothing is compiled. The peak of a policy is predicted from the traced gradient (`memory.predicted_peak`);
+docs/compile_check.md compares it with compiled programs. The memory of a TPU is that of the table of chips, so
 that a run chooses alike at every start, and alike in `launch.compile_check`.
 """
 
@@ -21,8 +21,9 @@ from janus_jax.training.plan import Plan, make_plan
 
 USED_AT_MOST = 0.9  # share of the memory of a device
 # The fastest policy first. "dots" is left out: it keeps as much as "projections" and repeats attention. An accelerator
-# never takes "none", whose elementwise results take several times the memory of "projections"; reading them again from
-# HBM takes longer than computing them again (docs/compile_check.md). On a CPU "none" is fastest.
+# never takes "none": the elementwise results that it keeps take more than twice the memory of "projections", and for
+# TPUs the compiler estimates that this saves no time (docs/compile_check.md). A CPU runs its layers unrolled, but only
+# with "none" (`setup.execution`).
 ACCELERATOR_POLICIES = ("projections", "attention", "context", "full")
 CPU_POLICIES = ("none", *ACCELERATOR_POLICIES)
 
