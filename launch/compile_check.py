@@ -17,6 +17,7 @@ them to compare programs.
 """
 
 import json
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -38,18 +39,13 @@ HLO_OUTPUT = flags.DEFINE_string(
     "hlo_output", None, "FILE.gz to write the compiled program to; FILE.json then says what it was compiled for."
 )
 SWEEP = flags.DEFINE_string(
-    "sweep",
-    None,
-    "Values to try in every combination, such as 'remat=full,context;batch=256,512;mesh=1x64x1,4x16x1'.",
+    "sweep", None, "Values to try in every combination, such as 'remat=full,context;batch=256,512;mesh=1x64x1,4x16x1'."
 )
 OPTIONS = flags.DEFINE_multi_string(
     "compiler_option", [], "An option of XLA as name=value, besides those of the step. May be repeated."
 )
 WHOLE = flags.DEFINE_bool(
-    "whole",
-    False,
-    "Whether to compile a step that encodes images as one program, which takes long. By default the encoding is a "
-    "program of its own, whose time is added, and --hlo_output has the step without it.",
+    "whole", False, "Whether a step that encodes images is compiled as one program, which takes long, not as two."
 )
 QUICK = flags.DEFINE_bool(
     "quick",
@@ -57,9 +53,7 @@ QUICK = flags.DEFINE_bool(
     "Whether the compiler tries less, which takes it less long. Predicted times are then upper estimates.",
 )
 JSON = flags.DEFINE_bool(
-    "json",
-    False,
-    "Whether to print JSON instead of a table; with --sweep a list, best first, impossible ones last.",
+    "json", False, "Whether to print JSON, not a table; with --sweep a list, best first, impossible ones last."
 )
 DECODE = flags.DEFINE_bool(
     "decode", False, "Whether to compile the loop that generates images; default --mesh=1,1,-1 and --dtype=bfloat16."
@@ -148,25 +142,16 @@ def _check_decoding(topology: str, options: Options) -> None:
     mesh = model_flags.mesh_sizes() or {"data": 1, "fsdp": 1, "tensor": -1}
     name, config = CONFIG.value.model, model_config(CONFIG.value)
     dtype, quantization = model_flags.DTYPE.value or "bfloat16", model_flags.QUANTIZE.value
+    how: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "options": options}
     if BENCHMARKS.value:
         for flag in (IMAGES, WINDOW, CODES_PER_PASS, HLO_OUTPUT):
             if flags.FLAGS[flag.name].present:
                 raise UserError(f"--{flag.name} is for one program, but --benchmarks compiles several")
-        batches = check_batches(name, config, topology, mesh, dtype=dtype, quantization=quantization, options=options)
+        batches = check_batches(name, config, topology, mesh, **how)
         print(json.dumps(benchmark_hours.as_dict(batches)) if JSON.value else benchmark_hours.format_report(batches))
         return
-    result = decode.check_decoding(
-        name,
-        config,
-        topology,
-        mesh,
-        images=IMAGES.value,
-        window=_window(),
-        codes_per_pass=CODES_PER_PASS.value,
-        dtype=dtype,
-        quantization=quantization,
-        options=options,
-    )
+    how |= {"window": _window(), "codes_per_pass": CODES_PER_PASS.value}
+    result = decode.check_decoding(name, config, topology, mesh, images=IMAGES.value, **how)
     if HLO_OUTPUT.value and result.program is not None:
         write_program(result.program, HLO_OUTPUT.value)
     print(json.dumps(decode.as_dict(result)) if JSON.value else decode.format_report(result))

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from janus_jax.batches import ImageBatch
-from janus_jax.compile_check.encoding import compile_encoding, encodes
+from janus_jax.compile_check.encoding import compile_encoding, encodes, with_stored_codes
 from janus_jax.compile_check.estimate import Estimate, estimate
 from janus_jax.compile_check.program import Program, compile_program, needed_bytes, topology_devices
 from janus_jax.compile_check.progress import compiling, tell
@@ -73,10 +73,10 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Options, 
     mesh = "x".join(str(size) for size in plan.mesh.shape.values())
     rows = f"{config.train.batch_size} rows in {plan.micro_batches} micro-batches"
     what = f"{config.name}, {rows}, remat {plan.execution.remat}, mesh {mesh}, for {topology}"
-    apart = not whole and encodes(config, plan, batch)
+    apart = not whole and encodes(config, batch)
     advice = "; with more config.train.micro_batches there is less to compile"
     with compiling(f"the training step of {what}", advice):
-        lowered = plan.make_step().lower(plan.state, batch._replace(gen_pixels=None) if apart else batch)
+        lowered = plan.make_step().lower(plan.state, with_stored_codes(batch) if apart else batch)
         step, reason = compile_program(lowered, devices, options)
     result = too_large(config, plan, topology, reason)
     if step is None:

@@ -24,17 +24,21 @@ from janus_jax.training.fsdp import over_rows, row_specs, whole_params
 from janus_jax.training.plan import Plan, tasks
 
 
-def encodes(config: ConfigDict, plan: Plan, batch: Any) -> bool:
+def encodes(config: ConfigDict, batch: Any) -> bool:
     """Whether a step computes VQ codes of images that it learns to generate."""
-    is_code_model = isinstance(plan.architecture, CodeModelConfig)
-    return is_code_model and "generate" in tasks(config) and batch.gen_pixels is not None
+    return isinstance(batch, PackedBatch) and "generate" in tasks(config) and batch.gen_pixels is not None
 
 
-def compile_encoding(plan: Plan, batch: PackedBatch, options: Options) -> tuple[Program | None, str]:
+def with_stored_codes(batch: Any) -> PackedBatch:
+    """The batch of the same rows whose codes are stored."""
+    return batch._replace(gen_pixels=None)
+
+
+def compile_encoding(plan: Plan, batch: Any, options: Options) -> tuple[Program | None, str]:
     """`compile_program` of the encoding of the images of one micro-batch."""
-    vq = plan.architecture.vq
+    assert isinstance(plan.architecture, CodeModelConfig) and plan.architecture.vq is not None
     frozen, shardings = {"vq": plan.state.frozen["vq"]}, {"vq": plan.shardings.frozen["vq"]}
-    tokenizer = build(vq, Execution(dtype=jnp.float32))
+    tokenizer = build(plan.architecture.vq, Execution(dtype=jnp.float32))
     rows = batch.gen_pixels.shape[0] // plan.micro_batches
     pixels = jax.ShapeDtypeStruct((rows, *batch.gen_pixels.shape[1:]), batch.gen_pixels.dtype, sharding=plan.rows)
 

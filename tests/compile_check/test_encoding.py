@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from configs import janus_pro_1b, janusflow_1p3b
+from janus_jax.batches import FlowBatch
 from janus_jax.compile_check import check as check_module
 from janus_jax.compile_check import encoding
 from janus_jax.compile_check.check import check_plan
-from janus_jax.compile_check.encoding import compile_encoding, encodes
+from janus_jax.compile_check.encoding import compile_encoding, encodes, with_stored_codes
 from janus_jax.compile_check.estimate import estimate
 from janus_jax.compiler_options import LEAST_EFFORT
 from janus_jax.models.execution import Execution
@@ -47,14 +48,13 @@ def test_the_program_encodes_the_images_of_a_micro_batch_with_little_effort(stag
 
 
 def test_only_steps_that_generate_without_stored_codes_encode(stage2):
-    config, plan, batch = stage2
-    assert encodes(config, plan, batch)
-    assert not encodes(config, plan, batch._replace(gen_pixels=None))
+    config, _, batch = stage2
+    assert encodes(config, batch)
+    assert not encodes(config, with_stored_codes(batch))
     without = config.copy_and_resolve_references()
     without.data.ratio.generate = 0.0
-    assert not encodes(without, plan, batch)
-    flow = janusflow_1p3b.get_config("stage2")
-    assert not encodes(flow, plan._replace(architecture=None), batch)
+    assert not encodes(without, batch)
+    assert not encodes(janusflow_1p3b.get_config("stage2"), FlowBatch(batch, None, None, None))
 
 
 def test_costs_are_those_of_the_step_and_of_the_encoding_of_every_micro_batch(stage2, monkeypatch):
