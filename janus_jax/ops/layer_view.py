@@ -4,7 +4,7 @@ A scan would copy what it slices. With a view, the functions that read a matrix 
 inside the loop in which XLA:CPU reads it, so that nothing is copied.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def values_of(array: Num[Array, "*shape"] | LayerView) -> Num[Array, "*shape"]:
     """The values of an array, or of the layer that a view shows."""
     if not isinstance(array, LayerView):
         return array
-    start = (array.layer, *[0] * len(array.shape))
+    start: tuple[Any, ...] = (array.layer, *[0] * len(array.shape))
     values = jax.lax.dynamic_slice(_bits(array.stack), start, (1, *array.shape), allow_negative_indices=False)
     return _from_bits(jax.lax.squeeze(values, (0,)), array.dtype)
 
@@ -50,7 +50,7 @@ def write_slice(
     values = values.astype(array.dtype)
     if not isinstance(array, LayerView):
         return jax.lax.dynamic_update_slice_in_dim(array, values, start, axis)
-    starts = [array.layer, *[0] * len(array.shape)]
+    starts: list[Any] = [array.layer, *[0] * len(array.shape)]
     starts[axis + 1] = start
     return array._replace(stack=jax.lax.dynamic_update_slice(array.stack, values[None], starts))
 
