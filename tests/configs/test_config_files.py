@@ -14,8 +14,9 @@ from ml_collections import config_flags
 
 from janus_jax.data.mixture import check_schedule
 from janus_jax.errors import UserError
-from janus_jax.models.presets import JANUS_PRO_1B
+from janus_jax.models.presets import JANUS_PRO_1B, PRESETS
 from janus_jax.training.architecture import model_config
+from janus_jax.training.plan import computed_tasks, tasks
 from janus_jax.training.setup import check_config, execution, num_shards, num_workers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -195,6 +196,18 @@ def test_auto_is_a_default_that_numbers_and_words_on_the_command_line_replace(mo
 def test_weights_of_sources_can_be_schedules_on_the_command_line(monkeypatch):
     config = parsed(monkeypatch, '--config.data.sources.text=("a-*", ("b-*", 2), ("c-*", ((0, 1.0), (9, 0.0))))')
     assert config.data.sources.text == ("a-*", ("b-*", 2), ("c-*", ((0, 1.0), (9, 0.0))))
+
+
+def test_pairs_of_images_need_the_encoder_and_a_model_of_codes():
+    config = resolve("finetune", "checkpoint:edit")
+    assert tasks(config) == ("generate",)
+    assert computed_tasks(config, tasks(config)) == ("understand", "generate")
+    with pytest.raises(UserError, match="condition_images=True, but the model .* is no Janus"):
+        check_config(config, PRESETS["janusflow_1p3b"])
+    with pytest.raises(UserError, match="janusflow_1p3b has no edit"):
+        resolve("finetune", "janusflow_1p3b:edit")
+    config.data.condition_images = False
+    assert computed_tasks(config, tasks(config)) == ("generate",)
 
 
 if __name__ == "__main__":
