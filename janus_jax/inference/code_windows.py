@@ -15,6 +15,8 @@ from jaxtyping import Array, Int
 
 from janus_jax.models.config import CodeModelConfig, FamilyConfig, JanusVariantConfig
 
+Count = Int[Array, ""] | int
+
 AUTO = "auto"
 MAX_WINDOW = 1024
 # Rows of a product whose weights take longer to be read from memory than the rows to be computed, in bfloat16: 989e12
@@ -54,7 +56,7 @@ def num_known(sampled: Int[Array, "R W"], read: Int[Array, "R W"]) -> Int[Array,
     return 1 + jnp.min(jnp.sum(jnp.cumprod(right.astype(jnp.int32), axis=1), axis=1))
 
 
-def guess(codes: Int[Array, "R L"], known: Int[Array, ""], sampled: Int[Array, ""], window: int) -> Int[Array, "R L"]:
+def guess(codes: Int[Array, "R L"], known: Count, sampled: Count, window: int) -> Int[Array, "R L"]:
     """Puts guesses at the W - 1 places behind the known codes.
 
     What the last pass sampled there stays; places that no pass has reached get the code to the left.
