@@ -44,6 +44,7 @@ def main() -> None:
     if not (output / "checkpoint").exists():
         _train(output)
     model = from_pretrained(output / "checkpoint")
+    assert isinstance(model, JanusPipeline)
     for line in measure(model):
         print(json.dumps(line), flush=True)
 

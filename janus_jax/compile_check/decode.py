@@ -19,7 +19,6 @@ from janus_jax.errors import UserError
 from janus_jax.inference.aot import ImageLoop, abstract_image_loop
 from janus_jax.inference.code_windows import automatic_window
 from janus_jax.models.config import JanusConfig, ModelConfig
-from janus_jax.models.execution import decoding_execution
 from janus_jax.models.params import flatten
 from janus_jax.sharding import local_bytes, make_mesh, row_shares
 
@@ -102,8 +101,7 @@ def check_decoding(
     devices = topology_devices(topology)
     divided = make_mesh(dict(mesh), devices)
     if isinstance(window, str):
-        execution = decoding_execution(dtype, "tpu", on_mesh=True)
-        window = automatic_window(config, execution, images, "tpu", row_shares(divided))
+        window = automatic_window(config, images, "tpu", row_shares(divided))
     if codes_per_pass > window:
         raise UserError(f"--codes_per_pass={codes_per_pass:g}: expected at most --window={window}")
     loop = abstract_image_loop(

@@ -14,31 +14,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from janus_jax.models.config import CodeModelConfig, FamilyConfig, JanusVariantConfig
-from janus_jax.models.execution import Execution
+
+Count = Int[Array, ""] | int
 
 AUTO = "auto"
 MAX_WINDOW = 1024
 # Rows of a product whose weights take longer to be read from memory than the rows to be computed, in bfloat16: 989e12
 # operations per second / 2 / 4.8e12 bytes per second * 2 bytes on an H200; more on TPU v5e and v6e, fewer on a v5p.
 FREE_ROWS = 192
-CPU_FREE_ROWS = 4  # of a product of `ops.cpu.gemv`; eight rows took 1.8 times as long as four (docs/performance.md)
 LARGEST_AUTO = 32  # with more, codes per pass hardly grow (docs/performance.md)
 
 
-def automatic_window(config: CodeModelConfig, execution: Execution, images: int, platform: str, shares: int = 1) -> int:
+def automatic_window(config: CodeModelConfig, images: int, platform: str, shares: int = 1) -> int:
     """The largest power of two whose rows a pass computes in about the time of one row.
+
+    It is 1 on a CPU, where a second row already costs about what it gives (docs/performance.md).
 
     Args:
         images: images of a batch, each of which has two rows for each code.
         platform: "cpu", "gpu" or "tpu".
         shares: parts into which the devices divide the images.
     """
-    if not supports_windows(config):
+    if platform == "cpu" or not supports_windows(config):
         return 1
-    free_rows = FREE_ROWS
-    if platform == "cpu":  # only "gemv" reads a matrix once for several rows
-        free_rows = CPU_FREE_ROWS if execution.matmul_backend == "gemv" else 1
-    most = min(free_rows * shares // (2 * images), LARGEST_AUTO, config.image_tokens)
+    most = min(FREE_ROWS * shares // (2 * images), LARGEST_AUTO, config.image_tokens)
     return 1 << (max(most, 1).bit_length() - 1)
 
 
@@ -57,7 +56,7 @@ def num_known(sampled: Int[Array, "R W"], read: Int[Array, "R W"]) -> Int[Array,
     return 1 + jnp.min(jnp.sum(jnp.cumprod(right.astype(jnp.int32), axis=1), axis=1))
 
 
-def guess(codes: Int[Array, "R L"], known: Int[Array, ""], sampled: Int[Array, ""], window: int) -> Int[Array, "R L"]:
+def guess(codes: Int[Array, "R L"], known: Count, sampled: Count, window: int) -> Int[Array, "R L"]:
     """Puts guesses at the W - 1 places behind the known codes.
 
     What the last pass sampled there stays; places that no pass has reached get the code to the left.

@@ -260,6 +260,7 @@ def continue_images(
     if window == 1:
         codes, cache, semantic = jax.lax.fori_loop(state.step, until, body, (codes, cache, state.semantic))
         return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix, semantic)
+    assert state.passes is not None
     step, codes, cache, passes = jax.lax.while_loop(
         lambda carry: carry[0] < until, windowed, (state.step, codes, cache, state.passes)
     )

@@ -108,8 +108,7 @@ class JanusEngine(Engine):
         if not isinstance(asked, str):
             return int(asked)
         images = math.prod(self.padded_counts(num_prompts, num_images))
-        platform = jax.default_backend()
-        return automatic_window(self.config, self.model.execution, images, platform, self.row_shares)
+        return automatic_window(self.config, images, jax.default_backend(), self.row_shares)
 
     def check_images(self, requests: Sequence[ImageRequest], num_images: int, window: int | str = AUTO) -> None:
         num_prompts, images = self.padded_counts(len(requests), num_images)

@@ -140,7 +140,7 @@ class JanusFlowEngine(Engine):
         with phase("decoding images", len(latents), " images") as advance:
             for start in range(0, len(latents), most):
                 chunk = latents[start : start + most]
-                padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
+                padded: Any = np.pad(chunk, ((0, size - len(chunk)), (0, 0), (0, 0), (0, 0)))  # one compiled shape
                 if self.mesh is not None:
                     padded = to_devices(padded, NamedSharding(self.mesh, PartitionSpec(MESH_AXES)))
                 images += to_images(to_host(decode_latents(model, params, padded)))[: len(chunk)]

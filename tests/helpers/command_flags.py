@@ -37,5 +37,6 @@ def flags_of(module: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     modules = [f"launch.{path.stem}" for path in sorted((ROOT / "launch").glob("[!_]*.py"))]
-    modules += ["examples.digits.quickstart", "examples.digits.example_data", "examples.digits.encoder_ablation.run"]
+    examples = ["quickstart", "example_data", "code_windows", "encoder_ablation.run"]
+    modules += [f"examples.digits.{name}" for name in examples]
     json.dump({module: flags_of(module) for module in modules}, sys.stdout, default=str)

@@ -63,6 +63,8 @@ def run(model, short):
     }
     if short:
         return result
+    windowed = model.generate_codes(PROMPTS, 3, temperature=1.0, seed=4, window=4)
+    result["windowed"] = windowed.tolist()
     conversation = model.conversation()
     turns = [conversation.ask(text, max_new_tokens=4).token_ids for text in ("Is one odd?", "Why?")]
     return result | {"turns": turns, "cache": number_of_parts(conversation.cache.k[0])}

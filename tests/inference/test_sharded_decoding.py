@@ -67,6 +67,7 @@ def test_every_kind_of_mesh_changes_nothing(precision):
         result = results[sizes]
         for name in ("asked", "codes", "turns"):
             assert result[name] == one[name], (sizes, name)
+        assert result["windowed"] == result["codes"]
         rows = np.prod([int(size) for size in sizes.split(",")[:2]])
         same_latents(result, one, parts=rows)
         same_pixels(result, one, parts=rows)
