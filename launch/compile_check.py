@@ -17,14 +17,13 @@ them to compare programs.
 """
 
 import json
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from janus_jax.compiler_options import LEAST_EFFORT, Options
 from janus_jax.errors import UserError
-from launch.cli import errors, model_flags
+from launch.cli import decode_check, errors, model_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Path of a config file, as for launch.train.")
 TOPOLOGY = flags.DEFINE_string(
@@ -58,27 +57,12 @@ JSON = flags.DEFINE_bool(
 DECODE = flags.DEFINE_bool(
     "decode", False, "Whether to compile the loop that generates images; default --mesh=1,1,-1 and --dtype=bfloat16."
 )
-IMAGES = flags.DEFINE_integer("images", 16, "With --decode, number of images of one prompt.", lower_bound=1)
-WINDOW = flags.DEFINE_string(
-    "window", "1", "With --decode, number of codes of an image that a pass reads, or auto; see launch.generate."
-)
-CODES_PER_PASS = flags.DEFINE_float(
-    "codes_per_pass",
-    1.0,
-    "With --window, codes of each image that a pass makes on average: an assumption about the model, from which the "
-    "time of an image follows.",
-    lower_bound=1,
-)
-BENCHMARKS = flags.DEFINE_bool(
-    "benchmarks", False, "With --decode, whether to predict how long launch.evaluate takes on the hosts of a slice."
-)
 for flag in (model_flags.DTYPE, model_flags.QUANTIZE, model_flags.MESH):
     flags.declare_key_flag(flag.name)  # shows the flag in --help
+flags.adopt_module_key_flags(decode_check)
 # A compiled program has the lengths that it is asked for, so that --buckets means nothing here.
-TRAINING_FLAGS, DECODING_FLAGS = (
-    (SLICES, SWEEP, WHOLE, model_flags.BUCKETS),
-    (IMAGES, WINDOW, CODES_PER_PASS, BENCHMARKS, *model_flags.ALL),
-)
+TRAINING_FLAGS = (SLICES, SWEEP, WHOLE, model_flags.BUCKETS)
+DECODING_FLAGS = (*decode_check.FLAGS, *model_flags.ALL)
 
 
 def main() -> None:
@@ -91,7 +75,8 @@ def main() -> None:
             raise UserError(f"--{flag.name} means nothing {'with' if DECODE.value else 'without'} --decode")
     topology = TOPOLOGY.value or ""
     if DECODE.value:
-        _check_decoding(topology, options)
+        output = HLO_OUTPUT.value
+        decode_check.check_decoding(CONFIG.value, topology, options, hlo_output=output, as_json=JSON.value)
     elif SWEEP.value:
         _sweep(topology, options)
     else:
@@ -131,42 +116,6 @@ def _sweep(topology: str, options: Options) -> None:
         print(json.dumps([*map(as_dict, checks), *(variant._asdict() for variant in impossible)]))
     else:
         print(format_sweep(checks, impossible))
-
-
-def _check_decoding(topology: str, options: Options) -> None:
-    from janus_jax.compile_check import benchmark_hours, decode
-    from janus_jax.compile_check.batches import check_batches
-    from janus_jax.compile_check.program import write_program
-    from janus_jax.training.architecture import model_config
-
-    mesh = model_flags.mesh_sizes() or {"data": 1, "fsdp": 1, "tensor": -1}
-    name, config = CONFIG.value.model, model_config(CONFIG.value)
-    dtype, quantization = model_flags.DTYPE.value or "bfloat16", model_flags.QUANTIZE.value
-    how: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "options": options}
-    if BENCHMARKS.value:
-        for flag in (IMAGES, WINDOW, CODES_PER_PASS, HLO_OUTPUT):
-            if flags.FLAGS[flag.name].present:
-                raise UserError(f"--{flag.name} is for one program, but --benchmarks compiles several")
-        batches = check_batches(name, config, topology, mesh, **how)
-        print(json.dumps(benchmark_hours.as_dict(batches)) if JSON.value else benchmark_hours.format_report(batches))
-        return
-    how |= {"window": _window(), "codes_per_pass": CODES_PER_PASS.value}
-    result = decode.check_decoding(name, config, topology, mesh, images=IMAGES.value, **how)
-    if HLO_OUTPUT.value and result.program is not None:
-        write_program(result.program, HLO_OUTPUT.value)
-    print(json.dumps(decode.as_dict(result)) if JSON.value else decode.format_report(result))
-
-
-def _window() -> int | str:
-    """Raises UserError for anything but a number of codes or auto."""
-    from janus_jax.inference.code_windows import AUTO, MAX_WINDOW
-
-    given = WINDOW.value or ""
-    if given == AUTO:
-        return AUTO
-    if not given.isdecimal() or not 1 <= int(given) <= MAX_WINDOW:
-        raise UserError(f"--window={given}, expected {AUTO} or a whole number from 1 to {MAX_WINDOW}")
-    return int(given)
 
 
 if __name__ == "__main__":
