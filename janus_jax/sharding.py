@@ -20,7 +20,7 @@ from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, ModelConfig
 from janus_jax.models.layers import SCALE
 from janus_jax.models.llama import KVCache
-from janus_jax.models.lora import Lora
+from janus_jax.models.lora import RANK, Lora
 from janus_jax.models.params import abstract_params, flatten, logical_axes, unflatten
 from janus_jax.models.scan_layers import STACKED, is_stacked, unstacked_path
 
@@ -41,6 +41,7 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "token_columns": "tensor",
     "conv_in": "fsdp",
     "conv_out": "fsdp",
+    "lora_rank": None,  # over `fsdp` where the other dimension is not and the rank is a multiple: `_partition_spec`
 }
 
 
@@ -268,6 +269,8 @@ class GatheredWeights:
 
 def _partition_spec(path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
     mesh_axes = [LOGICAL_TO_MESH[axis] if axis else None for axis in axes]
+    if RANK in axes and "fsdp" not in mesh_axes and shape[axes.index(RANK)] % mesh.shape["fsdp"] == 0:
+        mesh_axes[axes.index(RANK)] = "fsdp"
     used = [axis for axis in mesh_axes if axis]
     if len(set(used)) != len(used):
         raise UserError(f"{path}: logical axes {axes} put the same mesh axis on two dimensions: {mesh_axes}")

@@ -22,6 +22,7 @@ from janus_jax.models.scan_layers import is_stacked
 
 INT8 = "int8"
 KERNEL = "kernel"
+RANK = "lora_rank"  # logical axis
 
 
 class LoraRule(NamedTuple):
@@ -142,8 +143,8 @@ def _adapter(path: str, declaration: Declared, rank: int, scale: float) -> dict[
 
     return {
         # U(+-1 / sqrt(in)), as PEFT initialises it
-        _beside(path, LORA_A): declared(TorchDefault(fan_in), (fan_in, rank), (in_axis, None)),
-        _beside(path, LORA_B): declared(Constant(0.0), (rank, fan_out), (None, out_axis)),
+        _beside(path, LORA_A): declared(TorchDefault(fan_in), (fan_in, rank), (in_axis, RANK)),
+        _beside(path, LORA_B): declared(Constant(0.0), (rank, fan_out), (RANK, out_axis)),
         _beside(path, LORA_SCALE): declared(Constant(scale), (), ()),
     }
 

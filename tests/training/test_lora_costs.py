@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import finetune
+from janus_jax.compile_check.program import topology_devices
 from janus_jax.models.lora import Lora, LoraRule
 from janus_jax.models.params import abstract_params, count, flatten
 from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_7B, PRESETS
@@ -34,6 +35,15 @@ def test_the_state_is_little_more_than_the_base(base_dtype, largest):
     full = finetune.get_config("janus_pro_7b")
     full.mesh.fsdp, full.data.ratio.text, full.data.ratio.generate = 1, 0.0, 0.0
     assert model_flops(config, plan) <= 0.72 * model_flops(full, make_plan(full, jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(("base_dtype", "slice_"), [("bfloat16", "v5e-8"), ("int8", "v5e-4"), ("int8", "v5e-16")])
+def test_a_chip_holds_little_more_than_its_part_of_the_base(base_dtype, slice_):
+    config = finetune.get_config("janus_pro_7b:lora")
+    config.init.checkpoint, config.lora.base_dtype, config.train.batch_size = "model", base_dtype, 16
+    state = make_plan(config, topology_devices(slice_)).state
+    base = local_bytes(state.frozen)
+    assert base < local_bytes((state.trainable, state.frozen, state.opt_state)) <= 1.06 * base
 
 
 @pytest.mark.slow
