@@ -101,7 +101,11 @@ def load(
     elif adapter is not None:
         reader = merged_model(reader, read_adapter(adapter, reader))
     transposed = on_cpu and mesh is None
-    layout = {"unrolled": not transposed or bool(apart), "quantization": quantization, "transposed": transposed}
+    layout: dict[str, Any] = {
+        "unrolled": not transposed or bool(apart),
+        "quantization": quantization,
+        "transposed": transposed,
+    }
 
     def pipeline(params: Params) -> JanusPipeline | JanusFlowPipeline:
         common = (params, reader.tokenizer, dtype, reader.normalization)

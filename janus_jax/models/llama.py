@@ -103,17 +103,19 @@ class Attention(nn.Module):
 
 def _attend_cached(
     q: jax.Array, k: jax.Array, v: jax.Array, cache: tuple, shared: _LayerInputs, matmul_backend: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, tuple]:
     """Returns the context [B, T, N, H], and the cached keys and values with the new ones written to them."""
     old_k, old_v, prefix = cache
-    k, v = (write_slice(old, new.swapaxes(1, 2), shared.offset, axis=2) for old, new in ((old_k, k), (old_v, v)))
+    new_k, new_v = (
+        write_slice(old, new.swapaxes(1, 2), shared.offset, axis=2) for old, new in ((old_k, k), (old_v, v))
+    )
     before = None
     if prefix is not None:
         assert shared.prefix_mask is not None
         before = SharedPrefix(prefix[0], prefix[1], shared.prefix_mask)
     assert shared.mask is not None
     written = shared.offset + q.shape[1]
-    return attend_cached(q, k, v, shared.mask, before, matmul_backend, written), (k, v)
+    return attend_cached(q, new_k, new_v, shared.mask, before, matmul_backend, written), (new_k, new_v)
 
 
 class MLP(nn.Module):

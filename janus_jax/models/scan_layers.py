@@ -102,7 +102,8 @@ def _run_in_place(
         # All but the matrices that decoding reads are small, or are copied once for many rows.
         slices = {path: view if path[-1] == TRANSPOSED else values_of(view) for path, view in views.items()}
         inputs = jax.tree.map(lambda stack: LayerView(stack, layer), stacks)
-        x, outputs = block.apply({"params": traverse_util.unflatten_dict(slices)}, x, inputs, shared)
+        result: Any = block.apply({"params": traverse_util.unflatten_dict(slices)}, x, inputs, shared)
+        x, outputs = result
         if stacks is None:
             return x, None
         return x, (*(view.stack for view in outputs), *stacks[len(outputs) :])

@@ -55,9 +55,7 @@ class CausalBlock(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, cache: tuple[jax.Array, jax.Array] | None, shared: _LayerInputs
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    def __call__(self, x: jax.Array, cache: tuple | None, shared: _LayerInputs) -> tuple[jax.Array, tuple | None]:
         c, dtype = self.config, self.execution.dtype
         y = layer_norm(c.norm_eps, dtype, "attention_norm")(x)
         q, k, v = (

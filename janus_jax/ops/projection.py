@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, UInt32
 
 from janus_jax.ops.cpu.gemv import multiply_row_major
-from janus_jax.ops.layer_view import LayerView
+from janus_jax.ops.layer_view import LayerView, values_of
 
 
 class Weight(NamedTuple):
@@ -29,7 +29,7 @@ def project(x: Float[Array, "*B I"], weight: Weight) -> Float[Array, "*B O"]:
     """
     # One axis of rows: with more, XLA:CPU transposes the operands of the weight's gradient in memory (jaxlib 0.10.2).
     rows = x.reshape(-1, x.shape[-1])
-    y = multiply_row_major(rows, weight.matrix) if weight.row_major else rows @ weight.matrix.astype(x.dtype)
+    y = multiply_row_major(rows, weight.matrix) if weight.row_major else rows @ values_of(weight.matrix).astype(x.dtype)
     y = y.astype(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
     if weight.scale is None:
         return y

@@ -12,6 +12,7 @@ Letters: R rows of the small factor, M N rows of the matrix that exist and that 
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def _rows_of(matrix: jax.Array | LayerView, start: jax.Array | int, size: int) -
     values = values_of(matrix)
     if size == values.shape[-2]:
         return values
-    starts = [0] * values.ndim
+    starts: list[Any] = [0] * values.ndim
     starts[-2] = start
     return jax.lax.dynamic_slice(
         values, starts, (*values.shape[:-2], size, values.shape[-1]), allow_negative_indices=False
