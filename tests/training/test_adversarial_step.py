@@ -189,7 +189,7 @@ def test_running_statistics_equal_the_original(steps):
 def meshes():
     """Values after two steps of the same images on several meshes, from a separate process."""
     command = [sys.executable, "-m", "tests.helpers.sharded_tokenizer"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
