@@ -31,7 +31,7 @@ def edit_config(folder, pattern):
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # the whole quickstart, and then 170 seconds of processor time to train
 def test_a_digit_is_edited_as_asked_and_only_with_its_image(tmp_path):
     command = [sys.executable, "-m", "examples.digits.quickstart", f"--output={tmp_path / 'quickstart'}"]
     subprocess.run(command, cwd=REPOSITORY, check=True, timeout=3600)
