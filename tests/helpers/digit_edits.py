@@ -4,8 +4,6 @@ The image tokenizer of the quickstart knows light digits on black alone, also up
 98 % of their reconstructions), but no inverted ones (9 %).
 """
 
-import io
-
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -37,7 +35,7 @@ def edit_records(training):
             shown = digits.jitter(image, rng) if copy else image
             for number, (caption, edit) in enumerate(EDITS.items()):
                 messages = (Message("user", IMAGE_MARKER + caption), Message("assistant", IMAGE_MARKER))
-                images = (_png(shown), _png(edit(shown)))
+                images = (digits.encode(shown), digits.encode(edit(shown)))
                 key = f"edits/{i}/{copy}/{number}"
                 records.append(Record(task="generate", messages=messages, images=images, key=key))
     return records
@@ -62,9 +60,3 @@ def edit_accuracy(model, judge, held_out, with_image, **options):
         made = [edit(image) for image in model.decode_codes(codes)]
         right.append(np.mean(judge(made) == held_out.labels))
     return [float(share) for share in right]
-
-
-def _png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
