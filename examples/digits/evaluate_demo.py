@@ -39,7 +39,7 @@ def main() -> None:
     training, held_out = digits.load_digits()
     chosen = digits.Digits(held_out.intensities[: QUESTIONS.value], held_out.labels[: QUESTIONS.value])
     write_benchmarks(data, chosen)
-    model = [f"--checkpoint={CHECKPOINT.value}", "--cfg_weight=1.5", "--max_new_tokens=16"]
+    model = [f"--checkpoint={CHECKPOINT.value}", "--cfg_weight=1.25", "--max_new_tokens=16"]
     count = PROCESSES.value
     evaluate(data, results, [[*model, f"--process_id={i}", f"--num_processes={count}"] for i in range(count)])
     detections = Path(output / "detections.jsonl")

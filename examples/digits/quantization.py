@@ -9,7 +9,7 @@ from examples.digits.benchmark import Judge, evaluate_generation, evaluate_under
 from janus_jax.evaluation.quantization import image_agreement, text_agreement, weight_bytes
 from janus_jax.inference.janus import JanusPipeline
 
-CFG_WEIGHT = 1.5  # guidance weight of the quickstart's Janus-Pro
+CFG_WEIGHT = 1.25  # guidance weight of the quickstart's Janus-Pro
 QUESTIONS = 120  # Number of questions for the divergence; the accuracy is that of all held-out digits.
 
 
