@@ -12,7 +12,7 @@ from examples.digits.data import IMAGE_SIZE
 from examples.digits.encoder_ablation.mosaics import KINDS, PLACES, Mosaic, Question, ask, caption, quadrants
 from janus_jax.inference.janus import JanusPipeline
 
-CFG_WEIGHT = 2.5  # that of the quickstart
+CFG_WEIGHT = 2.5  # of all arms that generate
 BATCH = 120  # number of questions in a batch
 
 
