@@ -18,6 +18,7 @@ class Estimate:
     seconds: dict[str, float]  # parts of the predicted time, by kind
     parts: dict[str, float]  # seconds of operations in the predicted time, by part of the model
     flops: float  # operations that the program executes
+    unpriced_flops: float  # those of products that the compiler has not estimated: they cost the roofline's time
     hbm_bytes: float
     wire_bytes: dict[str, float]  # bytes that collectives send, by kind of collective
     transfer_seconds: dict[str, float]  # seconds that collectives would take with the links to themselves
@@ -57,6 +58,7 @@ def estimate(program: Program) -> Estimate:
         seconds=named("time/"),
         parts=named("part/"),
         flops=sum(named("flops/").values()),
+        unpriced_flops=sums["unpriced"],
         hbm_bytes=sums["hbm"],
         wire_bytes=named("wire/"),
         transfer_seconds=named("transfer/"),

@@ -38,6 +38,7 @@ from janus_jax.hardware import HOST_BANDWIDTH, Machine
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 FREE |= {"recv"}  # only its `-done` waits
 OFF_LINKS = {"copies", "slices"}  # resources that do not wait for the links between chips
+NO_ESTIMATE = 2**63 - 1  # cycles that the compiler writes where it has no estimate (libtpu 0.0.42.1)
 # An operation without a compiler's estimate that moves fewer bytes than this is bookkeeping and costs nothing.
 NEGLIGIBLE = 1e5
 
@@ -100,7 +101,8 @@ class Timeline:
         if instruction.op in FREE or (instruction.op == "custom-call" and not is_kernel):
             return 0.0
         machine = self.machine
-        estimate = int(instruction.attribute("estimated_cycles", "0")) / machine.chip.clock
+        cycles = int(instruction.attribute("estimated_cycles", "0"))
+        estimate = 0.0 if cycles == NO_ESTIMATE else cycles / machine.chip.clock
         moved = hbm_bytes(self.module, instruction, computation)
         flops = matmul_flops(self.module, instruction, computation)
         seconds = max(flops / machine.flops, moved / machine.hbm_bandwidth)
@@ -117,6 +119,7 @@ class Timeline:
                 seconds = max(seconds, estimate)
             kind = "matmul" if flops else "copy" if instruction.op == "copy" else "elementwise"
             sums.add("flops/matmul", flops)
+            sums.add("unpriced", flops if cycles == NO_ESTIMATE else 0.0)
         sums.add("hbm", moved)
         sums.add(f"time/{kind}", seconds)
         sums.add(f"part/{part(instruction.source)}", seconds)

@@ -92,6 +92,15 @@ def test_the_three_prices_of_a_product():
         assert run(text, pricing)[1]["time/matmul"] == pytest.approx(STEPS * 1_000_000 / CHIP.clock, rel=1e-9)
 
 
+def test_a_product_without_an_estimate_costs_the_roofline_and_is_counted():
+    text = TEXT.replace('"70000"', '"9223372036854775807"')
+    for pricing in Pricing:
+        seconds, sums = run(text, pricing)
+        assert sums["time/matmul"] == pytest.approx(STEPS * 2 * WIDTH**3 / FLOPS, rel=1e-9)
+        assert sums["unpriced"] == sums["flops/matmul"] == pytest.approx(STEPS * 2 * WIDTH**3)
+    assert run(TEXT, Pricing.MID)[1]["unpriced"] == 0
+
+
 def test_only_the_high_price_believes_the_compiler_about_elementwise_work():
     text = TEXT.replace("calls=%layer", 'calls=%layer, backend_config={"window_config":{"estimated_cycles":"500000"}}')
     assert run(text, Pricing.MID)[1]["time/elementwise"] == pytest.approx(STEPS * 2 * SLICE, rel=1e-9)
