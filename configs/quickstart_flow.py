@@ -27,6 +27,7 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     # Neighbouring pixels are alike, so they can be recognised through more noise than the latents of a VAE. So more of
     # the sampled times are noisy ones.
     config.loss.update(alignment_layer=2, alignment_width=96, time_location=-1.0)
+    config.loss.update(chunk_size=128, skip_unsupervised=True)  # most of the 960 tokens of a step have no text loss
     config.data.ratio = ratio(*map(float, RATIOS[phase]))
     config.dtype, config.remat = "float32", "none"
     config.train.update(
