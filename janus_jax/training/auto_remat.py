@@ -61,7 +61,7 @@ def plan_with_remat(
     if config.remat != AUTO:
         return plan, None
     devices = list(plan.mesh.devices.flat)
-    memory = _memory(list(plan.mesh.local_devices) or devices)
+    memory = memory_of(list(plan.mesh.local_devices) or devices)
     if memory is None:
         return plan, RematChoice(plan.execution.remat, {}, None)
     chosen, predicted = None, {}
@@ -70,7 +70,7 @@ def plan_with_remat(
         trial = config.copy_and_resolve_references()
         trial.remat = policy
         plan = make_plan(trial, devices)
-        predicted[policy] = _needed(trial, plan)
+        predicted[policy] = needed_bytes(trial, plan)
         if chosen is None and (predicted[policy] <= USED_AT_MOST * memory or policy == policies[-1]):
             chosen = plan
             if not compare:
@@ -79,7 +79,7 @@ def plan_with_remat(
     return chosen, RematChoice(chosen.execution.remat, predicted, memory)
 
 
-def _needed(config: ConfigDict, plan: Plan) -> int:
+def needed_bytes(config: ConfigDict, plan: Plan) -> int:
     """Predicted bytes on each device; on a CPU with the share of what its host needs besides."""
     need = estimate_memory(config, plan)
     if need.devices_in_host:
@@ -87,7 +87,7 @@ def _needed(config: ConfigDict, plan: Plan) -> int:
     return predicted_peak(config, plan)
 
 
-def _memory(devices: Sequence[Any]) -> int | None:
+def memory_of(devices: Sequence[Any]) -> int | None:
     """Memory of each device of this process; of several processes the smallest, so that they choose alike."""
     sizes = [hbm_bytes(device) for device in devices]
     if all(sizes):

@@ -4,6 +4,7 @@ Reading them checks that a folder asks for what our code does. Writing them make
 ("hf") or for DeepSeek's code ("deepseek"), preprocessor and chat template included.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,9 +86,6 @@ def read_tokenizer(folder: epath.PathLike) -> tuple[Tokenizer, str]:
     return tokenizer, _style_name(tokenizer, has_system_prompt)
 
 
-_remarked: set[tuple[int, int]] = set()  # numbers of tokens and rows of the remarks of this process
-
-
 def check_vocabulary(origin: object, tokenizer: Tokenizer, config: FamilyConfig) -> None:
     """Raises UserError when the tokenizer has an id beyond the rows of the embeddings, which would be read as NaN.
 
@@ -100,15 +98,14 @@ def check_vocabulary(origin: object, tokenizer: Tokenizer, config: FamilyConfig)
     tokens, rows = tokenizer.vocab_size, config.llama.vocab_size
     if tokens > rows:
         raise UserError(f"{origin}: {tokens} tokens in {FILE_NAME}, but the model embeds only {rows}")
-    if 2 * tokens < rows and (tokens, rows) not in _remarked:
-        _remarked.add((tokens, rows))
-        logging.warning(
-            "%s: %d tokens in %s, but the model embeds %d: is this the tokenizer of the model?",
-            origin,
-            tokens,
-            FILE_NAME,
-            rows,
-        )
+    if 2 * tokens < rows:
+        remark(f"{origin}: {tokens} tokens in {FILE_NAME}, but the model embeds {rows}")
+
+
+@functools.cache
+def remark(finding: str) -> None:
+    """Warns once that a tokenizer is suspiciously small."""
+    logging.warning("%s: is this the tokenizer of the model?", finding)
 
 
 def check_style(layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None:

@@ -9,7 +9,6 @@ from janus_jax.compile_check.check import too_large
 from janus_jax.compile_check.hlo import parse, trip_count
 from janus_jax.compile_check.search import Search
 from janus_jax.hardware import Machine
-from janus_jax.training.memory import ACTIVATIONS, Memory
 from tests.compile_check.test_check import make_check
 
 ROOM = 16 << 30  # bytes of a v5e
@@ -41,8 +40,7 @@ def compiled(monkeypatch):
             return make_check(rows=rows, micro_batches=parts, remat=config.remat, needed_bytes=needed)
 
         monkeypatch.setattr(search, "check_plan", pretend)
-        estimated = lambda config, plan: Memory({ACTIVATIONS: activations(config)}, {}, 0)  # noqa: E731
-        monkeypatch.setattr(search, "estimate_memory", estimated)
+        monkeypatch.setattr(search, "predicted_peak", activations)
         return Search(config, "v5e-4", 1, {})
 
     monkeypatch.setattr(search, "topology_devices", lambda *_: jax.devices()[:1])

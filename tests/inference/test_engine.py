@@ -102,7 +102,7 @@ def test_a_part_of_the_images_of_a_prompt_has_the_keys_that_it_has_among_all():
 def test_batches_are_as_large_as_fits_the_memory(pipeline, monkeypatch):
     def fitting(free, num_prompts, num_images, at_a_time):
         monkeypatch.setattr("janus_jax.inference.memory.free_bytes", lambda devices: free)
-        requests = [ImageRequest([1, 2, 3])] * num_prompts
+        requests = [ImageRequest([20, 21, 22])] * num_prompts
         batches, found = pipeline.engine.fitting_batches(requests, num_images, at_a_time)
         return found, max(len(range(num_prompts)[batch.prompts]) * len(batch.images) for batch in batches)
 
@@ -162,7 +162,7 @@ def test_a_request_larger_than_the_free_memory_is_refused_with_its_sizes(pipelin
         pipeline.chat([], "one?", max_new_tokens=1)
     assert cache_bytes(DECODED.llama, pipeline.engine.model.execution, 1, 48) == 256 * 48 > 10_000
     with pytest.raises(UserError, match=r"of 1 prompts \+ 0\.00 GiB for key-value caches of 4 images \+"):
-        pipeline.engine.generate([ImageRequest([1, 2, 3])], 4)
+        pipeline.engine.generate([ImageRequest([20, 21, 22])], 4)
 
 
 def test_16_bit_images_given_from_python_are_rescaled_like_those_of_files(pipeline, tmp_path):

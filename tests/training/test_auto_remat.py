@@ -71,8 +71,8 @@ def choose(data_folder, monkeypatch):
     def choose(memory, platform="cpu", remat="auto", **options):
         policies = CPU_POLICIES if platform == "cpu" else ACCELERATOR_POLICIES
         needed = {policy: (80 * GB) >> index for index, policy in enumerate(policies)}
-        monkeypatch.setattr(auto_remat, "_memory", lambda devices: memory)
-        monkeypatch.setattr(auto_remat, "_needed", lambda config, plan: needed[config.remat])
+        monkeypatch.setattr(auto_remat, "memory_of", lambda devices: memory)
+        monkeypatch.setattr(auto_remat, "needed_bytes", lambda config, plan: needed[config.remat])
         config = janus_experiment(data_folder)
         config.remat = remat
         return plan_with_remat(config, jax.devices()[:1], **options)
@@ -121,17 +121,17 @@ def test_a_policy_that_is_named_is_taken_without_a_question(choose):
 def test_processes_choose_by_the_smallest_memory(monkeypatch):
     devices = [SimpleNamespace(device_kind="cpu", platform="cpu")]
     monkeypatch.setattr(auto_remat, "total_bytes", lambda devices: 5 * GB)
-    assert auto_remat._memory(devices) == 5 * GB
+    assert auto_remat.memory_of(devices) == 5 * GB
     monkeypatch.setattr(auto_remat.jax, "process_count", lambda: 2)
     gathered = {"others": 3 * GB}
     monkeypatch.setattr(
         auto_remat.multihost_utils, "process_allgather", lambda own: np.array([own, gathered["others"]], np.float32)
     )
-    assert auto_remat._memory(devices) == 3 * GB
+    assert auto_remat.memory_of(devices) == 3 * GB
     gathered["others"] = 0  # unknown there
-    assert auto_remat._memory(devices) is None
+    assert auto_remat.memory_of(devices) is None
     tpus = [SimpleNamespace(device_kind="TPU v5p", num_cores=2)] * 2
-    assert auto_remat._memory(tpus) == 95 << 30  # by the table, without asking
+    assert auto_remat.memory_of(tpus) == 95 << 30  # by the table, without asking
 
 
 def test_a_run_says_what_it_took(data_folder, tmp_path, capsys):

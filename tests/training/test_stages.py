@@ -105,7 +105,7 @@ def step(request, data_folder, batch):
     before = {path: np.array(leaf) for path, leaf in flatten(params).items()}
     mask = trainable_mask(params, rules_of("janus_1p3b", request.param))
     optimizer = make_optimizer(config.train)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
     abstract_state = jax.eval_shape(lambda params: create_state(params, mask, optimizer, ema=True), params)
     shardings = state_shardings(MICRO_JANUS, mask, optimizer, abstract_state, mesh)
     state = jax.jit(lambda params: create_state(params, mask, optimizer, ema=True), out_shardings=shardings)(params)

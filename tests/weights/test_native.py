@@ -63,6 +63,7 @@ KINDS_OF_PRESETS = {
     "semantic_vq_tiny": "semantic_vq",
     "vq16": "vq",
     "vq_digits": "vq",
+    "vq_digits_large": "vq",
     "vq_tiny": "vq",
     **{f"{size}_arm_{arm}": "janus_variant" for size in ("janus_1p3b", "janus_pro_tiny") for arm in "abcef"},
 }

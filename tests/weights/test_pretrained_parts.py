@@ -134,7 +134,7 @@ def experiment(small, monkeypatch):
 
 
 def start(experiment, architecture):
-    return initial_params(experiment, architecture, make_mesh(experiment.mesh))[:2]
+    return initial_params(experiment, architecture, make_mesh({"data": 1, "fsdp": -1, "tensor": 1}))[:2]
 
 
 def test_an_image_tokenizer_starts_from_llamagens_file(small, experiment, llamagen):

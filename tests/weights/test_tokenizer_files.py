@@ -247,10 +247,10 @@ def test_unfit_tokenizer_is_an_error(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(("rows", "remark"), [(756, False), (757, True), (102_400, True)])
-def test_a_tokenizer_far_smaller_than_the_model_draws_a_remark(tokenizer, caplog, rows, remark, monkeypatch):
+def test_a_tokenizer_far_smaller_than_the_model_draws_a_remark(tokenizer, caplog, rows, remark):
     assert tokenizer.vocab_size == 378
     config = dataclasses.replace(JANUS_PRO_TINY, llama=dataclasses.replace(JANUS_PRO_TINY.llama, vocab_size=rows))
-    monkeypatch.setattr(tokenizer_files, "_remarked", set())
+    tokenizer_files.remark.cache_clear()
     for _ in range(2):
         check_vocabulary("FOLDER", tokenizer, config)
     assert caplog.text.count(f"FOLDER: 378 tokens in tokenizer.json, but the model embeds {rows}") == remark
