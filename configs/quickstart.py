@@ -14,8 +14,8 @@ from janus_jax.errors import UserError
 
 PHASES = ("tokenizer", "stage1", "stage2", "stage3")
 RATIOS = {"stage1": (1, 0, 3), "stage2": (2, 3, 5), "stage3": (5, 1, 4)}
-STEPS = {"tokenizer": 300, "stage1": 30, "stage2": 60, "stage3": 1100}
-LEARNING_RATES = {"tokenizer": 3e-3, "stage1": 2e-3, "stage2": 2e-3, "stage3": 2e-3}
+STEPS = {"tokenizer": 400, "stage1": 30, "stage2": 60, "stage3": 1000}
+LEARNING_RATE = 2e-3
 
 
 def get_config(phase: str = "stage1") -> ConfigDict:
@@ -42,7 +42,7 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     config.remat = "none"
     config.train.update(
         num_steps=STEPS[phase],
-        learning_rate=LEARNING_RATES[phase],
+        learning_rate=LEARNING_RATE,
         warmup_steps=20,
         final_fraction=0.05,
     )
