@@ -40,7 +40,7 @@ RECIPES = {
         family="Janus-Pro",
         experiment=quickstart,
         cfg_weight=1.25,
-        typical_seconds={"data": 5, "tokenizer": 38, "stage1": 12, "stage2": 7, "stage3": 73, "evaluation": 15},
+        typical_seconds={"data": 5, "tokenizer": 36, "stage1": 11, "stage2": 6, "stage3": 55, "evaluation": 12},
         targets=TARGETS,
         titles={
             "tokenizer": (
