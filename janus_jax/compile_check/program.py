@@ -132,7 +132,7 @@ def compile_program(lowered: Any, devices: Sequence[Any], options: Options) -> t
 
 
 def machine_of(devices: Sequence[Any]) -> Machine:
-    """What the devices of a topology are, for the cost model."""
+    """The machine that the devices of a topology make up, for the cost model."""
     first, slices = devices[0], len({getattr(device, "slice_index", 0) for device in devices})
     return Machine(
         kind=canonical_kind(first.device_kind),

@@ -88,11 +88,8 @@ def format_report(check: Check) -> str:
     lines += [_row(name.replace("_", " "), value) for name, value in rates(check).items()]
     if result.unpriced_flops:
         share = 100 * result.unpriced_flops / result.flops
-        lines += [
-            "",
-            f"The compiler estimates no time for products with {share:.0f} % of the operations: they are taken",
-        ]
-        lines += ["at the roofline in all three times, so that the predicted time is rather too low."]
+        lines += ["", f"The compiler estimates no time for products with {share:.2g} % of the operations, which"]
+        lines += ["are taken at the roofline in all three times. So the predicted time is rather too low."]
     if result.unknown_loops:
         loops = ", ".join(result.unknown_loops)
         lines += ["", f"The predicted time is TOO LOW: these loops of unknown length were counted once: {loops}"]

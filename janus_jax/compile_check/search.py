@@ -53,7 +53,7 @@ class Search:
         return self.compiled(self._rows, self._remat)
 
     def fitting(self) -> Iterator[Check]:
-        """What fits of a config that does not: one row at a time, and then the most rows at a time.
+        """Checks of variants that fit, for a config that does not: one row at a time, then the most rows at a time.
 
         Cheaper remat policies are tried where one row at a time does not fit.
         """
