@@ -11,6 +11,14 @@ def test_the_training_step_has_the_options_of_its_device_by_either_name(name, ki
     assert options == compiler_options("train_step", device_kind=kind) == TRAINING[kind] != {}
 
 
+@pytest.mark.parametrize("kind", ["TPU v5", "TPU v5 lite", "TPU v6 lite", "cpu"])
+def test_only_an_offloaded_all_reduce_is_taken_from_the_step_of_a_tokenizer(kind):
+    usual, tokenizer = (compiler_options(name, device_kind=kind) for name in ("train_step", "tokenizer_step"))
+    assert usual.keys() == tokenizer.keys()
+    name = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
+    assert [key for key in usual if usual[key] != tokenizer[key]] == [name] * (name in usual)
+
+
 @pytest.mark.parametrize("kind", ["cpu", "TPU v4", "NVIDIA H100 80GB HBM3"])
 def test_the_training_step_has_no_options_on_other_devices(kind):
     assert compiler_options("train_step", device_kind=kind) == {}

@@ -79,7 +79,7 @@ def make_adversarial_step(
         norms["grad_norm/discriminator"] = (optax.tree_utils.tree_norm(discriminator_grads), jnp.ones(()))
         return new._replace(adversary=Adversary(params, running, opt_state)), metrics | norms
 
-    return compiled_step(step, shardings, mesh)
+    return compiled_step(step, shardings, mesh, "tokenizer_step")
 
 
 def adversarial_gradients(

@@ -84,14 +84,18 @@ class Plan(NamedTuple):
     lora: Lora | None = None  # None: the run trains no adapters
     validation_objective: Objective | None = None  # None: that of the training step
 
+    @property
+    def program(self) -> str:
+        """Name of the options with which the compiler gets the programs over the state."""
+        return "tokenizer_step" if isinstance(self.architecture, ImageTokenizerConfig) else "train_step"
+
     def make_step(self) -> Any:
         """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
         common: tuple[Any, ...] = (self.optimizer, self.shardings, self.mesh, self.execution.weights)
         common += (self.micro_batches, self.ema)
         if self.two_networks is not None:
             return make_adversarial_step(self.objective, *self.two_networks, *common)
-        common += (self.lora,)
-        return make_train_step(self.objective, *common)
+        return make_train_step(self.objective, *common, self.lora, self.program)
 
     def make_validation_step(self) -> Any:
         """The function that computes the metrics of held-out rows; see `make_validation_step`."""
@@ -101,6 +105,7 @@ class Plan(NamedTuple):
             self.mesh,
             self.execution.weights,
             self.micro_batches,
+            self.program,
         )
 
     def new_state(self, params: Params, discriminator: Discriminator | None = None) -> TrainState:

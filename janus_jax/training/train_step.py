@@ -39,6 +39,7 @@ def make_train_step(
     micro_batches: int = 1,
     ema: float = 0.0,
     lora: Lora | None = None,
+    program: str = "train_step",
 ) -> Any:
     """A `TrainStep` for one network: differentiate the trainable tree only, clip, update. It is a `jax.jit` function.
 
@@ -46,6 +47,7 @@ def make_train_step(
         weights: see `sharded_gradient`, as for `micro_batches`.
         ema: decay of the moving average of the parameters, if the state has one (JanusFlow, Table 1: 0.99).
         lora: the adapters of the run, which may have dropout.
+        program: name of its options of the compiler, see `compiler_options`.
     """
     dropout = lora.dropout if lora else 0.0
     gradient = sharded_gradient(objective, shardings, mesh, weights, micro_batches, dropout)
@@ -55,7 +57,7 @@ def make_train_step(
         grads, metrics = gradient(state.trainable, state.fixed, batch, *keys)
         return updated(state, grads, optimizer, ema), metrics | gradient_norms(grads)
 
-    return compiled_step(step, shardings, mesh)
+    return compiled_step(step, shardings, mesh, program)
 
 
 def updated(state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
@@ -68,14 +70,16 @@ def updated(state: TrainState, grads: Params, optimizer: optax.GradientTransform
     return state._replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=average)
 
 
-def compiled_step(step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], shardings: Any, mesh: Mesh) -> Any:
+def compiled_step(
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], shardings: Any, mesh: Mesh, program: str
+) -> Any:
     """The `jax.jit` function of a `TrainStep`. Its argument `state` is donated."""
     return jax.jit(
         step,
         in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
-        compiler_options=compiler_options("train_step", device_kind=mesh.devices.flat[0].device_kind),
+        compiler_options=compiler_options(program, device_kind=mesh.devices.flat[0].device_kind),
     )
 
 
@@ -85,6 +89,7 @@ def make_validation_step(
     mesh: Mesh,
     weights: WeightGatherer | None = None,
     micro_batches: int = 1,
+    program: str = "train_step",
 ) -> Callable[[TrainState, Any, Denominators], Metrics]:
     """(state, batch, denominators) -> metrics, without a change of the state."""
     metrics_of = sharded_metrics(objective, shardings, mesh, weights, micro_batches)
@@ -97,7 +102,7 @@ def make_validation_step(
         step,
         in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC), replicated),
         out_shardings=replicated,
-        compiler_options=compiler_options("train_step", device_kind=mesh.devices.flat[0].device_kind),
+        compiler_options=compiler_options(program, device_kind=mesh.devices.flat[0].device_kind),
     )
 
 
