@@ -35,7 +35,9 @@ def test_the_commands_lead_from_a_random_folder_to_an_answer_of_the_export(tmp_p
         "launch.prepare_data",
         "launch.prepare_data",
         "launch.inspect_data",
-        "launch.train",
+        *["launch.train"] * 3,  # on answers, on captions and on both
+        "launch.random_model",
+        *["launch.train"] * 2,  # JanusFlow, all of it and adapters
         "launch.convert",
         "launch.chat",
         *["launch.train"] * 3,  # adapters for answers, for images and for both
@@ -46,7 +48,7 @@ def test_the_commands_lead_from_a_random_folder_to_an_answer_of_the_export(tmp_p
         "launch.train",  # images from images
         "launch.generate",
     ]
-    outputs = []
+    outputs = {}
     for command in commands:
         program = [sys.executable, *command[1:]] if command[0] == "python" else command
         start = time.monotonic()
@@ -61,8 +63,11 @@ def test_the_commands_lead_from_a_random_folder_to_an_answer_of_the_export(tmp_p
         )
         print(f"{time.monotonic() - start:7.1f} s  {shlex.join(command)}", flush=True)
         assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
-    train, export = outputs[6], outputs[7]
+        outputs[shlex.join(command)] = done.stdout
+    train, export, adapters = (
+        next(output for command, output in outputs.items() if name in command)
+        for name in ("--workdir=runs/mine ", "--output=export ", "--workdir=runs/answers ")
+    )
     assert "memory, estimated:" in train and "init.checkpoint=model" in train and "fresh" not in train
     assert "text logits" in export  # transformers computed the same
     metrics = [json.loads(line) for line in (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()]
@@ -70,7 +75,7 @@ def test_the_commands_lead_from_a_random_folder_to_an_answer_of_the_export(tmp_p
     assert len(losses) == 2 and losses[1] < losses[0]
     assert "<html" in (tmp_path / "inspection" / "inspect.html").read_text().lower()
     assert (tmp_path / "export" / "model.safetensors").exists()
-    assert "validation before the first step" in outputs[9]
+    assert "validation before the first step" in adapters
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert (tmp_path / "merged" / "model.safetensors").exists()
     assert (tmp_path / "turned" / "00000.png").exists()
