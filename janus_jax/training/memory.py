@@ -80,7 +80,7 @@ def estimate_memory(config: ConfigDict, plan: Plan, vae: VAEConfig | None = None
     }
     if vae is not None:
         device["VAE"] = _bytes(abstract_params(vae))
-    saved = state._replace(loss_networks=None)
+    saved = state._replace(loss_networks=None, frozen={} if plan.lora else state.frozen)
     mine = list(plan.mesh.local_devices)
     rows = batch.rows if isinstance(batch, FlowBatch) else batch
     processes = rows_of_process(plan.rows, config.train.batch_size)[1]

@@ -95,7 +95,8 @@ class Plan(NamedTuple):
         common += (self.micro_batches, self.ema)
         if self.two_networks is not None:
             return make_adversarial_step(self.objective, *self.two_networks, *common)
-        return make_train_step(self.objective, *common, self.lora, self.program)
+        common += (self.lora, self.program)
+        return make_train_step(self.objective, *common)
 
     def make_validation_step(self) -> Any:
         """The function that computes the metrics of held-out rows; see `make_validation_step`."""

@@ -45,6 +45,15 @@ def test_the_state_is_that_of_the_parameters(config):
     assert need.host_total == sum(need.device.values()) + sum(need.host.values())
 
 
+def test_a_checkpoint_of_adapters_has_no_model_below_them(config):
+    config.init.checkpoint, config.trainable = "base", ((".*", False),)
+    config.lora.rules = (("llm/.*q_proj/kernel", 2, 4.0),)
+    need = estimate_memory(config, make_plan(config))
+    step_number = 4
+    trained = need.device["gradients"] + need.device["optimizer"] + step_number
+    assert need.host["saving"] == int(SAVING_FACTOR * trained) < need.device["parameters"]
+
+
 def test_rows_in_parts_take_fewer_activations_and_workers_take_memory(config):
     whole = estimate_memory(config, make_plan(config))
     config.train.micro_batches = 4
