@@ -55,6 +55,43 @@ def write_slice(
     return array._replace(stack=jax.lax.dynamic_update_slice(array.stack, values[None], starts))
 
 
+def write_places(
+    array: Num[Array, "*shape"] | LayerView,
+    values: Num[Array, "*part"],
+    start: Int[Array, ""] | int,
+    sources: Int[Array, "B P"],
+    axis: int,
+) -> Num[Array, "*shape"] | LayerView:
+    """`write_slice` that writes other places in each row: P of them from `start` on, in one block, by `put`."""
+    offsets: list[Any] = [0] * len(array.shape)
+    offsets[axis] = start
+    sizes = [*array.shape]
+    sizes[axis] = sources.shape[1]
+    if isinstance(array, LayerView):
+        block = jax.lax.dynamic_slice(array.stack, [array.layer, *offsets], [1, *sizes])[0]
+    else:
+        block = jax.lax.dynamic_slice(array, offsets, sizes)
+    return write_slice(array, put(block, values.astype(array.dtype), sources, axis), start, axis)
+
+
+def put(
+    old: Num[Array, "*shape"], new: Num[Array, "*part"], sources: Int[Array, "B P"], axis: int
+) -> Num[Array, "*shape"]:
+    """Place p of row b gets the new value number `sources[b, p]`, or keeps the old one where there is none.
+
+    The values are compared with, not looked up: a TPU gathers row by row.
+
+    Args:
+        old, new: with B rows as their first axis; `old` has P places along `axis`, `new` has T.
+    """
+    shape = [1] * old.ndim
+    shape[0], shape[axis] = sources.shape
+    numbers = sources.reshape(shape)
+    for i in range(new.shape[axis]):
+        old = jnp.where(numbers == i, jax.lax.slice_in_dim(new, i, i + 1, axis=axis), old)
+    return old
+
+
 # XLA:CPU slices and gathers bfloat16 as float32: it converts all of the operand, and rounds the result to bfloat16
 # again (jaxlib 0.10.2). It leaves whole numbers as they are.
 def _bits(values: jax.Array) -> jax.Array:
