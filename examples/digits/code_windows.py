@@ -35,7 +35,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder in which the model is train
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A trained model to measure instead.")
 WINDOWS = flags.DEFINE_list("windows", ["2", "4", "8", "16", "32", "64"], "Windows to measure.")
 CFG_WEIGHTS = flags.DEFINE_list("cfg_weights", ["1", "1.5", "3", "5"], "Weights of the guidance to measure.")
-TEMPERATURES = flags.DEFINE_list("temperatures", ["1"], "Temperatures of sampling to measure.")
+TEMPERATURES = flags.DEFINE_list("temperatures", ["1", "0.7"], "Temperatures of sampling to measure.")
 HELD_OUT = 60
 IMAGES = 16
 

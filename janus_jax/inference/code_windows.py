@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from janus_jax.models.config import CodeModelConfig, FamilyConfig, JanusVariantConfig
-from janus_jax.ops.layer_view import put
+from janus_jax.ops.row_places import put
 
 AUTO = "auto"
 MAX_WINDOW = 1024

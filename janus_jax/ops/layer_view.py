@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Num
 
+from janus_jax.ops.row_places import put
+
 
 class LayerView(NamedTuple):
     """Layer `layer` of `stack`. Functions that take an array or a view of one get its values with `values_of`."""
@@ -62,7 +64,7 @@ def write_places(
     sources: Int[Array, "B P"],
     axis: int,
 ) -> Num[Array, "*shape"] | LayerView:
-    """`write_slice` that writes other places in each row: P of them from `start` on, in one block, by `put`."""
+    """`write_slice` that writes other places in each row: P from `start` on are read, changed by `put`, and written."""
     offsets: list[Any] = [0] * len(array.shape)
     offsets[axis] = start
     sizes = [*array.shape]
@@ -72,24 +74,6 @@ def write_places(
     else:
         block = jax.lax.dynamic_slice(array, offsets, sizes)
     return write_slice(array, put(block, values.astype(array.dtype), sources, axis), start, axis)
-
-
-def put(
-    old: Num[Array, "*shape"], new: Num[Array, "*part"], sources: Int[Array, "B P"], axis: int
-) -> Num[Array, "*shape"]:
-    """Place p of row b gets the new value number `sources[b, p]`, or keeps the old one where there is none.
-
-    The values are compared with, not looked up: a TPU gathers row by row.
-
-    Args:
-        old, new: with B rows as their first axis; `old` has P places along `axis`, `new` has T.
-    """
-    shape = [1] * old.ndim
-    shape[0], shape[axis] = sources.shape
-    numbers = sources.reshape(shape)
-    for i in range(new.shape[axis]):
-        old = jnp.where(numbers == i, jax.lax.slice_in_dim(new, i, i + 1, axis=axis), old)
-    return old
 
 
 # XLA:CPU slices and gathers bfloat16 as float32: it converts all of the operand, and rounds the result to bfloat16

@@ -7,7 +7,8 @@ import pytest
 
 from janus_jax.compiler_options import compiler_options
 from janus_jax.ops.cpu.gemv import gemv_row_major, gemv_weighted_sum
-from janus_jax.ops.layer_view import LayerView, look_up, put, values_of, write_places, write_slice
+from janus_jax.ops.layer_view import LayerView, look_up, values_of, write_places, write_slice
+from janus_jax.ops.row_places import put
 
 OPTIONS = compiler_options("decode", platform="cpu")
 
