@@ -1,9 +1,10 @@
 """How many image codes a pass makes (`janus_jax.inference.code_windows`), with a model of 144 codes per image.
 
     python -m examples.digits.code_windows --output=windows     # trains it, about 15 minutes on two cores, and measures
+    python -m examples.digits.code_windows --checkpoint=windows/runs/generation --windows=16 --temperatures=0.7,1
 
 The model is the quickstart's with 12 x 12 codes in an image of 48 pixels, trained to generate images alone. The number
-of passes does not depend on the machine. A second run measures the trained model again.
+of passes does not depend on the machine.
 """
 
 import json
@@ -30,20 +31,23 @@ from janus_jax.models.presets import JANUS_PRO_DIGITS_LARGE
 from janus_jax.training.loop import train
 from launch.cli import errors
 
-OUTPUT = flags.DEFINE_string("output", None, "Folder for everything that is written. Required.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder in which the model is trained, unless it has one.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A trained model to measure instead.")
 WINDOWS = flags.DEFINE_list("windows", ["2", "4", "8", "16", "32", "64"], "Windows to measure.")
 CFG_WEIGHTS = flags.DEFINE_list("cfg_weights", ["1", "1.5", "3", "5"], "Weights of the guidance to measure.")
-TEMPERATURES = flags.DEFINE_list("temperatures", ["1"], "Temperatures of sampling to measure.")
+TEMPERATURES = flags.DEFINE_list("temperatures", ["1", "0.7"], "Temperatures of sampling to measure.")
 HELD_OUT = 60
 IMAGES = 16
 
 
 def main() -> None:
-    errors.require("output")
-    output = epath.Path(OUTPUT.value or "")
-    if not (output / "checkpoint").exists():
-        _train(output)
-    model = from_pretrained(output / "checkpoint")
+    checkpoint = CHECKPOINT.value
+    if checkpoint is None:
+        errors.require("output")
+        checkpoint = epath.Path(OUTPUT.value or "") / "checkpoint"
+        if not checkpoint.exists():
+            _train(checkpoint.parent)
+    model = from_pretrained(checkpoint)
     assert isinstance(model, JanusPipeline)
     for line in measure(model):
         print(json.dumps(line), flush=True)

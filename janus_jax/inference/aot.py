@@ -77,6 +77,7 @@ def abstract_image_loop(
         codes=replicated(state.codes, mesh),
         cache=_slots_first(cache, model.execution),
         prefix=prefix,
+        ahead=None if state.ahead is None else replicated(state.ahead, mesh),
         passes=None if state.passes is None else replicated(state.passes, mesh),
     )
     return ImageLoop(model, params, state, replicated(keys, mesh), mesh)

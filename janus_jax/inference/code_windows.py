@@ -2,26 +2,27 @@
 
 A sampled code is a function of the image's random key, its place and the logits alone. So a pass over guessed codes
 yields at each place what sampling one code at a time would, as long as all guesses before that place are right, and a
-guess is right if it equals what the pass yields there. All images of a batch go on by as many codes as the image with
-the fewest right guesses. This is predictive sampling with fixed noise (Wiggers and Hoogeboom, ICML 2020).
+guess is right if it equals what the pass yields there. This is predictive sampling with fixed noise (Wiggers and
+Hoogeboom, ICML 2020). Each image of a batch goes on by its own right guesses, as long as it is not too far ahead of the
+slowest one.
 
 Letters: R images, N codes per image, W window: codes of an image that a pass reads, the last known one and W - 1
-guesses.
+guesses, L places for codes.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from janus_jax.models.config import CodeModelConfig, FamilyConfig, JanusVariantConfig
-
-Count = Int[Array, ""] | int
+from janus_jax.ops.row_places import put
 
 AUTO = "auto"
 MAX_WINDOW = 1024
 # Rows of a product whose weights take longer to be read from memory than the rows to be computed, in bfloat16: 989e12
 # operations per second / 2 / 4.8e12 bytes per second * 2 bytes on an H200; more on TPU v5e and v6e, fewer on a v5p.
 FREE_ROWS = 192
+# Codes that an image may be ahead of the slowest. A pass writes so many more slots of the cache in one block.
+MOST_AHEAD = 32
 LARGEST_AUTO = 32  # with more, codes per pass hardly grow (docs/performance.md)
 
 
@@ -46,25 +47,31 @@ def supports_windows(config: FamilyConfig) -> bool:
     return not (isinstance(config, JanusVariantConfig) and config.semantic is not None)
 
 
-def num_known(sampled: Int[Array, "R W"], read: Int[Array, "R W"]) -> Int[Array, ""]:
-    """Number of sampled codes, from 1 to W, that are right in every image.
+def most_ahead(images: int, num_codes: int) -> int:
+    """How many codes an image may be ahead of the slowest of its batch."""
+    return 0 if images == 1 else min(MOST_AHEAD, num_codes - 1)
+
+
+def num_right(sampled: Int[Array, "R W"], read: Int[Array, "R W"]) -> Int[Array, " R"]:
+    """Number of sampled codes of each image, from 1 to W, up to the first wrong guess.
 
     Args:
         read: what the pass read: the last known code and the guesses of all but the last sampled code.
     """
     right = sampled[:, :-1] == read[:, 1:]
-    return 1 + jnp.min(jnp.sum(jnp.cumprod(right.astype(jnp.int32), axis=1), axis=1))
+    return 1 + jnp.sum(jnp.cumprod(right.astype(jnp.int32), axis=1), axis=1)
 
 
-def guess(codes: Int[Array, "R L"], known: Count, sampled: Count, window: int) -> Int[Array, "R L"]:
-    """Puts guesses at the W - 1 places behind the known codes.
+def advance(known: Int[Array, " R"], right: Int[Array, " R"], num_codes: int) -> Int[Array, " R"]:
+    """Number of known codes of each image after `right` more, or fewer if the image would be too far ahead."""
+    known = jnp.minimum(known + right, num_codes)
+    return jnp.minimum(known, jnp.min(known) + most_ahead(len(known), num_codes))
 
-    What the last pass sampled there stays; places that no pass has reached get the code to the left.
 
-    Args:
-        codes: with L >= known + W - 1 places.
-        known, sampled: number of known codes, and of codes that were sampled, right or wrong.
+def put_codes(codes: Int[Array, "R L"], sampled: Int[Array, "R W"], known: Int[Array, " R"]) -> Int[Array, "R L"]:
+    """Writes what a pass sampled behind the known codes, and guesses behind that: the last sampled code.
+
+    What a pass sampled behind a wrong guess stays as a guess for the next one.
     """
-    places = known + jnp.arange(window - 1)
-    guesses = jnp.take(codes, jnp.minimum(places, sampled - 1), axis=1)
-    return jax.lax.dynamic_update_slice_in_dim(codes, guesses, known, axis=1)
+    sources = jnp.arange(codes.shape[1]) - known[:, None]
+    return put(codes, sampled, jnp.minimum(sources, sampled.shape[1] - 1), axis=1)

@@ -23,7 +23,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from janus_jax.batches import Modality
-from janus_jax.inference.code_windows import guess, num_known
+from janus_jax.inference.code_windows import advance, most_ahead, num_right, put_codes
 from janus_jax.inference.compiled_programs import Program, image_loop_program, program
 from janus_jax.inference.memory import empty_cache
 from janus_jax.inference.requests import Image
@@ -68,11 +68,12 @@ class PromptState(NamedTuple):
 class ImageState(NamedTuple):
     """Images that are being generated."""
 
-    step: jax.Array  # number of codes of each image so far, at least 1
+    step: jax.Array  # number of codes that every image has so far, at least 1
     codes: jax.Array  # [B G, N + W - 1]; with a window W > 1 the known ones are followed by guesses
     cache: KVCache  # R B G rows of N + W - 1 slots; its keys and values as `slots_first` orders them
     prefix: KVCache  # R B rows: the prompts
     semantic: SemanticCache | None = None  # B G rows of codes; None: the model embeds each code on its own
+    ahead: jax.Array | None = None  # [B G] number of codes that an image has beyond `step`; None: window 1
     passes: jax.Array | None = None  # number of passes through the model after the first code; None: window 1
 
 
@@ -184,13 +185,14 @@ def start_images(
     logits = _guided_logits(apply, jnp.repeat(prompts.hidden[rows], images, axis=0), cfg_weight)
     first = sampling(keys, jnp.zeros((), jnp.int32), logits)
     empty = init_cache(model.config.llama, model.execution, len(rows) * images, places)
-    codes = jnp.zeros((batch * images, places), jnp.int32).at[:, 0].set(first)
+    codes = jnp.zeros((batch * images, places), jnp.int32)
     return ImageState(
         step=jnp.ones((), jnp.int32),
-        codes=codes if window == 1 else guess(codes, known=1, sampled=1, window=window),
+        codes=codes.at[:, 0].set(first) if window == 1 else put_codes(codes, first[:, None], jnp.zeros_like(first)),
         cache=slots_first(spread_cache(empty), model.execution),
         prefix=spread_cache(prefix),
         semantic=apply(batch * images, method="empty_cache") if _has_semantic_decoder(model) else None,
+        ahead=None if window == 1 else jnp.zeros_like(first),
         passes=None if window == 1 else jnp.zeros((), jnp.int32),
     )
 
@@ -223,6 +225,7 @@ def continue_images(
     prompt_lengths = jnp.repeat(prefix.segment_ids.sum(axis=1), images)
     num_codes = model.config.image_tokens
     window = state.codes.shape[1] - num_codes + 1
+    slack = most_ahead(keys.shape[0], num_codes)
 
     def body(
         step: jax.Array, carry: tuple[jax.Array, KVCache, SemanticCache | None]
@@ -244,27 +247,41 @@ def continue_images(
         carry: tuple[jax.Array, jax.Array, KVCache, jax.Array],
     ) -> tuple[jax.Array, jax.Array, KVCache, jax.Array]:
         known, codes, cache, passes = carry
-        read = jax.lax.dynamic_slice_in_dim(codes, known - 1, window, axis=1)
-        x = apply(jnp.concatenate([read] * rows), method="embed_codes")
-        positions = prompt_lengths[:, None] + (known - 1 + jnp.arange(window))
         # Slots of wrong guesses are written again: the pass begins at the slot of the last known code.
-        cache = cache._replace(length=known - 1)
+        places = known[:, None] - 1 + jnp.arange(window)
+        read = jnp.take_along_axis(codes, places, axis=1)
+        x = apply(jnp.concatenate([read] * rows), method="embed_codes")
+        positions = prompt_lengths[:, None] + jnp.concatenate([places] * rows)
+        cache = _to_continue(cache, jnp.concatenate([known] * rows) - 1, window, slack)
         hidden, cache = apply(x, positions, jnp.ones_like(positions), cache, prefix)
         new = sampling.several_steps(keys, known, _guided_logits(apply, hidden, cfg_weight))
-        codes = jax.lax.dynamic_update_slice_in_dim(codes, new, known, axis=1)
-        after = jnp.minimum(known + num_known(new, read), num_codes)
-        codes = guess(codes, after, known + window, window)
-        return after, codes, _stored_slots_first(spread_cache(cache), model.execution), passes + 1
+        codes = put_codes(codes, new, known)
+        known = advance(known, num_right(new, read), num_codes)
+        return known, codes, _stored_slots_first(spread_cache(cache), model.execution), passes + 1
 
     codes, cache = state.codes, slots_first(state.cache, model.execution)
     if window == 1:
         codes, cache, semantic = jax.lax.fori_loop(state.step, until, body, (codes, cache, state.semantic))
         return ImageState(jnp.asarray(until, jnp.int32), codes, slots_first(cache, model.execution), prefix, semantic)
-    assert state.passes is not None
-    step, codes, cache, passes = jax.lax.while_loop(
-        lambda carry: carry[0] < until, windowed, (state.step, codes, cache, state.passes)
+    assert state.ahead is not None and state.passes is not None
+    known, codes, cache, passes = jax.lax.while_loop(
+        lambda carry: jnp.min(carry[0]) < until, windowed, (state.step + state.ahead, codes, cache, state.passes)
     )
-    return ImageState(step, codes, slots_first(cache, model.execution), prefix, passes=passes)
+    step, cache = jnp.min(known), slots_first(cache, model.execution)
+    return ImageState(step, codes, cache, prefix, ahead=known - step, passes=passes)
+
+
+def _to_continue(cache: KVCache, first: jax.Array, window: int, slack: int) -> KVCache:
+    """The cache whose rows are continued with `window` tokens from slot `first` [R B G] on.
+
+    Args:
+        slack: how many slots the rows may differ by; they are written in one block. 0: the rows go on together.
+    """
+    if slack == 0:
+        return cache._replace(length=first[0])
+    places = window + slack
+    start = jnp.minimum(jnp.min(first), cache.positions.shape[1] - places)
+    return cache._replace(length=start, sources=jnp.arange(places) - (first - start)[:, None])
 
 
 def _has_semantic_decoder(model: Janus) -> bool:

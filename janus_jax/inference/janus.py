@@ -67,7 +67,7 @@ class JanusEngine(Engine):
         Args:
             cfg_weight2: see `CodeOptions`; without condition images it means nothing.
             window: see `window`.
-            on_codes: called after each `PORTION` of codes, or a few more, with the number of codes that each image has.
+            on_codes: called after each `PORTION` of codes, or a few more, with the number that every image has.
             on_passes: called at the end with the number of passes through the model that the N codes took.
 
         Raises UserError for images that do not fit the memory.

@@ -42,9 +42,9 @@ class Sampling:
         return self._sample(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step), logits)
 
     def several_steps(self, keys: jax.Array, first: jax.Array, logits: jax.Array) -> jax.Array:
-        """Samples tokens [B, W] of W steps from `first` on from logits [B, W, V]: at each step what a call gives."""
-        steps = first + jnp.arange(logits.shape[1])
-        keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))(keys, steps)
+        """Samples tokens [B, W] of the W steps from `first` [B] on, each as a call would, from logits [B, W, V]."""
+        steps = first[:, None] + jnp.arange(logits.shape[1])
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(keys, steps)
         return self._sample(keys.reshape(-1), logits.reshape(-1, logits.shape[-1])).reshape(logits.shape[:2])
 
     def _sample(self, keys: jax.Array, logits: jax.Array) -> jax.Array:

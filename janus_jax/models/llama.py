@@ -19,7 +19,7 @@ from janus_jax.models.scan_layers import run_layers
 from janus_jax.ops.attention import attend_packed, attention_mask
 from janus_jax.ops.decode_attention import SharedPrefix, attend_cached
 from janus_jax.ops.fusion_barrier import fusion_barrier, gradient_fusion_barrier
-from janus_jax.ops.layer_view import look_up, write_slice
+from janus_jax.ops.layer_view import look_up, write_places, write_slice
 from janus_jax.ops.rope import Rotation, apply_rotation, rope_angles, rotation_once
 
 
@@ -35,6 +35,9 @@ class KVCache(NamedTuple):
     positions: jax.Array  # [B, S]
     segment_ids: jax.Array  # [B, S]
     length: jax.Array  # scalar, number of slots written so far, the same for all rows
+    # Which of the next T tokens goes to each of the P slots from `length` on; a slot with any other number stays as it
+    # is. None: token i goes to slot i, in all rows.
+    sources: jax.Array | None = None  # [B, P]
 
 
 def cache_dtype(execution: Execution) -> DTypeLike:
@@ -71,7 +74,8 @@ class _LayerInputs(NamedTuple):
     # Only with a cache; without one, attention is causal inside each segment.
     rotation: Rotation | None = None  # cosines and sines of the angles
     mask: jax.Array | None = None  # [B, T, S]
-    offset: jax.Array | int = 0  # slot of the cache that the first new key is written to
+    offset: jax.Array | int = 0  # first slot of the cache that new keys are written to
+    sources: jax.Array | None = None  # that of the cache
     prefix_mask: jax.Array | None = None  # [R, P]
 
 
@@ -107,15 +111,22 @@ def _attend_cached(
     """Returns the context [B, T, N, H], and the cached keys and values with the new ones written to them."""
     old_k, old_v, prefix = cache
     new_k, new_v = (
-        write_slice(old, new.swapaxes(1, 2), shared.offset, axis=2) for old, new in ((old_k, k), (old_v, v))
+        _write(old, new.swapaxes(1, 2), shared.offset, shared.sources, axis=2) for old, new in ((old_k, k), (old_v, v))
     )
     before = None
     if prefix is not None:
         assert shared.prefix_mask is not None
         before = SharedPrefix(prefix[0], prefix[1], shared.prefix_mask)
     assert shared.mask is not None
-    written = shared.offset + q.shape[1]
+    written = shared.offset + (q.shape[1] if shared.sources is None else shared.sources.shape[1])
     return attend_cached(q, new_k, new_v, shared.mask, before, matmul_backend, written), (new_k, new_v)
+
+
+def _write(array: Any, values: jax.Array, offset: jax.Array | int, sources: jax.Array | None, axis: int) -> Any:
+    """An array of a cache, or its view, with the values of new tokens; for `sources` see `KVCache`."""
+    if sources is None:
+        return write_slice(array, values, offset, axis)
+    return write_places(array, values, offset, sources, axis)
 
 
 class MLP(nn.Module):
@@ -201,7 +212,8 @@ class Llama(nn.Module):
             x: [B, T, D] embeddings.
             positions: [B, T] position of each token inside its segment.
             segment_ids: [B, T] segment of each token; 0 is padding. Tokens see only their own segment.
-            cache: keys and values of earlier tokens. The T new ones are written behind them and see them.
+            cache: keys and values of earlier tokens. The T new ones are written behind them and see them; `KVCache`
+                says where its rows are of different length.
             prefix: keys and values before those of the cache, with R rows. Row b of the cache follows row b // (B / R).
 
         Returns:
@@ -211,8 +223,9 @@ class Llama(nn.Module):
         if cache is None:
             hidden, _ = self.decoder(x, None, _LayerInputs(angles, positions, segment_ids))
             return hidden, None
-        kv_positions = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.length, axis=1)
-        kv_segment_ids = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
+        sources = cache.sources
+        kv_positions = _write(cache.positions, positions, cache.length, sources, axis=1)
+        kv_segment_ids = _write(cache.segment_ids, segment_ids, cache.length, sources, axis=1)
         mask = attention_mask(segment_ids, kv_segment_ids, positions, kv_positions, causal=True)
         scanned = self.execution.scan_layers
         prefix_mask = None if prefix is None else prefix.segment_ids > 0
@@ -221,7 +234,8 @@ class Llama(nn.Module):
         if not scanned:
             befores = [None] * len(cache.k) if prefix is None else zip(prefix.k, prefix.v, strict=True)
             per_layer = tuple(zip(cache.k, cache.v, befores, strict=True))
-        shared = _LayerInputs(angles, positions, segment_ids, rotation_once(angles), mask, cache.length, prefix_mask)
+        rotation = rotation_once(angles)
+        shared = _LayerInputs(angles, positions, segment_ids, rotation, mask, cache.length, sources, prefix_mask)
         hidden, new = self.decoder(x, per_layer, shared)
         k, v = new[:2] if scanned else zip(*new, strict=True)
         return hidden, KVCache(k, v, kv_positions, kv_segment_ids, cache.length + x.shape[1])

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Num
 
+from janus_jax.ops.row_places import put
+
 
 class LayerView(NamedTuple):
     """Layer `layer` of `stack`. Functions that take an array or a view of one get its values with `values_of`."""
@@ -53,6 +55,25 @@ def write_slice(
     starts: list[Any] = [array.layer, *[0] * len(array.shape)]
     starts[axis + 1] = start
     return array._replace(stack=jax.lax.dynamic_update_slice(array.stack, values[None], starts))
+
+
+def write_places(
+    array: Num[Array, "*shape"] | LayerView,
+    values: Num[Array, "*part"],
+    start: Int[Array, ""] | int,
+    sources: Int[Array, "B P"],
+    axis: int,
+) -> Num[Array, "*shape"] | LayerView:
+    """`write_slice` that writes other places in each row: P from `start` on are read, changed by `put`, and written."""
+    offsets: list[Any] = [0] * len(array.shape)
+    offsets[axis] = start
+    sizes = [*array.shape]
+    sizes[axis] = sources.shape[1]
+    if isinstance(array, LayerView):
+        block = jax.lax.dynamic_slice(array.stack, [array.layer, *offsets], [1, *sizes])[0]
+    else:
+        block = jax.lax.dynamic_slice(array, offsets, sizes)
+    return write_slice(array, put(block, values.astype(array.dtype), sources, axis), start, axis)
 
 
 # XLA:CPU slices and gathers bfloat16 as float32: it converts all of the operand, and rounds the result to bfloat16

@@ -10,7 +10,8 @@ import pytest
 import scipy.stats
 
 from janus_jax.errors import UserError
-from janus_jax.inference.code_windows import automatic_window, guess, num_known
+from janus_jax.inference import code_windows
+from janus_jax.inference.code_windows import advance, automatic_window, num_right, put_codes
 from janus_jax.inference.compiled_programs import traced
 from janus_jax.inference.decode_image import continue_images, start_images, start_prompts
 from janus_jax.inference.sampling import Sampling, image_keys
@@ -26,13 +27,13 @@ WINDOW = 5
 SAMPLED = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
 
 
-def generate(pipeline, num_images=1, window=1, **options):
+def generate(pipeline, num_images=1, window=1, prompts=PROMPTS, **options):
     """Codes [images, N] of all prompts in one batch, and the number of passes."""
     engine = pipeline.engine
-    requests, decoding = engine.reader.codes(PROMPTS, num_images, **options)
-    keys, prompts = image_keys(requests, num_images), engine.guided([request.prompt for request in requests])
+    requests, decoding = engine.reader.codes(prompts, num_images, **options)
+    keys, guided = image_keys(requests, num_images), engine.guided([request.prompt for request in requests])
     weight, sampling = decoding["cfg_weight"], decoding["sampling"]
-    state = engine.prefill_images(prompts, keys, weight, sampling=sampling, window=window)
+    state = engine.prefill_images(guided, keys, weight, sampling=sampling, window=window)
     state = engine.continue_images(state, keys, weight, pipeline.config.image_tokens, sampling=sampling)
     assert int(state.step) == pipeline.config.image_tokens
     return np.asarray(state.codes)[:, : pipeline.config.image_tokens], state.passes
@@ -49,6 +50,37 @@ def test_the_codes_are_those_of_one_by_one_in_fewer_passes(pipeline):
         assert len(np.unique(codes)) > 15
 
 
+@pytest.mark.slow  # by default the batch is compared with those of one by one
+def test_images_of_a_batch_take_the_passes_of_the_slowest(pipeline):
+    options = SAMPLED | {"cfg_weight": 5.0, "window": WINDOW}
+    together, passes = generate(pipeline, **options)
+    alone = [generate(pipeline, prompts=[text], prompt_numbers=[i], **options) for i, text in enumerate(PROMPTS)]
+    np.testing.assert_array_equal(np.concatenate([codes for codes, _ in alone]), together)
+    counts = [int(count) for _, count in alone]
+    assert min(counts) < max(counts) == passes
+
+
+def test_an_image_waits_where_it_would_be_too_far_ahead(pipeline, monkeypatch):
+    monkeypatch.setattr(code_windows, "MOST_AHEAD", 2)
+    engine, options = pipeline.engine, SAMPLED | {"cfg_weight": 5.0}
+    expected, _ = generate(pipeline, **options)
+    requests, decoding = engine.reader.codes(PROMPTS, 1, **options)
+    arguments, sampling = (image_keys(requests, 1), decoding["cfg_weight"]), decoding["sampling"]
+    window = 7  # of no other test, so that the program is compiled here
+    guided = engine.guided([request.prompt for request in requests])
+    state = engine.prefill_images(guided, *arguments, sampling=sampling, window=window)
+    ahead = []
+    for until in range(2, 17):
+        state = engine.continue_images(state, *arguments, until, sampling=sampling)
+        ahead.append(np.asarray(state.ahead))
+        known = int(state.step) + ahead[-1]
+        for row, count in enumerate(known):
+            np.testing.assert_array_equal(np.asarray(state.codes)[row, :count], expected[row, :count])
+    assert int(state.step) == 16
+    assert np.max(ahead) == 2
+    assert np.min(ahead, axis=1).max() == 0
+
+
 def test_progress_is_told_after_a_portion_or_a_few_codes_more(pipeline, monkeypatch):
     monkeypatch.setattr("janus_jax.inference.janus.PORTION", 6)
     options, told = SAMPLED | {"window": WINDOW, "cfg_weight": 1.0}, []
@@ -60,50 +92,43 @@ def test_progress_is_told_after_a_portion_or_a_few_codes_more(pipeline, monkeypa
     assert all(end <= codes < end + WINDOW for codes, end in zip(told[:-1], (6, 12), strict=False))
 
 
-def reference_passes(sequential, window, rng):
-    """Passes of the loop, whose samples are right as long as the guesses are, and random behind a wrong one."""
-    rows, total = sequential.shape
-    padded = np.pad(sequential, ((0, 0), (0, 2 * window)))
-    codes, known, sampled = padded.copy(), 1, 1
-    codes[:, 1:] = codes[:, :1]
-    yield codes[:, known - 1 : known - 1 + window].copy(), None, known
-    while known < total:
-        read = codes[:, known - 1 : known - 1 + window].copy()
-        new = padded[:, known : known + window].copy()
-        right = []
-        for row in range(rows):
-            count = 0
-            while count < window - 1 and read[row, count + 1] == new[row, count]:
-                count += 1
-            right.append(count)
-            new[row, count + 1 :] = rng.integers(0, 3, window - 1 - count)
-        codes[:, known : known + window] = new
-        sampled, known = known + window, min(known + min(right) + 1, total)
-        for place in range(known, known + window - 1):
-            if place >= sampled:
-                codes[:, place] = codes[:, place - 1]
-        yield codes[:, known - 1 : known - 1 + window].copy(), (read, new), known
+def reference_pass(codes, known, sequential, window, rng):
+    """What a pass samples for one image: right as long as the guesses are, and random behind a wrong one.
+
+    Returns the samples, the number of right ones, and the codes with guesses afterwards.
+    """
+    right, new = 1, sequential[known : known + window].copy()
+    while right < window and codes[known - 1 + right] == new[right - 1]:
+        right += 1
+    new[right:] = rng.integers(0, 3, window - right)
+    codes = codes.copy()
+    codes[known : known + window] = new[: len(codes) - known]
+    codes[known + window :] = new[-1]
+    return new, right, codes
 
 
-def test_known_codes_and_guesses_are_those_of_a_loop_over_rows():
-    rng = np.random.default_rng(0)
-    several = 0
-    for rows, window in ((1, 3), (3, 5)):
-        sequential = rng.integers(0, 2, (rows, 12))
-        codes = jnp.zeros((rows, 12 + window - 1), jnp.int32).at[:, 0].set(sequential[:, 0])
-        codes, known = guess(codes, 1, 1, window), 1
-        for read, sampled, expected in reference_passes(sequential, window, rng):
-            if sampled is not None:
-                new = jnp.asarray(sampled[1])
-                np.testing.assert_array_equal(codes[:, known - 1 : known - 1 + window], sampled[0])
-                codes = jax.lax.dynamic_update_slice_in_dim(codes, new, known, axis=1)
-                after = min(known + int(num_known(new, jnp.asarray(sampled[0]))), 12)
-                codes = guess(codes, after, known + window, window)
-                several += after > known + 1
-                known = after
-            assert known == expected
-            np.testing.assert_array_equal(codes[:, known - 1 : known - 1 + window], read)
-    assert several > 3
+@pytest.mark.parametrize(("rows", "window", "most"), [(1, 3, 0), (4, 5, 0), (4, 5, 3), (4, 5, 11)])
+def test_known_codes_and_guesses_are_those_of_a_loop_over_rows(rows, window, most, monkeypatch):
+    monkeypatch.setattr(code_windows, "MOST_AHEAD", most)
+    rng, total = np.random.default_rng(0), 12
+    sequential = np.pad(rng.integers(0, 2, (rows, total)), ((0, 0), (0, 2 * window)))
+    places = total + window - 1
+    codes, known = np.repeat(sequential[:, :1], places, axis=1), np.ones(rows, int)
+    steps = []
+    while known.min() < total:
+        passes = [reference_pass(codes[row], known[row], sequential[row], window, rng) for row in range(rows)]
+        new, right, after = (np.stack(each) for each in zip(*passes, strict=True))
+        read = np.stack([codes[row, known[row] - 1 : known[row] - 1 + window] for row in range(rows)])
+        np.testing.assert_array_equal(num_right(jnp.asarray(new), jnp.asarray(read)), right)
+        np.testing.assert_array_equal(put_codes(jnp.asarray(codes), jnp.asarray(new), jnp.asarray(known)), after)
+        allowed = [min(count + more, total) for count, more in zip(known, right, strict=True)]
+        expected = [min(count, min(allowed) + most) for count in allowed]
+        np.testing.assert_array_equal(advance(jnp.asarray(known), jnp.asarray(right), total), expected)
+        steps.append(np.subtract(expected, known))
+        codes, known = after, np.array(expected)
+    assert (known == total).all()
+    assert np.max(steps) > 1
+    assert np.ptp(steps, axis=1).any() == (most > 0)
 
 
 class TwoCodes(VQConfig):

@@ -53,6 +53,25 @@ def test_cached_decoding_of_left_padded_rows_equals_the_full_forward(scan_layers
     np.testing.assert_array_equal(cache.segment_ids, np.pad(segment_ids, ((0, 0), (0, 3))))
 
 
+def test_rows_of_different_length_are_continued_each_behind_its_own_end():
+    """Rows of 6 and 3 tokens get 2 more each; the slots behind the end of the second one hold its wrong tokens."""
+    step = jax.jit(lambda *args: Llama(CONFIG, Execution()).apply({"params": PARAMS}, *args))
+    x, ends = random_array(2, 8, WIDTH), jnp.array([[6], [3]])
+    wrong = x.at[1, 3:6].set(random_array(3, WIDTH, seed=1))
+    positions = jnp.tile(jnp.arange(6), (2, 1))
+    _, cache = step(
+        wrong[:, :6], positions, jnp.ones_like(positions), init_cache(CONFIG, Execution(), batch=2, slots=9)
+    )
+    cache = cache._replace(length=jnp.int32(3), sources=3 + jnp.arange(5) - ends)
+    places = ends + jnp.arange(2)
+    new = jnp.take_along_axis(x, places[:, :, None], axis=1)
+    hidden, cache = step(new, places, jnp.ones_like(places), cache)
+    for row, end in enumerate((6, 3)):
+        np.testing.assert_allclose(hidden[row], run_alone(x[row, : end + 2])[end:], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(cache.positions, [[*range(8), 0], [*range(6), 0, 0, 0]])
+    np.testing.assert_array_equal(cache.segment_ids, [[1] * 8 + [0], [1] * 6 + [0] * 3])
+
+
 def test_a_later_token_never_changes_earlier_hidden_states():
     x = random_array(1, 8, WIDTH)
     changed = x.at[0, 5].add(1.0)

@@ -7,7 +7,8 @@ import pytest
 
 from janus_jax.compiler_options import compiler_options
 from janus_jax.ops.cpu.gemv import gemv_row_major, gemv_weighted_sum
-from janus_jax.ops.layer_view import LayerView, look_up, values_of, write_slice
+from janus_jax.ops.layer_view import LayerView, look_up, values_of, write_places, write_slice
+from janus_jax.ops.row_places import put
 
 OPTIONS = compiler_options("decode", platform="cpu")
 
@@ -33,6 +34,21 @@ def test_a_slice_is_written_to_one_layer_alone():
     expected[1, 2:4] = new
     np.testing.assert_array_equal(write_slice(LayerView(stack, jnp.int32(1)), new, 2, axis=0).stack, expected)
     np.testing.assert_array_equal(write_slice(stack[1], new, jnp.int32(2), axis=0), expected[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_row_is_written_at_places_of_its_own(dtype):
+    """Two new values of three rows, of which one has no part: a loop over rows and places."""
+    stack, new = stack_of(dtype, 2, 3, 4, 7), stack_of(dtype, 3, 4, 2)
+    sources = np.array([[0, 1, 2, 3], [-2, -1, 0, 1], [2, 3, 4, 5]])
+    expected = np.array(stack)
+    for row, place in np.argwhere((sources >= 0) & (sources < 2)):
+        expected[1, row, :, 3 + place] = new[row, :, sources[row, place]]
+    np.testing.assert_array_equal(write_places(stack[1], new, jnp.int32(3), jnp.asarray(sources), axis=2), expected[1])
+    view = write_places(LayerView(stack, jnp.int32(1)), new, jnp.int32(3), jnp.asarray(sources), axis=2)
+    np.testing.assert_array_equal(view.stack, expected)
+    flat = put(stack[0, :, 0, :4], new[:, 0], jnp.asarray(sources), axis=1)
+    np.testing.assert_array_equal(flat[1], jnp.concatenate([stack[0, 1, 0, :2], new[1, 0]]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
