@@ -94,10 +94,41 @@ def _against_plain_loop(folder: Path, records: Sequence[Record], tokenizer: Toke
         details = f"{ours:.0f} images/s, {CORES} workers", f"{theirs:.0f} images/s, one thread"
         return Result(f"packed rows of all tasks, against a {case}", ours / theirs, "x", bar, *details)
 
+    def limit(case: str) -> Result:
+        """How much faster the machine is at loops that hand over nothing, in as many processes as it has cores."""
+        many, one = _interleaved(case, lambda: _loops_in_processes(records, tokenizer), same)
+        details = f"{many:.0f} images/s, {CORES} processes", f"{one:.0f} images/s, one thread"
+        return Result(f"{case}, against one", many / one, "x", None, *details)
+
     return [
         compare("plain PIL and NumPy loop", plain, (">=", 0.9 * CORES)),
         compare("loop of the stream's own functions", same, None),
+        limit("loops of the stream's own functions in processes of their own"),
     ]
+
+
+@contextlib.contextmanager
+def _loops_in_processes(records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[Read]:
+    """`_plain_rows` in a process per core. They send the number of images of each row, and the rows are thrown away."""
+    context = multiprocessing.get_context("spawn")
+    counts = [context.Queue(PREFETCH) for _ in range(CORES)]
+    processes = [context.Process(target=_send_counts, args=(records, tokenizer, queue)) for queue in counts]
+    for process in processes:
+        process.start()
+    turns = itertools.cycle(counts)
+    try:
+        for _ in range(2 * PREFETCH * CORES):  # afterwards all are under way, and what they had sent is used up
+            next(turns).get()
+        yield lambda: next(turns).get()
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _send_counts(records: Sequence[Record], tokenizer: Tokenizer, counts: Any) -> None:
+    for images in _plain_rows(records, tokenizer):
+        counts.put(images)
 
 
 def _resize_then_crop(image: PIL.Image.Image, size: int, *_: Any) -> np.ndarray:

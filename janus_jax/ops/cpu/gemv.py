@@ -2,8 +2,7 @@
 
 XLA:CPU has no such product (jaxlib 0.10.2). Its matrix library first copies the matrix into tiles, which pays off only
 for many rows. The functions here read a few rows of the matrix at a time and use each for all rows of the other factor:
-for rows @ matrix^T by up to 16 sums at once, which LLVM keeps in registers; for weights @ matrix by adding the weighted
-rows up.
+for rows @ matrix^T by up to 32 sums at once, for weights @ matrix by adding the weighted rows up.
 
 They need the options of `compiler_options` for CPUs. Without them the results are right, but slow.
 
@@ -22,8 +21,13 @@ from janus_jax.ops.layer_view import LayerView, values_of
 from janus_jax.ops.noinline import noinline
 
 MAX_ROWS = 8  # rows of the small factor
-MAX_SUMS = 16  # sums at once: half of the vector registers of AVX-512
+# Sums at once: as many as AVX-512 has vector registers. Eight rows took 0.7 to 0.95 times the processor time that they
+# take with 16, and more with 64 (two busy CPU cores, jaxlib 0.10.2).
+MAX_SUMS = 32
 MAX_MATRIX_ROWS = 8  # rows of the matrix that are read at once
+# Rows of the matrix that a weighted sum adds up before it writes anything. 144 to 576 rows of 128 columns took 0.3 to
+# 0.5 times the processor time that they take with 8 (two busy CPU cores, jaxlib 0.10.2), and with more no less.
+MAX_SUMMED_ROWS = 64
 # A product of more than MAX_ROWS rows reads the matrix once per MAX_ROWS rows. Up to this number of bytes per element
 # of the matrix that is faster than converting the matrix to float32.
 MAX_BYTES_READ = 8
@@ -95,7 +99,7 @@ def gemv_weighted_sum(
 def _partial_sums(weights: jax.Array, matrix: jax.Array | LayerView, start: jax.Array | int) -> jax.Array:
     """Sums over a few rows of the matrix each, [*B, R, N / read, K]."""
     *lead, num_rows, summed = weights.shape
-    read = max(n for n in range(1, MAX_MATRIX_ROWS + 1) if summed % n == 0)
+    read = max(n for n in range(1, MAX_SUMMED_ROWS + 1) if summed % n == 0)
     parts = _rows_of(matrix, start, summed).reshape(*lead, 1, -1, read, matrix.shape[-1])
     weights = weights.reshape(*lead, num_rows, -1, read, 1)
     return functools.reduce(jnp.add, [weights[..., i, :] * parts[..., i, :] for i in range(read)])
