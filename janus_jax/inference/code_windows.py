@@ -18,9 +18,10 @@ from janus_jax.ops.row_places import put
 
 AUTO = "auto"
 MAX_WINDOW = 1024
-# Rows of a product whose weights take longer to be read from memory than the rows to be computed, in bfloat16: 989e12
-# operations per second / 2 / 4.8e12 bytes per second * 2 bytes on an H200; more on TPU v5e and v6e, fewer on a v5p.
-FREE_ROWS = 192
+# About the rows of a product whose weights take as long to be read from memory as the rows to be computed, in bfloat16:
+# operations per second / bytes per second, 206 on an H200, 240 on a TPU v5e, 160 on a v5p. With 256 rows, 16 images and
+# 8 codes, the predicted time of an image is still shorter than with half of them (docs/performance.md).
+FREE_ROWS = 256
 # Codes that an image may be ahead of the slowest. A pass writes so many more slots of the cache in one block.
 MOST_AHEAD = 32
 LARGEST_AUTO = 32  # with more, codes per pass hardly grow (docs/performance.md)

@@ -181,8 +181,8 @@ def test_two_codes_have_the_probabilities_of_all_pairs():
     [
         ("cpu", 1, 1, 1),
         ("tpu", 1, 1, 32),
-        ("tpu", 16, 1, 4),
-        ("tpu", 16, 4, 16),
+        ("tpu", 16, 1, 8),
+        ("tpu", 16, 4, 32),
         ("tpu", 1000, 1, 1),
     ],
 )
