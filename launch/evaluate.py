@@ -23,7 +23,7 @@ from janus_jax.evaluation.question_benchmark import QuestionBenchmark
 from janus_jax.evaluation.selection import first_requests
 from janus_jax.storage import prepare_folder
 from janus_jax.training.resilience.exit_codes import RESTART
-from launch.cli import errors, evaluation_model, metric_flags
+from launch.cli import errors, evaluation_model, metric_flags, phase_display
 
 if TYPE_CHECKING:
     from janus_jax.evaluation import job
@@ -59,6 +59,7 @@ flags.adopt_module_key_flags(metric_flags)
 
 
 def main() -> None:
+    phase_display.show_phases()
     if COMPARE.value:
         from launch.cli import comparison
 

@@ -87,10 +87,8 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Options, 
             encoding, reason = compile_encoding(plan, batch, options)
         if encoding is None:
             return dataclasses.replace(result, reason=reason, needed_bytes=needed_bytes(reason))
-        # A micro-batch is encoded beside the sum of the gradients of those before it.
-        gradients = local_bytes(plan.state.trainable) if plan.micro_batches > 1 else 0
         costs = costs.followed_by(estimate(encoding), plan.micro_batches)
-        needed = max(needed, _needed_bytes(encoding, result) + gradients)
+        needed = _needed_together(plan, batch, step, encoding, result)
     fits = needed <= step.machine.hbm_bytes
     return dataclasses.replace(result, fits=fits, needed_bytes=needed, estimate=costs, program=step)
 
@@ -98,6 +96,22 @@ def check_plan(config: ConfigDict, plan: Plan, topology: str, options: Options, 
 def _needed_bytes(program: Program, result: Check) -> int:
     """Most bytes at one time, with all that lies in memory but is no argument of the program that does not read it."""
     return program.memory.peak + max(0, sum(result.state_bytes.values()) - program.memory.arguments)
+
+
+def _needed_together(plan: Plan, batch: Any, step: Program, encoding: Program, result: Check) -> int:
+    """`_needed_bytes` of a step that encodes its images, from the step with stored codes and the encoding.
+
+    A loop over micro-batches encodes the images of one beside the sum of the gradients of those before it. It also
+    copies the weights of the encoding into fast memory, as far as they fit, and keeps them there beside everything
+    else. The compiler's peak counts them (libtpu 0.0.42).
+    """
+    pixels = local_bytes(batch.gen_pixels)  # no argument of the step with stored codes
+    rest = max(pixels, sum(result.state_bytes.values()) - step.memory.arguments)
+    kept = gradients = 0
+    if plan.micro_batches > 1:
+        kept = max(0, encoding.memory.arguments - pixels // plan.micro_batches)
+        gradients = local_bytes(plan.state.trainable)
+    return max(step.memory.peak + rest + kept, _needed_bytes(encoding, result) + gradients)
 
 
 def too_large(config: ConfigDict, plan: Plan, topology: str, reason: str) -> Check:

@@ -20,6 +20,7 @@ from janus_jax.data.record_reader import RecordSource
 from janus_jax.data.records import Record
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
+from janus_jax.phases import phase
 
 MAX_DISTANCE = 4  # Number of bits of 64 in which the hashes of images that count as nearly the same may differ.
 READING_THREADS = 8
@@ -88,7 +89,10 @@ class Index:
     def search(self, source: RecordSource) -> Searched:
         """Looks up every record, and adds what is found to `overlaps`."""
         images = unreadable = 0
-        with ThreadPoolExecutor(READING_THREADS) as pool:
+        with (
+            ThreadPoolExecutor(READING_THREADS) as pool,
+            phase("searching training data", len(source), " records") as advance,
+        ):
             for start in range(0, len(source), CHUNK):
                 rows = range(start, min(start + CHUNK, len(source)))
                 for record, found in pool.map(lambda row: _read(source[row].data), rows):
@@ -98,6 +102,7 @@ class Index:
                     images += sum(each is not None for each in found)
                     unreadable += sum(each is None for each in found)
                     self._add(record, [each for each in found if each is not None])
+                advance(len(rows))
         return Searched(len(source), images, unreadable)
 
     def _add(self, record: Record, images: Iterable[ImageHash]) -> None:

@@ -20,6 +20,7 @@ from janus_jax.data.preparation.hashes import hash_file, hash_json
 from janus_jax.errors import UserError
 from janus_jax.evaluation.benchmark import ImageRequest, Question
 from janus_jax.evaluation.plan import Plan
+from janus_jax.phases import phase
 from janus_jax.storage import read_json, write_json
 from janus_jax.weights.native import ARCHITECTURE_FILE, params_path
 
@@ -77,8 +78,12 @@ def identify_model(folder: epath.PathLike, ema: bool = False) -> dict[str, Any]:
         for inner, _, names in weights.walk():
             files |= {str((inner / name).relative_to(weights)): inner / name for name in names}
         step = weights.parent.name if weights.parent.parent.name == "checkpoints" else None
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        hashes = dict(zip(files, pool.map(hash_file, files.values()), strict=True))
+    sizes = [path.stat().length for path in files.values()]
+    hashes = {}
+    with ThreadPoolExecutor(READING_THREADS) as pool, phase("hashing the model", sum(sizes), "B") as advance:
+        for name, size, sha256 in zip(files, sizes, pool.map(hash_file, files.values()), strict=True):
+            hashes[name] = sha256
+            advance(size)
     return {"sha256": hash_json(hashes), "step": step, "ema": ema}
 
 

@@ -19,6 +19,7 @@ from janus_jax.evaluation.predictions import read_predictions
 from janus_jax.evaluation.records import BatchFolder, ImagesRecord
 from janus_jax.evaluation.runner import ALONE, Model, Progress, Worker, run
 from janus_jax.evaluation.selection import requests_at
+from janus_jax.phases import phase
 from janus_jax.storage import read_json
 
 PLAN_FILE = "plan.json"
@@ -51,7 +52,8 @@ class Task:
 
     def identity(self, plan: Plan) -> dict[str, Any]:
         """What the stored results depend on, besides the model."""
-        requests = identify_requests(self.benchmark.requests, self.benchmark.files, plan)
+        with phase(f"hashing the files of {self.benchmark.name}"):
+            requests = identify_requests(self.benchmark.requests, self.benchmark.files, plan)
         return {"benchmark": self.benchmark.name, **self.settings, "rows": self.rows, **requests}
 
 
@@ -179,7 +181,8 @@ def _images_of(request: Any, folder: epath.Path) -> ImagesRecord:
 def _score(benchmark: Benchmark | ImageBenchmark, records: Any, folder: epath.Path, **options: Any) -> list[str]:
     """Scores, writes the file for the official server, and returns what the user has to know."""
     try:
-        results.score(benchmark, records, folder, **options)
+        with phase(f"scoring {benchmark.name}"):
+            results.score(benchmark, records, folder, **options)
     except UserError as error:
         return [f"{benchmark.name} is not scored: {str(error).removeprefix(f'{benchmark.name}: ')}"]
     problems = []

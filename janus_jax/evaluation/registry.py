@@ -17,6 +17,7 @@ from janus_jax.evaluation.readers.parquet import Table
 from janus_jax.evaluation.readers.records import Item, first_ten
 from janus_jax.evaluation.readers.row_items import DEVELOPMENT, VIDEO
 from janus_jax.evaluation.scores import captions, chartqa, choices, gqa, mmmu, tables, vqa, yes_no
+from janus_jax.phases import phase
 
 _STEP_BY_STEP = (
     "You are a helpful assistant. Please answer truthfully and write out your thinking step by step to be sure you get "
@@ -113,7 +114,8 @@ def load(data: epath.PathLike | Found, names: Sequence[str], protocol: str = "ja
 def build(found: Found, source: Source, protocol: str = "janus") -> QuestionBenchmark:
     """The benchmark of one source. Raises UserError where its files are damaged."""
     definition = DEFINITIONS[source.benchmark]
-    items = read_items(found, source)
+    with phase(f"opening {source.benchmark}"):
+        items = read_items(found, source)
     _check_items(items, source)
     left_out = {index: item.id for index, item in enumerate(items) if item.fields.get("part") in _LEFT_OUT}
     questions = [

@@ -79,7 +79,7 @@ def velocities(
     return conditional, unconditional
 
 
-@Program.of("latents", static_argnames=("model", "num_steps", "solver"))
+@Program.of("latents", static_argnames=("model", "solver"))
 def sample_latents(
     model: JanusFlow,
     params: Params,
@@ -87,7 +87,7 @@ def sample_latents(
     noise: jax.Array,
     cfg_weight: jax.Array,
     *,
-    num_steps: int,
+    num_steps: jax.Array,
     solver: str,
 ) -> jax.Array:
     """Latents [B G, H, W, Z] float32 from noise of the same shape, by guided velocities.
@@ -98,7 +98,8 @@ def sample_latents(
         prompts: without their last token, `<begin_of_image>`, whose place the time token takes.
         noise: standard normal, the noise of the images of a prompt together.
         cfg_weight: weight of the guidance; 1 is purely conditional, 0 unconditional.
-        num_steps: number of steps of the solver; each costs one pass through the model, two with "heun".
+        num_steps: number of steps of the solver; each costs one pass through the model, two with "heun". Another
+            number takes the same program.
         solver: a key of `ops.flow.SOLVERS`.
     """
     prompt_cache = read_prompts(model, params, prompts)

@@ -101,7 +101,7 @@ class JanusFlowEngine(Engine):
                     prompts,
                     noise,
                     np.float32(cfg_weight),
-                    num_steps=num_steps,
+                    num_steps=np.int32(num_steps),
                     solver=solver,
                 )
             )

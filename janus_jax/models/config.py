@@ -47,8 +47,12 @@ class SiglipConfig:
         require_multiple("width", self.width, "num_heads", self.num_heads)
 
     @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
     def num_tokens(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.grid**2
 
     @property
     def activation(self) -> str:

@@ -219,6 +219,9 @@ JANUSFLOW_TINY = JanusFlowConfig(
     prompt_style="janus_pro_tiny",
 )
 
+# The quickstart's, with 2 x 2 patches to understand as JANUS_PRO_DIGITS, and for the same reason.
+JANUSFLOW_DIGITS = dataclasses.replace(JANUSFLOW_TINY, siglip=JANUS_PRO_DIGITS.siglip)
+
 PRESETS: dict[str, ModelConfig] = {
     "janus_1p3b": JANUS_1P3B,
     "janus_pro_1b": JANUS_PRO_1B,
@@ -233,6 +236,7 @@ PRESETS: dict[str, ModelConfig] = {
         for arm, config in ablation_arms(JANUS_PRO_TINY, SEMANTIC_VQ_TINY.decoder).items()
     },
     "janusflow_1p3b": JANUSFLOW_1P3B,
+    "janusflow_digits": JANUSFLOW_DIGITS,
     "janusflow_tiny": JANUSFLOW_TINY,
     "sdxl_vae": SDXL_VAE,
     "semantic_vq16": SEMANTIC_VQ_16,

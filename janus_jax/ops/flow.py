@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 VelocityField = Callable[[Array, Array], Array]  # (z [B, ...], t scalar) -> dz/dt [B, ...]
 TIME_SCALE = 1000.0  # the networks are given 1000 t
@@ -48,12 +48,12 @@ def sinusoidal_embedding(time: Float[Array, " B"], width: int) -> Float[Array, "
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def euler_step(velocity: VelocityField, z: Array, time: Array, step: float) -> Array:
+def euler_step(velocity: VelocityField, z: Array, time: Array, step: Array | float) -> Array:
     """Returns z + h v(z, t). The error of a whole solution is O(h)."""
     return z + step * velocity(z, time)
 
 
-def heun_step(velocity: VelocityField, z: Array, time: Array, step: float) -> Array:
+def heun_step(velocity: VelocityField, z: Array, time: Array, step: Array | float) -> Array:
     """Moves by the mean of the velocities at both ends of an Euler step. Twice the work; the error is O(h^2)."""
     start = velocity(z, time)
     end = velocity(z + step * start, time + step)
@@ -63,11 +63,12 @@ def heun_step(velocity: VelocityField, z: Array, time: Array, step: float) -> Ar
 SOLVERS = {"euler": euler_step, "heun": heun_step}
 
 
-def integrate(velocity: VelocityField, noise: Float[Array, "B ..."], num_steps: int, solver: str) -> Array:
+def integrate(
+    velocity: VelocityField, noise: Float[Array, "B ..."], num_steps: int | Int[Array, ""], solver: str
+) -> Array:
     """Solves dz/dt = v(z, t) from z(0) = noise to z(1) in `num_steps` equal steps; `solver` is a key of `SOLVERS`."""
-    step = 1 / num_steps
 
-    def body(z: Array, index: Array) -> tuple[Array, None]:
-        return SOLVERS[solver](velocity, z, index / num_steps, step), None
+    def body(index: Array, z: Array) -> Array:
+        return SOLVERS[solver](velocity, z, index / num_steps, 1 / num_steps)
 
-    return jax.lax.scan(body, noise, jnp.arange(num_steps))[0]
+    return jax.lax.fori_loop(0, num_steps, body, noise)

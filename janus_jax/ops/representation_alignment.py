@@ -3,6 +3,8 @@
 Letters: B images, N tokens per image, D width.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,6 +20,16 @@ def alignment_loss(predicted: Float[Array, "B N D"], features: Float[Array, "B N
     predicted, features = predicted.astype(jnp.float32), jax.lax.stop_gradient(features.astype(jnp.float32))
     similarity = jnp.sum(predicted * features, axis=-1) * _inverse_norm(predicted) * _inverse_norm(features)
     return -jnp.mean(similarity, axis=-1)
+
+
+def on_coarser_grid(values: Float[Array, "B N D"], num_tokens: int) -> Float[Array, "B M D"]:
+    """Averages a square grid of N tokens over the cells of a square grid of M = `num_tokens` tokens.
+
+    The side of the finer grid must be a multiple of that of the coarser one. With M = N the values are the same.
+    """
+    images, fine, coarse = len(values), math.isqrt(values.shape[1]), math.isqrt(num_tokens)
+    cells = values.reshape(images, coarse, fine // coarse, coarse, fine // coarse, -1)
+    return jnp.mean(cells, axis=(2, 4)).reshape(images, num_tokens, -1)
 
 
 def _inverse_norm(x: Array) -> Array:

@@ -38,10 +38,11 @@ def model_config(config: ConfigDict) -> FamilyConfig | ImageTokenizerConfig:
         raise UserError(f"config.loss has no {missing[0]}, which JanusFlow needs (configs/janusflow.py)")
     if not config.loss.alignment_weight:
         return dataclasses.replace(architecture, alignment=None)
-    if architecture.uvit.num_tokens != architecture.siglip.num_tokens:
+    fine, coarse = architecture.uvit.grid, architecture.siglip.grid
+    if fine % coarse:
         raise UserError(
-            f"config.loss.alignment_weight={config.loss.alignment_weight}: {architecture.uvit.num_tokens} latents "
-            f"cannot be aligned with {architecture.siglip.num_tokens} of SigLIP"
+            f"config.loss.alignment_weight={config.loss.alignment_weight}: {fine} x {fine} latent tokens cannot be "
+            f"aligned with {coarse} x {coarse} of SigLIP, expected a multiple"
         )
     try:
         alignment = AlignmentConfig(layer=config.loss.alignment_layer, width=config.loss.alignment_width)

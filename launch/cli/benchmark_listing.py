@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from janus_jax.data.preparation.hashes import hash_file
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark
 from janus_jax.evaluation.plan import make_plan
+from janus_jax.phases import phase
 from janus_jax.reports.text import format_table
 
 MAX_NAMED = 3  # Number of missing images that are named.
@@ -21,6 +22,7 @@ def format_listing(benchmarks: Sequence[Benchmark | ImageBenchmark], rows: int) 
         origin = (getattr(benchmark, "layout", ""), getattr(benchmark, "split", ""))
         table.append([benchmark.name, *origin, *map(str, counts)])
         files = [path for path in benchmark.files if path.is_file()]
-        details += [f"{benchmark.name}: {hash_file(path)[:_SHORT_HASH]} {path}" for path in files]
+        with phase(f"hashing the files of {benchmark.name}"):
+            details += [f"{benchmark.name}: {hash_file(path)[:_SHORT_HASH]} {path}" for path in files]
         details += [f"{benchmark.name}: missing {path}" for path in missing[:MAX_NAMED]]
     return "\n".join([format_table(table), "", "SHA-256 of the files:", *details])

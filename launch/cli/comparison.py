@@ -13,6 +13,7 @@ from janus_jax.evaluation import results
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark
 from janus_jax.evaluation.comparison import Comparison, compare_runs, is_run
 from janus_jax.evaluation.image_files import images_below
+from janus_jax.phases import phase
 from janus_jax.reports import evaluation_page, side_by_side
 from janus_jax.reports.text import format_table
 from janus_jax.storage import write_json, write_whole
@@ -36,10 +37,11 @@ def compare(sources: Sequence[str], output: epath.Path, benchmarks: Sequence[Ben
         reason = f"{missing[0]} is no folder" if missing else "a single source"
         raise UserError(f"--compare={','.join(sources)}: {reason}, expected two runs, or two or more folders of images")
     found = []
-    if len(folders) == 2 and all(map(is_run, folders)):
-        found.append(_compare_scores(folders[0], folders[1], output, benchmarks))
-    names = _common_images(folders)
-    found += [_compare_images(folders, name, output) for name in names]
+    with phase("comparing"):
+        if len(folders) == 2 and all(map(is_run, folders)):
+            found.append(_compare_scores(folders[0], folders[1], output, benchmarks))
+        names = _common_images(folders)
+        found += [_compare_images(folders, name, output) for name in names]
     if not found:
         raise UserError(f"--compare={','.join(sources)}: neither two runs with scores nor folders of images")
     return "\n".join(found)

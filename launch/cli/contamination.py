@@ -8,6 +8,7 @@ from janus_jax.data.record_reader import open_records
 from janus_jax.evaluation import results
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark
 from janus_jax.evaluation.contamination import Index, Searched, without_overlap
+from janus_jax.phases import phase
 from janus_jax.reports.text import format_table
 from janus_jax.storage import write_json
 
@@ -20,7 +21,8 @@ def report(benchmarks: Sequence[Benchmark | ImageBenchmark], patterns: Sequence[
     Raises UserError for a pattern that matches no ArrayRecord file.
     """
     sources = [open_records(pattern, "--contamination") for pattern in patterns]
-    index = Index(benchmarks)
+    with phase("reading the images of the benchmarks"):
+        index = Index(benchmarks)
     searched = [index.search(source) for source in sources]
     total = Searched(*(sum(counts) for counts in zip(*searched, strict=True)))
     head = ["benchmark", "requests", "same image", "similar image", "same question", "mean score", "of the rest"]

@@ -13,7 +13,6 @@ from janus_jax.models.presets import PRESETS
 from janus_jax.phases import phase
 from janus_jax.weights.locations import existing_path
 from launch.cli import compilation_cache, model_flags, window_flag
-from launch.cli.phase_display import show_phases
 from launch.cli.worker import take_own_chips, this_worker
 
 if TYPE_CHECKING:
@@ -128,7 +127,6 @@ def check_flags() -> None:
 
 def evaluate(tasks: Sequence["job.Task"], output: epath.Path, on_scored: Callable[[], object]) -> "job.Outcome":
     """Runs all benchmarks; see `job.evaluate`. All mistakes are reported before the weights are loaded."""
-    show_phases()
     with phase("starting"):
         from janus_jax.evaluation import job
         from janus_jax.evaluation.identity import hold_identity
@@ -179,7 +177,6 @@ def ask(benchmark: Benchmark | ImageBenchmark) -> "ModelAnswers":
     opened = _open()
     opened.requests(benchmark)
     compilation_cache.enable()
-    show_phases()
     return ModelAnswers(load(opened.reader, vae=opened.vae, **model_flags.load_options()), opened.decoding(benchmark))
 
 

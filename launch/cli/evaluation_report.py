@@ -12,6 +12,7 @@ from janus_jax.errors import UserError
 from janus_jax.evaluation import results
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark, Question
 from janus_jax.evaluation.identity import INFORMATION
+from janus_jax.phases import phase
 from janus_jax.reports.evaluation_page import Section, Shown, render
 from janus_jax.reports.text import format_table
 from janus_jax.storage import write_whole
@@ -32,10 +33,11 @@ def write(
     content = results.write_results(output)
     opened = {benchmark.name: benchmark for benchmark in benchmarks}
     number = min(MAX_SHOWN, MAX_ON_PAGE // max(len(content["benchmarks"]), 1))
-    sections = [
-        _section(name, scores, output / name, opened.get(name), images or output / name / "images", number)
-        for name, scores in content["benchmarks"].items()
-    ]
+    with phase("writing the report"):
+        sections = [
+            _section(name, scores, output / name, opened.get(name), images or output / name / "images", number)
+            for name, scores in content["benchmarks"].items()
+        ]
     head, rows = results.table_of(content)
     path, run = output / "report.html", content["run"] or {}
     evaluated = run.get(INFORMATION, {}).get("checkpoint") or "predictions"

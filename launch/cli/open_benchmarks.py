@@ -9,6 +9,7 @@ from janus_jax.evaluation import registry
 from janus_jax.evaluation.benchmark import Benchmark, ImageBenchmark
 from janus_jax.evaluation.image_benchmarks import registry as image_registry
 from janus_jax.evaluation.readers.find import find
+from janus_jax.phases import phase
 from launch.cli.metric_flags import metric_options
 
 
@@ -30,7 +31,8 @@ def open_benchmarks(
             raise UserError(f"--data={data} is missing")
         folders = find(folder).folders.folders if folder.is_dir() else ()
         return image_registry.load(folder, folders, of_images, metric_options(), num_images)
-    found = find(data)
+    with phase("looking for benchmarks"):
+        found = find(data)
     folders = found.folders.folders
     if list(names) == ["all"]:
         of_questions, of_images = found.benchmarks, image_registry.found_names(folders)

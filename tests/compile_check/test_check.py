@@ -157,7 +157,7 @@ def uncompiled(monkeypatch):
 def test_a_check_of_janusflow_counts_its_tokens_and_slots(uncompiled):
     """It does not count those of the latents."""
     result = check_module.check(quickstart_flow.get_config("stage2"), "v5p-8", 1, {})
-    assert (result.tokens, result.images_at_most) == (10 * 96, 10 * (2 + 3))
+    assert (result.tokens, result.images_at_most) == (10 * 96, 10 * (3 + 3))
     assert result.model_flops > 0
 
 

@@ -1,5 +1,6 @@
 """The encoding of images is a program of its own, whose costs are added to those of the step with stored codes."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -14,9 +15,11 @@ from janus_jax.compile_check import encoding
 from janus_jax.compile_check.check import check_plan
 from janus_jax.compile_check.encoding import compile_encoding, encodes, with_stored_codes
 from janus_jax.compile_check.estimate import estimate
+from janus_jax.compile_check.program import topology_devices
 from janus_jax.compiler_options import LEAST_EFFORT
 from janus_jax.models.execution import Execution
 from janus_jax.models.params import bind, build, init_params
+from janus_jax.models.presets import JANUS_PRO_TINY, PRESETS
 from janus_jax.ops.pixels import normalize
 from janus_jax.training.plan import Plan, abstract_batch, make_plan
 from tests.compile_check.test_check import PROGRAM
@@ -75,3 +78,19 @@ def test_costs_are_those_of_the_step_and_of_the_encoding_of_every_micro_batch(st
     assert apart.estimate.peak_flops == one.peak_flops and apart.estimate.hbm_capacity == one.hbm_capacity
     # The sum of the gradients of the first micro-batch lies beside the encoding of the second one.
     assert apart.needed_bytes - whole.needed_bytes == apart.state_bytes["trained parameters"]
+
+
+@pytest.mark.slow  # three programs for TPUs, a minute of one core
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_peak_of_both_programs_is_that_of_the_whole_step(monkeypatch, micro_batches):
+    pytest.importorskip("libtpu", reason="the TPU compiler, of Linux only")
+    llama = dataclasses.replace(JANUS_PRO_TINY.llama, width=128, num_heads=1, num_kv_heads=1, head_dim=128)
+    monkeypatch.setitem(PRESETS, "small", dataclasses.replace(JANUS_PRO_TINY, llama=llama, image_head_width=128))
+    config = janus_pro_1b.get_config("stage2:debug").unlock()
+    config.model, config.dtype, config.remat, config.attention = "small", "bfloat16", "full", "xla"
+    config.train.update(batch_size=8 * micro_batches, micro_batches=micro_batches)
+    config.data.row_length = config.loss.chunk_size = 256
+    config.mesh.fsdp = 4
+    plan = make_plan(config, topology_devices("v5e-4"))
+    apart, whole = (check_plan(config, plan, "v5e-4", {}, whole) for whole in (False, True))
+    assert apart.needed_bytes == pytest.approx(whole.needed_bytes, rel=0.02)

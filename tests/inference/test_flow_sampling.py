@@ -109,7 +109,7 @@ def test_the_prompts_are_read_once_and_bos_once(pipeline, monkeypatch):
     monkeypatch.setattr(flow_sampling, "init_cache", lambda *args: rows.append(args[2:]) or init_cache(*args))
     padded = pipeline.engine.pad([[1, 2, 3], [4, 5]])
     noise = jnp.zeros((6, *pipeline.latent_shape))
-    options = dict(num_steps=1, solver="euler")
+    options = dict(num_steps=jnp.int32(1), solver="euler")
     sample = flow_sampling.sample_latents.__wrapped__
     latents = jax.eval_shape(lambda: sample(pipeline.engine.model, pipeline.params, padded, noise, 2.0, **options))
     assert latents.shape == noise.shape
@@ -144,15 +144,16 @@ def test_images_are_the_vae_s_decoding_of_the_latents(pipeline):
         assert np.abs(np.asarray(image) - values).max() <= 1  # truncated, and rounding at the edges
 
 
-def test_other_prompts_of_a_length_bucket_and_other_weights_compile_no_program(pipeline):
-    def generate(prompt, cfg_weight):  # as many images and steps as in no other test
-        pipeline.decode_latents(pipeline.generate_latents([prompt], 3, cfg_weight=cfg_weight, num_steps=1))
+def test_other_prompts_of_a_length_bucket_other_weights_and_numbers_of_steps_compile_no_program(pipeline):
+    def generate(prompt, cfg_weight, num_steps=1):  # as many images as in no other test
+        options = dict(cfg_weight=cfg_weight, num_steps=num_steps)
+        pipeline.decode_latents(pipeline.generate_latents([prompt], 3, **options))
 
     before = traced.copy()
     generate(SHORT, 3.0)
     assert traced - before == {"latents": 1, "latent pixels": 1}
     before = traced.copy()
-    generate("a handwritten two", 1.5)
+    generate("a handwritten two", 1.5, num_steps=2)
     assert traced == before
 
 

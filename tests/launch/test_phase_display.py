@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from janus_jax import phases
 from launch.cli import phase_display
 from launch.cli.phase_display import show_phases, terminal_line
+from tests.helpers import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +55,32 @@ def test_nothing_is_shown_without_a_terminal(monkeypatch, terminal):
         written.isatty = lambda: terminal
         show_phases()
     assert shown == [terminal_line] * terminal
+
+
+LISTED = """
+import contextlib, os, runpy, sys
+from launch.cli import phase_display
+
+@contextlib.contextmanager
+def told(name, total, unit):
+    print(name, flush=True)
+    yield lambda amount: None
+
+os.dup2(os.open(sys.argv.pop(1), os.O_WRONLY), 2)  # stderr is a terminal
+phase_display.terminal_line = told
+runpy.run_module("launch.evaluate", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_evaluation_shows_from_its_start_what_it_opens_and_reads():
+    folder, (control, terminal) = REPOSITORY / "tests/data_files/evaluation/data", os.openpty()
+    arguments = [os.ttyname(terminal), f"--data={folder}/pope", "--benchmarks=pope", "--list"]
+    try:
+        shown = subprocess.run(
+            [sys.executable, "-c", LISTED, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=60
+        )
+    finally:
+        os.close(terminal)
+        os.close(control)
+    assert shown.returncode == 0, shown.stdout
+    assert shown.stdout.split("\n")[:3] == ["looking for benchmarks", "opening pope", "hashing the files of pope"]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from janus_jax.ops.representation_alignment import alignment_loss
+from janus_jax.ops.representation_alignment import alignment_loss, on_coarser_grid
 
 
 def test_loss_and_gradient_equal_pytorch_and_the_encoder_gets_none():
@@ -32,3 +32,11 @@ def test_same_direction_gives_minus_one_and_zero_features_a_finite_gradient():
     np.testing.assert_allclose(loss, -1, rtol=1e-6)
     gradient = jax.jit(jax.grad(lambda p: alignment_loss(p, features).sum()))(jnp.zeros((1, 4, 6)))
     assert np.isfinite(np.asarray(gradient)).all()
+
+
+def test_a_finer_grid_is_averaged_over_the_cells_of_a_coarser_one():
+    values = np.arange(2 * 36 * 3, dtype=np.float32).reshape(2, 36, 3) ** 2
+    pooled = torch.nn.functional.avg_pool2d(torch.tensor(values).reshape(2, 6, 6, 3).permute(0, 3, 1, 2), 3)
+    expected = pooled.permute(0, 2, 3, 1).reshape(2, 4, 3).numpy()
+    np.testing.assert_allclose(on_coarser_grid(jnp.asarray(values), 4), expected, rtol=1e-6)
+    np.testing.assert_array_equal(on_coarser_grid(jnp.asarray(values), 36), values)

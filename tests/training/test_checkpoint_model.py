@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import finetune
+from configs import finetune, quickstart_flow
 from janus_jax.errors import UserError
 from janus_jax.models.config import AlignmentConfig
 from janus_jax.models.params import flatten
-from janus_jax.models.presets import JANUS_PRO_MINI, JANUSFLOW_TINY
+from janus_jax.models.presets import JANUS_PRO_MINI, JANUSFLOW_TINY, PRESETS
 from janus_jax.training import loop
 from janus_jax.training.architecture import model_config
 from janus_jax.training.plan import abstract_batch, make_plan
@@ -88,6 +88,20 @@ def test_the_projector_of_an_alignment_loss_follows_the_config_not_the_checkpoin
     assert model_config(config) == dataclasses.replace(MICRO_FLOW, alignment=None)
     config.loss.update(alignment_weight=1.0, alignment_layer=1, alignment_width=12)
     assert model_config(config).alignment == AlignmentConfig(layer=1, width=12)
+
+
+@pytest.mark.parametrize(("patch_size", "fits"), [(16, True), (8, True), (4, False)])
+def test_siglip_may_have_fewer_tokens_than_the_latents_that_are_aligned_with_it(monkeypatch, patch_size, fits):
+    """The image has 2 x 2 latent tokens."""
+    siglip = dataclasses.replace(MICRO_FLOW.siglip, patch_size=patch_size)
+    monkeypatch.setitem(PRESETS, "flow", dataclasses.replace(MICRO_FLOW, siglip=siglip, alignment=None))
+    config = quickstart_flow.get_config("stage3")
+    config.model, config.loss.alignment_layer = "flow", 1
+    if fits:
+        assert model_config(config).siglip.grid * patch_size == 16
+        return
+    with pytest.raises(UserError, match=r"alignment_weight=1\.0: 2 x 2 latent tokens .* 4 x 4 of SigLIP"):
+        model_config(config)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Of the image tokenizer, the run that stops is also validated and the straight one is not: that changes nothing either.
 """
 
+import shutil
 import signal
 from typing import NamedTuple
 
@@ -159,3 +160,26 @@ def test_a_workdir_is_read_at_its_newest_checkpoint(runs):
     loaded = {"".join(f"['{part}']" for part in ("params", *path.split("/"))): leaf for path, leaf in params.items()}
     newest = {path: leaf for path, leaf in saved_state(runs.straight, 4).items() if path.startswith("['params']")}
     assert differing_leaves(loaded, newest) == []
+
+
+@pytest.mark.slow  # compiles two training steps
+def test_a_run_goes_on_under_another_remat_policy_with_the_same_losses(data_folder, tmp_path, capsys):
+    """What the backward pass recomputes changes rounding at most, so no checkpoint depends on it."""
+    config = janus_experiment(data_folder)
+    config.remat = "full"
+    loop.train(config, tmp_path / "full")
+    shutil.copytree(tmp_path / "full", tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "checkpoints" / "4")
+    capsys.readouterr()
+    config.remat = "projections"
+    loop.train(config, tmp_path / "other")
+    printed = capsys.readouterr().out
+    assert "resumed from checkpoint 2" in printed and "remat full -> projections" in printed
+    expected, lines = read_metrics(tmp_path / "full"), read_metrics(tmp_path / "other")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line, reference in zip(lines, expected, strict=True):
+        losses = {name for name in reference if name.startswith(("loss", "grad_norm"))}
+        assert len(losses) > 3
+        for name in losses:
+            assert line[name] == pytest.approx(reference[name], rel=1e-6)
+    assert expected[2]["loss"] != pytest.approx(expected[3]["loss"], rel=1e-3)

@@ -13,6 +13,7 @@ from janus_jax.evaluation.image_benchmarks.dpg import QUESTIONS_FILE, open_dpg
 from janus_jax.evaluation.image_benchmarks.geneval import open_geneval
 from janus_jax.evaluation.image_benchmarks.options import MetricOptions
 from janus_jax.evaluation.image_benchmarks.reconstruction import open_reconstruction
+from janus_jax.phases import phase
 
 OPENERS: Mapping[str, Callable[..., ImageBenchmark]] = {
     "geneval": open_geneval,
@@ -69,7 +70,8 @@ def _open(name: str, path: epath.Path, options: MetricOptions, num_images: int |
         if name not in _CHOOSES_NUMBER:
             raise UserError(f"--num_images={num_images}: {name} has a fixed number of images per prompt")
         more["num_images"] = num_images
-    return OPENERS[name](path, options, **more)
+    with phase(f"opening {name}"):
+        return OPENERS[name](path, options, **more)
 
 
 def _find(name: str, data: epath.Path, folders: Sequence[epath.Path]) -> epath.Path:

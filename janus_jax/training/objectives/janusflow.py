@@ -20,7 +20,7 @@ from janus_jax.models.janus import language_head
 from janus_jax.models.params import Params, bind, build
 from janus_jax.ops.flow import TIME_SCALE, flow_loss, interpolate
 from janus_jax.ops.pixels import normalize
-from janus_jax.ops.representation_alignment import alignment_loss
+from janus_jax.ops.representation_alignment import alignment_loss, on_coarser_grid
 from janus_jax.ops.scatter_tokens import place_in_order, take_in_order
 from janus_jax.training.objectives.base import (
     Denominators,
@@ -39,7 +39,8 @@ def janusflow_objective(
 
     `loss.normalization="tasks"` adds the mean over text tokens and the mean over images; "tokens" counts each latent
     token as one token and divides the sum by the number of all tokens. The paper gives no coefficients and does not
-    say which it uses.
+    say which it uses. SigLIP has as many tokens as an image has latent tokens in all released models. Where it has
+    fewer, the predictions for the latents of each of its patches are averaged.
 
     Args:
         tasks: tasks of the run. Parts of the model that only other tasks need are not computed.
@@ -84,7 +85,7 @@ def janusflow_objective(
             if config.alignment:
                 images = normalize(rows.gen_pixels.reshape(-1, *rows.gen_pixels.shape[2:]), execution.dtype)
                 target = jax.lax.stop_gradient(apply(images, method="understand"))
-                predicted = apply(take_latents(features), method="align")
+                predicted = on_coarser_grid(apply(take_latents(features), method="align"), target.shape[1])
                 terms["alignment"] = (alignment_loss(predicted, target), loss.alignment_weight)
             for name, (values, weight) in terms.items():
                 part = jnp.sum(jnp.where(used > 0, values, 0.0))
