@@ -1,6 +1,6 @@
 import pytest
 
-from janus_jax.compiler_options import CPU_DECODING, TPU_IMAGE_LOOP, TRAINING, compiler_options
+from janus_jax.compiler_options import CPU_ADAPTERS, CPU_DECODING, TPU_IMAGE_LOOP, TRAINING, compiler_options
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,11 @@ def test_only_an_offloaded_all_reduce_is_taken_from_the_step_of_a_tokenizer(kind
     assert usual.keys() == tokenizer.keys()
     name = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
     assert [key for key in usual if usual[key] != tokenizer[key]] == [name] * (name in usual)
+
+
+def test_adapters_have_an_option_of_their_own_on_a_cpu_alone():
+    assert compiler_options("adapter_step", device_kind="cpu") == CPU_ADAPTERS
+    assert compiler_options("adapter_step", device_kind="TPU v5") == TRAINING["TPU v5"]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU v4", "NVIDIA H100 80GB HBM3"])

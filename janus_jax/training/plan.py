@@ -87,7 +87,9 @@ class Plan(NamedTuple):
     @property
     def program(self) -> str:
         """Name of the options with which the compiler gets the programs over the state."""
-        return "tokenizer_step" if isinstance(self.architecture, ImageTokenizerConfig) else "train_step"
+        if isinstance(self.architecture, ImageTokenizerConfig):
+            return "tokenizer_step"
+        return "adapter_step" if self.lora else "train_step"
 
     def make_step(self) -> Any:
         """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
