@@ -23,15 +23,15 @@ from unittest import mock
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import tqdm
 
+from benchmarks.photo_records import make_records
 from benchmarks.result import Result
 from janus_jax.batches import Modality
 from janus_jax.data.mixture import Mixture, WeightedRecords
 from janus_jax.data.packed_rows import packed_rows
 from janus_jax.data.packing import IMAGE_FEATURES, PackedSample, assemble, join_blocks
-from janus_jax.data.prompts import IMAGE_MARKER, IMAGE_PLACEHOLDER, STYLES, Message
+from janus_jax.data.prompts import IMAGE_PLACEHOLDER, STYLES, Message
 from janus_jax.data.record_reader import RecordSource, StoredRecord, open_records
 from janus_jax.data.records import Record, write_records
 from janus_jax.data.sample_builder import SampleBuilder, conversation
@@ -60,7 +60,7 @@ def run() -> Iterator[Result]:
     """The results of all cases."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        records = _make_records(np.random.default_rng(0))
+        records = make_records(np.random.default_rng(0), RECORDS)
         texts = [message.text for record in records for message in record.messages]
         tokenizer = train_tokenizer(texts, 4096, extra_special_tokens=[STYLE.user, STYLE.assistant])
         for task in RATIO:
@@ -358,40 +358,6 @@ def _builder(tokenizer: Tokenizer) -> SampleBuilder:
         supervision="all",
         drop_condition=0.1,
     )
-
-
-def _make_records(rng: np.random.Generator) -> list[Record]:
-    """RECORDS records of each task. The photos are crops of scikit-learn's two, compressed like images on the web."""
-    from sklearn.datasets import load_sample_images
-
-    photos = [PIL.Image.fromarray(photo) for photo in load_sample_images().images]
-    words = [
-        f"{a}{b}" for a in ("re", "in", "to", "ca", "mo", "li", "su", "pa") for b in ("tion", "ver", "ment", "ly", "s")
-    ]
-
-    def sentence(median: float, spread: float, most: int) -> str:
-        count = int(np.clip(rng.lognormal(np.log(median), spread), 3, most))
-        return " ".join(rng.choice(words, count))
-
-    def photo() -> bytes:
-        left, top = int(rng.integers(0, 80)), int(rng.integers(0, 60))
-        image = photos[int(rng.integers(2))].crop((left, top, left + 560, top + 360)).resize((640, 480))
-        if rng.random() < 0.5:
-            image = PIL.ImageOps.mirror(image)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=90)
-        return buffer.getvalue()
-
-    records = []
-    for i in range(RECORDS):
-        question = Message("user", f"{IMAGE_MARKER}\nDescribe the image in detail.")
-        answer = Message("assistant", sentence(60, 0.8, 1500))
-        records.append(Record(task="understand", messages=(question, answer), images=(photo(),), key=f"u/{i}"))
-        document = Message("assistant", sentence(250, 1.1, 2500))
-        records.append(Record(task="text", messages=(document,), key=f"t/{i}"))
-        prompt = (Message("user", sentence(40, 0.6, 300)), Message("assistant", IMAGE_MARKER))
-        records.append(Record(task="generate", messages=prompt, images=(photo(),), key=f"g/{i}"))
-    return records
 
 
 def _children() -> list[int]:

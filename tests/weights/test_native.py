@@ -56,6 +56,7 @@ def assert_same_bits(left, right):
 
 KINDS_OF_PRESETS = {
     "janusflow_1p3b": "janusflow",
+    "janusflow_digits": "janusflow",
     "janusflow_tiny": "janusflow",
     "sdxl_vae": "vae",
     "vae_tiny": "vae",
