@@ -35,10 +35,12 @@ def get_config(phase: str = "stage1") -> ConfigDict:
     config.train.update(
         batch_size=10,
         num_steps=STEPS[phase],
-        # The same in all stages, so that they share their compiled program; the average stands for a decay.
+        # Constant in stages I and II, which share their compiled program. With a constant one in stage III the model
+        # unlearned to read a little.
         learning_rate=LEARNING_RATE.get(phase, 2e-3),
-        schedule="constant",
+        schedule="cosine" if phase == "stage3" else "constant",
         warmup_steps=20,
+        final_fraction=0.05,
         ema=0.99,
     )
     config.data.update(
