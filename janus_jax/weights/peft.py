@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from janus_jax.errors import UserError
 from janus_jax.models.config import FamilyConfig, JanusFlowConfig
@@ -249,7 +249,8 @@ def write_adapter(
     text = config_text(base, list(ranks), saved, ranks, alphas, rslora=rslora, dora=dora)
     arrays = {PREFIX + name: np.ascontiguousarray(values, np.float32) for name, values in (tensors | whole).items()}
     with new_folder(epath.Path(folder)) as new, disk_errors(new):
-        save_file(arrays, new / TENSOR_FILES[0], metadata={"format": "pt"})
+        # The library's `save_file` would make a file that only its owner may read.
+        (new / TENSOR_FILES[0]).write_bytes(save(arrays, metadata={"format": "pt"}))
         (new / CONFIG_FILE).write_text(text)
 
 

@@ -134,6 +134,8 @@ def test_what_can_only_be_merged_is_refused_beside_the_weights(name):
 def test_our_folder_holds_the_same_bytes_as_that_of_peft(name, tmp_path):
     adapter = read_adapter(FILES / name, tiny())
     write_adapter(tmp_path / "out", adapter, tiny(), "base", rslora=CASES[name].get("use_rslora", False))
+    config, tensors = ((tmp_path / "out" / file).stat().st_mode for file in ("adapter_config.json", TENSORS))
+    assert config == tensors  # others may read both
     ours, theirs = load_file(tmp_path / "out" / TENSORS), load_file(FILES / name / TENSORS)
     assert ours.keys() == theirs.keys() and len(ours) > 10
     assert all(ours[key].tobytes() == theirs[key].tobytes() for key in theirs)
