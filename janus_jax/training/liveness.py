@@ -138,8 +138,16 @@ def _updated_in_place(body: _Program, carried: Sequence[_Array | None]) -> froze
 def _num_carried(operation: _Operation) -> int | None:
     """Number of arrays that a loop carries from turn to turn; None for an operation that is no loop."""
     if operation.name == "scan":
-        return operation.params["num_carry"]
+        return _scan_counts(operation)[1]
     return len(operation.outputs) if operation.name == "while" else None
+
+
+def _scan_counts(operation: _Operation) -> tuple[int, int]:
+    """Number of arrays that all turns of a scan read, and of those that it carries from turn to turn."""
+    if "ft_in" in operation.params:  # since jax 0.12
+        constants, carried, _ = operation.params["ft_in"].unpack()
+        return len(constants), len(carried)
+    return operation.params["num_consts"], operation.params["num_carry"]
 
 
 def _with_casts_outside_loops(operations: Sequence[_Operation]) -> list[_Operation]:
@@ -162,7 +170,7 @@ def _casts_of_slices(operation: _Operation) -> Iterator[tuple[_Array, int]]:
     if operation.name != "scan":
         return
     (body,) = operation.inner
-    first = operation.params["num_consts"] + operation.params["num_carry"]
+    first = sum(_scan_counts(operation))
     for stack, piece in zip(operation.inputs[first:], body.arguments[first:], strict=False):
         readers = [reader for reader in body.operations if piece in reader.inputs]
         types = {reader.outputs[0].itemsize for reader in readers if reader.name == "convert_element_type"}
