@@ -99,13 +99,15 @@ def check_vocabulary(origin: object, tokenizer: Tokenizer, config: FamilyConfig)
     if tokens > rows:
         raise UserError(f"{origin}: {tokens} tokens in {FILE_NAME}, but the model embeds only {rows}")
     if 2 * tokens < rows:
-        remark(f"{origin}: {tokens} tokens in {FILE_NAME}, but the model embeds {rows}")
+        remark(tokens, rows)
 
 
 @functools.cache
-def remark(finding: str) -> None:
-    """Warns once that a tokenizer is suspiciously small."""
-    logging.warning("%s: is this the tokenizer of the model?", finding)
+def remark(tokens: int, rows: int) -> None:
+    """Warns that a tokenizer is suspiciously small; once for the same sizes, as a run reads it in several places."""
+    logging.warning(
+        "%d tokens in %s, but the model embeds %d: is this the tokenizer of the model?", tokens, FILE_NAME, rows
+    )
 
 
 def check_style(layout: str, config: FamilyConfig, tokenizer: Tokenizer) -> None:

@@ -70,6 +70,8 @@ def test_a_step_of_the_7b_writes_no_cache_back(quantization):
 
 @pytest.mark.slow
 def test_a_pass_of_32_codes_of_the_7b_takes_at_most_a_quarter_longer_than_a_step():
+    """No cache should be copied either. One array of 60 still is, which docs/performance.md says; more may not be."""
+
     def check(window, codes_per_pass):
         mesh = {"data": 1, "fsdp": 1, "tensor": 4}
         options = {"dtype": "bfloat16", "quantization": None, "options": {}, "codes_per_pass": codes_per_pass}
@@ -79,4 +81,4 @@ def test_a_pass_of_32_codes_of_the_7b_takes_at_most_a_quarter_longer_than_a_step
     assert several.step.predicted < 1.25 * one.step.predicted
     assert one.image_seconds > 2.5 * several.image_seconds
     assert several.step.moved_weights == []
-    assert len(several.step.copied_caches) <= 1  # keys of the first layer, of 60 such arrays
+    assert len(several.step.copied_caches) <= 1

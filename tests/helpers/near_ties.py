@@ -13,23 +13,24 @@ from janus_jax.models.params import bind, build
 NEAR = 1e-4  # Difference of two perturbed logits, or probabilities, that rounding in float32 may turn around.
 
 
+def code_logits(apply, prompt, codes):
+    """Logits [R, N, C] of all codes [R, N] of images of one prompt [P], without a cache."""
+    text = apply(jnp.tile(jnp.asarray(prompt), (len(codes), 1)), method="embed_text")
+    x = jnp.concatenate([text, apply(codes[:, :-1], method="embed_codes")], axis=1)
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    hidden, _ = apply(x, positions, jnp.ones_like(positions))
+    return apply(hidden[:, len(prompt) - 1 :], method="image_logits")
+
+
 def guided_logits(config, params, prompt, unconditional, codes, weight):
-    """Logits [R, N, C] of all codes of images of one prompt, without a cache.
+    """`code_logits` with guidance.
 
     Args:
         prompt, unconditional: P ids each.
         codes: [R, N].
     """
     apply = bind(build(config, Execution()), params)
-
-    def logits(ids):
-        text = apply(jnp.tile(jnp.asarray(ids), (len(codes), 1)), method="embed_text")
-        x = jnp.concatenate([text, apply(jnp.asarray(codes)[:, :-1], method="embed_codes")], axis=1)
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        hidden, _ = apply(x, positions, jnp.ones_like(positions))
-        return np.float64(apply(hidden[:, len(ids) - 1 :], method="image_logits"))
-
-    conditional, without = logits(prompt), logits(unconditional)
+    conditional, without = (np.float64(code_logits(apply, ids, jnp.asarray(codes))) for ids in (prompt, unconditional))
     return without + weight * (conditional - without)
 
 

@@ -23,7 +23,7 @@ from janus_jax.models.execution import Execution, decoding_execution
 from janus_jax.models.params import bind, build
 from janus_jax.models.presets import JANUS_PRO_7B, ablation_arms
 from janus_jax.models.scan_layers import unstack_layers
-from tests.helpers.near_ties import guided_logits, possible_choices
+from tests.helpers.near_ties import code_logits, guided_logits, possible_choices
 from tests.helpers.small_models import DECODED, SMALL, random_array, random_params
 
 BUCKETS = Buckets(prompt=32, answer=16)
@@ -98,9 +98,9 @@ def test_progress_is_told_after_a_portion_or_a_few_codes_more(pipeline, monkeypa
 
 
 def reference_pass(codes, known, sequential, window, rng):
-    """What a pass samples for one image: right as long as the guesses are, and random behind a wrong one.
+    """Returns what a pass samples for one image, the number of right samples, and the codes with guesses afterwards.
 
-    Returns the samples, the number of right ones, and the codes with guesses afterwards.
+    Samples are right up to the one behind the first wrong guess, and random from there on.
     """
     right, new = 1, sequential[known : known + window].copy()
     while right < window and codes[known - 1 + right] == new[right - 1]:
@@ -226,12 +226,7 @@ def trained(pipeline, tokenizer):
     params, optimizer = random_params(DECODED, seed=12), optax.adam(3e-3)
 
     def loss(params, codes):
-        apply = bind(model, params)
-        text = apply(jnp.tile(prompt, (BATCH, 1)), method="embed_text")
-        x = jnp.concatenate([text, apply(codes[:, :-1], method="embed_codes")], axis=1)
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        hidden, _ = apply(x, positions, jnp.ones_like(positions))
-        logits = apply(hidden[:, len(prompt) - 1 :], method="image_logits")
+        logits = code_logits(bind(model, params), prompt, codes)
         return optax.softmax_cross_entropy_with_integer_labels(logits, codes).mean()
 
     @jax.jit
@@ -251,9 +246,9 @@ def trained(pipeline, tokenizer):
 @pytest.mark.parametrize("window", [2, 3, 8, 16, 21])
 @pytest.mark.parametrize("kind", ["random", "trained"])
 def test_every_window_guidance_and_sampling_gives_the_same_codes(request, kind, window):
-    """Of 504 images 99 in 100 must be the same, since rounding may decide between two codes of nearly equal score.
+    """At least 99 % of 504 images must have the same codes: rounding may decide between two of nearly equal score.
 
-    Each image that differs must do so from a code on at which rounding may decide, and a greedy one never does.
+    Every image that differs must begin to do so at such a place, and greedy ones must not differ at all.
     """
     pipeline, params = request.getfixturevalue("pipeline"), random_params(DECODED, seed=12)
     if kind == "trained":

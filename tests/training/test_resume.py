@@ -164,7 +164,7 @@ def test_a_workdir_is_read_at_its_newest_checkpoint(runs):
 
 @pytest.mark.slow  # compiles two training steps
 def test_a_run_goes_on_under_another_remat_policy_with_the_same_losses(data_folder, tmp_path, capsys):
-    """What the backward pass recomputes changes rounding at most, so no checkpoint depends on it."""
+    """The policy changes rounding at most, so a checkpoint does not depend on it."""
     config = janus_experiment(data_folder)
     config.remat = "full"
     loop.train(config, tmp_path / "full")

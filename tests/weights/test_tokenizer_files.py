@@ -251,6 +251,6 @@ def test_a_tokenizer_far_smaller_than_the_model_draws_a_remark(tokenizer, caplog
     assert tokenizer.vocab_size == 378
     config = dataclasses.replace(JANUS_PRO_TINY, llama=dataclasses.replace(JANUS_PRO_TINY.llama, vocab_size=rows))
     tokenizer_files.remark.cache_clear()
-    for _ in range(2):
-        check_vocabulary("FOLDER", tokenizer, config)
-    assert caplog.text.count(f"FOLDER: 378 tokens in tokenizer.json, but the model embeds {rows}") == remark
+    for origin in ("FOLDER", "config.data.tokenizer"):
+        check_vocabulary(origin, tokenizer, config)
+    assert caplog.text.count(f"378 tokens in tokenizer.json, but the model embeds {rows}") == remark
