@@ -1,6 +1,13 @@
 import pytest
 
-from janus_jax.compiler_options import CPU_ADAPTERS, CPU_DECODING, TPU_IMAGE_LOOP, TRAINING, compiler_options
+from janus_jax.compiler_options import (
+    CPU_ADAPTERS,
+    CPU_DECODING,
+    CPU_SMALL_CONVOLUTIONS,
+    TPU_IMAGE_LOOP,
+    TRAINING,
+    compiler_options,
+)
 
 
 @pytest.mark.parametrize(
@@ -11,7 +18,7 @@ def test_the_training_step_has_the_options_of_its_device_by_either_name(name, ki
     assert options == compiler_options("train_step", device_kind=kind) == TRAINING[kind] != {}
 
 
-@pytest.mark.parametrize("kind", ["TPU v5", "TPU v5 lite", "TPU v6 lite", "cpu"])
+@pytest.mark.parametrize("kind", ["TPU v5", "TPU v5 lite", "TPU v6 lite"])
 def test_only_an_offloaded_all_reduce_is_taken_from_the_step_of_a_tokenizer(kind):
     usual, tokenizer = (compiler_options(name, device_kind=kind) for name in ("train_step", "tokenizer_step"))
     assert usual.keys() == tokenizer.keys()
@@ -19,8 +26,9 @@ def test_only_an_offloaded_all_reduce_is_taken_from_the_step_of_a_tokenizer(kind
     assert [key for key in usual if usual[key] != tokenizer[key]] == [name] * (name in usual)
 
 
-def test_adapters_have_an_option_of_their_own_on_a_cpu_alone():
+def test_adapters_and_tokenizers_have_options_of_their_own_on_a_cpu():
     assert compiler_options("adapter_step", device_kind="cpu") == CPU_ADAPTERS
+    assert compiler_options("tokenizer_step", device_kind="cpu") == CPU_SMALL_CONVOLUTIONS
     assert compiler_options("adapter_step", device_kind="TPU v5") == TRAINING["TPU v5"]
 
 

@@ -9,7 +9,7 @@ import jax
 from jax.typing import DTypeLike
 
 from janus_jax.models.config import VAEConfig, VQConfig
-from janus_jax.models.layers import Conv, group_norm
+from janus_jax.models.layers import Conv, GroupNorm
 from janus_jax.ops.attention import attend
 
 AutoencoderConfig = VQConfig | VAEConfig
@@ -25,9 +25,9 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        h = nn.silu(group_norm(c.norm_groups, c.norm_eps, self.dtype, "norm1")(x))
+        h = GroupNorm(c.norm_groups, c.norm_eps, self.dtype, swish=True, name="norm1")(x)
         h = conv3x3(self.channels, self.dtype, "conv1")(h)
-        h = nn.silu(group_norm(c.norm_groups, c.norm_eps, self.dtype, "norm2")(h))
+        h = GroupNorm(c.norm_groups, c.norm_eps, self.dtype, swish=True, name="norm2")(h)
         h = conv3x3(self.channels, self.dtype, "conv2")(h)
         if x.shape[-1] != self.channels:
             x = Conv(self.channels, 1, self.dtype, name="shortcut")(x)
@@ -43,7 +43,7 @@ class AttnBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        y = group_norm(self.config.norm_groups, self.config.norm_eps, self.dtype, "norm")(x)
+        y = GroupNorm(self.config.norm_groups, self.config.norm_eps, self.dtype, name="norm")(x)
         q, k, v = (
             Conv(channels, 1, self.dtype, name=name)(y).reshape(batch, height * width, 1, channels)
             for name in ("q", "k", "v")
@@ -85,7 +85,7 @@ class PixelEncoder(nn.Module):
             if i < last:  # zeros are added only at the bottom and at the right, one row and one column
                 x = Conv(x.shape[-1], 3, self.dtype, (0, 1), 2, name=f"down_{i}_downsample")(x)
         x = Middle(c, x.shape[-1], self.dtype, name="mid")(x)
-        x = nn.silu(group_norm(c.norm_groups, c.norm_eps, self.dtype, "norm_out")(x))
+        x = GroupNorm(c.norm_groups, c.norm_eps, self.dtype, swish=True, name="norm_out")(x)
         return conv3x3(c.z_channels, self.dtype, "conv_out")(x)
 
 
@@ -109,7 +109,7 @@ class PixelDecoder(nn.Module):
             if i < last:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour
                 x = conv3x3(x.shape[-1], self.dtype, f"up_{i}_upsample")(x)
-        x = nn.silu(group_norm(c.norm_groups, c.norm_eps, self.dtype, "norm_out")(x))
+        x = GroupNorm(c.norm_groups, c.norm_eps, self.dtype, swish=True, name="norm_out")(x)
         return conv3x3(3, self.dtype, "conv_out", axes=(None, None, None, None))(x)
 
 

@@ -7,7 +7,7 @@ import jax
 from jax.typing import DTypeLike
 
 from janus_jax.models.initializers import Axes, Constant, Distribution, TorchDefault, declare
-from janus_jax.ops.norms import rms_norm
+from janus_jax.ops.norms import group_norm, rms_norm
 from janus_jax.ops.projection import Weight, drop_features, project, project_low_rank
 
 # Names of parameters in forms that only inference makes (`ops.projection` says what the forms are).
@@ -105,17 +105,18 @@ def layer_norm(eps: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
     )
 
 
-def group_norm(groups: int, eps: float, dtype: DTypeLike, name: str) -> nn.GroupNorm:
-    """GroupNorm over groups of channels, with float32 statistics."""
-    return nn.GroupNorm(
-        num_groups=groups,
-        epsilon=eps,
-        use_fast_variance=False,
-        dtype=dtype,
-        scale_init=_ONES,
-        bias_init=_ZEROS,
-        name=name,
-    )
+class GroupNorm(nn.Module):
+    """`ops.norms.group_norm` of [B, H, W, C] with learned scale and bias."""
+
+    groups: int
+    eps: float
+    dtype: DTypeLike
+    swish: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale, bias = (self.param(name, init, (x.shape[-1],)) for name, init in (("scale", _ONES), ("bias", _ZEROS)))
+        return group_norm(x, scale, bias, self.groups, self.eps, self.dtype, self.swish)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from janus_jax.models.execution import Execution
 from janus_jax.models.initializers import Normal, declare
-from janus_jax.models.layers import Conv, Linear, group_norm, layer_norm
+from janus_jax.models.layers import Conv, GroupNorm, Linear, layer_norm
 from janus_jax.models.metric_config import Mask2FormerConfig
 from janus_jax.models.swin import PATCH_SIZE, Swin
 from janus_jax.ops.attention import attend
@@ -48,7 +48,7 @@ class ConvNorm(nn.Module):
         conv = Conv(
             self.features, self.size, self.dtype, (half, half), axes=(None,) * 4, use_bias=self.use_bias, name="conv"
         )
-        return group_norm(_NORM_GROUPS, _NORM_EPS, self.dtype, "norm")(conv(x))
+        return GroupNorm(_NORM_GROUPS, _NORM_EPS, self.dtype, name="norm")(conv(x))
 
 
 class DeformableLayer(nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from janus_jax.models.layers import Conv, Linear, gelu, group_norm, layer_norm
+from janus_jax.models.layers import Conv, GroupNorm, Linear, gelu, layer_norm
 from tests.helpers.small_models import random_array
 
 
@@ -46,7 +46,7 @@ def test_norms_equal_torch_in_float64_also_far_from_zero(eps):
     expected = torch.nn.functional.layer_norm(exact, (6,), *affine, eps=eps)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
 
-    out = apply(group_norm(3, eps, jnp.float32, None), x, scale=scale, bias=bias)
+    out = apply(GroupNorm(3, eps, jnp.float32), x, scale=scale, bias=bias)
     expected = torch.nn.functional.group_norm(exact.permute(0, 3, 1, 2), 3, *affine, eps=eps).permute(0, 2, 3, 1)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
 

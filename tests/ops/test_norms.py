@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,3 +72,31 @@ def test_global_response_norm_of_an_empty_channel_has_a_finite_gradient():
     ones = jnp.ones(3)
     gradient = jax.jit(jax.grad(lambda x: norms.global_response_norm(x, ones, ones, 1e-6).sum()))(x)
     assert np.isfinite(np.asarray(gradient)).all()
+
+
+@pytest.mark.parametrize(("groups", "swish"), [(1, False), (3, False), (6, False), (3, True)])
+def test_group_norm_and_its_gradient_equal_torch(groups, swish):
+    rng = np.random.default_rng(0)
+    x, dy = ((rng.standard_normal((2, 4, 5, 6)) + shift).astype(np.float32) for shift in (20, 0))
+    scale, bias = (rng.standard_normal(6).astype(np.float32) for _ in range(2))
+    layer = torch.nn.GroupNorm(groups, 6, eps=1e-6).double()
+    layer.load_state_dict({"weight": torch.tensor(scale), "bias": torch.tensor(bias)})
+    pixels = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.silu(layer(pixels)) if swish else layer(pixels)
+    expected.backward(torch.tensor(dy.transpose(0, 3, 1, 2), dtype=torch.float64))
+
+    y, gradient = jax.vjp(
+        lambda *inputs: norms.group_norm(*inputs, groups, 1e-6, swish=swish), *map(jnp.asarray, (x, scale, bias))
+    )
+    dx, dscale, dbias = gradient(jnp.asarray(dy))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5)
+    close(y, expected.detach().numpy().transpose(0, 2, 3, 1))
+    close(dx, pixels.grad.numpy().transpose(0, 2, 3, 1))
+    close(dscale, layer.weight.grad)
+    close(dbias, layer.bias.grad)
+
+
+def test_group_norm_of_bfloat16_keeps_the_precision_of_each_gradient():
+    x, scale, bias = jnp.ones((1, 2, 2, 4), jnp.bfloat16), jnp.ones(4), jnp.zeros(4)
+    y, gradient = jax.vjp(lambda *inputs: norms.group_norm(*inputs, 2, 1e-6, jnp.bfloat16, swish=True), x, scale, bias)
+    assert [y.dtype, *(array.dtype for array in gradient(y))] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
