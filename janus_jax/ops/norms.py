@@ -61,7 +61,7 @@ _Saved = tuple[jax.Array, jax.Array, jax.Array, _GroupMoments]
 def _group_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, dtype: DTypeLike, swish: bool
 ) -> tuple[jax.Array, _Saved]:
-    mean = _group_mean(jnp.mean(x, (1, 2), jnp.float32), groups)
+    mean = _group_mean(jnp.mean(x, (1, 2), dtype=jnp.float32), groups)
     variance = _group_mean(jnp.mean(jnp.square(x - mean), (1, 2)), groups)
     saved = (x, scale, bias, _GroupMoments(mean, jax.lax.rsqrt(variance + eps)))
     return _activate(_affine(saved), dtype, swish), saved
