@@ -31,10 +31,9 @@ from janus_jax.weights.pretrained_parts import whole_model
 from launch.cli.host_memory import keep_freed_memory
 
 BATCHES = 4
-# Relative tolerance of the losses of the first steps. After the first update a single code may differ, because Adam
-# makes whole steps of gradients that are only rounding: the second loss then differs by up to 7e-4, in one of six draws
-# of the images of the tiny case, and by less than 4e-7 in the others. Later losses part.
-LOSS_TOLERANCES = (1e-5, 1e-3)
+# Losses that are compared, and their relative tolerance. Later ones part: a code of the other side wins somewhere, and
+# Adam makes whole steps of gradients that are only rounding.
+COMPARED, LOSS_TOLERANCE = 2, 1e-5
 
 
 def run() -> Iterator[Result]:
@@ -58,14 +57,11 @@ def compare(
     with mock.patch.dict(PRESETS, {"benchmark_vq": vq}), mock.patch.dict(LOSS_NETWORKS, {LPIPS: vgg}):
         config = _config(vq, channels, images)
         ours, theirs = _sides(config)
-        losses = np.array([[float(step()) for _ in LOSS_TOLERANCES] for step in (ours, theirs)])
-        errors = np.abs(losses[0] / losses[1] - 1)
+        losses = np.array([[float(step()) for _ in range(COMPARED)] for step in (ours, theirs)])
+        error = float(np.max(np.abs(losses[0] / losses[1] - 1)))
         our_seconds, their_seconds = interleaved(case, ours, theirs)
     return [
-        *(
-            Result(f"{case}: relative difference of loss {i}", float(error), "", ("<=", tolerance))
-            for i, (error, tolerance) in enumerate(zip(errors, LOSS_TOLERANCES, strict=True), start=1)
-        ),
+        Result(f"{case}: largest relative difference of {COMPARED} losses", error, "", ("<=", LOSS_TOLERANCE)),
         Result(
             f"{case}: steps of both networks per second",
             their_seconds / our_seconds,

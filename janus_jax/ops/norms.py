@@ -30,7 +30,7 @@ def global_response_norm(
 
 
 class _GroupMoments(NamedTuple):
-    """Of the group that a channel belongs to, float32 [B, 1, 1, C]."""
+    """The moments of the group that each channel belongs to, float32 [B, 1, 1, C] each."""
 
     mean: jax.Array
     inverse_deviation: jax.Array
@@ -80,8 +80,11 @@ def _activate(y: jax.Array, dtype: DTypeLike, swish: bool) -> jax.Array:
 def _group_norm_gradient(
     groups: int, eps: float, dtype: DTypeLike, swish: bool, saved: _Saved, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """With n = (x - mean) / deviation: dx = (scale dy - E[scale dy] - n E[scale dy n]) / deviation."""
-    saved = jax.lax.optimization_barrier(saved)  # or XLA would keep what it can compute from x again
+    """The gradients of x, scale and bias.
+
+    With n = (x - mean) / deviation, that of x is (scale dy - E[scale dy] - n E[scale dy n]) / deviation.
+    """
+    saved = jax.lax.optimization_barrier(saved)  # otherwise XLA keeps what is computed from x again
     (dy,) = jax.vjp(lambda y: _activate(y, dtype, swish), _affine(saved))[1](gradient)
     x, scale, _, (mean, inverse) = saved
     pixels = x.shape[1] * x.shape[2]

@@ -16,7 +16,8 @@ def keep_freed_memory() -> None:
     XLA allocates the temporary buffers of a program anew in each run. They are so large that glibc would map them from
     the kernel and give them back each time, and the kernel would clear all their pages in every step. In a step of the
     quickstart's model that was 10,400 page faults instead of under 1,100, and 20 to 26 % of the CPU time (measured on
-    two CPU cores with glibc 2.36 and jaxlib 0.10.2). Without glibc, or with another backend than the CPU, this function
+    two CPU cores with glibc 2.36 and jaxlib 0.10.2). What is over 64 MB a thread of XLA still maps anew, hence
+    `use_huge_pages`. Without glibc, or with another backend than the CPU, this function
     does nothing.
     """
     import jax  # late, so that --help needs no JAX
