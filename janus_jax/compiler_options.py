@@ -54,15 +54,26 @@ CPU_ADAPTERS: Options = {"xla_disable_hlo_passes": "while-loop-invariant-code-mo
 
 # By default XLA:CPU computes a convolution with YNNPACK, which uses one thread if there are up to 64 channels (jaxlib
 # 0.10.2: 3.2 ms for 16 images of 32 x 32 x 32 on two cores, and 1.8 ms with Eigen). Now YNNPACK computes sums only.
+# Image tokenizers of true size, whose convolutions have more channels, are not trained on CPUs.
 CPU_SMALL_CONVOLUTIONS: Options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
+# XLA:CPU would otherwise keep all temporaries of a program in one buffer, which it allocates anew in each run. A heap of
+# a thread (glibc) holds at most 64 MiB, so that the kernel would map and clear a larger buffer in every step. Buffers of
+# 48 MiB come from the heap again and again (see `launch.cli.host_memory`). The arithmetic stays the same. Not for a
+# program with larger arrays: XLA would log a line for each of them.
+CPU_BUFFER_BYTES = 48 * 2**20
+CPU_SMALL_BUFFERS: Options = {"xla_multiheap_size_constraint_per_heap": CPU_BUFFER_BYTES}
 
 # XLA then tries fewer variants of a program, so that it compiles sooner and may run more slowly. Both are from -1 to 1.
 LEAST_EFFORT: Options = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
 
-# Image tokenizers of true size, whose convolutions have more channels, are not trained on CPUs.
-CPU_TRAINING: Mapping[str, Options] = {"tokenizer_step": CPU_SMALL_CONVOLUTIONS, "adapter_step": CPU_ADAPTERS}
+CPU_TRAINING: Mapping[str, Options] = {
+    "tokenizer_step": CPU_SMALL_CONVOLUTIONS,
+    "small_tokenizer_step": {**CPU_SMALL_CONVOLUTIONS, **CPU_SMALL_BUFFERS},
+    "adapter_step": CPU_ADAPTERS,
+}
 
-TRAINING_PROGRAMS = ("train_step", "tokenizer_step", "adapter_step")
+TRAINING_PROGRAMS = ("train_step", "tokenizer_step", "small_tokenizer_step", "adapter_step")
 PROGRAMS = (*TRAINING_PROGRAMS, "decode", "image_loop")
 
 
@@ -72,8 +83,8 @@ def compiler_options(
     """Options for `jax.jit(..., compiler_options=...)`.
 
     Args:
-        program: one of `PROGRAMS`: the training step; that of an image tokenizer or of adapters; a program of
-            decoding; or the loop over image codes.
+        program: one of `PROGRAMS`: the training step; that of an image tokenizer, of one without arrays over
+            `CPU_BUFFER_BYTES`, or of adapters; a program of decoding; or the loop over image codes.
         platform: for decoding, "cpu", "gpu" or "tpu". None: not known yet, as when a function is decorated.
         device_kind: for the training steps, `jax.Device.device_kind`.
     """
@@ -81,7 +92,7 @@ def compiler_options(
         raise ValueError(f"program={program!r} is not one of {PROGRAMS}")
     if program in TRAINING_PROGRAMS:
         options = dict(TRAINING.get(canonical_kind(device_kind), {}))
-        if program == "tokenizer_step" and NO_OFFLOADED_ALL_REDUCE.keys() <= options.keys():
+        if program.endswith("tokenizer_step") and NO_OFFLOADED_ALL_REDUCE.keys() <= options.keys():
             options |= NO_OFFLOADED_ALL_REDUCE
         if device_kind == "cpu":
             options |= CPU_TRAINING.get(program, {})

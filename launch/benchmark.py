@@ -23,7 +23,6 @@ from etils import epath
 from benchmarks.quiet_peer import quiet_peer
 from benchmarks.result import Result, format_results
 from launch.cli import errors
-from launch.cli.host_memory import use_huge_pages
 
 SUITES = ["data", "inference", "tokenizer", "training"]  # modules of benchmarks/
 SUITE = flags.DEFINE_enum("suite", None, SUITES, "Suite to run. Required.")
@@ -62,5 +61,4 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     errors.run(main)

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from janus_jax.phases import phase
 from janus_jax.training.resilience.exit_codes import RESTART
 from launch.cli import compilation_cache, distributed, errors
-from launch.cli.host_memory import keep_freed_memory, use_huge_pages
+from launch.cli.host_memory import keep_freed_memory
 from launch.cli.phase_display import show_phases
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -63,5 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     errors.run(main)

@@ -3,6 +3,7 @@ import pytest
 from janus_jax.compiler_options import (
     CPU_ADAPTERS,
     CPU_DECODING,
+    CPU_SMALL_BUFFERS,
     CPU_SMALL_CONVOLUTIONS,
     TPU_IMAGE_LOOP,
     TRAINING,
@@ -21,6 +22,7 @@ def test_the_training_step_has_the_options_of_its_device_by_either_name(name, ki
 @pytest.mark.parametrize("kind", ["TPU v5", "TPU v5 lite", "TPU v6 lite"])
 def test_only_an_offloaded_all_reduce_is_taken_from_the_step_of_a_tokenizer(kind):
     usual, tokenizer = (compiler_options(name, device_kind=kind) for name in ("train_step", "tokenizer_step"))
+    assert tokenizer == compiler_options("small_tokenizer_step", device_kind=kind)
     assert usual.keys() == tokenizer.keys()
     name = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
     assert [key for key in usual if usual[key] != tokenizer[key]] == [name] * (name in usual)
@@ -29,6 +31,8 @@ def test_only_an_offloaded_all_reduce_is_taken_from_the_step_of_a_tokenizer(kind
 def test_adapters_and_tokenizers_have_options_of_their_own_on_a_cpu():
     assert compiler_options("adapter_step", device_kind="cpu") == CPU_ADAPTERS
     assert compiler_options("tokenizer_step", device_kind="cpu") == CPU_SMALL_CONVOLUTIONS
+    small = compiler_options("small_tokenizer_step", device_kind="cpu")
+    assert small == {**CPU_SMALL_CONVOLUTIONS, **CPU_SMALL_BUFFERS}
     assert compiler_options("adapter_step", device_kind="TPU v5") == TRAINING["TPU v5"]
 
 

@@ -38,7 +38,7 @@ from janus_jax.inference.loading import from_pretrained
 from janus_jax.storage import prepare_folder
 from janus_jax.training.loop import train
 from launch.cli import compilation_cache, errors
-from launch.cli.host_memory import keep_freed_memory, use_huge_pages
+from launch.cli.host_memory import keep_freed_memory
 
 MODEL = flags.DEFINE_enum(
     "model", "janus", list(RECIPES), "Model to train: janus is Janus-Pro with image codes, flow is JanusFlow."
@@ -154,5 +154,4 @@ def _save_png(path: epath.Path, image: PIL.Image.Image) -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     errors.run(main)

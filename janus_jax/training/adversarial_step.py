@@ -49,6 +49,7 @@ def make_adversarial_step(
     weights: WeightGatherer | None = None,
     micro_batches: int = 1,
     ema: float = 0.0,
+    program: str = "tokenizer_step",
 ) -> Any:
     """A `TrainStep` for a tokenizer and its discriminator. It is a `jax.jit` function.
 
@@ -58,6 +59,7 @@ def make_adversarial_step(
         optimizer: for both networks, each with a state of its own.
         weights: see `fsdp.sharded_gradient`, as for `micro_batches`.
         ema: decay of the average of the tokenizer's parameters, if the state has one.
+        program: name of the compiler's options; see `compiler_options`.
     """
     gradients = adversarial_gradients(objective, tokenizer_loss, adversarial, shardings, mesh, weights, micro_batches)
 
@@ -79,7 +81,7 @@ def make_adversarial_step(
         norms["grad_norm/discriminator"] = (optax.tree_utils.tree_norm(discriminator_grads), jnp.ones(()))
         return new._replace(adversary=Adversary(params, running, opt_state)), metrics | norms
 
-    return compiled_step(step, shardings, mesh, "tokenizer_step")
+    return compiled_step(step, shardings, mesh, program)
 
 
 def adversarial_gradients(

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from janus_jax.batches import FlowBatch, ImageBatch, PackedBatch
+from janus_jax.compiler_options import CPU_BUFFER_BYTES
 from janus_jax.data.mixture import check_schedule, ever_positive
 from janus_jax.data.records import TASKS
 from janus_jax.errors import UserError
@@ -25,12 +26,13 @@ from janus_jax.models.config import (
     ImageTokenizerConfig,
     ModelConfig,
     SemanticTokenizerConfig,
+    VQConfig,
 )
 from janus_jax.models.execution import Execution
 from janus_jax.models.lora import Lora, is_trained_adapter
 from janus_jax.models.params import Params, abstract_params, flatten
 from janus_jax.models.patch_discriminator import NormStatistics
-from janus_jax.models.presets import LOSS_NETWORKS, LPIPS
+from janus_jax.models.presets import LOSS_NETWORKS, LPIPS, LPIPS_VGG
 from janus_jax.sharding import (
     ROW_AXES,
     GatheredWeights,
@@ -80,24 +82,18 @@ class Plan(NamedTuple):
     shardings: TrainState
     micro_batches: int
     ema: float
+    program: str  # name of the options with which the compiler gets the programs over the state
     two_networks: TwoNetworks | None = None  # None: the run trains no discriminator
     lora: Lora | None = None  # None: the run trains no adapters
     validation_objective: Objective | None = None  # None: that of the training step
 
-    @property
-    def program(self) -> str:
-        """Name of the options with which the compiler gets the programs over the state."""
-        if isinstance(self.architecture, ImageTokenizerConfig):
-            return "tokenizer_step"
-        return "adapter_step" if self.lora else "train_step"
-
     def make_step(self) -> Any:
         """The training step. It is compiled by its first call, or by `lower(plan.state, batch).compile()`."""
         common: tuple[Any, ...] = (self.optimizer, self.shardings, self.mesh, self.execution.weights)
-        common += (self.micro_batches, self.ema)
+        common += (self.micro_batches, self.ema, self.program)
         if self.two_networks is not None:
             return make_adversarial_step(self.objective, *self.two_networks, *common)
-        common += (self.lora, self.program)
+        common += (self.lora,)
         return make_train_step(self.objective, *common)
 
     def make_validation_step(self) -> Any:
@@ -172,7 +168,8 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
     common = (architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches, ema)
-    return Plan(*common, two_networks, lora, validation_objective)
+    program = _program(config, architecture, device_rows // micro_batches)
+    return Plan(*common, program, two_networks, lora, validation_objective)
 
 
 def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | ImageBatch:
@@ -207,6 +204,17 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
     uvit = architecture.uvit
     latents = array(jnp.float32, data.gen_slots, uvit.latent_size, uvit.latent_size, uvit.latent_channels)
     return FlowBatch(batch, latents, latents, time=array(jnp.float32, data.gen_slots))
+
+
+def _program(config: ConfigDict, architecture: ModelConfig, rows: int) -> str:
+    """Name of the compiler's options. `rows` is the number on a device in a micro-batch."""
+    if not isinstance(architecture, ImageTokenizerConfig):
+        return "adapter_step" if lora_of(config, architecture) else "train_step"
+    vq = architecture if isinstance(architecture, VQConfig) else architecture.vq
+    size = config.data.image_size or architecture.image_size
+    channels = max(vq.base_channels, LPIPS_VGG.widths[0])  # of the arrays with the size of the images
+    largest = 2 * rows * size * size * channels * 4  # float32; images and reconstructions
+    return "small_tokenizer_step" if largest <= CPU_BUFFER_BYTES else "tokenizer_step"
 
 
 def _two_networks(

@@ -38,16 +38,16 @@ def make_train_step(
     weights: WeightGatherer | None = None,
     micro_batches: int = 1,
     ema: float = 0.0,
-    lora: Lora | None = None,
     program: str = "train_step",
+    lora: Lora | None = None,
 ) -> Any:
     """A `TrainStep` for one network: differentiate the trainable tree only, clip, update. It is a `jax.jit` function.
 
     Args:
         weights: see `sharded_gradient`, as for `micro_batches`.
         ema: decay of the moving average of the parameters, if the state has one (JanusFlow, Table 1: 0.99).
-        lora: the adapters of the run, which may have dropout.
         program: name of its options of the compiler, see `compiler_options`.
+        lora: the adapters of the run, which may have dropout.
     """
     dropout = lora.dropout if lora else 0.0
     gradient = sharded_gradient(objective, shardings, mesh, weights, micro_batches, dropout)

@@ -56,7 +56,7 @@ def two_steps(lora, sizes, devices):
     params = unflatten({path: flat[path] for path in flatten(abstract)})
     state = jax.device_put(create_state(params, mask, OPTIMIZER), shardings)
     frozen = {path: np.asarray(leaf) for path, leaf in flatten(state.frozen).items()}
-    step = make_train_step(objective, OPTIMIZER, shardings, mesh, weights, 1, 0.0, lora)
+    step = make_train_step(objective, OPTIMIZER, shardings, mesh, weights, 1, 0.0, lora=lora)
     batch = jax.device_put(make_batch(), NamedSharding(mesh, BATCH_SPEC))
     losses = []
     for _ in range(2):

@@ -1,46 +1,45 @@
-import os
+import ctypes
+import subprocess
 import sys
-from importlib.machinery import ModuleSpec
 
 import pytest
 
-from launch.cli import host_memory
+from janus_jax.compiler_options import CPU_SMALL_BUFFERS
 
-ARGV = [sys.executable, "-m", "launch.train", "--workdir=x"]
+# Prints the page faults of ten runs of a program with 16 temporaries of 8 MB, which are all needed at the same time.
+# In the runs before, each thread that may run the program has got its memory.
+PROGRAM = """
+import resource
 
+import jax
+import jax.numpy as jnp
 
-@pytest.fixture
-def starts(monkeypatch, tmp_path):
-    """The processes that were started in the place of this one, for a command where huge pages are given on request."""
-    starts = []
-    monkeypatch.setattr(os, "execve", lambda *start: starts.append(start))
-    monkeypatch.setattr(sys, "orig_argv", ARGV)
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("launch.train", None))
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setattr(host_memory, "WHEN_GIVEN", tmp_path / "enabled")
-    host_memory.WHEN_GIVEN.write_text("always [madvise] never")
-    return starts
+from launch.cli.host_memory import keep_freed_memory
 
 
-def test_a_command_starts_once_more_with_the_same_arguments_and_huge_pages(starts, monkeypatch):
-    host_memory.use_huge_pages()
-    ((program, arguments, environment),) = starts
-    assert (program, arguments) == (sys.executable, ARGV)
-    assert environment == {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    monkeypatch.setenv("GLIBC_TUNABLES", environment["GLIBC_TUNABLES"])  # as after the new start
-    host_memory.use_huge_pages()
-    assert len(starts) == 1
+def largest(x):
+    kept = jax.lax.optimization_barrier([x + k for k in range(16)])
+    total = sum(a.sum() for a in kept)
+    return sum((a * total).max() for a in kept)
 
 
-def test_nothing_starts_again_where_huge_pages_are_always_given_or_unknown(starts):
-    host_memory.WHEN_GIVEN.write_text("[always] madvise never")
-    host_memory.use_huge_pages()
-    host_memory.WHEN_GIVEN.unlink()
-    host_memory.use_huge_pages()
-    assert starts == []
+keep_freed_memory()
+run = jax.jit(largest, compiler_options={options})
+x = jnp.arange(2_000_000, dtype=jnp.float32)
+for _ in range(60):
+    run(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    run(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
-def test_a_script_that_runs_a_command_inside_is_not_started_again(starts, monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "script.py"])
-    host_memory.use_huge_pages()
-    assert starts == []
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is kept only with glibc")
+def test_the_temporaries_of_a_program_are_mapped_once_if_they_lie_in_small_buffers():
+    faults = []
+    for options in ({}, dict(CPU_SMALL_BUFFERS)):
+        command = [sys.executable, "-c", PROGRAM.replace("{options}", repr(options))]
+        faults.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    one_buffer, small_buffers = faults
+    assert small_buffers < one_buffer / 5

@@ -135,9 +135,17 @@ def test_another_codebook_and_size_of_images_are_fields_of_the_config():
     plan = make_plan(config, jax.devices()[:1])
     assert abstract_batch(config, plan).pixels.shape == (128, 512, 512, 3)
     assert plan.state.trainable["codebook"].shape == (65536, 16)
+    assert plan.program == "tokenizer_step"
     semantic = semantic_vq16.get_config()
     semantic.codebook.num_codes = 4096
     assert model_config(semantic).vq == dataclasses.replace(SEMANTIC_VQ_16.vq, num_codes=4096)
     config.codebook.num_codes = -1
     with pytest.raises(UserError, match=r"config\.codebook\.num_codes=-1, expected 0 to"):
         model_config(config)
+
+
+@pytest.mark.parametrize(("images", "program"), [(24, "small_tokenizer_step"), (25, "tokenizer_step")])
+def test_only_a_step_whose_arrays_fit_into_small_buffers_is_compiled_with_them(images, program):
+    config = vq_config("vq_tiny")
+    config.data.image_size, config.train.batch_size = 64, images  # two times 24 arrays of 64 x 64 x 64 are 48 MiB
+    assert make_plan(config, jax.devices()[:1]).program == program

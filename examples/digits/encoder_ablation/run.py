@@ -42,7 +42,7 @@ from janus_jax.training.loop import train
 from janus_jax.weights.load import load_params
 from janus_jax.weights.native import open_params, read_architecture, save_params
 from launch.cli import compilation_cache, errors
-from launch.cli.host_memory import keep_freed_memory, use_huge_pages
+from launch.cli.host_memory import keep_freed_memory
 
 OUTPUT = flags.DEFINE_string("output", "ablation", "Folder for everything that is written.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds of each arm.", lower_bound=1)
@@ -239,5 +239,4 @@ def _require_same_run(folder: epath.Path, sizes: arms.Sizes) -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     errors.run(main)
