@@ -129,9 +129,11 @@ def _write_data(folder: Path, config: ConfigDict) -> Tokenizer:
 
 
 def _batches(config: ConfigDict, plan: Plan, params: Params) -> list[PackedBatch]:
-    """The first batches of the stream, with the codes of their images."""
+    """The first batches of the stream, with the codes of their images, which the records do not hold."""
     architecture = plan.architecture
     assert isinstance(architecture, JanusConfig)
+    config = config.copy_and_resolve_references()
+    config.data.stored_codes = False
     vq = build(architecture.vq, Execution())
     encode = jax.jit(lambda batch: with_codes(batch, lambda pixels: bind(vq, params["vq"])(pixels, method="encode")))
     with contextlib.closing(open_stream(config, architecture, open_tokenizer(config, architecture))) as stream:
