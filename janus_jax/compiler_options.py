@@ -57,9 +57,9 @@ CPU_ADAPTERS: Options = {"xla_disable_hlo_passes": "while-loop-invariant-code-mo
 # Image tokenizers of true size, whose convolutions have more channels, are not trained on CPUs.
 CPU_SMALL_CONVOLUTIONS: Options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
-# XLA:CPU would otherwise keep all temporaries of a program in one buffer, which it allocates anew in each run. A heap of
-# a thread (glibc) holds at most 64 MiB, so that the kernel would map and clear a larger buffer in every step. Buffers of
-# 48 MiB come from the heap again and again (see `launch.cli.host_memory`). The arithmetic stays the same. Not for a
+# XLA:CPU would otherwise keep all temporaries of a program in one buffer, allocated anew in each run. The heap of a
+# thread (glibc) holds at most 64 MiB, so the kernel would map and clear a larger buffer in every step. Buffers of 48
+# MiB come from the heap again and again (see `launch.cli.host_memory`). The arithmetic stays the same. Not for a
 # program with larger arrays: XLA would log a line for each of them.
 CPU_BUFFER_BYTES = 48 * 2**20
 CPU_SMALL_BUFFERS: Options = {"xla_multiheap_size_constraint_per_heap": CPU_BUFFER_BYTES}
