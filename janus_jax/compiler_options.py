@@ -73,7 +73,8 @@ CPU_TRAINING: Mapping[str, Options] = {
     "adapter_step": CPU_ADAPTERS,
 }
 
-TRAINING_PROGRAMS = ("train_step", "tokenizer_step", "small_tokenizer_step", "adapter_step")
+TOKENIZER_STEPS = ("tokenizer_step", "small_tokenizer_step")
+TRAINING_PROGRAMS = ("train_step", *TOKENIZER_STEPS, "adapter_step")
 PROGRAMS = (*TRAINING_PROGRAMS, "decode", "image_loop")
 
 
@@ -92,7 +93,7 @@ def compiler_options(
         raise ValueError(f"program={program!r} is not one of {PROGRAMS}")
     if program in TRAINING_PROGRAMS:
         options = dict(TRAINING.get(canonical_kind(device_kind), {}))
-        if program.endswith("tokenizer_step") and NO_OFFLOADED_ALL_REDUCE.keys() <= options.keys():
+        if program in TOKENIZER_STEPS and NO_OFFLOADED_ALL_REDUCE.keys() <= options.keys():
             options |= NO_OFFLOADED_ALL_REDUCE
         if device_kind == "cpu":
             options |= CPU_TRAINING.get(program, {})

@@ -67,7 +67,8 @@ class LPIPS(nn.Module):
 def _largest_of_four(x: jax.Array) -> jax.Array:
     """The largest of each 2 x 2 pixels, [B, H, W, C] -> [B, H // 2, W // 2, C]; an odd last row or column is left out.
 
-    The gradient of `nn.max_pool` is slow on CPUs: 5 % of a step of the tiny tokenizer of `benchmarks.tokenizer`.
+    The gradient of `nn.max_pool` is slow on CPUs: 5 % of a step of the tiny tokenizer of `benchmarks.tokenizer`. Here
+    equal values share it, of which PyTorch gives all to the first; after a ReLU these are zeros, which pass none on.
     """
     height, width = x.shape[1] // 2, x.shape[2] // 2
     windows = x[:, : 2 * height, : 2 * width].reshape(-1, height, 2, width, 2, x.shape[-1])

@@ -168,7 +168,7 @@ def make_plan(config: ConfigDict, devices: Sequence[Any] | None = None) -> Plan:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
     common = (architecture, run, mesh, rows, mask, optimizer, objective, state, shardings, micro_batches, ema)
-    program = _program(config, architecture, device_rows // micro_batches)
+    program = _program(config, architecture, lora, device_rows // micro_batches)
     return Plan(*common, program, two_networks, lora, validation_objective)
 
 
@@ -206,10 +206,10 @@ def abstract_batch(config: ConfigDict, plan: Plan) -> PackedBatch | FlowBatch | 
     return FlowBatch(batch, latents, latents, time=array(jnp.float32, data.gen_slots))
 
 
-def _program(config: ConfigDict, architecture: ModelConfig, rows: int) -> str:
+def _program(config: ConfigDict, architecture: ModelConfig, lora: Lora | None, rows: int) -> str:
     """Name of the compiler's options. `rows` is the number on a device in a micro-batch."""
     if not isinstance(architecture, ImageTokenizerConfig):
-        return "adapter_step" if lora_of(config, architecture) else "train_step"
+        return "adapter_step" if lora else "train_step"
     vq = architecture if isinstance(architecture, VQConfig) else architecture.vq
     size = config.data.image_size or architecture.image_size
     channels = max(vq.base_channels, LPIPS_VGG.widths[0])  # of the arrays with the size of the images
