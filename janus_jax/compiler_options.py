@@ -60,7 +60,8 @@ CPU_SMALL_CONVOLUTIONS: Options = {"xla_cpu_experimental_ynn_fusion_type": "LIBR
 # XLA:CPU would otherwise keep all temporaries of a program in one buffer, allocated anew in each run. The heap of a
 # thread (glibc) holds at most 64 MiB, so the kernel would map and clear a larger buffer in every step. Buffers of 48
 # MiB come from the heap again and again (see `launch.cli.host_memory`). The arithmetic stays the same. Not for a
-# program with larger arrays: XLA would log a line for each of them.
+# program with larger arrays: XLA would log a line for each of them. A program with several buffers cannot be serialised
+# (jaxlib 0.10.2), so JAX's persistent cache does not keep it: it warns, and each run compiles the step again.
 CPU_BUFFER_BYTES = 48 * 2**20
 CPU_SMALL_BUFFERS: Options = {"xla_multiheap_size_constraint_per_heap": CPU_BUFFER_BYTES}
 
