@@ -92,8 +92,8 @@ class Peer:
             for network in (vq, discriminator)
         ]
 
-    def step(self, images: Any) -> Any:
-        """A step on images [B, 3, H, W]; returns the tokenizer's loss."""
+    def step(self, images: Any) -> list[Any]:
+        """A step on images [B, 3, H, W]; returns the tokenizer's loss and the gradient norms of both networks."""
         of_vq, of_discriminator = self._optimizers
         latents = self._vq.quant_conv(self._vq.encoder(images))
         quantized, codebook, commitment = self._quantize(latents)
@@ -101,12 +101,12 @@ class Peer:
         loss = functional.mse_loss(reconstruction, images) + codebook + self._weights.commitment * commitment
         loss = loss + self._weights.perceptual * self._lpips(images, reconstruction).mean()
         loss = loss - self._weights.adversarial * self._discriminator(reconstruction).mean()
-        self._update(self._vq, of_vq, loss)
+        norm = self._update(self._vq, of_vq, loss)
         fake = self._discriminator(reconstruction.detach())
         real = self._discriminator(images)
         hinge = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
-        self._update(self._discriminator, of_discriminator, self._weights.adversarial * hinge)
-        return loss.detach()
+        discriminator_norm = self._update(self._discriminator, of_discriminator, self._weights.adversarial * hinge)
+        return [loss.detach(), norm, discriminator_norm]
 
     def _quantize(self, latents: Any) -> tuple[Any, Any, Any]:
         """Straight-through codes of [B, Q, h, w], codebook term, commitment term without its factor."""
@@ -118,11 +118,13 @@ class Peer:
         terms = ((codes - z.detach()) ** 2).mean(), ((codes.detach() - z) ** 2).mean()
         return (z + (codes - z).detach()).permute(0, 3, 1, 2), *terms
 
-    def _update(self, network: nn.Module, optimizer: Any, loss: Any) -> None:
+    def _update(self, network: nn.Module, optimizer: Any, loss: Any) -> Any:
+        """Takes a step; returns the norm of the gradient before it is clipped."""
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), self._clip)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self._clip)
         optimizer.step()
+        return norm
 
 
 def to_torch(batches: Sequence[np.ndarray]) -> list[Any]:

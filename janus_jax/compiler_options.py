@@ -53,9 +53,12 @@ NO_OFFLOADED_ALL_REDUCE: Options = {"xla_tpu_enable_sparse_core_collective_offlo
 CPU_ADAPTERS: Options = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 # By default XLA:CPU computes a convolution with YNNPACK, which uses one thread if there are up to 64 channels (jaxlib
-# 0.10.2: 3.2 ms for 16 images of 32 x 32 x 32 on two cores, and 1.8 ms with Eigen). Now YNNPACK computes sums only.
-# Image tokenizers of true size, whose convolutions have more channels, are not trained on CPUs.
-CPU_SMALL_CONVOLUTIONS: Options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+# 0.10.2: 3.2 ms for 16 images of 32 x 32 x 32 on two cores, and 1.8 ms with Eigen). Now YNNPACK computes sums and
+# matrix products only: its products round less than XLA's own. Image tokenizers of true size, whose convolutions have
+# more channels, are not trained on CPUs.
+CPU_SMALL_CONVOLUTIONS: Options = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+}
 
 # XLA:CPU would otherwise keep all temporaries of a program in one buffer, allocated anew in each run. The heap of a
 # thread (glibc) holds at most 64 MiB, so the kernel would map and clear a larger buffer in every step. Buffers of 48
