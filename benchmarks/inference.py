@@ -9,7 +9,7 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from benchmarks.inference_sides import Sides, open_sides, peer_device, tiny, wid
 from benchmarks.result import Result
 from janus_jax.inference.compiled_programs import traced
 from janus_jax.inference.decode_image import decode_pixels
+from janus_jax.inference.janus import JanusPipeline
 from janus_jax.inference.prompt_pieces import total_length
 from janus_jax.models.params import bind
 from janus_jax.models.presets import JANUS_PRO_1B, JANUS_PRO_7B
@@ -180,17 +181,12 @@ def _working(case: str, run: Run) -> list[Run]:
 
 def images_case(sides: Sides, images: int, bar: float | None = None, floor_bar: float | None = None) -> list[Result]:
     """Greedy codes per second of images of one prompt with guidance, the reading of the prompt included."""
-    import torch
-
     pipeline, engine, peer = sides.pipeline, sides.pipeline.engine, sides.peer
     num_codes = pipeline.config.image_tokens
     tokenizer = pipeline.tokenizer
     middle = np.random.default_rng(0).integers(300, 4000, PROMPT - 2).tolist()
     ids = [tokenizer.bos_id, *middle, tokenizer.begin_of_image_id]
     keys = jax.random.split(jax.random.key(0), images)
-    peer.generation_config.bos_token_id = tokenizer.bos_id
-    peer.generation_config.pad_token_id = tokenizer.pad_id
-    peer.generation_config.generation_kwargs = {"boi_token_id": tokenizer.begin_of_image_id}
     prompts = engine.guided([ids])
 
     def ours() -> np.ndarray:
@@ -201,15 +197,7 @@ def images_case(sides: Sides, images: int, bar: float | None = None, floor_bar: 
         return np.asarray(engine.prefill_images(prompts, keys, GUIDANCE).codes)
 
     def theirs() -> np.ndarray:
-        with torch.inference_mode():
-            codes = peer.generate(
-                inputs=torch.tensor([ids] * images, device=peer.device),
-                attention_mask=torch.ones(images, PROMPT, dtype=torch.long, device=peer.device),
-                generation_mode="image",
-                do_sample=False,
-                guidance_scale=GUIDANCE,
-            )
-        return codes.cpu().numpy()
+        return their_codes(peer, pipeline, ids, images, GUIDANCE)
 
     case = f"{sides.name}: {images} images of {num_codes} codes with guidance"
     timing = time_in_turns(case, [ours, theirs, ours_first])
@@ -219,6 +207,25 @@ def images_case(sides: Sides, images: int, bar: float | None = None, floor_bar: 
         equal_tokens(sides, f"{case}, greedy codes", timing),
         floor_share(sides, case, timing, num_codes - 1, step_bytes, floor_bar),
     ]
+
+
+def their_codes(peer: Any, pipeline: JanusPipeline, ids: Sequence[int], images: int, guidance: float) -> np.ndarray:
+    """Greedy codes [images, N] of the peer for the token ids of one prompt."""
+    import torch
+
+    tokenizer = pipeline.tokenizer
+    peer.generation_config.bos_token_id = tokenizer.bos_id
+    peer.generation_config.pad_token_id = tokenizer.pad_id
+    peer.generation_config.generation_kwargs = {"boi_token_id": tokenizer.begin_of_image_id}
+    with torch.inference_mode():
+        codes = peer.generate(
+            inputs=torch.tensor([ids] * images, device=peer.device),
+            attention_mask=torch.ones(images, len(ids), dtype=torch.long, device=peer.device),
+            generation_mode="image",
+            do_sample=False,
+            guidance_scale=guidance,
+        )
+    return codes.cpu().numpy()
 
 
 def cache_case(sides: Sides, images: int) -> Result:

@@ -104,12 +104,17 @@ def open_sides(
         stored: dtype that the weights are rounded to before both sides load them, as the released weights are stored in
             bfloat16. None means the dtype of the computation.
     """
+    pipeline = random_pipeline(config, dtype, stored or dtype)
+    title = f"{name} {dtype}" + (f", weights stored in {stored}" if stored else "")
+    yield Sides(pipeline, their_model(pipeline, dtype), title, dtype == "float32", bandwidth)
+
+
+def their_model(pipeline: JanusPipeline, dtype: str) -> Any:
+    """transformers' model with the weights of a pipeline, on the device of `peer_device`."""
     import torch
     from transformers import JanusForConditionalGeneration
 
-    pipeline = random_pipeline(config, dtype, stored or dtype)
     with tempfile.TemporaryDirectory() as folder:
         pipeline.save_pretrained(Path(folder) / "model", format="hf")
         peer: Any = JanusForConditionalGeneration.from_pretrained(Path(folder) / "model", dtype=getattr(torch, dtype))
-    title = f"{name} {dtype}" + (f", weights stored in {stored}" if stored else "")
-    yield Sides(pipeline, peer.to(peer_device()).eval(), title, dtype == "float32", bandwidth)
+    return peer.to(peer_device()).eval()

@@ -7,6 +7,8 @@ Suites, each needs the extra [test]:
     inference  decoding, compared with transformers and the memory bandwidth, on a CPU or a GPU
     tokenizer  the step of an image tokenizer and its discriminator, compared with PyTorch on a CPU
     training   the training step, compared with transformers on a CPU
+    windows    one image with several codes per pass, compared with one code per pass and transformers, on a CPU; needs
+               --checkpoint
 
 It runs from a checkout: the suites are in benchmarks/, which is not installed.
 """
@@ -24,17 +26,21 @@ from benchmarks.quiet_peer import quiet_peer
 from benchmarks.result import Result, format_results
 from launch.cli import errors
 
-SUITES = ["data", "inference", "tokenizer", "training"]  # modules of benchmarks/
+SUITES = ["data", "inference", "tokenizer", "training", "windows"]  # modules of benchmarks/
 SUITE = flags.DEFINE_enum("suite", None, SUITES, "Suite to run. Required.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "For --suite=windows: the model that `python -m examples.digits.code_windows` trains."
+)
 JSON = flags.DEFINE_string("json", None, "File for the results, written after each result. Default: print only.")
 
 
 def main() -> None:
-    errors.require("suite")
+    errors.require("suite", *["checkpoint"] * (SUITE.value == "windows"))
+    arguments = [CHECKPOINT.value] if SUITE.value == "windows" else []
     results: list[Result] = []
     try:
         with quiet_peer():
-            for result in importlib.import_module(f"benchmarks.{SUITE.value}").run():
+            for result in importlib.import_module(f"benchmarks.{SUITE.value}").run(*arguments):
                 results.append(result)
                 _write_json(results)
     finally:  # a suite that failed or was stopped keeps what it has measured
