@@ -49,12 +49,16 @@ def run(checkpoint: epath.PathLike) -> Iterator[Result]:
 
 
 def widened_config(small: JanusConfig, like: JanusConfig) -> JanusConfig:
-    """`small` with the width, layers, heads of codes and encoders of `like`. Heads of attention keep their size."""
+    """`small` with the width, layers, heads of codes and encoders of `like`. Heads of attention keep their size.
+
+    The peer wants a number of heads that divides the width, a power of two.
+    """
     width, size = like.llama.width, small.llama.head_dim
+    heads = 1 << ((width // size).bit_length() - 1)
     llama = dataclasses.replace(
         like.llama,
-        num_heads=width // size,
-        num_kv_heads=width // size,
+        num_heads=heads,
+        num_kv_heads=heads,
         head_dim=size,
         rope_theta=small.llama.rope_theta,
         # The mean of the squares is that of the small model times the ratio of the widths.
@@ -102,11 +106,12 @@ def image_case(name: str, pipeline: JanusPipeline) -> list[Result]:
     peer = their_model(pipeline, "float32")
     ids = [pipeline.tokenizer.bos_id, *pipeline.tokenizer.encode(PROMPTS[0]), pipeline.tokenizer.begin_of_image_id]
 
-    def theirs() -> list[np.ndarray]:
-        return [their_codes(peer, pipeline, ids, 1, GUIDANCE) for _ in PROMPTS]
+    def theirs() -> np.ndarray:
+        return their_codes(peer, pipeline, ids, 1, GUIDANCE)
 
     runs: list[Run] = [*(functools.partial(ours, window) for window in WINDOWS), theirs]
-    *seconds, their_seconds = [total / len(PROMPTS) for total in time_in_turns(name, runs).seconds]
+    *totals, their_seconds = time_in_turns(name, runs).seconds
+    seconds = [total / len(PROMPTS) for total in totals]
     first, results = seconds[0], []
     for window, own in zip(WINDOWS[1:], seconds[1:], strict=True):
         mean = sum(passes[window]) / len(PROMPTS)
