@@ -30,7 +30,7 @@ LARGEST_AUTO = 32  # with more, codes per pass hardly grow (docs/performance.md)
 def automatic_window(config: CodeModelConfig, images: int, platform: str, shares: int = 1) -> int:
     """The largest power of two whose rows a pass computes in about the time of one row.
 
-    It is 1 on a CPU, where a second row already costs about what it gives (docs/performance.md).
+    It is 1 on a CPU, where more rows take longer: a window gives little there, or nothing (docs/performance.md).
 
     Args:
         images: images of a batch, each of which has two rows for each code.
