@@ -41,7 +41,7 @@ from launch.cli.host_memory import keep_freed_memory
 ROUNDS, BATCHES = 7, 4
 SECONDS = 2.0  # Seconds of each side per round.
 LOSS_TOLERANCE = 1e-5  # Relative tolerance of the loss of each of the first BATCHES steps.
-Step = Callable[[], Any]  # Starts the next step; returns its loss, and norms for some, which it need not wait for.
+Step = Callable[[], Any]  # Starts the next step; returns its loss, or it and gradient norms, without waiting.
 
 
 def run() -> Iterator[Result]:
