@@ -1,8 +1,8 @@
 """The suite `tokenizer`: speed of the step of an image tokenizer and its discriminator, relative to PyTorch on a CPU.
 
 Both sides start from the same random weights and take whole steps (pixel, perceptual, adversarial, codebook and
-commitment term, two clippings, two Adam optimizers) in float32 on the same images. Their losses and gradient norms in
-the first step must agree. They are timed in turns. Needs the extra [test].
+commitment term, two clippings, two Adam optimizers) in float32 on the same images. Their first losses and gradient
+norms must agree. They are timed in turns. Needs the extra [test].
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ from janus_jax.weights.pretrained_parts import whole_model
 from launch.cli.host_memory import keep_freed_memory
 
 BATCHES = 4
-# Relative. Rounding turns a ReLU of LPIPS now and then, and with it a thousandth of the gradient. Later steps are not
-# compared: they part where it does so, and where a code of the other side wins.
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3
+# Relative. Rounding turns a ReLU of LPIPS now and then, and with it a thousandth of the gradient. Losses after the
+# first step part where it does so or where a code of the other side wins: the second one in two of eight draws.
+COMPARED, LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2, 1e-5, 1e-3
 
 
 def run() -> Iterator[Result]:
@@ -57,14 +57,19 @@ def compare(
     with mock.patch.dict(PRESETS, {"benchmark_vq": vq}), mock.patch.dict(LOSS_NETWORKS, {LPIPS: vgg}):
         config = _config(vq, channels, images)
         ours, theirs = _sides(config)
-        values = np.array([[float(value) for value in step()] for step in (ours, theirs)])
-        loss_error, *gradient_errors = np.abs(values[0] / values[1] - 1).tolist()
+        values = np.array([[list(map(float, step())) for _ in range(COMPARED)] for step in (ours, theirs)])
+        errors = np.abs(values[0] / values[1] - 1)  # [step, loss and norms]
         our_seconds, their_seconds = interleaved(case, ours, theirs)
     return [
-        Result(f"{case}: relative difference of the first losses", loss_error, "", ("<=", LOSS_TOLERANCE)),
+        Result(
+            f"{case}: largest relative difference of {COMPARED} losses",
+            float(errors[:, 0].max()),
+            "",
+            ("<=", LOSS_TOLERANCE),
+        ),
         Result(
             f"{case}: larger relative difference of the two networks' first gradient norms",
-            max(gradient_errors),
+            float(errors[0, 1:].max()),
             "",
             ("<=", GRADIENT_TOLERANCE),
         ),

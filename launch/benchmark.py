@@ -35,8 +35,11 @@ JSON = flags.DEFINE_string("json", None, "File for the results, written after ea
 
 
 def main() -> None:
-    errors.require("suite", *["checkpoint"] * (SUITE.value == "windows"))
-    arguments = [CHECKPOINT.value] if SUITE.value == "windows" else []
+    errors.require("suite")
+    arguments = []
+    if SUITE.value == "windows":
+        errors.require("checkpoint")
+        arguments = [CHECKPOINT.value]
     results: list[Result] = []
     try:
         with quiet_peer():
