@@ -9,6 +9,7 @@ from janus_jax.compile_check.check import too_large
 from janus_jax.compile_check.hlo import parse, trip_count
 from janus_jax.compile_check.search import Search
 from janus_jax.hardware import Machine
+from janus_jax.training.plan import make_plan
 from tests.compile_check.test_check import make_check
 
 ROOM = 16 << 30  # bytes of a v5e
@@ -18,13 +19,20 @@ ROOM = 16 << 30  # bytes of a v5e
 def compiled(monkeypatch):
     """Makes searches, and the rows at a time and remat of every compilation.
 
-    A step takes `state + row * rows` bytes, with a cheaper remat `saved` times the second part.
+    A step takes `state + row * rows` bytes, with a cheaper remat `saved` times the second part. The remat is automatic
+    where `auto` says what is taken for each number of rows.
     """
     tried = []
 
-    def searching(rows, state, row, remat="full", saved=1.0):
+    def searching(rows, state, row, remat="full", saved=1.0, auto=None):
         config = janus_pro_1b.get_config("text_only:debug")
-        config.train.batch_size, config.remat = rows, remat
+        config.train.batch_size, config.remat = rows, "auto" if auto else remat
+
+        def choose(config, devices, compare=False):
+            if auto:
+                config = config.copy_and_resolve_references()
+                config.remat = auto[rows // config.train.micro_batches]
+            return make_plan(config, devices), None
 
         def activations(config, _=None):
             of_row = row * (1 if config.remat == remat else saved)
@@ -41,6 +49,7 @@ def compiled(monkeypatch):
 
         monkeypatch.setattr(search, "check_plan", pretend)
         monkeypatch.setattr(search, "predicted_peak", activations)
+        monkeypatch.setattr(search, "plan_with_remat", choose)
         return Search(config, "v5e-4", 1, {})
 
     monkeypatch.setattr(search, "topology_devices", lambda *_: jax.devices()[:1])
@@ -79,6 +88,17 @@ def test_where_no_row_fits_the_next_cheaper_remat_is_taken_that_does(compiled):
     assert tried == [(4, "projections"), (1, "projections"), (1, "attention"), (2, "attention")]
 
 
+def test_automatic_remat_is_that_of_the_rows_that_are_tried(compiled):
+    """One row takes 16 GB with `projections`, and with any other policy two take 11.2 and four 18.4 GB."""
+    searching, tried = compiled
+    found = searching(
+        4, state=4e9, row=12e9, remat="projections", saved=0.3, auto={4: "full", 2: "attention", 1: "projections"}
+    )
+    assert not found.given().fits
+    assert [(check.remat, check.micro_batches) for check in found.fitting()] == [("projections", 4), ("attention", 2)]
+    assert tried == [(4, "full"), (1, "projections"), (2, "attention")]
+
+
 def test_nothing_fits_where_the_state_alone_does_not(compiled):
     searching, tried = compiled
     found = searching(8, state=40e9, row=1e9, remat="context")
@@ -98,4 +118,4 @@ def test_what_is_expected_to_fit_does_and_micro_batches_stay_a_loop():
     module = parse(check.program.hlo)
     loops = [(inst, part) for part in module.computations.values() for inst in part.values() if inst.op == "while"]
     assert 2 in [trip_count(module, inst, part) for inst, part in loops] and not check.estimate.unknown_loops
-    assert found.expected_bytes(4, "full") >= 0.97 * check.needed_bytes
+    assert found.expected_bytes(4, "full", found.compiled(1, "full")) >= 0.97 * check.needed_bytes
