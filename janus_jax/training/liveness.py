@@ -5,8 +5,8 @@ it to the last one that reads it. That is not how a compiler works: it reorders 
 largest arrays of a training step are those that wait for the backward pass, and these have to live in any order. Of
 what XLA does to the others, programs that were compiled for TPUs show the following, which is imitated: results that
 nobody reads are not computed, elementwise operations are fused into those that read them, loops update in place what
-they carry, and the cast of a stack that a loop slices is moved in front of the loop. docs/training.md and
-docs/compile_check.md compare the estimate with compiled programs.
+they carry, the cast of a stack that a loop slices is moved in front of the loop, and sums over devices of what a loop
+adds up are moved behind it. docs/training.md and docs/compile_check.md compare the estimate with compiled programs.
 """
 
 import dataclasses
@@ -89,6 +89,7 @@ def _peak(program: _Program, in_place: frozenset[_Array]) -> int:
     for place, operation in enumerate(operations):
         made = {} if is_fused(operation) else {out: out.size for out in operation.outputs if out not in in_place}
         new, inside = sum(made.values()), max((_peak(*inner) for inner in _bodies(operation)), default=0)
+        inside += _growth_of_sums(operation)
         peak = max(peak, live + (new + inside if _num_carried(operation) is not None else max(new, inside)))
         live += new
         stored |= made
@@ -133,6 +134,27 @@ def _updated_in_place(body: _Program, carried: Sequence[_Array | None]) -> froze
         if array is not None and array in made_by and made_by[array].name in _FUSED:
             visit(array)
     return frozenset(found)
+
+
+def _growth_of_sums(operation: _Operation) -> int:
+    """Bytes by which the sums that a scan carries grow when their terms are whole arrays, of which devices get shards.
+
+    The program scatters each term over the devices, and XLA the sum alone, after the last turn.
+    """
+    if operation.name != "scan":
+        return 0
+    (body,) = operation.inner
+    made_by = {out: each for each in body.operations for out in each.outputs}
+    growth = 0
+    for total in body.results[: _scan_counts(operation)[1]]:
+        if total is None or total not in made_by or made_by[total].name not in ("add", "add_any"):
+            continue
+        for term in map(made_by.get, _read(made_by[total])):
+            while term is not None and term.name == "convert_element_type":
+                term = next(map(made_by.get, _read(term)), None)
+            if term is not None and term.name == "reduce_scatter":
+                growth += sum(whole.size * total.itemsize // whole.itemsize for whole in _read(term)) - total.size
+    return growth
 
 
 def _num_carried(operation: _Operation) -> int | None:

@@ -99,7 +99,9 @@ def predicted_peak(config: ConfigDict, plan: Plan) -> int:
     state, batch = plan.state, abstract_batch(config, plan)
     trained = (state.trainable, None if state.adversary is None else state.adversary.params)
     gradients = local_bytes(trained)
-    return local_bytes((state, batch)) + gradients + _activation_bytes(plan, batch, gradients)
+    # XLA copies the rows when they are divided into micro-batches.
+    rows = local_bytes(batch) * (1 if plan.micro_batches == 1 else 2)
+    return local_bytes(state) + rows + gradients + _activation_bytes(plan, batch, gradients)
 
 
 def check_memory(config: ConfigDict, plan: Plan, vae: VAEConfig | None = None) -> str:

@@ -29,9 +29,9 @@ def config_of(config, stage, **fields):
 
 
 def compiled(row):
-    name = f"{row['stage']} {row['topology']} {row['fields']['remat']} {row['libtpu']}"
+    name = f"{row['config']} {row['stage']} {row['topology']} {row['fields']['remat']} {row['libtpu']}"
     quick = row["stage"] == "text_only" and row["topology"] in ("v5p-128", "v6e-64") and row["jax"] == "0.10.2"
-    quick |= (row["stage"], row["topology"]) == ("stage2", "v5e-64")
+    quick |= (row["stage"], row["topology"]) in {("stage2", "v5e-64"), ("stage2", "v5e-8")}
     return pytest.param(row, id=name, marks=() if quick else pytest.mark.slow)
 
 

@@ -1,5 +1,7 @@
 """Peaks of small programs, counted by hand in matrices of one size."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -71,6 +73,26 @@ def test_a_loop_updates_in_place_what_it_carries():
 
     assert peak(total(jnp.matmul), MATRIX, STACK) == pytest.approx(1, abs=0.02)
     assert peak(total(lambda x, w: jnp.cumsum(x @ w, axis=0)), MATRIX, STACK) == pytest.approx(3, abs=0.02)
+
+
+def test_a_loop_adds_up_whole_arrays_and_scatters_their_sum():
+    """Beside a product and its shard there is a whole sum; without a loop that sums, only the shard of the sum."""
+
+    def total(scattered):
+        def function(x, stack):
+            zeros = jnp.zeros((SIZE // 4, SIZE), jnp.bfloat16)
+
+            def add(sums, w):
+                return sums + scattered(x @ w).astype(jnp.bfloat16), None
+
+            return jax.lax.scan(add, zeros, stack)[0]
+
+        return peak_bytes(jax.make_jaxpr(function, axis_env=[("devices", 4)])(MATRIX, STACK).jaxpr) / BYTES
+
+    shard, whole = 1 / 8, 1 / 2  # in bfloat16
+    scatter = partial(jax.lax.psum_scatter, axis_name="devices", tiled=True)
+    assert total(scatter) == pytest.approx(whole + 1 + 1 / 4, abs=0.02)
+    assert total(lambda x: jnp.cumsum(scatter(x), axis=0)) == pytest.approx(shard + 1 + 1 / 4, abs=0.02)
 
 
 def test_the_cast_of_a_stack_that_loops_slice_is_kept_from_the_first_loop_to_the_last():
